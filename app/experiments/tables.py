@@ -1,0 +1,155 @@
+"""Tables of experiments and of everything that happens to them."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ForeignKey, Index, String, Text
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from app.core.database import Base, Json, UtcDateTime, new_id
+
+QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELED = "queued", "running", "succeeded", "failed", "canceled"
+TERMINAL = (SUCCEEDED, FAILED, CANCELED)
+
+
+class Experiment(Base):
+    """One spec, one row. ``attempt`` is the fencing token: only the worker that holds it may write."""
+
+    __tablename__ = "experiments"
+    __table_args__ = (
+        Index("ix_experiments_created", "created_at", "id"),
+        Index("ix_experiments_status_created", "status", "created_at", "id"),
+        Index("ix_experiments_dataset_created", "dataset", "created_at", "id"),
+        Index("ix_experiments_model_created", "model", "created_at", "id"),
+        Index("ix_experiments_attack_created", "attack", "created_at", "id"),
+        Index("ix_experiments_lease", "status", "lease_expires_at"),
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(String(200))
+    status: Mapped[str] = mapped_column(String(16), default=QUEUED)
+    spec: Mapped[dict[str, Any]] = mapped_column(Json)
+    spec_hash: Mapped[str] = mapped_column(String(64), index=True)
+    dataset: Mapped[str] = mapped_column(String(64))
+    model: Mapped[str] = mapped_column(String(64))
+    attack: Mapped[str] = mapped_column(String(64))
+
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    queued_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    cancel_requested_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+    attempt: Mapped[int] = mapped_column(default=0)
+    attempts_left: Mapped[int] = mapped_column()
+    worker: Mapped[str | None] = mapped_column(String(200))
+    lease_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    progress: Mapped[dict[str, Any]] = mapped_column(Json, default=dict)
+    error: Mapped[dict[str, Any] | None] = mapped_column(Json)
+
+    labels: Mapped[list["Label"]] = relationship(cascade="all, delete-orphan", passive_deletes=True)
+    attempts: Mapped[list["Attempt"]] = relationship(
+        cascade="all, delete-orphan", passive_deletes=True, order_by="Attempt.number"
+    )
+
+
+class Label(Base):
+    """What an experiment can be found by besides its columns: each tag, and each defence (kind ``defense``)."""
+
+    __tablename__ = "experiment_labels"
+    __table_args__ = (Index("ix_experiment_labels_lookup", "kind", "key", "value", "experiment_id"),)
+
+    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id", ondelete="CASCADE"), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16), primary_key=True)
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    value: Mapped[str] = mapped_column(String(200), default="")
+
+
+class Attempt(Base):
+    """One worker's try. ``outcome``: succeeded, failed, canceled, lost, waiting (for a stage), or null while it runs."""
+
+    __tablename__ = "attempts"
+
+    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    worker: Mapped[str] = mapped_column(String(200))
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    outcome: Mapped[str | None] = mapped_column(String(16))
+    reason: Mapped[str | None] = mapped_column(Text)
+
+
+class Outbox(Base):
+    """A message to publish, written in the transaction that makes it necessary."""
+
+    __tablename__ = "outbox"
+    __table_args__ = (Index("ix_outbox_due", "published_at", "not_before"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id", ondelete="CASCADE"), index=True)
+    not_before: Mapped[datetime] = mapped_column(UtcDateTime)
+    published_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class Event(Base):
+    """Something that happened, for pollers and server-sent events; ``id`` orders them."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index("ix_events_experiment", "experiment_id", "id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id", ondelete="CASCADE"))
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+    type: Mapped[str] = mapped_column(String(32))
+    data: Mapped[dict[str, Any]] = mapped_column(Json)
+
+
+class LogLine(Base):
+    """One line of an experiment's log."""
+
+    __tablename__ = "log_lines"
+    __table_args__ = (Index("ix_log_lines_experiment", "experiment_id", "id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id", ondelete="CASCADE"))
+    attempt: Mapped[int]
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+    message: Mapped[str] = mapped_column(Text)
+
+
+class Stage(Base):
+    """A content-addressed stage: computed by one worker (``lease_expires_at``), then ready for all."""
+
+    __tablename__ = "stages"
+
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(32))
+    ready_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    owner: Mapped[str | None] = mapped_column(String(300))
+    lease_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    size: Mapped[int | None] = mapped_column()
+    last_used_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Idempotency(Base):
+    """The first answer to an Idempotency-Key."""
+
+    __tablename__ = "idempotency"
+
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    body_hash: Mapped[str] = mapped_column(String(64))
+    experiment_id: Mapped[str] = mapped_column(String(36))
+    response: Mapped[dict[str, Any]] = mapped_column(Json)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class WorkerHeartbeat(Base):
+    """A worker process that is alive, by its last sign of life."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(String(200), primary_key=True)
+    queue: Mapped[str] = mapped_column(String(32))
+    device: Mapped[str] = mapped_column(String(200))
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    seen_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)

@@ -1,0 +1,1 @@
+"""The experiment language: pydantic models and pure functions on them, no I/O."""

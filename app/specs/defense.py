@@ -1,0 +1,126 @@
+"""Defences by name. A defence's results appear under its arm, by default the defence's name."""
+
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from app.specs.base import Spec, field
+
+PAPER = "Li et al. 2021, section 4"
+CODE = "the ABL authors' published code"
+HERE = "docs/results: chosen on digits and CIFAR-10 with other seeds and rates than those reported"
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "isolation_loss": "local_gradient_ascent",
+        "isolation_reduction": "per_sample",
+        "isolation_epochs": 20,
+        "isolation_learning_rate": 0.1,
+        "isolation_augmentation": True,
+        "ranking_window": 1,
+        "isolation_ratio": 0.01,
+        "finetune_epochs": 60,
+        "finetune_learning_rate": 0.1,
+        "unlearning_objective": "joint",
+        "unlearning_epochs": 20,
+        "unlearning_learning_rate": 1e-4,
+        "max_accuracy_drop": None,
+    },
+    "authors": {
+        "isolation_loss": "flooding",
+        "isolation_reduction": "batch_mean",
+        "isolation_epochs": 10,
+        "isolation_learning_rate": 0.1,
+        "isolation_augmentation": False,
+        "ranking_window": 1,
+        "isolation_ratio": 0.01,
+        "finetune_epochs": 60,
+        "finetune_learning_rate": 0.1,
+        "unlearning_objective": "ascent",
+        "unlearning_epochs": 5,
+        "unlearning_learning_rate": 5e-4,
+        "max_accuracy_drop": None,
+    },
+}
+
+
+class _Defense(Spec):
+    """Fields that every defence shares."""
+
+    arm: str | None = field(
+        None,
+        "Name of this defence's arm in results. Null: the defence's own name. Needed when one defence appears twice.",
+        pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$",
+    )
+
+    @property
+    def arm_name(self) -> str:
+        """The arm's name, resolved."""
+        name: str = self.arm or self.name  # type: ignore[attr-defined]  # every subclass has a literal name
+        return name
+
+
+class Abl(_Defense):
+    """Anti-Backdoor Learning (Li et al., 2021): isolate what is learned too fast, then unlearn it.
+
+    ``preset`` fills every field that is not given; the canonical spec shows the values that result.
+    """
+
+    name: Literal["abl"] = "abl"
+    preset: Literal["steady", "paper", "authors"] = field(
+        "steady",
+        "steady: the paper's scheme made dependable (smoothed ranking, bounded unlearning). paper: the schedule of the paper. authors: the schedule of the authors' code.",
+        source=f"{PAPER}; {CODE}; {HERE}",
+    )
+    isolation_loss: Literal["local_gradient_ascent", "flooding"] = field(
+        "local_gradient_ascent", "Keeps losses near gamma: sign(l - gamma) l, or |l - gamma| + gamma.", source=PAPER
+    )
+    isolation_reduction: Literal["batch_mean", "per_sample"] = field(
+        "batch_mean", "Whether the isolation loss acts on the batch's mean loss or on each sample's.", source=CODE
+    )
+    gamma: float = field(0.5, "Level below which the loss is pushed up again.", unit="nats", source=PAPER, ge=0, le=10)
+    isolation_epochs: int = field(20, "Turning epoch: length of the isolation stage.", unit="epochs", source=PAPER, ge=1, le=500)
+    isolation_learning_rate: float = field(0.03, "Learning rate of the isolation stage, constant.", source=HERE, gt=0, le=10)
+    isolation_augmentation: bool = field(True, "Augment images during isolation as in training.", source=HERE)
+    ranking_window: int = field(
+        8,
+        "Rank samples by the mean of their loss ranks over the last so many isolation epochs; 1 is the last epoch alone.",
+        unit="epochs",
+        source=HERE,
+        ge=1,
+        le=500,
+    )
+    isolation_ratio: float = field(0.01, "Share of the training set that is isolated.", unit="fraction", source=PAPER, gt=0, le=0.5)
+    finetune_epochs: int = field(60, "Training on the samples that were not isolated.", unit="epochs", source=CODE, ge=0, le=1000)
+    finetune_learning_rate: float = field(
+        0.1, "Learning rate of that training; a tenth of it in the last third.", source=CODE, gt=0, le=10
+    )
+    unlearning_objective: Literal["joint", "ascent"] = field(
+        "joint", "joint: loss on the rest minus loss on the isolated. ascent: minus the loss on the isolated alone.", source=PAPER
+    )
+    unlearning_epochs: int = field(20, "At most so many passes of unlearning.", unit="epochs", source=PAPER, ge=0, le=500)
+    unlearning_learning_rate: float = field(5e-4, "Learning rate of unlearning, constant.", source=CODE, gt=0, le=1)
+    max_accuracy_drop: float | None = field(
+        0.02,
+        "Stop unlearning, and step back one epoch, once accuracy on held-out training images has fallen by more than this. Null: never.",
+        unit="fraction",
+        source=HERE,
+        gt=0,
+        le=1,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            return {**_PRESETS.get(given.get("preset", ""), {}), **given}
+        return given
+
+    @model_validator(mode="after")
+    def _window_fits(self) -> "Abl":
+        if self.ranking_window > self.isolation_epochs:
+            raise ValueError(f"ranking_window {self.ranking_window} exceeds isolation_epochs {self.isolation_epochs}")
+        return self
+
+
+DefenseSpec = Abl

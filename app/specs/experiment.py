@@ -1,0 +1,54 @@
+"""One experiment: a data set, a victim, an attack, defences, seeds."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from app.specs.attack import AttackSpec, BadNets
+from app.specs.base import Spec, digest, field
+from app.specs.dataset import DatasetSpec, Digits
+from app.specs.defense import DefenseSpec
+from app.specs.model import ModelSpec, SmallCnn
+from app.specs.training import TrainingSpec
+
+CLEAN, UNDEFENDED = "clean", "undefended"
+TagKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+TagValue = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
+class ExperimentSpec(Spec):
+    """What a client sends: everything that decides an experiment's numbers, and how to find it again."""
+
+    name: str = field("", "A name for people; it does not change the results.", max_length=200)
+    dataset: DatasetSpec = field(Digits(), "Data set.")
+    model: ModelSpec = field(SmallCnn(), "Victim's architecture.")
+    attack: AttackSpec = field(BadNets(), "How the training set is poisoned.")
+    defenses: tuple[DefenseSpec, ...] = field((), "Defences; each makes an arm of its own.", max_length=32)
+    training: TrainingSpec = field(TrainingSpec(), "How the clean and undefended arms are trained.")
+    reference: bool = field(False, "Also train the clean arm: the same victim on the unpoisoned set.")
+    seeds: tuple[Seed, ...] = field((0,), "Each seed repeats every arm; results carry mean and interval.", min_length=1, max_length=50)
+    device: Literal["auto", "cpu", "cuda"] = field("auto", "Where to compute. auto: a GPU if the worker has one.")
+    tags: dict[TagKey, TagValue] = field({}, "Labels to find the experiment by; they do not change the results.", max_length=32)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds must differ from each other: {list(self.seeds)}")
+        names = [CLEAN, UNDEFENDED, *(d.arm_name for d in self.defenses)]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"arm names must differ from each other; give `arm` to tell them apart: {twice}")
+        return self
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Arm names in the order in which results list them."""
+        head = (CLEAN,) if self.reference or self.attack.name == "none" else ()
+        undefended = () if self.attack.name == "none" else (UNDEFENDED,)
+        return (*head, *undefended, *(d.arm_name for d in self.defenses))
+
+    @property
+    def spec_hash(self) -> str:
+        """SHA-256 over everything that decides the numbers: all but name and tags."""
+        return digest(self.model_dump(mode="json", exclude={"name", "tags"}))

@@ -1,0 +1,86 @@
+"""What can be known of a data set without its pixels: shape, classes, images a class."""
+
+from app.specs.base import Spec, field
+from app.specs.dataset import DatasetSpec
+
+
+class DatasetFacts(Spec):
+    """Shape and class counts of a data set as an experiment uses it."""
+
+    class_names: tuple[str, ...] = field(..., "Names of the classes, in label order.")
+    channels: int = field(..., "1 (grey) or 3 (RGB).", ge=1, le=3)
+    height: int = field(..., "Image height.", unit="pixels", ge=1)
+    width: int = field(..., "Image width.", unit="pixels", ge=1)
+    train_counts: tuple[int, ...] = field(..., "Training images of each class.", unit="images")
+    test_counts: tuple[int, ...] = field(..., "Test images of each class.", unit="images")
+
+    @property
+    def classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def train_size(self) -> int:
+        return sum(self.train_counts)
+
+    @property
+    def test_size(self) -> int:
+        return sum(self.test_counts)
+
+    def subset(self, spec: DatasetSpec) -> "DatasetFacts":
+        """The facts left once ``spec.train_size`` and ``spec.test_size`` are applied."""
+        counts = {}
+        for part, size in (("train_counts", spec.train_size), ("test_counts", spec.test_size)):
+            full = getattr(self, part)
+            counts[part] = full if size is None or size >= sum(full) else allocate(full, size)
+        return self.model_copy(update=counts)
+
+
+def allocate(counts: tuple[int, ...], total: int) -> tuple[int, ...]:
+    """Split ``total`` in proportion to ``counts`` by largest remainder; ties go to the lower class.
+
+    Raises ValueError if ``total`` exceeds ``sum(counts)``.
+    """
+    whole = sum(counts)
+    if total > whole:
+        raise ValueError(f"cannot allocate {total} of {whole}")
+    shares = [count * total // whole for count in counts]
+    by_remainder = sorted(range(len(counts)), key=lambda c: (-(counts[c] * total % whole), c))
+    for c in by_remainder[: total - sum(shares)]:
+        shares[c] += 1
+    return tuple(shares)
+
+
+_DIGITS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
+_DIGITS_TEST = allocate(_DIGITS, 360)
+_GTSRB_TRAIN = (
+    210, 2220, 2250, 1410, 1980, 1860, 420, 1440, 1410, 1470, 2010, 1320, 2100, 2160, 780, 630, 420, 1110, 1200, 210,
+    360, 330, 390, 510, 270, 1500, 600, 240, 540, 270, 450, 780, 240, 689, 420, 1200, 390, 210, 2070, 300, 360, 240, 240,
+)  # fmt: skip
+_GTSRB_TEST = (
+    60, 720, 750, 450, 660, 630, 150, 450, 450, 480, 660, 420, 690, 720, 270, 210, 150, 360, 390, 60, 90, 90, 120, 150,
+    90, 480, 180, 60, 150, 90, 150, 270, 60, 210, 120, 390, 120, 60, 690, 90, 90, 60, 90,
+)  # fmt: skip
+_CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+BUILT_IN: dict[str, DatasetFacts] = {
+    "digits": DatasetFacts(
+        class_names=tuple("0123456789"),
+        channels=1,
+        height=8,
+        width=8,
+        train_counts=tuple(all_ - test for all_, test in zip(_DIGITS, _DIGITS_TEST, strict=True)),
+        test_counts=_DIGITS_TEST,
+    ),
+    "cifar10": DatasetFacts(
+        class_names=_CIFAR10_NAMES, channels=3, height=32, width=32, train_counts=(5000,) * 10, test_counts=(1000,) * 10
+    ),
+    "gtsrb": DatasetFacts(
+        class_names=tuple(f"sign {i}" for i in range(43)),
+        channels=3,
+        height=32,
+        width=32,
+        train_counts=_GTSRB_TRAIN,
+        test_counts=_GTSRB_TEST,
+    ),
+}
+"""Facts of the data sets that have a name of their own; an imported set's facts lie in its file's header."""
