@@ -59,6 +59,10 @@ class _Defense(Spec):
         name: str = self.arm or self.name  # type: ignore[attr-defined]  # every subclass has a literal name
         return name
 
+    def stages(self) -> list[tuple[str, dict[str, Any], int]]:
+        """(kind, the fields it depends on, expected epochs) of each stage, every one built on the one before."""
+        raise NotImplementedError
+
 
 class Abl(_Defense):
     """Anti-Backdoor Learning (Li et al., 2021): isolate what is learned too fast, then unlearn it.
@@ -121,6 +125,20 @@ class Abl(_Defense):
         if self.ranking_window > self.isolation_epochs:
             raise ValueError(f"ranking_window {self.ranking_window} exceeds isolation_epochs {self.isolation_epochs}")
         return self
+
+    def stages(self) -> list[tuple[str, dict[str, Any], int]]:
+        fields = self.model_dump(mode="json")
+
+        def part(*prefixes: str) -> dict[str, Any]:
+            return {name: value for name, value in fields.items() if name.startswith(prefixes)}
+
+        isolation = part("isolation_", "gamma", "ranking_")
+        ratio = {"isolation_ratio": isolation.pop("isolation_ratio")}
+        return [
+            ("isolation", isolation, self.isolation_epochs),
+            ("finetune", ratio | part("finetune_"), self.finetune_epochs),
+            ("unlearning", part("unlearning_", "max_accuracy_drop"), self.unlearning_epochs),
+        ]
 
 
 DefenseSpec = Abl

@@ -1,0 +1,53 @@
+"""Which stages an experiment is made of, and the content-address of each.
+
+A stage's key is a hash over its kind, the part of the spec it depends on, its parent's key, the seed and the
+lab's version. Equal keys mean equal work, whoever asks for it; so stages are shared between arms, experiments
+and workers.
+"""
+
+from typing import Any, NamedTuple
+
+from app.specs.base import digest
+from app.specs.experiment import CLEAN, UNDEFENDED, ExperimentSpec
+
+LAB_VERSION = 1
+"""Raise this whenever the same spec and seed would give other numbers than before."""
+
+
+class PlannedStage(NamedTuple):
+    """One stage of one arm and seed. ``arm`` is None for the poisoned set, which the arms share."""
+
+    kind: str
+    arm: str | None
+    seed: int
+    key: str
+    epochs: int
+    """Expected work in training epochs, for progress; the real number may be smaller."""
+
+
+def plan(spec: ExperimentSpec, data_version: str = "") -> list[PlannedStage]:
+    """Every stage of ``spec``, in the order in which a worker computes them.
+
+    ``data_version`` is the digest of an imported data set's content; sets with a name of their own need none.
+    """
+    stages: list[PlannedStage] = []
+    dataset = {"dataset": spec.dataset.model_dump(mode="json"), "version": data_version}
+    victim = {"model": spec.model.model_dump(mode="json"), "training": spec.training.model_dump(mode="json")}
+    for seed in spec.seeds:
+
+        def add(kind: str, arm: str | None, depends_on: Any, parent: str, epochs: int, seed: int = seed) -> str:
+            key = digest([LAB_VERSION, kind, depends_on, parent, seed])
+            stages.append(PlannedStage(kind, arm, seed, key, epochs))
+            return key
+
+        clean_data = digest(["data", dataset, seed])
+        poisoned = add("poisoned_set", None, spec.attack.model_dump(mode="json"), clean_data, 1)
+        if CLEAN in spec.arms:
+            add("victim", CLEAN, victim, clean_data, spec.training.epochs)
+        if UNDEFENDED in spec.arms:
+            add("victim", UNDEFENDED, victim, poisoned, spec.training.epochs)
+        for defense in spec.defenses:
+            parent = digest([poisoned, victim])
+            for kind, fields, epochs in defense.stages():
+                parent = add(kind, defense.arm_name, [defense.name, fields], parent, epochs)
+    return stages

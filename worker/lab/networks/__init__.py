@@ -1,0 +1,27 @@
+"""Victim networks."""
+
+import torch
+
+from app.specs.facts import DatasetFacts
+from app.specs.model import ModelSpec, PreActResNet18, ResNet18, SmallCnn, WideResNet16x1
+from worker.lab.compute import derive_seed
+from worker.lab.networks import preact_resnet18, resnet18, small_cnn, wide_resnet
+from worker.lab.networks.base import Network
+
+__all__ = ["Network", "build"]
+
+
+def build(spec: ModelSpec, facts: DatasetFacts, seed: object) -> Network:
+    """A freshly initialised network on the CPU; its weights follow from ``seed`` alone."""
+    # torch's initialisers draw from the global generator only: fork it, so that nothing outside is changed.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed("weights", seed))
+        match spec:
+            case SmallCnn():
+                return small_cnn.SmallCnn(facts.channels, facts.classes, spec.width)
+            case ResNet18():
+                return resnet18.ResNet18(facts.channels, facts.classes, min(facts.height, facts.width))
+            case PreActResNet18():
+                return preact_resnet18.PreActResNet18(facts.channels, facts.classes)
+            case WideResNet16x1():
+                return wide_resnet.WideResNet16x1(facts.channels, facts.classes)

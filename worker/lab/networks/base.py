@@ -1,0 +1,45 @@
+"""What every victim network offers, so that defences need not know its architecture."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Network(nn.Module):
+    """A classifier of images in [0, 1], float ``[N, C, H, W]``, that normalises them itself.
+
+    Subclasses set ``blocks``, run in order, and ``head``, a linear layer on the pooled last feature map.
+    Mean and deviation of the training pixels are buffers, so a checkpoint is complete on its own.
+    """
+
+    blocks: nn.ModuleList
+    head: nn.Linear
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
+        self.register_buffer("std", torch.ones(1, channels, 1, 1))
+
+    def calibrate(self, images: Tensor) -> None:
+        """Take mean and deviation a channel from uint8 ``[N, C, H, W]``; a constant channel keeps deviation 1."""
+        pixels = images.float().div(255)
+        self.mean.copy_(pixels.mean((0, 2, 3), keepdim=True))
+        std = pixels.std((0, 2, 3), keepdim=True)
+        self.std.copy_(torch.where(std > 1e-3, std, torch.ones_like(std)))
+
+    def feature_maps(self, x: Tensor) -> list[Tensor]:
+        """Output of every block, ``[N, channels, height, width]``, first to last."""
+        x = (x - self.mean) / self.std
+        maps = []
+        for block in self.blocks:
+            x = block(x)
+            maps.append(x)
+        return maps
+
+    def features(self, x: Tensor) -> Tensor:
+        """The pooled last feature map ``[N, D]``, the head's input."""
+        return self.feature_maps(x)[-1].mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``[N, classes]``."""
+        logits: Tensor = self.head(self.features(x))
+        return logits
