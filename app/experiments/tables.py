@@ -10,6 +10,7 @@ from app.core.database import Base, Json, UtcDateTime, new_id
 
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELED = "queued", "running", "succeeded", "failed", "canceled"
 TERMINAL = (SUCCEEDED, FAILED, CANCELED)
+EXPERIMENT = "experiments.id"
 
 
 class Experiment(Base):
@@ -54,23 +55,25 @@ class Experiment(Base):
 
 
 class Label(Base):
-    """What an experiment can be found by besides its columns: each tag, and each defence (kind ``defense``)."""
+    """What an experiment can be found by besides its columns: each tag (kind ``tag``: key and value), and
+    each defence (kind ``defense``: the key is its name)."""
 
     __tablename__ = "experiment_labels"
     __table_args__ = (Index("ix_experiment_labels_lookup", "kind", "key", "value", "experiment_id"),)
 
-    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id", ondelete="CASCADE"), primary_key=True)
+    experiment_id: Mapped[str] = mapped_column(ForeignKey(EXPERIMENT, ondelete="CASCADE"), primary_key=True)
     kind: Mapped[str] = mapped_column(String(16), primary_key=True)
     key: Mapped[str] = mapped_column(String(64), primary_key=True)
     value: Mapped[str] = mapped_column(String(200), default="")
 
 
 class Attempt(Base):
-    """One worker's try. ``outcome``: succeeded, failed, canceled, lost, waiting (for a stage), or null while it runs."""
+    """One worker's try. ``outcome``: succeeded, failed, canceled, lost, waiting (for a stage that another
+    worker computes), or null while it runs."""
 
     __tablename__ = "attempts"
 
-    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id", ondelete="CASCADE"), primary_key=True)
+    experiment_id: Mapped[str] = mapped_column(ForeignKey(EXPERIMENT, ondelete="CASCADE"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
     worker: Mapped[str] = mapped_column(String(200))
     started_at: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -86,7 +89,7 @@ class Outbox(Base):
     __table_args__ = (Index("ix_outbox_due", "published_at", "not_before"),)
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
-    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id", ondelete="CASCADE"), index=True)
+    experiment_id: Mapped[str] = mapped_column(ForeignKey(EXPERIMENT, ondelete="CASCADE"), index=True)
     not_before: Mapped[datetime] = mapped_column(UtcDateTime)
     published_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
@@ -98,7 +101,7 @@ class Event(Base):
     __table_args__ = (Index("ix_events_experiment", "experiment_id", "id"),)
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
-    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id", ondelete="CASCADE"))
+    experiment_id: Mapped[str] = mapped_column(ForeignKey(EXPERIMENT, ondelete="CASCADE"))
     at: Mapped[datetime] = mapped_column(UtcDateTime)
     type: Mapped[str] = mapped_column(String(32))
     data: Mapped[dict[str, Any]] = mapped_column(Json)
@@ -111,7 +114,7 @@ class LogLine(Base):
     __table_args__ = (Index("ix_log_lines_experiment", "experiment_id", "id"),)
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
-    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id", ondelete="CASCADE"))
+    experiment_id: Mapped[str] = mapped_column(ForeignKey(EXPERIMENT, ondelete="CASCADE"))
     attempt: Mapped[int]
     at: Mapped[datetime] = mapped_column(UtcDateTime)
     message: Mapped[str] = mapped_column(Text)

@@ -11,7 +11,9 @@ class MetricPoint(Base):
 
     __tablename__ = "metric_points"
 
-    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id", ondelete="CASCADE"), primary_key=True)
+    experiment_id: Mapped[str] = mapped_column(
+        ForeignKey("experiments.id", ondelete="CASCADE"), primary_key=True
+    )
     arm: Mapped[str] = mapped_column(String(64), primary_key=True)
     seed: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -25,7 +27,9 @@ class ResultValue(Base):
     __tablename__ = "result_values"
     __table_args__ = (Index("ix_result_values_metric", "metric", "arm", "value"),)
 
-    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id", ondelete="CASCADE"), primary_key=True)
+    experiment_id: Mapped[str] = mapped_column(
+        ForeignKey("experiments.id", ondelete="CASCADE"), primary_key=True
+    )
     arm: Mapped[str] = mapped_column(String(64), primary_key=True)
     seed: Mapped[int] = mapped_column(primary_key=True)
     metric: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -37,7 +41,9 @@ class ArmNote(Base):
 
     __tablename__ = "arm_notes"
 
-    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id", ondelete="CASCADE"), primary_key=True)
+    experiment_id: Mapped[str] = mapped_column(
+        ForeignKey("experiments.id", ondelete="CASCADE"), primary_key=True
+    )
     arm: Mapped[str] = mapped_column(String(64), primary_key=True)
     seed: Mapped[int] = mapped_column(primary_key=True)
     kind: Mapped[str] = mapped_column(String(16), primary_key=True)

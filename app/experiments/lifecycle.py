@@ -1,0 +1,208 @@
+"""Every change of an experiment's state, as small functions on an open transaction.
+
+The API, the relay and the workers all use these, so the rules are written once:
+``queued -> running -> succeeded | failed | canceled``. The attempt number is the fencing token: a worker
+may change an experiment only while the row still carries the number that its claim returned.
+
+Whoever changes an experiment locks its row first. Events of one experiment therefore become visible in the
+order of their ids, and a reader that remembers the last id misses none.
+"""
+
+from datetime import timedelta
+from typing import Any, Literal
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from app.core.database import utcnow
+from app.experiments.tables import (
+    CANCELED,
+    FAILED,
+    QUEUED,
+    RUNNING,
+    SUCCEEDED,
+    Attempt,
+    Event,
+    Experiment,
+    Outbox,
+)
+
+Outcome = Literal["succeeded", "failed", "canceled"]
+LOST, WAITING = "lost", "waiting"
+
+
+class LeaseLost(Exception):  # noqa: N818  (reads as the fact it states)
+    """The attempt no longer owns its experiment; its worker must stop and write nothing more."""
+
+
+def claim(session: Session, experiment_id: str, worker: str, lease_seconds: float) -> int | None:
+    """Take a queued experiment for ``worker``.
+
+    Returns the attempt number, which is the fencing token, or None if the experiment is not queued (taken by
+    another, canceled, finished, deleted): a message is only a hint.
+    """
+    now = utcnow()
+    attempt = session.execute(
+        update(Experiment)
+        .where(Experiment.id == experiment_id, Experiment.status == QUEUED)
+        .values(
+            status=RUNNING,
+            attempt=Experiment.attempt + 1,
+            worker=worker,
+            started_at=func.coalesce(Experiment.started_at, now),
+            lease_expires_at=now + timedelta(seconds=lease_seconds),
+        )
+        .returning(Experiment.attempt)
+        .execution_options(synchronize_session=False)
+    ).scalar_one_or_none()
+    if attempt is None:
+        return None
+    session.add(Attempt(experiment_id=experiment_id, number=attempt, worker=worker, started_at=now))
+    emit(session, experiment_id, "state", {"status": RUNNING, "attempt": attempt})
+    return attempt
+
+
+def heartbeat(session: Session, experiment_id: str, attempt: int, lease_seconds: float) -> bool:
+    """Prolong the lease. Returns True if a cancel was requested.
+
+    Raises LeaseLost if the attempt no longer owns the experiment.
+    """
+    row = session.execute(
+        update(Experiment)
+        .where(Experiment.id == experiment_id, Experiment.attempt == attempt, Experiment.status == RUNNING)
+        .values(lease_expires_at=utcnow() + timedelta(seconds=lease_seconds))
+        .returning(Experiment.cancel_requested_at)
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    if row is None:
+        raise LeaseLost(f"experiment {experiment_id}: attempt {attempt} has lost its lease")
+    return row[0] is not None
+
+
+def still_mine(session: Session, experiment_id: str, attempt: int) -> bool:
+    """The guard at the start of a worker's write transaction: locks the row and tells if it may be written."""
+    return _owned(session, experiment_id, attempt) is not None
+
+
+def finish(
+    session: Session, experiment_id: str, attempt: int, outcome: Outcome, reason: str | None = None
+) -> bool:
+    """End the experiment for good. Returns False, and writes nothing, if the lease was lost."""
+    experiment = _owned(session, experiment_id, attempt)
+    if experiment is None:
+        return False
+    _close_attempt(session, experiment, outcome, reason)
+    _end(session, experiment, outcome, reason)
+    return True
+
+
+def wait(
+    session: Session, experiment_id: str, attempt: int, delay: float, reason: str = "a stage is busy"
+) -> bool:
+    """Put the experiment back for ``delay`` seconds because another worker computes a stage that it needs.
+
+    Not counted against ``attempts_left``. Of several waits in a row one stays in the history. If a cancel was
+    requested meanwhile, the experiment ends as canceled. Returns False if the lease was lost.
+    """
+    experiment = _owned(session, experiment_id, attempt)
+    if experiment is None:
+        return False
+    if experiment.cancel_requested_at is not None:
+        return finish(session, experiment_id, attempt, "canceled")
+    closed = _close_attempt(session, experiment, WAITING, reason)
+    before = session.scalars(
+        select(Attempt)
+        .where(Attempt.experiment_id == experiment_id, Attempt.number < attempt)
+        .order_by(Attempt.number.desc())
+        .limit(1)
+    ).one_or_none()
+    if before is not None and before.outcome == WAITING:
+        closed.started_at = before.started_at
+        session.delete(before)
+    enqueue(session, experiment, delay=delay, reason=reason)
+    return True
+
+
+def lose(session: Session, experiment_id: str, attempt: int, reason: str, delay: float = 0.0) -> bool:
+    """Give up an attempt through no fault of the experiment: a dead worker, a full disk, a lost store.
+
+    One of ``attempts_left`` is spent. The experiment goes back to the queue after ``delay`` seconds; if none
+    is left it fails with ``reason``; if a cancel was requested it ends as canceled. Returns False if the
+    lease was lost.
+    """
+    experiment = _owned(session, experiment_id, attempt)
+    if experiment is None:
+        return False
+    _close_attempt(session, experiment, LOST, reason)
+    experiment.attempts_left -= 1
+    if experiment.cancel_requested_at is not None:
+        _end(session, experiment, CANCELED, None)
+    elif experiment.attempts_left <= 0:
+        _end(session, experiment, FAILED, f"no attempt is left; the last one: {reason}")
+    else:
+        enqueue(session, experiment, delay=delay, reason=reason)
+    return True
+
+
+def cancel(session: Session, experiment: Experiment) -> None:
+    """Cancel a locked experiment: at once if it is queued; a running one is asked to stop."""
+    if experiment.status == QUEUED:
+        experiment.cancel_requested_at = utcnow()
+        _end(session, experiment, CANCELED, None)
+    elif experiment.status == RUNNING and experiment.cancel_requested_at is None:
+        experiment.cancel_requested_at = utcnow()
+        data = {"status": RUNNING, "attempt": experiment.attempt, "reason": "cancel requested"}
+        emit(session, experiment.id, "state", data)
+
+
+def enqueue(
+    session: Session, experiment: Experiment, *, delay: float = 0.0, reason: str | None = None
+) -> None:
+    """Make a locked experiment queued, with the outbox row that tells the workers in ``delay`` seconds."""
+    now = utcnow()
+    experiment.status = QUEUED
+    experiment.queued_at = now
+    experiment.worker = None
+    experiment.lease_expires_at = None
+    session.add(Outbox(experiment_id=experiment.id, not_before=now + timedelta(seconds=delay)))
+    emit(session, experiment.id, "state", _state(experiment, reason))
+
+
+def emit(session: Session, experiment_id: str, kind: str, data: dict[str, Any]) -> None:
+    """Append an event. The caller holds the lock on the experiment's row."""
+    session.add(Event(experiment_id=experiment_id, at=utcnow(), type=kind, data=data))
+    session.flush()
+
+
+def lock(session: Session, experiment_id: str) -> Experiment | None:
+    """The experiment's row, locked until the transaction ends, or None if there is none."""
+    return session.get(Experiment, experiment_id, with_for_update=True, populate_existing=True)
+
+
+def _owned(session: Session, experiment_id: str, attempt: int) -> Experiment | None:
+    experiment = lock(session, experiment_id)
+    if experiment is None or experiment.status != RUNNING or experiment.attempt != attempt:
+        return None
+    return experiment
+
+
+def _close_attempt(session: Session, experiment: Experiment, outcome: str, reason: str | None) -> Attempt:
+    row = session.get_one(Attempt, (experiment.id, experiment.attempt))
+    row.finished_at, row.outcome, row.reason = utcnow(), outcome, reason
+    return row
+
+
+def _end(session: Session, experiment: Experiment, status: str, reason: str | None) -> None:
+    experiment.status = status
+    experiment.finished_at = utcnow()
+    experiment.worker = None
+    experiment.lease_expires_at = None
+    experiment.error = {"reason": reason, "attempt": experiment.attempt} if status == FAILED else None
+    if status == SUCCEEDED:
+        experiment.progress = {**experiment.progress, "fraction": 1.0, "seconds_left": 0}
+    emit(session, experiment.id, "state", _state(experiment, reason))
+
+
+def _state(experiment: Experiment, reason: str | None) -> dict[str, Any]:
+    data = {"status": experiment.status, "attempt": experiment.attempt}
+    return data if reason is None else {**data, "reason": reason}
