@@ -14,24 +14,44 @@ class Settings(BaseSettings):
 
     home: Path = Field(Path("var"), description="Folder for everything that the embedded default writes.")
     database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite under home.")
-    broker_url: str = Field("", description="Redis-protocol URL; empty: a Valkey server that `bdlab up` runs under home.")
-    objects_url: str = Field("", description="Object store, s3://bucket/prefix or file:///folder; empty: a folder under home.")
+    broker_url: str = Field(
+        "", description="Redis-protocol URL; empty: a Valkey server that `bdlab up` runs under home."
+    )
+    objects_url: str = Field(
+        "", description="Object store, s3://bucket/prefix or file:///folder; empty: a folder under home."
+    )
     data_dir: Path | None = Field(None, description="Data sets; default: data under home.")
 
     max_body_bytes: int = Field(1_048_576, description="Largest accepted JSON body.", gt=0)
     max_image_bytes: int = Field(4_194_304, description="Largest accepted uploaded image.", gt=0)
-    interactive_timeout: float = Field(20.0, description="How long the API waits for a preview or prediction.", gt=0)
+    interactive_timeout: float = Field(
+        20.0, description="How long the API waits for a preview or prediction.", gt=0
+    )
     idempotency_ttl: float = Field(86_400.0, description="How long an Idempotency-Key is remembered.", gt=0)
 
-    lease_seconds: float = Field(30.0, description="A worker that sends no heartbeat for so long has lost its experiment.", gt=0)
+    lease_seconds: float = Field(
+        30.0, description="A worker that sends no heartbeat for so long has lost its experiment.", gt=0
+    )
     heartbeat_seconds: float = Field(5.0, description="Interval of a worker's heartbeats.", gt=0)
-    relay_seconds: float = Field(1.0, description="Interval at which the relay looks for work to publish or requeue.", gt=0)
-    republish_seconds: float = Field(60.0, description="A queued experiment that nobody took for so long is published again.", gt=0)
-    stage_busy_seconds: float = Field(5.0, description="Delay before an experiment that waits for a stage is tried again.", gt=0)
-    cancel_grace_seconds: float = Field(60.0, description="A worker that has not stopped so long after a cancel kills itself.", gt=0)
+    relay_seconds: float = Field(
+        1.0, description="Interval at which the relay looks for work to publish or requeue.", gt=0
+    )
+    republish_seconds: float = Field(
+        60.0, description="A queued experiment that nobody took for so long is published again.", gt=0
+    )
+    stage_busy_seconds: float = Field(
+        5.0, description="Delay before an experiment that waits for a stage is tried again.", gt=0
+    )
+    cancel_grace_seconds: float = Field(
+        60.0, description="A worker that has not stopped so long after a cancel kills itself.", gt=0
+    )
     max_attempts: int = Field(3, description="Lost attempts after which an experiment fails.", ge=1)
-    checkpoint_seconds: float = Field(30.0, description="Least time between two checkpoints of a stage; 0 is every epoch.", ge=0)
-    worker_threads: int = Field(0, description="CPU threads of a training worker; 0 leaves the choice to torch.", ge=0)
+    checkpoint_seconds: float = Field(
+        30.0, description="Least time between two checkpoints of a stage; 0 is every epoch.", ge=0
+    )
+    worker_threads: int = Field(
+        0, description="CPU threads of a training worker; 0 leaves the choice to torch.", ge=0
+    )
 
     @cached_property
     def home_dir(self) -> Path:
@@ -48,7 +68,7 @@ class Settings(BaseSettings):
 
     @cached_property
     def objects(self) -> str:
-        return self.objects_url or f"file://{self.home_dir / 'objects'}"
+        return self.objects_url or (self.home_dir / "objects").as_uri()
 
     @cached_property
     def datasets(self) -> Path:

@@ -10,7 +10,7 @@ from app.core.database import Base, Json, UtcDateTime, new_id
 
 
 class Artifact(Base):
-    """A file in the object store. ``object_key`` holds the content's hash, so equal files share one object."""
+    """A file in the object store. ``object_key`` holds the content's hash: equal files share one object."""
 
     __tablename__ = "artifacts"
     __table_args__ = (UniqueConstraint("experiment_id", "name"),)

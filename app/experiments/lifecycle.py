@@ -80,7 +80,7 @@ def heartbeat(session: Session, experiment_id: str, attempt: int, lease_seconds:
 
 
 def still_mine(session: Session, experiment_id: str, attempt: int) -> bool:
-    """The guard at the start of a worker's write transaction: locks the row and tells if it may be written."""
+    """The guard at the start of a worker's write transaction: locks the row, tells if it may be written."""
     return _owned(session, experiment_id, attempt) is not None
 
 

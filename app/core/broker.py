@@ -1,0 +1,108 @@
+"""Messages to the workers, sent by name: the control plane never imports a worker's code.
+
+``bdlab.run_experiment(experiment_id)`` goes to the queue ``experiments`` and has no result. The two tasks on
+the queue ``interactive`` have one, a JSON object, with files inside it as base64 text:
+
+- ``bdlab.preview(payload)``, payload ``{"dataset", "attack", "seed"}`` -> ``{"picture": <PNG>}``
+- ``bdlab.predict(payload)``, payload ``{"spec", "checkpoints": {arm: object key}, "index", "image",
+  "triggered", "seed"}`` -> what `worker.lab.interactive.predict` returns
+
+or ``{"error": <text>}`` where the request is at fault.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+from uuid import uuid4
+
+EXPERIMENTS, INTERACTIVE = "experiments", "interactive"
+RUN_EXPERIMENT, PREVIEW, PREDICT = "bdlab.run_experiment", "bdlab.preview", "bdlab.predict"
+RESULT_SECONDS = 60.0
+SOCKET_SECONDS = 3.0
+
+T = TypeVar("T")
+
+
+class BrokerError(Exception):
+    """The broker cannot be reached."""
+
+
+class Broker:
+    """Sends tasks and fetches results; every call takes a few seconds at most."""
+
+    def __init__(self, url: str) -> None:
+        # Celery takes half a second to import; those who only look at `app.main` need not pay for it.
+        from celery import Celery  # noqa: PLC0415
+        from kombu.exceptions import ChannelError, OperationalError  # noqa: PLC0415
+        from redis.exceptions import RedisError  # noqa: PLC0415
+
+        self._faults = (OperationalError, RedisError, OSError)
+        self._no_queue = ChannelError
+        timeouts = {"socket_connect_timeout": SOCKET_SECONDS, "socket_timeout": SOCKET_SECONDS}
+        # Two applications, because one that has a result back end subscribes to the answer of every task it
+        # sends, on a connection that threads must not share. Results are polled instead.
+        self._sender = Celery("bdlab", broker=url, set_as_current=False)
+        self._sender.conf.update(
+            broker_transport_options=timeouts | {"max_retries": 0},
+            broker_connection_timeout=SOCKET_SECONDS,
+        )
+        self._results = Celery("bdlab-results", backend=url, set_as_current=False)
+        self._results.conf.update(
+            redis_socket_timeout=SOCKET_SECONDS,
+            redis_socket_connect_timeout=SOCKET_SECONDS,
+            result_backend_transport_options={"retry_policy": {"max_retries": 0, "timeout": SOCKET_SECONDS}},
+        )
+
+    def send_experiment(self, experiment_id: str) -> None:
+        """Tell the workers that an experiment waits. Raises BrokerError."""
+        self._send(RUN_EXPERIMENT, experiment_id, EXPERIMENTS)
+
+    def ask(self, task: str, payload: dict[str, Any], expires: float) -> str:
+        """Send an interactive task that no worker takes up after ``expires`` seconds.
+
+        Returns the id to fetch its `answer` by. Raises BrokerError.
+        """
+        return self._send(task, payload, INTERACTIVE, expires=expires)
+
+    def answer(self, task_id: str) -> dict[str, Any] | None:
+        """The answer, or None while there is none.
+
+        Raises BrokerError, or RuntimeError if the task itself broke.
+        """
+        meta = self._reaching(lambda: self._results.backend.get_task_meta(task_id, cache=False))
+        if meta["status"] not in ("SUCCESS", "FAILURE", "REVOKED"):
+            return None
+        if meta["status"] != "SUCCESS":
+            raise RuntimeError(f"the interactive worker failed: {meta['result']!r}")
+        answer: dict[str, Any] = meta["result"]
+        return answer
+
+    def pending(self, queue: str) -> int:
+        """How many messages wait in ``queue``. Raises BrokerError."""
+
+        def count() -> int:
+            with self._sender.connection_for_write() as connection:
+                try:
+                    return int(connection.default_channel.queue_declare(queue, passive=True).message_count)
+                except self._no_queue:  # an empty queue does not exist
+                    return 0
+
+        return self._reaching(count)
+
+    def close(self) -> None:
+        self._sender.close()
+        self._results.close()
+
+    def _send(self, task: str, argument: Any, queue: str, expires: float | None = None) -> str:
+        task_id = str(uuid4())
+        self._reaching(
+            lambda: self._sender.send_task(
+                task, args=[argument], queue=queue, task_id=task_id, expires=expires, retry=False
+            )
+        )
+        return task_id
+
+    def _reaching(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except self._faults as error:
+            raise BrokerError(f"broker: {error}") from error

@@ -1,0 +1,105 @@
+"""The object store through obstore: a local folder (``file:///folder``) or a bucket (``s3://bucket/prefix``).
+
+S3 credentials, endpoint and region come from the usual ``AWS_*`` variables.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from hashlib import sha256
+from typing import Any
+from urllib.parse import unquote
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import LocalStore, from_url
+
+CHUNK = 256 * 1024
+
+
+class ObjectStoreError(Exception):
+    """The object store refused or could not be reached; trying again may help."""
+
+
+class Objects:
+    """Bytes by key. Writes are atomic: a reader sees the whole object or none."""
+
+    def __init__(self, url: str) -> None:
+        """Raises ObjectStoreError if ``url`` cannot be used."""
+        with _errors(f"cannot open {url!r}"):
+            self._store: Any
+            if url.startswith("file://"):
+                self._store = LocalStore(unquote(url.removeprefix("file://")), mkdir=True)
+            else:
+                retry: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=15)}
+                self._store = from_url(url, retry_config=retry)
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object, replacing what was there."""
+        with _errors(f"cannot write {key!r}"):
+            obstore.put(self._store, key, data)
+
+    def get(self, key: str) -> bytes | None:
+        """The whole object, or None if there is none."""
+        with _errors(f"cannot read {key!r}"):
+            try:
+                return bytes(obstore.get(self._store, key).bytes())
+            except FileNotFoundError:
+                return None
+
+    def exists(self, key: str) -> bool:
+        with _errors(f"cannot look for {key!r}"):
+            try:
+                obstore.head(self._store, key)
+            except FileNotFoundError:
+                return False
+            return True
+
+    def delete(self, key: str) -> None:
+        """Delete an object; one that is not there is no error."""
+        with _errors(f"cannot delete {key!r}"):
+            try:
+                obstore.delete(self._store, key)
+            except FileNotFoundError:
+                return
+
+    async def stream(self, key: str, start: int, stop: int) -> AsyncIterator[bytes] | None:
+        """The bytes ``[start, stop)`` of an object in chunks, or None if there is no such object.
+
+        The first byte is asked for before this returns, so that a missing object is known in time to say so.
+        """
+        with _errors(f"cannot read {key!r}"):
+            options: Any = {"range": (start, stop)} if stop > start else {}
+            try:
+                result = await obstore.get_async(self._store, key, options=options)
+            except FileNotFoundError:
+                return None
+        return _chunks(result, key)
+
+
+def content_key(digest: str) -> str:
+    """Where content with this SHA-256 lies."""
+    return f"sha256/{digest[:2]}/{digest}"
+
+
+def put_content(objects: Objects, data: bytes) -> tuple[str, str]:
+    """Store ``data`` under its own hash, once. Returns the SHA-256 in hexadecimal and the key."""
+    digest = sha256(data).hexdigest()
+    key = content_key(digest)
+    objects.put(key, data)
+    return digest, key
+
+
+async def _chunks(result: Any, key: str) -> AsyncIterator[bytes]:
+    with _errors(f"cannot read {key!r}"):
+        async for chunk in result.stream(min_chunk_size=CHUNK):
+            yield bytes(chunk)
+
+
+@contextmanager
+def _errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (BaseError, OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]  # what follows is the Rust structure, for debugging
+        raise ObjectStoreError(f"object store: {what}: {reason}") from error
