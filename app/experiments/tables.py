@@ -131,6 +131,7 @@ class Stage(Base):
     owner: Mapped[str | None] = mapped_column(String(300))
     lease_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     size: Mapped[int | None] = mapped_column()
+    sha256: Mapped[str | None] = mapped_column(String(64))
     last_used_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
