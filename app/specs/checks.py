@@ -63,8 +63,12 @@ def _problems(spec: ExperimentSpec, whole: DatasetFacts) -> Iterator[Problem]:
                 attack.poisoning_rate,
                 f"a clean-label attack poisons only the {there} images of class {attack.target_class}, not {count}",
             )
-    elif count >= facts.train_size:
-        yield Problem("attack.poisoning_rate", attack.poisoning_rate, "a rate that leaves some images clean")
+    elif count > (eligible := facts.train_size - facts.train_counts[attack.target_class]):
+        yield Problem(
+            "attack.poisoning_rate",
+            attack.poisoning_rate,
+            f"this asks for {count} images, and only the {eligible} outside class {attack.target_class} can be poisoned",
+        )
     if isinstance(attack, BadNets) and attack.size + attack.margin > min(facts.height, facts.width):
         yield Problem(
             "attack.size", attack.size, f"size + margin of at most {min(facts.height, facts.width)} pixels, the image's side"

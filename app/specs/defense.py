@@ -24,7 +24,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "unlearning_objective": "joint",
         "unlearning_epochs": 20,
         "unlearning_learning_rate": 1e-4,
-        "max_accuracy_drop": None,
+        "holdout_ratio": 0.0,
     },
     "authors": {
         "isolation_loss": "flooding",
@@ -39,7 +39,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "unlearning_objective": "ascent",
         "unlearning_epochs": 5,
         "unlearning_learning_rate": 5e-4,
-        "max_accuracy_drop": None,
+        "holdout_ratio": 0.0,
     },
 }
 
@@ -99,14 +99,24 @@ class Abl(_Defense):
     finetune_learning_rate: float = field(
         0.1, "Learning rate of that training; a tenth of it in the last third.", source=CODE, gt=0, le=10
     )
-    unlearning_objective: Literal["joint", "ascent"] = field(
-        "joint", "joint: loss on the rest minus loss on the isolated. ascent: minus the loss on the isolated alone.", source=PAPER
+    unlearning_objective: Literal["unlikelihood", "joint", "ascent"] = field(
+        "unlikelihood",
+        "joint: loss on the rest minus loss on the isolated, which has no lower bound. ascent: minus the loss on the isolated alone. unlikelihood: loss on the rest plus -log(1 - p) of the isolated samples' labels, which is bounded.",
+        source=f"{PAPER}; {CODE}; Welleck et al. 2020",
     )
     unlearning_epochs: int = field(20, "At most so many passes of unlearning.", unit="epochs", source=PAPER, ge=0, le=500)
     unlearning_learning_rate: float = field(5e-4, "Learning rate of unlearning, constant.", source=CODE, gt=0, le=1)
-    max_accuracy_drop: float | None = field(
+    holdout_ratio: float = field(
+        0.1,
+        "Share of the training set kept out of fine-tuning and unlearning, to watch accuracy with. Drawn from the half that ranks least suspicious. 0: unlearning is not watched.",
+        unit="fraction",
+        source=HERE,
+        ge=0,
+        le=0.4,
+    )
+    max_accuracy_drop: float = field(
         0.02,
-        "Stop unlearning, and step back one epoch, once accuracy on held-out training images has fallen by more than this. Null: never.",
+        "Stop unlearning, and step back one epoch, once accuracy on the hold-out has fallen by more than this.",
         unit="fraction",
         source=HERE,
         gt=0,
@@ -132,11 +142,9 @@ class Abl(_Defense):
         def part(*prefixes: str) -> dict[str, Any]:
             return {name: value for name, value in fields.items() if name.startswith(prefixes)}
 
-        isolation = part("isolation_", "gamma", "ranking_")
-        ratio = {"isolation_ratio": isolation.pop("isolation_ratio")}
         return [
-            ("isolation", isolation, self.isolation_epochs),
-            ("finetune", ratio | part("finetune_"), self.finetune_epochs),
+            ("isolation", part("isolation_", "gamma", "ranking_"), self.isolation_epochs),
+            ("finetune", part("finetune_", "holdout_"), self.finetune_epochs),
             ("unlearning", part("unlearning_", "max_accuracy_drop"), self.unlearning_epochs),
         ]
 

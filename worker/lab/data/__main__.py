@@ -1,0 +1,108 @@
+"""What `bdlab data` runs: ``python -m worker.lab.data import|fetch|list``. Bad input: exit code 2."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from worker.lab.contracts import LabError
+from worker.lab.data import files
+from worker.lab.data.fetching import fetch
+from worker.lab.data.importing import STORED, Stored, import_, path_of, spec_of
+
+
+def main() -> int:
+    options = _parser().parse_args()
+    try:
+        if options.command == "list":
+            _show_list(list(_present(options.data_dir)), options.json)
+        else:
+            _show(_run(options), options.json)
+    except (LabError, OSError) as error:
+        print(f"bdlab: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(options: argparse.Namespace) -> Stored:
+    if options.command == "fetch":
+        return fetch(options.name, options.data_dir)
+    return import_(
+        options.source,
+        options.data_dir,
+        key=options.name,
+        built_in=options.built_in,
+        test=options.test,
+        test_fraction=options.test_fraction,
+        split_seed=options.split_seed,
+        size=options.size,
+        replace=options.replace,
+    )
+
+
+def _present(data_dir: Path) -> Iterator[Stored]:
+    paths = {name: path_of(name, data_dir) for name in STORED}
+    paths |= {path.stem: path for path in sorted((data_dir / "imported").glob("[!.]*.safetensors"))}
+    for name, path in paths.items():
+        if path.exists():
+            yield Stored(spec_of(name), path, *files.header(path))
+
+
+def _as_json(stored: Stored) -> dict[str, object]:
+    return {
+        "dataset": stored.dataset,
+        "path": str(stored.path),
+        "sha256": stored.sha256,
+        "facts": stored.facts.model_dump(mode="json"),
+    }
+
+
+def _line(stored: Stored) -> str:
+    facts = stored.facts
+    name = stored.dataset.get("key", stored.dataset["name"])
+    return (
+        f"{name}: {facts.train_size} training and {facts.test_size} test images, "
+        f"{facts.channels}x{facts.height}x{facts.width}, {facts.classes} classes; {stored.path}"
+    )
+
+
+def _show(stored: Stored, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(_as_json(stored)))
+        return
+    print(_line(stored))
+    print(f'in a spec: "dataset": {json.dumps(stored.dataset)}')
+
+
+def _show_list(found: list[Stored], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([_as_json(stored) for stored in found]))
+        return
+    print("digits: built in, needs no file")
+    for stored in found:
+        print(_line(stored))
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--data-dir", type=Path, required=True)
+    common.add_argument("--json", action="store_true")
+    parser = argparse.ArgumentParser(prog="python -m worker.lab.data")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", parents=[common])
+    commands.add_parser("fetch", parents=[common]).add_argument("name", choices=STORED)
+    importing = commands.add_parser("import", parents=[common])
+    importing.add_argument("source", type=Path)
+    importing.add_argument("--name")
+    importing.add_argument("--as", dest="built_in", choices=STORED)
+    importing.add_argument("--test", type=Path)
+    importing.add_argument("--test-fraction", type=float)
+    importing.add_argument("--split-seed", type=int, default=0)
+    importing.add_argument("--size", type=int)
+    importing.add_argument("--replace", action="store_true")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

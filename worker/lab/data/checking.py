@@ -1,0 +1,174 @@
+"""From what a reader found to what an experiment can use: every fault is one clear line."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worker.lab.contracts import LabError
+
+Array = NDArray[Any]
+
+
+class BadSourceError(LabError):
+    """A data source that cannot be imported; the message names the part, its value, and what is allowed."""
+
+
+@dataclass
+class Source:
+    """What a reader found. Test arrays are None where the source has no test split; names where it has none.
+
+    Images are ``[N, H, W, C]``, ``[N, C, H, W]`` or ``[N, H, W]``; labels ``[N]`` or ``[N, 1]``.
+    """
+
+    x_train: Array
+    y_train: Array
+    x_test: Array | None = None
+    y_test: Array | None = None
+    class_names: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Images uint8 ``[N, C, H, W]``, labels int64 ``[N]``, and a name for every class."""
+
+    x_train: Array
+    y_train: Array
+    x_test: Array
+    y_test: Array
+    class_names: tuple[str, ...]
+
+
+def check(source: Source, *, test_fraction: float | None, split_seed: int) -> Checked:
+    """Convert ``source``, splitting off ``test_fraction`` of every class if it has no test images of its own.
+
+    The arrays of ``source`` are released on the way. Raises BadSourceError.
+    """
+    x, y = images("x_train", source.x_train), labels("y_train", source.y_train)
+    del source.x_train
+    _same_length("train", x, y)
+    if source.x_test is None or source.y_test is None:
+        if test_fraction is None:
+            raise BadSourceError(
+                "the source has no test images; give --test-fraction, for example --test-fraction 0.2"
+            )
+        names = _class_names(source.class_names, y)
+        train, test = split(y, test_fraction, split_seed, names)
+        parts = Checked(x[train], y[train], x[test], y[test], names)
+    else:
+        if test_fraction is not None:
+            raise BadSourceError(
+                f"--test-fraction {test_fraction} is not allowed; the source has test images of its own"
+            )
+        x_test, y_test = images("x_test", source.x_test), labels("y_test", source.y_test)
+        source.x_test = None
+        _same_length("test", x_test, y_test)
+        if x.shape[1:] != x_test.shape[1:]:
+            raise BadSourceError(
+                f"x_test: images of {_shape(x_test)}, but those of x_train are {_shape(x)}; they must agree"
+            )
+        parts = Checked(x, y, x_test, y_test, _class_names(source.class_names, np.concatenate([y, y_test])))
+    for part, found in (("train", parts.y_train), ("test", parts.y_test)):
+        counts = np.bincount(found, minlength=len(parts.class_names))
+        if not counts.all():
+            empty = int(np.argmin(counts))
+            raise BadSourceError(
+                f"y_{part}: class {empty} ({parts.class_names[empty]}) has no images; every class needs one"
+            )
+    return parts
+
+
+def images(name: str, array: Array) -> Array:
+    """``array`` as uint8 ``[N, C, H, W]``. Floats must lie in [0, 1] and are scaled to 0-255."""
+    if array.ndim not in (3, 4) or array.size == 0:
+        raise BadSourceError(
+            f"{name}: shape {list(array.shape)}; allowed are [N, H, W, C], [N, C, H, W] and [N, H, W], N > 0"
+        )
+    if array.ndim == 3:
+        array = array[:, None]
+    else:
+        first, last = array.shape[1] in (1, 3), array.shape[3] in (1, 3)
+        if first == last:
+            problem = "may be read in two ways" if first else "has neither 1 nor 3 channels"
+            raise BadSourceError(
+                f"{name}: shape {list(array.shape)} {problem}; "
+                "allowed are [N, H, W, C] and [N, C, H, W], C being 1 or 3"
+            )
+        array = array.transpose(0, 3, 1, 2) if last else array
+    if np.issubdtype(array.dtype, np.floating):
+        return _from_floats(name, array)
+    if array.dtype != np.uint8:
+        raise BadSourceError(f"{name}: type {array.dtype}; allowed are uint8, and floats in [0, 1]")
+    return np.ascontiguousarray(array)
+
+
+def _from_floats(name: str, array: Array) -> Array:
+    result = np.empty(array.shape, np.uint8)
+    for start in range(0, len(array), 1024):  # in pieces, so that no second copy in floats is needed
+        piece = array[start : start + 1024]
+        if not np.isfinite(piece).all():
+            where = start + int(np.argmin(np.isfinite(piece).all(axis=(1, 2, 3))))
+            raise BadSourceError(f"{name}: image {where} holds NaN or infinity; floats must lie in [0, 1]")
+        low, high = float(piece.min()), float(piece.max())
+        if low < 0 or high > 1:
+            raise BadSourceError(
+                f"{name}: values from {low:g} to {high:g}; floats must lie in [0, 1] (or give uint8)"
+            )
+        result[start : start + 1024] = np.rint(piece * 255)
+    return result
+
+
+def labels(name: str, array: Array) -> Array:
+    """``array`` as int64 ``[N]``, no label negative."""
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise BadSourceError(f"{name}: shape {list(array.shape)}; allowed are [N] and [N, 1]")
+    if not np.issubdtype(array.dtype, np.integer):
+        raise BadSourceError(f"{name}: type {array.dtype}; labels must be integers, 0 to classes - 1")
+    if array.size and array.min() < 0:
+        raise BadSourceError(f"{name}: label {array.min()}; labels must be 0 to classes - 1")
+    return np.ascontiguousarray(array, np.int64)
+
+
+def split(y: Array, fraction: float, seed: int, names: tuple[str, ...]) -> tuple[Array, Array]:
+    """Indices of a training and a test part, in order; every class gives ``fraction`` of its images, or one."""
+    random = np.random.default_rng(seed)
+    test: list[Array] = []
+    for label, name in enumerate(names):
+        members = np.flatnonzero(y == label)
+        if len(members) < 2:
+            raise BadSourceError(
+                f"class {label} ({name}) has {len(members)} images; a split needs at least 2"
+            )
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        test.append(random.choice(members, count, replace=False))
+    chosen = np.zeros(len(y), bool)
+    chosen[np.concatenate(test)] = True
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def _class_names(given: tuple[str, ...] | None, y: Array) -> tuple[str, ...]:
+    """The given names, or the numbers as names. A label without a name, or a wild one, is a fault."""
+    highest = int(y.max())
+    if given is not None:
+        if highest >= len(given):
+            raise BadSourceError(f"label {highest} is out of range; {len(given)} classes are named")
+        return given
+    if highest >= len(y):
+        raise BadSourceError(f"label {highest} is out of range; there are only {len(y)} images")
+    if highest == 0:
+        raise BadSourceError("all labels are 0; at least two classes are needed")
+    return tuple(str(label) for label in range(highest + 1))
+
+
+def _same_length(part: str, x: Array, y: Array) -> None:
+    if len(x) != len(y):
+        raise BadSourceError(
+            f"y_{part}: {len(y)} labels for the {len(x)} images of x_{part}; they must agree"
+        )
+
+
+def _shape(x: Array) -> str:
+    return "x".join(map(str, x.shape[1:]))

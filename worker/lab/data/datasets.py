@@ -1,0 +1,120 @@
+"""Data sets as tensors."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.specs.dataset import DatasetSpec, Digits, Imported
+from app.specs.facts import BUILT_IN, DatasetFacts, allocate
+from worker.lab.compute import derive_seed
+from worker.lab.contracts import DatasetMissingError
+from worker.lab.data import files
+
+
+@dataclass(frozen=True)
+class Split:
+    """``images`` uint8 ``[N, C, H, W]`` and ``labels`` int64 ``[N]``."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def rows(self, index: Tensor) -> "Split":
+        return Split(self.images[index], self.labels[index])
+
+    def to(self, device: torch.device) -> "Split":
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training and a test split with their facts. ``version`` is the digest of an imported set's content."""
+
+    train: Split
+    test: Split
+    facts: DatasetFacts
+    version: str = ""
+
+    def to(self, device: torch.device) -> "Dataset":
+        return Dataset(self.train.to(device), self.test.to(device), self.facts, self.version)
+
+
+def load(spec: DatasetSpec, data_dir: Path, seed: int) -> Dataset:
+    """Load a data set on the CPU, reduced to the subset that ``spec`` and ``seed`` ask for.
+
+    Raises DatasetMissingError with the command that gets the set.
+    """
+    whole = _whole(spec, data_dir)
+    facts = whole.facts.subset(spec)
+    return Dataset(
+        _subset(whole.train, facts.train_counts, derive_seed("train subset", seed)),
+        _subset(whole.test, facts.test_counts, derive_seed("test subset", seed)),
+        facts,
+        whole.version,
+    )
+
+
+def facts_of(spec: DatasetSpec, data_dir: Path) -> tuple[DatasetFacts, str]:
+    """Facts of the whole set, and the version of its content, without loading any pixels of a built-in set."""
+    if isinstance(spec, Imported):
+        whole = _whole(spec, data_dir)
+        return whole.facts, whole.version
+    return BUILT_IN[spec.name], ""
+
+
+def _whole(spec: DatasetSpec, data_dir: Path) -> Dataset:
+    if isinstance(spec, Digits):
+        return _digits()
+    if isinstance(spec, Imported):
+        path, command = (
+            data_dir / "imported" / f"{spec.key}.safetensors",
+            f"bdlab data import FILE --name {spec.key}",
+        )
+    else:
+        path, command = data_dir / f"{spec.name}.safetensors", f"bdlab data fetch {spec.name}"
+    if not path.is_file():
+        raise DatasetMissingError(f"dataset: {path.stem!r} is not in {data_dir}; get it with: {command}")
+    tensors, facts, version = files.read(path)
+    train = Split(torch.from_numpy(tensors["x_train"]), torch.from_numpy(tensors["y_train"]))
+    test = Split(torch.from_numpy(tensors["x_test"]), torch.from_numpy(tensors["y_test"]))
+    return Dataset(train, test, facts, version if isinstance(spec, Imported) else "")
+
+
+@lru_cache(maxsize=1)
+def _digits() -> Dataset:
+    from sklearn.datasets import load_digits  # noqa: PLC0415  # slow to import, and only this set needs it
+
+    source = load_digits()
+    # 17 grey levels, 0 to 16, spread over the 256 of a byte.
+    images = torch.from_numpy((source.images * (255 / 16)).round().astype(np.uint8)).unsqueeze(1)
+    labels = torch.from_numpy(source.target.astype(np.int64))
+    facts = BUILT_IN["digits"]
+    test = _draw(labels, facts.test_counts, derive_seed("digits test split"))
+    in_test = torch.zeros(len(labels), dtype=torch.bool)
+    in_test[test] = True
+    return Dataset(Split(images[~in_test], labels[~in_test]), Split(images[in_test], labels[in_test]), facts)
+
+
+def _subset(split: Split, counts: tuple[int, ...], seed: int) -> Split:
+    if sum(counts) == len(split):
+        return split
+    return split.rows(_draw(split.labels, counts, seed))
+
+
+def _draw(labels: Tensor, counts: tuple[int, ...], seed: int) -> Tensor:
+    """Sorted indices of ``counts[c]`` random samples of every class c."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    chosen = [order[labels[order] == c][:count] for c, count in enumerate(counts)]
+    return torch.cat(chosen).sort().values
+
+
+def stratified(labels: Tensor, size: int, classes: int, seed: int) -> Tensor:
+    """Sorted indices of ``size`` samples, drawn with class proportions kept."""
+    counts = tuple(torch.bincount(labels.cpu(), minlength=classes).tolist())
+    return _draw(labels.cpu(), allocate(counts, min(size, len(labels))), seed)

@@ -1,0 +1,71 @@
+"""`bdlab data fetch`: CIFAR-10 and GTSRB through torchvision, where there is a network."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from worker.lab.contracts import LabError
+from worker.lab.data import files
+from worker.lab.data.checking import Source, check
+from worker.lab.data.importing import Stored, as_built_in, path_of, spec_of
+from worker.lab.data.readers.decoding import ImageStack
+from worker.lab.networks._torchvision import torchvision_models
+
+GTSRB_SIDE = 32
+
+
+def fetch(name: str, data_dir: Path) -> Stored:
+    """Download, check and store the built-in set ``name``; what is there already is kept. Raises LabError."""
+    path = path_of(name, data_dir)
+    if path.exists():
+        facts, sha256 = files.header(path)
+        return Stored(spec_of(name), path, facts, sha256)
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=data_dir, prefix=f".{name}-download-") as folder:
+        source = _download(name, _SOURCES[name], folder)
+    checked = as_built_in(name, check(source, test_fraction=None, split_seed=0))
+    facts, sha256 = files.write(path, **vars(checked))
+    return Stored(spec_of(name), path, facts, sha256)
+
+
+def _download(name: str, source: Callable[[str], Source], folder: str) -> Source:
+    try:
+        torchvision_models()
+    except ImportError as error:
+        raise LabError(
+            "fetching needs torchvision, which is not installed here; run it where the worker is"
+        ) from error
+    try:
+        return source(folder)
+    except (OSError, RuntimeError) as error:  # no network; or torchvision's digests do not agree
+        raise LabError(
+            f"{name} could not be downloaded ({error}); get it by other means as {name}.npz with "
+            f"x_train, y_train, x_test, y_test, then run: bdlab data import {name}.npz"
+        ) from error
+
+
+def _cifar10(folder: str) -> Source:
+    from torchvision.datasets import CIFAR10  # noqa: PLC0415  # heavy
+
+    train, test = (CIFAR10(folder, train=train, download=True) for train in (True, False))
+    return Source(train.data, np.array(train.targets), test.data, np.array(test.targets))
+
+
+def _gtsrb(folder: str) -> Source:
+    """All full frames, resized; labels are the official class ids."""
+    from torchvision.datasets import GTSRB  # noqa: PLC0415  # heavy
+
+    arrays = []
+    for part in ("train", "test"):
+        samples = GTSRB(folder, split=part, download=True)._samples
+        stack = ImageStack(len(samples), GTSRB_SIDE)
+        for path, _ in samples:
+            stack.add(Path(path).name, Path(path).read_bytes())
+        arrays.append((stack.array(), np.array([label for _, label in samples])))
+    (x_train, y_train), (x_test, y_test) = arrays
+    return Source(x_train, y_train, x_test, y_test)
+
+
+_SOURCES = {"cifar10": _cifar10, "gtsrb": _gtsrb}

@@ -1,0 +1,149 @@
+"""`bdlab data import`: any supported source into one file under the data folder."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.specs.facts import BUILT_IN, DatasetFacts
+from worker.lab.contracts import LabError
+from worker.lab.data import files
+from worker.lab.data.checking import BadSourceError, Checked, Source, check
+from worker.lab.data.readers import images, npz, parquet
+
+KEY = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+"""Same as `app.specs.dataset.Imported.key`."""
+STORED = ("cifar10", "gtsrb")
+"""Built-in sets that are kept in a file; `digits` needs none."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A data set under the data folder."""
+
+    dataset: dict[str, str]  # as a spec names it
+    path: Path
+    facts: DatasetFacts
+    sha256: str
+
+
+def import_(
+    source: Path,
+    data_dir: Path,
+    *,
+    key: str | None,
+    built_in: str | None,
+    test: Path | None,
+    test_fraction: float | None,
+    split_seed: int,
+    size: int | None,
+    replace: bool,
+) -> Stored:
+    """Import ``source``; nothing is written unless all of it is in order.
+
+    ``built_in`` demands the shape and class counts of that set; ``key`` names the set, and a built-in
+    name there demands the same; with neither, the name is that of the source. An equal set that is there
+    already is left as it is; a different one is replaced only if ``replace``. Raises LabError.
+    """
+    name = built_in or key or _key_of(source)
+    _check_name(name)
+    if test_fraction is not None and not 0 < test_fraction < 1:
+        raise BadSourceError(f"--test-fraction {test_fraction} is not allowed; above 0 and below 1")
+    if size is not None and not 1 <= size <= 1024:
+        raise BadSourceError(f"--size {size} is not allowed; 1 to 1024 pixels")
+    checked = check(_read(source, test, size), test_fraction=test_fraction, split_seed=split_seed)
+    if name in STORED:
+        checked = as_built_in(name, checked)
+    path = path_of(name, data_dir)
+    if not replace and path.exists():
+        return _unchanged(path, name, checked)
+    facts, sha256 = files.write(path, **vars(checked))
+    return Stored(spec_of(name), path, facts, sha256)
+
+
+def path_of(name: str, data_dir: Path) -> Path:
+    """Where the set of that name or key lies."""
+    return (
+        data_dir / f"{name}.safetensors" if name in STORED else data_dir / "imported" / f"{name}.safetensors"
+    )
+
+
+def spec_of(name: str) -> dict[str, str]:
+    """How a spec names it."""
+    return {"name": name} if name in STORED else {"name": "imported", "key": name}
+
+
+def _check_name(name: str) -> None:
+    if name in BUILT_IN and name not in STORED:
+        raise BadSourceError(f"{name} is built in and needs no import; choose another name with --name")
+    if not KEY.fullmatch(name):
+        raise BadSourceError(
+            f"name {name!r} is not allowed; up to 63 small letters, digits, - and _, the first no sign"
+        )
+
+
+def _key_of(source: Path) -> str:
+    stem = source.resolve().name.split(".")[0].lower()
+    return re.sub(r"[^a-z0-9_-]+", "-", stem).strip("-_")
+
+
+def _read(source: Path, test: Path | None, size: int | None) -> Source:
+    for path in (source, test):
+        if path is not None and not path.exists():
+            raise BadSourceError(f"no such file or folder: {path}")
+    kind = _kind(source)
+    if test is not None and (kind != "parquet" or source.is_dir()):
+        raise BadSourceError(
+            "--test is for a pair of parquet files; other sources hold their test images themselves"
+        )
+    if size is not None and kind == "npz":
+        raise BadSourceError("--size is for pictures; arrays in an .npz are taken as they are")
+    if kind == "npz":
+        return npz.read(source)
+    if kind == "parquet":
+        return parquet.read(source, test, size)
+    return images.read_zip(source, size) if kind == "zip" else images.read_folder(source, size)
+
+
+def _kind(source: Path) -> str:
+    if source.is_dir():
+        return "parquet" if any(source.rglob("*.parquet")) else "folder"
+    kind = source.suffix.lower().removeprefix(".")
+    if kind not in ("npz", "zip", "parquet"):
+        raise BadSourceError(f"{source}: allowed are .npz, .zip, .parquet, and a folder of images by class")
+    return kind
+
+
+def as_built_in(name: str, checked: Checked) -> Checked:
+    """``checked`` with the set's own class names, if shape and counts are those of the set."""
+    expected = BUILT_IN[name]
+    for part, y, counts in (
+        ("training", checked.y_train, expected.train_counts),
+        ("test", checked.y_test, expected.test_counts),
+    ):
+        found = tuple((y == label).sum() for label in range(expected.classes))
+        if found != counts or len(checked.class_names) != expected.classes:
+            raise BadSourceError(
+                f"this is not {name}: {len(y)} {part} images in {len(checked.class_names)} classes, "
+                f"where {name} has {sum(counts)} in {expected.classes}, with fixed counts of each; "
+                "give another --name KEY"
+            )
+    shape, wanted = checked.x_train.shape[1:], (expected.channels, expected.height, expected.width)
+    if shape != wanted:
+        raise BadSourceError(
+            f"this is not {name}: images of {'x'.join(map(str, shape))} where {name} has "
+            f"{'x'.join(map(str, wanted))}; give another --name KEY"
+        )
+    return Checked(checked.x_train, checked.y_train, checked.x_test, checked.y_test, expected.class_names)
+
+
+def _unchanged(path: Path, name: str, checked: Checked) -> Stored:
+    try:
+        facts, sha256 = files.header(path)
+    except LabError as error:
+        raise BadSourceError(f"{error}; give --replace to overwrite it") from error
+    same = sha256 == files.digest(vars(checked)) and facts.class_names == checked.class_names
+    if not same:
+        raise BadSourceError(
+            f"a different data set named {name} is there already; give --replace to overwrite it"
+        )
+    return Stored(spec_of(name), path, facts, sha256)

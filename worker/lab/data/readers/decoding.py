@@ -1,0 +1,84 @@
+"""Encoded pictures (PNG, JPEG, ...) into one array."""
+
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from worker.lab.data.checking import BadSourceError
+
+MAX_SIDE = 4096
+"""Largest accepted side of a picture, in pixels: a small file can claim to be a huge picture."""
+MAX_TOTAL_BYTES = 16 * 2**30
+"""Largest accepted data set once decoded, in bytes."""
+
+
+class ImageStack:
+    """Decodes ``count`` pictures into one uint8 array ``[N, C, H, W]``; C is 1 if all of them are grey.
+
+    With ``size`` every picture is resized to ``size x size`` (bilinear, full frame); without it all must
+    be equally large. Transparency is dropped.
+    """
+
+    def __init__(self, count: int, size: int | None) -> None:
+        self._count, self._size = count, size
+        self._filled = 0
+        self._grey = True
+        self._pixels: NDArray[np.uint8] | None = None
+        self._first = ""
+
+    def add(self, name: str, data: bytes) -> None:
+        """Decode ``data``; ``name`` is for messages. Raises BadSourceError."""
+        pixels = self._decode(name, data)
+        if self._pixels is None:
+            shape = (self._count, 3, *pixels.shape[:2])
+            if np.prod(shape, dtype=float) > MAX_TOTAL_BYTES:
+                raise BadSourceError(
+                    f"{self._count} pictures like {name} ({_size(pixels)}) exceed "
+                    f"{MAX_TOTAL_BYTES >> 30} GiB; give a smaller --size"
+                )
+            self._pixels, self._first = np.empty(shape, np.uint8), name
+        height, width = self._pixels.shape[2:]
+        if pixels.shape[:2] != (height, width):
+            raise BadSourceError(
+                f"{name} is {_size(pixels)}, but {self._first} is {width}x{height}; "
+                "give --size N to resize all to NxN"
+            )
+        self._pixels[self._filled] = pixels.transpose(2, 0, 1)
+        self._filled += 1
+
+    def array(self) -> NDArray[np.uint8]:
+        """All pictures added."""
+        if self._pixels is None:
+            raise BadSourceError("there are no images")
+        return self._pixels[: self._filled, : 1 if self._grey else 3]
+
+    def _decode(self, name: str, data: bytes) -> NDArray[Any]:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow warns of large pictures; ours is an error
+                picture: Image.Image = Image.open(io.BytesIO(data))
+            if max(picture.size) > MAX_SIDE:
+                raise BadSourceError(
+                    f"{name} is {picture.width}x{picture.height}; at most {MAX_SIDE} pixels a side"
+                )
+            if picture.mode.startswith(("I", "F")):
+                raise BadSourceError(
+                    f"{name} has more than 8 bits a channel ({picture.mode}); convert it to 8 bits"
+                )
+            self._grey = self._grey and picture.mode in ("L", "1", "LA")
+            picture = picture.convert("RGB")
+        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+            # Pillow raises these for damaged or foreign files; Image.open's message shows a memory address.
+            reason = "no known picture format" if isinstance(error, UnidentifiedImageError) else str(error)
+            raise BadSourceError(f"{name} is not a readable image: {reason}") from error
+        if self._size is not None and picture.size != (self._size, self._size):
+            picture = picture.resize((self._size, self._size), Image.Resampling.BILINEAR)
+        return np.asarray(picture)
+
+
+def _size(pixels: NDArray[Any]) -> str:
+    return f"{pixels.shape[1]}x{pixels.shape[0]}"

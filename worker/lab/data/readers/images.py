@@ -1,0 +1,124 @@
+"""Pictures by class, in a folder or in a zip: ``class/x.png``, or ``train/class/x.png`` and ``test/...``."""
+
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from worker.lab.data.checking import Array, BadSourceError, Source
+from worker.lab.data.readers.decoding import MAX_TOTAL_BYTES, ImageStack
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+MAX_FILE_BYTES = 64 * 2**20
+_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+_LITTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
+
+Load = Callable[[PurePosixPath], bytes]
+
+
+def read_folder(folder: Path, size: int | None) -> Source:
+    """The pictures below ``folder``. Raises BadSourceError."""
+    paths = [PurePosixPath(p.relative_to(folder).as_posix()) for p in folder.rglob("*") if p.is_file()]
+    return _read(str(folder), paths, lambda path: (folder / path).read_bytes(), size)
+
+
+def read_zip(path: Path, size: int | None) -> Source:
+    """The pictures in the zip at ``path``, which is never unpacked to disk. Raises BadSourceError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = _members(archive)
+            return _read(str(path), list(members), lambda name: archive.read(members[name]), size)
+    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+        raise BadSourceError(f"{path} is not a readable zip: {error}") from error
+
+
+def _members(archive: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInfo]:
+    """The files of ``archive`` by path, none of them dangerous."""
+    members: dict[PurePosixPath, zipfile.ZipInfo] = {}
+    total = 0
+    for member in archive.infolist():
+        if member.is_dir():
+            continue
+        path, name = PurePosixPath(member.filename), member.filename
+        if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
+            raise BadSourceError(
+                f"the zip holds {name!r}, a path that leaves the archive; only plain ones are accepted"
+            )
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise BadSourceError(f"the zip holds a link, {name!r}; only plain files are accepted")
+        if member.flag_bits & 1:
+            raise BadSourceError(f"the zip holds an encrypted file, {name!r}")
+        if path in members:
+            raise BadSourceError(f"the zip holds {name!r} twice")
+        total += member.file_size
+        if member.file_size > MAX_FILE_BYTES or total > MAX_TOTAL_BYTES:
+            raise BadSourceError(
+                f"the zip unpacks too large at {name!r}: at most {MAX_FILE_BYTES >> 20} MiB a file "
+                f"and {MAX_TOTAL_BYTES >> 30} GiB in all"
+            )
+        members[path] = member
+    return members
+
+
+def _read(source: str, paths: list[PurePosixPath], load: Load, size: int | None) -> Source:
+    paths = [p for p in paths if not _LITTER & set(p.parts) and not any(q.startswith(".") for q in p.parts)]
+    splits = _by_split(_without_wrapper(paths), source)
+    names = _class_order({path.parts[depth] for depth, files in splits.values() for path, _ in files})
+    if "train" not in splits:
+        raise BadSourceError(f"{source} holds a test folder but no train folder")
+    x, y = _stack(*splits["train"], names, load, size)
+    if "test" not in splits:
+        return Source(x, y, class_names=names)
+    x_test, y_test = _stack(*splits["test"], names, load, size)
+    return Source(x, y, x_test, y_test, names)
+
+
+Named = tuple[PurePosixPath, PurePosixPath]  # the path below any wrapping folder, and the path in the source
+
+
+def _without_wrapper(paths: list[PurePosixPath]) -> list[Named]:
+    """Archives often hold one folder that holds everything: step into it."""
+    named = [(path, path) for path in paths]
+    while named and len({p.parts[0] for p, _ in named}) == 1 and all(len(p.parts) > 2 for p, _ in named):
+        if named[0][0].parts[0].lower() in _SPLITS:
+            break
+        named = [(PurePosixPath(*p.parts[1:]), full) for p, full in named]
+    return named
+
+
+def _by_split(named: list[Named], source: str) -> dict[str, tuple[int, list[Named]]]:
+    """Per part ("train", "test"): at which depth the class stands in the path, and the files."""
+    tops = {p.parts[0].lower() for p, _ in named if len(p.parts) > 1}
+    split = bool(tops) and tops <= set(_SPLITS)
+    depth, result = (1 if split else 0), dict[str, tuple[int, list[Named]]]()
+    for path, full in sorted(named):
+        picture = path.suffix.lower() in SUFFIXES
+        if len(path.parts) != depth + 2:
+            if picture or len(path.parts) > depth + 2:
+                wanted = "train/CLASS/FILE and test/CLASS/FILE" if split else "CLASS/FILE"
+                raise BadSourceError(f"{full} is not in a class's folder; allowed is {wanted}")
+            continue  # a README beside the classes
+        if not picture:
+            raise BadSourceError(f"{full} is not an image; allowed are {', '.join(sorted(SUFFIXES))}")
+        part = _SPLITS[path.parts[0].lower()] if split else "train"
+        result.setdefault(part, (depth, []))[1].append((path, full))
+    if not result:
+        raise BadSourceError(f"{source} holds no images in folders by class")
+    return result
+
+
+def _class_order(names: set[str]) -> tuple[str, ...]:
+    """Alphabetical; by value if all names are numbers."""
+    return tuple(sorted(names, key=(lambda n: (int(n), n)) if all(n.isdecimal() for n in names) else None))
+
+
+def _stack(
+    depth: int, files: list[Named], names: tuple[str, ...], load: Load, size: int | None
+) -> tuple[Array, Array]:
+    label = {name: i for i, name in enumerate(names)}
+    stack = ImageStack(len(files), size)
+    for _, full in files:
+        stack.add(str(full), load(full))
+    return stack.array(), np.array([label[path.parts[depth]] for path, _ in files], np.int64)

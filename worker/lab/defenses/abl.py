@@ -1,0 +1,189 @@
+"""Anti-Backdoor Learning (Li et al. 2021).
+
+Stage 1 trains with a loss that is pushed up again once it falls below gamma. Clean samples hover there; poisoned
+ones, whose shortcut is learned in a few steps, still fall lowest. The lowest-ranked share is isolated.
+Stage 2 trains on the rest, then unlearns the isolated samples.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from app.specs.defense import Abl
+from worker.lab.compute import derive_seed
+from worker.lab.data.augment import Augment
+from worker.lab.data.datasets import Split
+from worker.lab.defenses.base import TrainingDefense, load_state, state
+from worker.lab.evaluation import accuracy, sample_losses
+from worker.lab.networks import Network
+from worker.lab.stages import Outcome, StageRun
+from worker.lab.training import Loss, constant, last_third_at_a_tenth
+
+
+def isolation_loss(spec: Abl) -> Loss:
+    """Local gradient ascent ``sign(l - gamma) l`` or flooding ``|l - gamma| + gamma`` (section 4.2; Ishida et al. 2020).
+
+    ``l`` is the batch's mean loss, or each sample's with the mean taken afterwards.
+    """
+
+    def turn(loss: Tensor) -> Tensor:
+        if spec.isolation_loss == "flooding":
+            return (loss - spec.gamma).abs() + spec.gamma
+        return torch.sign(loss.detach() - spec.gamma) * loss
+
+    if spec.isolation_reduction == "batch_mean":
+        return lambda losses, rows: turn(losses.mean())
+    return lambda losses, rows: turn(losses).mean()
+
+
+def unlearning_loss(spec: Abl, isolated: Tensor) -> Loss:
+    """What unlearning minimises; ``isolated`` is a bool mask over the training set.
+
+    joint: ``E_rest[l] - E_isolated[l]`` (section 4.3, equation 4). ascent: ``-E_isolated[l]``.
+    unlikelihood: ``E_rest[l] + E_isolated[-log(1 - p)]`` with ``p = exp(-l)`` the label's probability: like joint it
+    drives p to zero, but its gradient vanishes once that is done, where joint's keeps growing.
+    """
+
+    def mean_where(values: Tensor, mask: Tensor) -> Tensor:
+        return (values * mask).sum() / mask.sum().clamp(min=1)
+
+    def loss(losses: Tensor, rows: Tensor) -> Tensor:
+        bad = isolated[rows]
+        rest = mean_where(losses, ~bad)
+        if spec.unlearning_objective == "unlikelihood":
+            probability = torch.exp(-losses).clamp(max=1 - 1e-6)
+            return rest + mean_where(-torch.log1p(-probability), bad)
+        return rest - mean_where(losses, bad)
+
+    return loss
+
+
+def smoothed_ranks(window: list[Tensor]) -> Tensor:
+    """Mean over epochs of each sample's loss rank, in [0, 1], 0 the lowest loss; ``window`` holds losses ``[N]``.
+
+    A single epoch's order is a lottery; ranks, unlike losses, weigh every epoch alike.
+    """
+    ranks = [losses.argsort(stable=True).argsort(stable=True).double() for losses in window]
+    return torch.stack(ranks).mean(0) / max(1, len(window[0]) - 1)
+
+
+def lowest(ranks: Tensor, ratio: float) -> Tensor:
+    """Rows of the lowest-ranked share, at least one."""
+    return ranks.argsort(stable=True)[: max(1, round(ratio * len(ranks)))]
+
+
+def run(spec: Abl, lab: TrainingDefense) -> Network:
+    """Defend: returns the network after isolation, fine-tuning and unlearning."""
+    isolation = lab.stage("isolation", lambda stage: isolate(spec, lab, stage))
+    finetuned = lab.stage("finetune", lambda stage: finetune(spec, lab, stage, isolation))
+    unlearned = lab.stage("unlearning", lambda stage: unlearn(spec, lab, stage, isolation, finetuned))
+    return _network(lab, unlearned)
+
+
+def isolate(spec: Abl, lab: TrainingDefense, stage: StageRun) -> Outcome:
+    """Stage 1. Leaves ``suspicion`` ``[N]`` (1 is the most suspicious), ``isolated`` rows, ``losses``, the network."""
+    network = lab.new_network("abl")
+    recipe = replace(
+        lab.recipe,
+        epochs=spec.isolation_epochs,
+        learning_rate=spec.isolation_learning_rate,
+        schedule=constant,
+        loss=isolation_loss(spec),
+        augment=lab.recipe.augment if spec.isolation_augmentation else Augment(),
+        memory={},
+    )
+    memory = recipe.memory
+
+    def rank(network: Network, epoch: int) -> None:
+        losses = sample_losses(network, lab.images, lab.labels, lab.compute)
+        kept = memory.get("losses", losses.new_empty((0, len(losses))))
+        memory["losses"] = torch.cat([kept, losses[None]])[-spec.ranking_window :]
+        ranks = smoothed_ranks(list(memory["losses"]))
+        lab.record_isolation(stage, epoch, 1 - ranks, lowest(ranks, spec.isolation_ratio))
+
+    lab.fit(stage, network, recipe, after_epoch=rank)
+    ranks = smoothed_ranks(list(memory["losses"]))
+    return stage.finish(
+        {
+            "suspicion": 1 - ranks,
+            "isolated": lowest(ranks, spec.isolation_ratio),
+            "losses": memory["losses"][-1],
+            **_prefixed(network),
+        }
+    )
+
+
+def finetune(spec: Abl, lab: TrainingDefense, stage: StageRun, isolation: Outcome) -> Outcome:
+    """Train on what was not isolated, less the hold-out."""
+    network = _network(lab, isolation)
+    recipe = replace(
+        lab.recipe,
+        epochs=spec.finetune_epochs,
+        learning_rate=spec.finetune_learning_rate,
+        schedule=last_third_at_a_tenth,
+    )
+    held_out = _holdout(spec, lab, isolation)
+    kept = torch.ones_like(lab.labels, dtype=torch.bool)
+    kept[isolation.tensors["isolated"].to(kept.device)] = False
+    kept[held_out] = False
+    lab.fit(stage, network, recipe, rows=kept.nonzero().flatten())
+    return stage.finish(_prefixed(network))
+
+
+def unlearn(spec: Abl, lab: TrainingDefense, stage: StageRun, isolation: Outcome, finetuned: Outcome) -> Outcome:
+    """Unlearn the isolated samples, watching accuracy on the hold-out."""
+    network = _network(lab, finetuned)
+    isolated = torch.zeros_like(lab.labels, dtype=torch.bool)
+    isolated[isolation.tensors["isolated"].to(isolated.device)] = True
+    held_out = _holdout(spec, lab, isolation)
+    trained_on = isolated.clone() if spec.unlearning_objective == "ascent" else torch.ones_like(isolated)
+    trained_on[held_out] = False
+    watched = Split(lab.images[held_out], lab.labels[held_out])
+    suspects = Split(lab.images[isolated], lab.labels[isolated])
+    floor = accuracy(network, watched, lab.compute) - spec.max_accuracy_drop if len(watched) else 0.0
+    best, stopped = state(network), False
+
+    def watch(network: Network, epoch: int) -> dict[str, float]:
+        nonlocal best, stopped
+        values = {"isolated_accuracy": accuracy(network, suspects, lab.compute)}
+        if len(watched):
+            values["holdout_accuracy"] = accuracy(network, watched, lab.compute)
+            if values["holdout_accuracy"] < floor:
+                stopped = True
+                return values
+        best = state(network)
+        return values
+
+    recipe = replace(
+        lab.recipe,
+        epochs=spec.unlearning_epochs,
+        learning_rate=spec.unlearning_learning_rate,
+        schedule=constant,
+        loss=unlearning_loss(spec, isolated),
+        stop=lambda: stopped,
+    )
+    lab.fit(stage, network, recipe, rows=trained_on.nonzero().flatten(), after_epoch=watch)
+    network.load_state_dict(best)
+    still_known = accuracy(network, suspects, lab.compute)
+    if still_known > 0.5:
+        lab.warn(stage, f"unlearning left {still_known:.0%} of the isolated samples at their label; the backdoor may be intact")
+    return stage.finish(_prefixed(network))
+
+
+def _holdout(spec: Abl, lab: TrainingDefense, isolation: Outcome) -> Tensor:
+    """Rows to watch accuracy with, drawn from the half that ranks least suspicious, so that few are poisoned."""
+    suspicion = isolation.tensors["suspicion"]
+    trusted = suspicion.argsort(stable=True)[: len(suspicion) // 2]
+    drawn = torch.Generator().manual_seed(derive_seed("abl hold-out", lab.seed))
+    order = torch.randperm(len(trusted), generator=drawn)
+    return trusted[order[: round(spec.holdout_ratio * len(suspicion))]].sort().values.to(lab.labels.device)
+
+
+def _prefixed(network: Network) -> dict[str, Tensor]:
+    return {f"network.{name}": tensor for name, tensor in state(network).items()}
+
+
+def _network(lab: TrainingDefense, outcome: Outcome) -> Network:
+    tensors = {n.removeprefix("network."): t for n, t in outcome.tensors.items() if n.startswith("network.")}
+    return load_state(lab.new_network("abl"), tensors, lab.compute.device)

@@ -1,0 +1,86 @@
+"""What a defence may see and do.
+
+A training defence sees the images and labels of the poisoned set and nothing else: neither the true flags nor any
+test image. What is measured with them while it runs goes past it, straight to the recorder.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from app.specs.facts import DatasetFacts
+from worker.lab.compute import Compute
+from worker.lab.contracts import Recorder, Scope
+from worker.lab.networks import Network
+from worker.lab.stages import Outcome, StageRun
+from worker.lab.training import Recipe, train
+
+
+@dataclass(frozen=True)
+class Harness:
+    """Measures with test data and ground truth on behalf of the experiment; a defence only passes it on."""
+
+    curve: Callable[[Network], dict[str, float]]
+    score: Callable[[Tensor, Tensor], dict[str, float]]
+    """(suspicion ``[N]``, isolated rows ``[K]``) to isolation precision, recall and AUROC."""
+
+
+@dataclass(frozen=True)
+class TrainingDefense:
+    """Everything that a training defence works with."""
+
+    images: Tensor
+    """uint8 ``[N, C, H, W]``, on the device."""
+    labels: Tensor
+    """int64 ``[N]`` as the attacker left them."""
+    facts: DatasetFacts
+    seed: int
+    compute: Compute
+    recorder: Recorder
+    new_network: Callable[[object], Network]
+    """A fresh victim, initialised from the seed it is given."""
+    recipe: Recipe
+    """The experiment's training recipe with augmentation resolved; copy it with `dataclasses.replace`."""
+    stage: Callable[[str, Callable[[StageRun], Outcome]], Outcome]
+    """Run (or take from the cache) the stage of that kind, one of those that the spec's ``stages`` declares."""
+    _harness: Harness
+
+    def fit(
+        self,
+        run: StageRun,
+        network: Network,
+        recipe: Recipe,
+        *,
+        rows: Tensor | None = None,
+        after_epoch: Callable[[Network, int], dict[str, float] | None] = lambda network, epoch: None,
+    ) -> int:
+        """Train on the poisoned set (or some rows of it), recording the usual curves; returns the epochs done."""
+
+        def observe(network: Network, epoch: int) -> dict[str, float]:
+            return self._harness.curve(network) | (after_epoch(network, epoch) or {})
+
+        return train(run, network, self.images, self.labels, recipe, rows=rows, after_epoch=observe)
+
+    def record_isolation(self, run: StageRun, epoch: int, suspicion: Tensor, isolated: Tensor) -> None:
+        """Have an isolation scored against the truth, for the record alone."""
+        for name, value in self._harness.score(suspicion, isolated).items():
+            point = (name, epoch, value)
+            run.history.append(point)
+            self.recorder.metric(run.scope, name, run.first_step + epoch, value)
+
+    def warn(self, run: StageRun, message: str) -> None:
+        """Tell the reader of the result something that can be known without the truth."""
+        self.recorder.warning(Scope(run.planned.arm, run.planned.seed), message)
+
+
+def state(network: Network) -> dict[str, Tensor]:
+    """A copy of a network's parameters and buffers."""
+    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+
+def load_state(network: Network, tensors: dict[str, Tensor], device: torch.device) -> Network:
+    """Put ``tensors`` into ``network`` on ``device``."""
+    network.load_state_dict(tensors)
+    return network.to(device)

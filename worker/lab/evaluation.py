@@ -1,0 +1,135 @@
+"""The one place where a metric is computed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from worker.lab.attacks import Attack, State
+from worker.lab.attacks.poisoning import stamp
+from worker.lab.compute import Compute
+from worker.lab.contracts import NonFiniteLossError
+from worker.lab.data.datasets import Split
+from worker.lab.networks import Network
+
+BATCH = 1024
+
+
+@contextmanager
+def _evaluating(network: Network) -> Iterator[None]:
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        network.train(was_training)
+
+
+def predict(network: Network, images: Tensor, compute: Compute) -> Tensor:
+    """Logits float32 ``[N, classes]`` of uint8 ``[N, C, H, W]``, in evaluation mode.
+
+    Raises NonFiniteLossError rather than letting the argmax of NaN pass for a class.
+    """
+    with _evaluating(network):
+        parts = []
+        for batch in images.split(BATCH):
+            with compute.autocast():
+                x = batch.to(torch.float32, memory_format=compute.memory_format).div_(255)
+                parts.append(network(x).float())
+        logits = torch.cat(parts)
+    if not torch.isfinite(logits).all():
+        raise NonFiniteLossError("the network's output is not finite; no metric can be computed from it")
+    return logits
+
+
+def sample_losses(network: Network, images: Tensor, labels: Tensor, compute: Compute) -> Tensor:
+    """Cross-entropy of each sample ``[N]``: one forward pass over the set in large batches."""
+    return F.cross_entropy(predict(network, images, compute), labels, reduction="none")
+
+
+def accuracy(network: Network, split: Split, compute: Compute) -> float:
+    """Share of samples that are given their label."""
+    return (predict(network, split.images, compute).argmax(1) == split.labels).double().mean().item()
+
+
+@dataclass
+class TestSet:
+    """The test images, clean and triggered. Triggered ones leave out images already of the class they are driven to.
+
+    ``triggered`` holds true labels; ``targets`` the class that the attack wants.
+    """
+
+    __test__ = False  # not a test class, whatever pytest thinks
+
+    clean: Split
+    triggered: Split | None
+    targets: Tensor | None
+
+    @classmethod
+    def make(cls, test: Split, attack: Attack[Any] | None, state: State) -> "TestSet":
+        if attack is None:
+            return cls(test, None, None)
+        targets = attack.target(test.labels)
+        moved = targets != test.labels
+        triggered = Split(stamp(attack.trigger(state), test.images[moved]), test.labels[moved])
+        return cls(test, triggered, targets[moved])
+
+
+def evaluate(network: Network, test: TestSet, compute: Compute) -> dict[str, float | None]:
+    """Clean accuracy and loss; attack success, robust accuracy and loss towards the target on triggered images.
+
+    The attack's numbers are None where there is no attack, or no test image outside the target class.
+    """
+    logits, labels = predict(network, test.clean.images, compute), test.clean.labels
+    values: dict[str, float | None] = {
+        "clean_accuracy": (logits.argmax(1) == labels).double().mean().item(),
+        "clean_loss": F.cross_entropy(logits, labels).item(),
+        "attack_success_rate": None,
+        "robust_accuracy": None,
+        "poisoned_loss": None,
+    }
+    if test.triggered is not None and test.targets is not None and len(test.triggered):
+        logits = predict(network, test.triggered.images, compute)
+        answers = logits.argmax(1)
+        values |= {
+            "attack_success_rate": (answers == test.targets).double().mean().item(),
+            "robust_accuracy": (answers == test.triggered.labels).double().mean().item(),
+            "poisoned_loss": F.cross_entropy(logits, test.targets).item(),
+        }
+    return values
+
+
+def auroc(scores: Tensor, positive: Tensor) -> float:
+    """Probability that a positive sample scores above a negative one, ties counting half (Mann-Whitney).
+
+    ``scores`` float ``[N]``, ``positive`` bool ``[N]`` with both kinds present.
+    """
+    _, inverse, counts = scores.unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    rank = (last - (counts.double() - 1) / 2)[inverse]  # from 1, ties sharing their mean rank
+    n_positive = int(positive.sum())
+    n_negative = len(positive) - n_positive
+    u = rank[positive].sum().item() - n_positive * (n_positive + 1) / 2
+    return u / (n_positive * n_negative)
+
+
+def isolation_quality(suspicion: Tensor, isolated: Tensor, is_poisoned: Tensor) -> dict[str, float]:
+    """How well a ranking finds the poison: precision and recall of the isolated rows, AUROC of the whole ranking.
+
+    ``suspicion`` ``[N]``, higher is more suspicious; ``isolated`` rows ``[K]``; ``is_poisoned`` bool ``[N]``.
+    Empty if nothing is poisoned, for then none of the three has a meaning.
+    """
+    poisoned = int(is_poisoned.sum())
+    if poisoned in (0, len(is_poisoned)):
+        return {}
+    hits = int(is_poisoned[isolated].sum())
+    return {
+        "isolation_precision": hits / max(1, len(isolated)),
+        "isolation_recall": hits / poisoned,
+        "isolation_auroc": auroc(suspicion, is_poisoned),
+    }

@@ -1,0 +1,147 @@
+"""Running one stage: take it from the store, or compute it with checkpoints and keep it.
+
+A stage's outcome is tensors, some numbers, and the time series it recorded. Serialised as safetensors with the
+rest as JSON in the header, so nothing is ever unpickled.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from app.specs.stages import PlannedStage
+from worker.lab.compute import Compute
+from worker.lab.contracts import Recorder, Scope, StageStore
+
+
+@dataclass
+class Outcome:
+    """What a stage leaves behind. ``history`` is its time series: (name, step within the stage, value)."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any] = field(default_factory=dict)
+    history: list[tuple[str, int, float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def dumps(self) -> bytes:
+        header = {"facts": self.facts, "history": self.history, "seconds": self.seconds}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
+        # safetensors keeps metadata outside load(), so the header travels as a tensor-free entry beside it.
+        body = save(tensors)
+        text = json.dumps(header).encode()
+        return len(text).to_bytes(8, "little") + text + body
+
+    @classmethod
+    def loads(cls, data: bytes) -> "Outcome":
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        history = [(name, step, value) for name, step, value in header["history"]]
+        return cls(load(data[8 + length :]), header["facts"], history, header["seconds"])
+
+
+@dataclass
+class Progress:
+    """How far the whole experiment is, counted in planned epochs."""
+
+    total: int
+    done: int = 0
+
+    def fraction(self, epochs_of_stage: float = 0.0) -> float:
+        return min(1.0, (self.done + epochs_of_stage) / max(1, self.total))
+
+
+@dataclass
+class StageRun:
+    """What a stage has at hand while it is computed."""
+
+    planned: PlannedStage
+    recorder: Recorder
+    store: StageStore
+    compute: Compute
+    progress: Progress
+    checkpoint_seconds: float
+    first_step: int
+    """Steps of the arm's time series already taken by its earlier stages."""
+    history: list[tuple[str, int, float]] = field(default_factory=list)
+    _started: float = field(default_factory=time.monotonic)
+    _saved: float = field(default_factory=time.monotonic)
+    _seconds_before: float = 0.0
+
+    @property
+    def scope(self) -> Scope:
+        return Scope(self.planned.arm, self.planned.seed, self.planned.kind)
+
+    def resume(self) -> Outcome | None:
+        """The latest checkpoint, its history already reported again."""
+        data = self.store.load_checkpoint(self.planned.key)
+        if data is None:
+            return None
+        saved = Outcome.loads(data)
+        self.history, self._seconds_before = saved.history, saved.seconds
+        self._replay(saved.history)
+        self.recorder.log(f"{self._title()}: resumed from a checkpoint at epoch {saved.facts.get('epoch')}")
+        return saved
+
+    def checkpoint(self, state: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]]) -> None:
+        """Keep ``state()`` (tensors, facts) if the last checkpoint is old enough."""
+        if time.monotonic() - self._saved < self.checkpoint_seconds:
+            return
+        tensors, facts = state()
+        self.store.save_checkpoint(self.planned.key, self._outcome(tensors, facts).dumps())
+        self._saved = time.monotonic()
+
+    def epoch_done(self, epoch: int, epochs: int, values: dict[str, float]) -> None:
+        """Report an epoch's numbers and progress."""
+        points = [(name, epoch, float(value)) for name, value in values.items()]
+        self.history.extend(points)
+        self._replay(points)
+        share = epoch / max(1, epochs) * self.planned.epochs
+        self.recorder.progress(self.scope, epoch, epochs, self.progress.fraction(share))
+
+    def finish(self, tensors: dict[str, Tensor], **facts: Any) -> Outcome:
+        """The stage's outcome, with the history and time taken."""
+        return self._outcome(tensors, facts)
+
+    def _outcome(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Outcome:
+        return Outcome(tensors, facts, list(self.history), self._seconds_before + time.monotonic() - self._started)
+
+    def _replay(self, points: list[tuple[str, int, float]]) -> None:
+        for name, step, value in points:
+            self.recorder.metric(self.scope, name, self.first_step + step, value)
+
+    def _title(self) -> str:
+        arm = self.planned.arm or "all arms"
+        return f"seed {self.planned.seed}, {arm}, {self.planned.kind}"
+
+    def run(self, compute: Callable[["StageRun"], Outcome]) -> Outcome:
+        """The stage's outcome, from the store if it is there.
+
+        Raises StageBusyError while another worker computes it.
+        """
+        self.recorder.check()
+        self.recorder.progress(self.scope, 0, self.planned.epochs, self.progress.fraction())
+        outcome = self._load()
+        if outcome is None:
+            with self.store.claim(self.planned.key, self.planned.kind):
+                outcome = self._load()  # another worker may have finished it while we asked
+                if outcome is None:
+                    self.recorder.log(f"{self._title()}: started")
+                    self._started = self._saved = time.monotonic()
+                    outcome = compute(self)
+                    self.store.save(self.planned.key, self.planned.kind, outcome.dumps())
+                    self.recorder.log(f"{self._title()}: done in {outcome.seconds:.1f} s")
+        self.progress.done += self.planned.epochs
+        return outcome
+
+    def _load(self) -> Outcome | None:
+        data = self.store.load(self.planned.key)
+        if data is None:
+            return None
+        outcome = Outcome.loads(data)
+        self._replay(outcome.history)
+        self.recorder.log(f"{self._title()}: taken from the cache")
+        return replace(outcome, facts={**outcome.facts, "cached": True})

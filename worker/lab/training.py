@@ -1,0 +1,191 @@
+"""The one training loop. Everything that trains a network is a use of it."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from app.specs.training import TrainingSpec
+from worker.lab.compute import generator
+from worker.lab.contracts import NonFiniteLossError
+from worker.lab.data.augment import Augment
+from worker.lab.networks import Network
+from worker.lab.stages import StageRun
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(per-sample cross-entropy ``[B]``, rows of the training set ``[B]``) to the scalar that is minimised."""
+
+Schedule = Callable[[float], float]
+"""Share of the run that is over, in [0, 1), to a factor on the learning rate."""
+
+AfterEpoch = Callable[[Network, int], dict[str, float] | None]
+"""Called with the network and the epoch just done (from 1); returns numbers to record."""
+
+
+def mean_loss(losses: Tensor, rows: Tensor) -> Tensor:
+    """Ordinary empirical risk."""
+    return losses.mean()
+
+
+def cosine(share: float) -> float:
+    return (1 + math.cos(math.pi * share)) / 2
+
+
+def constant(share: float) -> float:
+    return 1.0
+
+
+def one_cycle(share: float) -> float:
+    """Up over the first fifth, then down to zero, both linearly."""
+    return share / 0.2 if share < 0.2 else (1 - share) / 0.8
+
+
+def last_third_at_a_tenth(share: float) -> float:
+    return 1.0 if share < 2 / 3 else 0.1
+
+
+SCHEDULES: dict[str, Schedule] = {"cosine": cosine, "constant": constant, "one_cycle": one_cycle}
+
+
+@dataclass
+class Recipe:
+    """How to minimise: SGD with Nesterov momentum over augmented batches."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    schedule: Schedule = cosine
+    augment: Augment = Augment()
+    loss: Loss = mean_loss
+    stop: Callable[[], bool] = lambda: False
+    """Asked after every epoch."""
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    """Tensors that the caller's hooks keep between epochs; they are part of every checkpoint."""
+
+    @classmethod
+    def of(cls, spec: TrainingSpec, augment: Augment) -> "Recipe":
+        return cls(
+            epochs=spec.epochs,
+            batch_size=spec.batch_size,
+            learning_rate=spec.learning_rate,
+            momentum=spec.momentum,
+            weight_decay=spec.weight_decay,
+            schedule=SCHEDULES[spec.schedule],
+            augment=augment,
+        )
+
+
+def train(
+    run: StageRun,
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    *,
+    rows: Tensor | None = None,
+    after_epoch: AfterEpoch = lambda network, epoch: None,
+) -> int:
+    """Train ``network`` in place; returns the epochs done.
+
+    ``images`` uint8 ``[N, C, H, W]`` and ``labels`` int64 ``[N]`` lie on the device of ``run``; ``rows`` restricts
+    training to some of them. Resumes from the stage's checkpoint if there is one. The order of samples and every
+    random change follow from the stage's key and the epoch, so a resumed run equals an undisturbed one.
+    Raises NonFiniteLossError, with the network as it was at the last finite epoch's end.
+    """
+    device = run.compute.device
+    network.to(device, memory_format=run.compute.memory_format)
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.momentum > 0,
+    )
+    rows = torch.arange(len(labels), device=device) if rows is None else rows.to(device)
+    start = _restore(run, network, optimizer, recipe)
+    forward = torch.compile(network) if run.compute.compile else network
+    epoch = start
+    while epoch < recipe.epochs and not recipe.stop():
+        epoch += 1
+        before = _snapshot(network)
+        network.train()
+        drawn = generator(device, run.planned.key, epoch)
+        order = rows[torch.randperm(len(rows), device=device, generator=drawn)]
+        # Batch normalisation cannot train on a single image, so a lone last one is left out.
+        batches = [batch for batch in order.split(recipe.batch_size) if len(batch) > 1] or [order]
+        losses = torch.zeros(len(batches), device=device)
+        for step, batch in enumerate(batches):
+            run.recorder.check()
+            share = (epoch - 1 + step / len(batches)) / recipe.epochs
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate * recipe.schedule(share)
+            x = recipe.augment(images[batch], drawn)
+            with run.compute.autocast():
+                logits = forward(to_input(x, run))
+            loss = recipe.loss(F.cross_entropy(logits.float(), labels[batch], reduction="none"), batch)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            losses[step] = loss.detach()
+        _must_be_finite(losses, epoch, lambda: network.load_state_dict(before))
+        values = {"train_loss": losses.mean().item()} | (after_epoch(network, epoch) or {})
+        run.epoch_done(epoch, recipe.epochs, values)
+        run.checkpoint(lambda: _state(network, optimizer, recipe, epoch))
+    return epoch
+
+
+def to_input(images: Tensor, run: StageRun) -> Tensor:
+    """uint8 images to what a network takes: float in [0, 1], in the device's preferred layout."""
+    return images.to(torch.float32, memory_format=run.compute.memory_format).div_(255)
+
+
+def _must_be_finite(losses: Tensor, epoch: int, undo: Callable[[], object]) -> None:
+    bad = torch.nonzero(~torch.isfinite(losses)).flatten()
+    if len(bad):
+        undo()
+        batch = int(bad[0]) + 1
+        raise NonFiniteLossError(f"the loss became {losses[bad[0]].item()} at epoch {epoch}, batch {batch}")
+
+
+def _snapshot(network: Network) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def _state(
+    network: Network, optimizer: torch.optim.Optimizer, recipe: Recipe, epoch: int
+) -> tuple[dict[str, Tensor], dict[str, object]]:
+    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    for i, parameter in enumerate(network.parameters()):
+        momentum = optimizer.state[parameter].get("momentum_buffer")
+        if momentum is not None:
+            tensors[f"momentum.{i}"] = momentum
+    tensors |= {f"memory.{name}": tensor for name, tensor in recipe.memory.items()}
+    return tensors, {"epoch": epoch}
+
+
+def _restore(run: StageRun, network: Network, optimizer: torch.optim.Optimizer, recipe: Recipe) -> int:
+    """Load the checkpoint, if any, and return the epoch it was made at."""
+    saved = run.resume()
+    if saved is None:
+        return 0
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {
+            name.removeprefix(prefix): tensor.to(run.compute.device)
+            for name, tensor in saved.tensors.items()
+            if name.startswith(prefix)
+        }
+
+    network.load_state_dict(part("network."))
+    momentum = part("momentum.")
+    for i, parameter in enumerate(network.parameters()):
+        if str(i) in momentum:
+            optimizer.state[parameter]["momentum_buffer"] = momentum[str(i)]
+    recipe.memory.clear()
+    recipe.memory.update(part("memory."))
+    return int(saved.facts["epoch"])
