@@ -1,10 +1,17 @@
 """Every setting, from the environment with the prefix BDLAB_. The defaults run everything on one machine."""
 
+import os
+import tempfile
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
+from urllib.parse import quote
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+SOCKET_PATH_BYTES = 100
+"""Longest path of a Unix socket that every system takes (Linux 107, macOS 103)."""
 
 
 class Settings(BaseSettings):
@@ -45,6 +52,9 @@ class Settings(BaseSettings):
     cancel_grace_seconds: float = Field(
         60.0, description="A worker that has not stopped so long after a cancel kills itself.", gt=0
     )
+    storage_patience_seconds: float = Field(
+        30.0, description="How long a worker retries the object store before the experiment fails.", gt=0
+    )
     max_attempts: int = Field(3, description="Lost attempts after which an experiment fails.", ge=1)
     checkpoint_seconds: float = Field(
         30.0, description="Least time between two checkpoints of a stage; 0 is every epoch.", ge=0
@@ -63,8 +73,17 @@ class Settings(BaseSettings):
 
     @cached_property
     def broker(self) -> str:
-        """The broker's URL. The embedded Valkey listens on a Unix socket under home, so no port is taken."""
-        return self.broker_url or f"redis+socket://{self.home_dir / 'valkey.sock'}"
+        """The broker's URL. The embedded Valkey listens on a Unix socket, so no port is taken."""
+        return self.broker_url or f"redis+socket://{quote(str(self.broker_socket))}"
+
+    @cached_property
+    def broker_socket(self) -> Path:
+        """The embedded Valkey's socket: under home, or in a temporary folder where that path is too long."""
+        path = self.home_dir / "valkey.sock"
+        if len(os.fsencode(path)) <= SOCKET_PATH_BYTES:
+            return path
+        digest = sha256(os.fsencode(self.home_dir)).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"bdlab-{os.getuid()}-{digest}" / "valkey.sock"
 
     @cached_property
     def objects(self) -> str:
