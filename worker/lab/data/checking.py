@@ -133,7 +133,7 @@ def labels(name: str, array: Array) -> Array:
 
 
 def split(y: Array, fraction: float, seed: int, names: tuple[str, ...]) -> tuple[Array, Array]:
-    """Indices of a training and a test part, in order; every class gives ``fraction`` of its images, or one."""
+    """Indices of a training and a test part, in order; each class gives ``fraction`` of its own, or one."""
     random = np.random.default_rng(seed)
     test: list[Array] = []
     for label, name in enumerate(names):

@@ -11,7 +11,6 @@ from worker.lab.data import files
 from worker.lab.data.checking import Source, check
 from worker.lab.data.importing import Stored, as_built_in, path_of, spec_of
 from worker.lab.data.readers.decoding import ImageStack
-from worker.lab.networks._torchvision import torchvision_models
 
 GTSRB_SIDE = 32
 
@@ -32,6 +31,8 @@ def fetch(name: str, data_dir: Path) -> Stored:
 
 def _download(name: str, source: Callable[[str], Source], folder: str) -> Source:
     try:
+        from worker.lab.networks._torchvision import torchvision_models  # noqa: PLC0415  # heavy
+
         torchvision_models()
     except ImportError as error:
         raise LabError(

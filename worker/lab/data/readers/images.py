@@ -79,13 +79,14 @@ Named = tuple[PurePosixPath, PurePosixPath]  # the path below any wrapping folde
 
 
 def _without_wrapper(paths: list[PurePosixPath]) -> list[Named]:
-    """Archives often hold one folder that holds everything: step into it."""
+    """Archives often hold one folder that holds all the pictures: step into it."""
     named = [(path, path) for path in paths]
-    while named and len({p.parts[0] for p, _ in named}) == 1 and all(len(p.parts) > 2 for p, _ in named):
-        if named[0][0].parts[0].lower() in _SPLITS:
-            break
-        named = [(PurePosixPath(*p.parts[1:]), full) for p, full in named]
-    return named
+    while True:
+        pictures = [path for path, _ in named if path.suffix.lower() in SUFFIXES]
+        tops = {path.parts[0] for path in pictures}
+        if len(tops) != 1 or min(len(path.parts) for path in pictures) < 3 or tops <= set(_SPLITS):
+            return named
+        named = [(PurePosixPath(*p.parts[1:]), full) for p, full in named if p.parts[0] in tops]
 
 
 def _by_split(named: list[Named], source: str) -> dict[str, tuple[int, list[Named]]]:
