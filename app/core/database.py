@@ -6,14 +6,17 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Engine, MetaData, create_engine, event
+from sqlalchemy import JSON, BigInteger, DateTime, Engine, Integer, MetaData, create_engine, event, make_url
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.types import TypeDecorator
 
 Json = JSON().with_variant(JSONB(), "postgresql")
+BigId = BigInteger().with_variant(Integer(), "sqlite")
+"""A key that the database counts up; SQLite does so only for a plain INTEGER."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -48,7 +51,13 @@ class Base(DeclarativeBase):
 def new_id() -> str:
     """A UUIDv7 (RFC 9562, section 5.7): 48 bits of milliseconds, then 74 random bits, so ids sort by age."""
     random = int.from_bytes(os.urandom(10))
-    value = (time.time_ns() // 1_000_000) << 80 | 0x7 << 76 | (random >> 68) << 64 | 0b10 << 62 | random & (1 << 62) - 1
+    value = (
+        (time.time_ns() // 1_000_000) << 80
+        | 0x7 << 76
+        | (random >> 68) << 64
+        | 0b10 << 62
+        | random & (1 << 62) - 1
+    )
     return str(uuid.UUID(int=value))
 
 
@@ -56,11 +65,17 @@ def utcnow() -> datetime:
     return datetime.now(UTC)
 
 
+# The API serves from 40 threads, and none of them shall wait for a connection.
+POOL: dict[str, Any] = {"pool_size": 10, "max_overflow": 40}
+
+
 def make_engine(url: str) -> Engine:
     """An engine for ``url``; SQLite gets write-ahead logging, foreign keys, and immediate transactions."""
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20)
-    engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
+        return create_engine(url, pool_pre_ping=True, **POOL)
+    if (path := make_url(url).database) and path != ":memory:":
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False}, **POOL)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:

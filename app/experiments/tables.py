@@ -3,10 +3,10 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, String, Text
+from sqlalchemy import BigInteger, ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from app.core.database import Base, Json, UtcDateTime, new_id
+from app.core.database import Base, BigId, Json, UtcDateTime, new_id
 
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELED = "queued", "running", "succeeded", "failed", "canceled"
 TERMINAL = (SUCCEEDED, FAILED, CANCELED)
@@ -88,7 +88,7 @@ class Outbox(Base):
     __tablename__ = "outbox"
     __table_args__ = (Index("ix_outbox_due", "published_at", "not_before"),)
 
-    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
     experiment_id: Mapped[str] = mapped_column(ForeignKey(EXPERIMENT, ondelete="CASCADE"), index=True)
     not_before: Mapped[datetime] = mapped_column(UtcDateTime)
     published_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -100,7 +100,7 @@ class Event(Base):
     __tablename__ = "events"
     __table_args__ = (Index("ix_events_experiment", "experiment_id", "id"),)
 
-    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
     experiment_id: Mapped[str] = mapped_column(ForeignKey(EXPERIMENT, ondelete="CASCADE"))
     at: Mapped[datetime] = mapped_column(UtcDateTime)
     type: Mapped[str] = mapped_column(String(32))
@@ -113,7 +113,7 @@ class LogLine(Base):
     __tablename__ = "log_lines"
     __table_args__ = (Index("ix_log_lines_experiment", "experiment_id", "id"),)
 
-    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
     experiment_id: Mapped[str] = mapped_column(ForeignKey(EXPERIMENT, ondelete="CASCADE"))
     attempt: Mapped[int]
     at: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -130,7 +130,7 @@ class Stage(Base):
     ready_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     owner: Mapped[str | None] = mapped_column(String(300))
     lease_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    size: Mapped[int | None] = mapped_column()
+    size: Mapped[int | None] = mapped_column(BigInteger)
     sha256: Mapped[str | None] = mapped_column(String(64))
     last_used_at: Mapped[datetime] = mapped_column(UtcDateTime)
 

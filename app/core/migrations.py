@@ -1,0 +1,78 @@
+"""Brings the database to the schema that the code expects.
+
+The revisions lie in the package ``migrations``. A new one: change the tables, then
+``python -c "from app.core import migrations; migrations.revise('sqlite:///var/bdlab.sqlite3', 'What changes')"``.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine
+
+import migrations
+from app.artifacts import tables as artifacts
+from app.core.database import Base, make_engine
+from app.experiments import tables as experiments
+from app.results import tables as results
+
+TABLES = (artifacts, experiments, results)
+"""Every module that declares tables; imported so that `Base.metadata` is whole."""
+
+
+def upgrade(url: str, revision: str = "head") -> None:
+    """Make the database at ``url`` current, if it is not. Several processes may call this at once."""
+    _run(url, lambda config: command.upgrade(config, revision))
+
+
+def downgrade(url: str, revision: str = "base") -> None:
+    """Go back to ``revision``."""
+    _run(url, lambda config: command.downgrade(config, revision))
+
+
+def revise(url: str, message: str) -> None:
+    """Write a new revision from the difference between the tables and the database at ``url``."""
+    _run(url, lambda config: command.revision(config, message, autogenerate=True))
+
+
+def differences(engine: Engine) -> list[Any]:
+    """What the tables in the code have and the database has not, or the other way round."""
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        return list(compare_metadata(context, Base.metadata))
+
+
+def revision_of(connection: Connection) -> str | None:
+    """The database's revision."""
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def head() -> str | None:
+    """The newest revision."""
+    return ScriptDirectory.from_config(_config()).get_current_head()
+
+
+def _config() -> Config:
+    config = Config()
+    # A folder's name may hold a %, which the configuration would take for interpolation.
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent).replace("%", "%%"))
+    return config
+
+
+def _run(url: str, work: Any) -> None:
+    engine = make_engine(url)
+    try:
+        with engine.connect() as connection:
+            if engine.dialect.name == "sqlite":
+                # Batch mode copies a table and drops the old one, which must not delete what refers to it.
+                driver: Any = connection.connection.driver_connection
+                driver.execute("PRAGMA foreign_keys=OFF")
+            config = _config()
+            config.attributes["connection"] = connection
+            work(config)
+    finally:
+        engine.dispose()

@@ -1,0 +1,35 @@
+"""Runs revisions on the connection that `app.core.migrations` hands over."""
+
+from typing import Any, Literal
+
+from alembic import context
+from sqlalchemy import JSON, text
+
+from app.core.database import Base, UtcDateTime
+
+LOCK = 0x6264_6C61_62  # "bdlab": two processes that start together must not both migrate
+
+
+def render(kind: str, item: Any, autogen_context: Any) -> str | Literal[False]:
+    """Revisions name plain SQLAlchemy types, so that they stay as they are when our own types change."""
+    if kind == "type" and isinstance(item, UtcDateTime):
+        return "sa.DateTime(timezone=True)"
+    if kind == "type" and isinstance(item, JSON):
+        autogen_context.imports.add("from sqlalchemy.dialects import postgresql")
+        return 'sa.JSON().with_variant(postgresql.JSONB(), "postgresql")'
+    return False
+
+
+connection = context.config.attributes["connection"]
+context.configure(
+    connection=connection,
+    target_metadata=Base.metadata,
+    render_as_batch=True,
+    compare_type=True,
+    render_item=render,
+    transaction_per_migration=False,
+)
+with context.begin_transaction():
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
+    context.run_migrations()
