@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from urllib.parse import quote
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 SOCKET_PATH_BYTES = 100
@@ -28,6 +28,10 @@ class Settings(BaseSettings):
         "", description="Object store, s3://bucket/prefix or file:///folder; empty: a folder under home."
     )
     data_dir: Path | None = Field(None, description="Data sets; default: data under home.")
+
+    secret: SecretStr = Field(
+        SecretStr(""), description="Signs cursors; empty: a file under home. Needed with several API hosts."
+    )
 
     max_body_bytes: int = Field(1_048_576, description="Largest accepted JSON body.", gt=0)
     max_image_bytes: int = Field(4_194_304, description="Largest accepted uploaded image.", gt=0)

@@ -1,7 +1,7 @@
 """Brings the database to the schema that the code expects.
 
-The revisions lie in the package ``migrations``. A new one: change the tables, then
-``python -c "from app.core import migrations; migrations.revise('sqlite:///var/bdlab.sqlite3', 'What changes')"``.
+The revisions lie in the package ``migrations``. A new one: change the tables, then call `revise` with the URL
+of a database that is at the newest revision.
 """
 
 from pathlib import Path
@@ -41,7 +41,7 @@ def revise(url: str, message: str) -> None:
 
 def differences(engine: Engine) -> list[Any]:
     """What the tables in the code have and the database has not, or the other way round."""
-    with engine.connect() as connection:
+    with engine.execution_options(readonly=True).connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         return list(compare_metadata(context, Base.metadata))
 

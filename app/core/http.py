@@ -1,0 +1,115 @@
+"""What surrounds every request: an id, a limit on the body, a measured time, and a last net for errors."""
+
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.core.errors import TooLargeError, problem
+
+log = structlog.get_logger(__name__)
+HEADER = "X-Request-ID"
+FORM_OVERHEAD = 64 * 1024
+_GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+Observe = Callable[[str, str, int, float], None]
+"""Called after each request with method, route template, status, and seconds."""
+
+
+class Surround:
+    """The outermost middleware, in plain ASGI so that streams pass through it untouched."""
+
+    def __init__(self, app: ASGIApp, max_body: int, max_form: int, observe: Observe) -> None:
+        """``max_form`` is the limit for multipart bodies, which carry an image; ``max_body`` for all others."""
+        self.app = app
+        self.max_body = max_body
+        self.max_form = max_form + FORM_OVERHEAD
+        self.observe = observe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get(HEADER, "")
+        request_id = scope["request_id"] = given if _GIVEN_ID.fullmatch(given) else uuid4().hex
+        status, began = 0, time.perf_counter()
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[HEADER] = request_id
+            await send(message)
+
+        try:
+            body = await self._body(headers, receive)
+            await self.app(scope, body, sending)
+        except TooLargeError as error:
+            answer = problem(
+                request_id, error.status, error.detail, kind=error.kind, headers={"Connection": "close"}
+            )
+            await answer(scope, receive, sending)
+        except Exception:
+            log.exception("request failed", request_id=request_id, method=scope["method"], path=scope["path"])
+            if status:
+                raise  # too late for an answer: let the server cut the connection
+            detail = "an internal error; the service's log has the details under this request_id"
+            await problem(request_id, 500, detail, kind="internal")(scope, receive, sending)
+        finally:
+            template = getattr(scope.get("route"), "path", "unmatched")
+            self.observe(scope["method"], template, status, time.perf_counter() - began)
+
+    async def _body(self, headers: Headers, receive: Receive) -> Receive:
+        """The whole body, read up to the limit. Bodies are small, so routes never see half of one."""
+        multipart = headers.get("content-type", "").startswith("multipart/form-data")
+        limit = self.max_form if multipart else self.max_body
+        length = headers.get("content-length", "")
+        if length.isdigit() and int(length) > limit:
+            raise _too_large(limit)
+        if not length and "transfer-encoding" not in headers:
+            return receive
+        parts: list[bytes] = []
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                break
+            parts.append(message.get("body", b""))
+            size, more = size + len(parts[-1]), message.get("more_body", False)
+            if size > limit:
+                raise _too_large(limit)
+        pending: list[Message] = [{"type": "http.request", "body": b"".join(parts), "more_body": more}]
+
+        async def replay() -> Message:
+            return pending.pop() if pending else await receive()
+
+        return replay
+
+
+def _too_large(limit: int) -> TooLargeError:
+    return TooLargeError(f"the body is too large; at most {limit} bytes are allowed")
+
+
+def wants(accept: str | None, offered: list[str]) -> str:
+    """Which of the ``offered`` media types an Accept header prefers; the first if it does not say."""
+    best, best_quality = offered[0], 0.0
+    ranges: dict[str, float] = {}
+    for part in (accept or "*/*").lower().split(","):
+        kind, *parameters = (p.strip() for p in part.split(";"))
+        quality: Any = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+        try:
+            ranges[kind] = float(quality)
+        except ValueError:
+            ranges[kind] = 0.0
+    for kind in offered:
+        candidates = (kind, f"{kind.partition('/')[0]}/*", "*/*")
+        value = next((ranges[c] for c in candidates if c in ranges), 0.0)
+        if value > best_quality:
+            best, best_quality = kind, value
+    return best

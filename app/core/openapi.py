@@ -1,0 +1,60 @@
+"""How the API documents itself: the problems that a route can answer, and worked examples."""
+
+from http import HTTPStatus
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from app.core.errors import MEDIA_TYPE
+
+
+class FieldFault(BaseModel):
+    """One fault of a request."""
+
+    field: str = Field(description="Path of the field, as in the request.")
+    value: Any = Field(description="What was there.")
+    message: str = Field(description="What is wrong, or what is allowed.")
+
+
+class Problem(BaseModel):
+    """RFC 9457."""
+
+    type: str = Field(examples=["urn:backdoor-lab:problem:not-found"])
+    title: str = Field(examples=["Not Found"])
+    status: int = Field(examples=[404])
+    detail: str = Field(description="One line for people.")
+    request_id: str = Field(description="Also in the header X-Request-ID and in the service's log.")
+    errors: list[FieldFault] = Field([], description="With status 422: each field at fault.")
+
+
+WHEN = {
+    400: "The request cannot be read.",
+    404: "There is no such thing.",
+    409: "The state does not allow it; the detail says what would.",
+    413: "The body is too large.",
+    415: "The body is of the wrong type.",
+    416: "The range lies outside the file.",
+    422: "A field is wrong; `errors` names each with what is allowed.",
+    502: "The interactive worker broke on the request.",
+    503: "Something does not answer; try again after `Retry-After` seconds.",
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The ``responses`` of a route that can refuse with these statuses."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {
+        status: {"description": f"{HTTPStatus(status).phrase}. {WHEN[status]}", "content": content}
+        for status in statuses
+    }
+
+
+def add_problem_schema(document: dict[str, Any]) -> dict[str, Any]:
+    """Put the schema that `problems` refers to into the OpenAPI document, and drop FastAPI's own error."""
+    schemas = document["components"]["schemas"]
+    schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas.update(schema.pop("$defs"))
+    schemas["Problem"] = schema
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    return document

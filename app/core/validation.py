@@ -1,0 +1,121 @@
+"""Pydantic's validation errors in the words of the person who wrote the request."""
+
+import inspect
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypedDict, get_args, get_type_hints
+
+from pydantic import BaseModel
+
+MOST_ERRORS = 50
+LONGEST_VALUE = 200
+
+
+class FieldError(TypedDict):
+    """One fault: the field's path as in the request, what was there, and what is allowed instead."""
+
+    field: str
+    value: Any
+    message: str
+
+
+def field_errors(errors: Iterable[Any], endpoint: Callable[..., Any] | None) -> list[FieldError]:
+    """Errors of a request to ``endpoint``, whose signature tells the body's model."""
+    root = _body_model(endpoint)
+    return [_field_error(error, root) for error in list(errors)[:MOST_ERRORS]]
+
+
+def shown(value: Any) -> Any:
+    """``value`` if it is short, plain JSON; otherwise a description of it."""
+    if isinstance(value, str):
+        return (
+            value if len(value) <= LONGEST_VALUE else f"{value[:LONGEST_VALUE]}... ({len(value)} characters)"
+        )
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, bool | float):
+        return value
+    if isinstance(value, int):
+        return value if abs(value) < 10**LONGEST_VALUE else "an integer of too many digits"
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return f"a {type(value).__name__}"
+    return value if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+
+
+def members(annotation: Any) -> list[type[BaseModel]]:
+    """The models that an annotation names: itself, or those inside a union, tuple or ``Annotated``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in members(part)]
+
+
+def name_of(model: type[BaseModel]) -> str | None:
+    """The discriminator's value: the default of ``name``."""
+    field = model.model_fields.get("name")
+    return field.default if field is not None else None
+
+
+def _field_error(error: Any, root: type[BaseModel] | None) -> FieldError:
+    where, *path = error["loc"]
+    model = root
+    if where == "body":
+        path, model = _walk(path, root)
+    kind, context = error["type"], error.get("ctx", {})
+    message, value = error["msg"].removeprefix("Value error, "), shown(error.get("input"))
+    if kind == "missing":
+        message, value = "this field is required", None
+    elif kind == "extra_forbidden" and model is not None:
+        message = f"unknown field; allowed: {', '.join(model.model_fields)}"
+    elif kind == "union_tag_invalid":
+        path, value = [*path, "name"], shown(context["tag"])
+        message = f"unknown name; allowed: {context['expected_tags']}"
+    elif kind == "union_tag_not_found":
+        path, value = [*path, "name"], None
+        message = "this field is required; it says which kind this is"
+    elif kind == "literal_error":
+        message = f"allowed: {context['expected']}"
+    field = _dotted(path) or where
+    return FieldError(field=field, value=value, message=message)
+
+
+def _walk(
+    path: Sequence[str | int], root: type[BaseModel] | None
+) -> tuple[list[str | int], type[BaseModel] | None]:
+    """The path without union tags, and the innermost model that it passes through before its last part."""
+    kept: list[str | int] = []
+    here: list[type[BaseModel]] = [root] if root else []
+    model = root
+    for part in path:
+        tagged = [m for m in here if name_of(m) == part] if len(here) > 1 else []
+        if tagged:
+            here = tagged
+            continue
+        kept.append(part)
+        if isinstance(part, int) or len(here) != 1:
+            continue
+        model = here[0]
+        field = model.model_fields.get(part)
+        here = members(field.annotation) if field is not None else []
+    return kept, model
+
+
+def _dotted(path: Sequence[str | int]) -> str:
+    """``["defenses", 0, "gamma"]`` as ``defenses[0].gamma``."""
+    return "".join(_parts(path)).lstrip(".")
+
+
+def _parts(path: Sequence[str | int]) -> Iterator[str]:
+    for part in path:
+        yield f"[{part}]" if isinstance(part, int) else f".{shown(part)}"
+
+
+def _body_model(endpoint: Callable[..., Any] | None) -> type[BaseModel] | None:
+    if endpoint is None:
+        return None
+    hints = get_type_hints(endpoint)
+    parameters = inspect.signature(endpoint).parameters
+    models = (hints[name] for name in parameters if isinstance(hints.get(name), type))
+    return next((m for m in models if issubclass(m, BaseModel)), None)
