@@ -20,7 +20,7 @@ def field(default: Any, description: str, *, unit: str = "", source: str = "", *
     default comes from; both end up in the JSON schema, and so in the catalog and the OpenAPI page.
     ``bounds`` are pydantic's own (``ge``, ``le``, ``gt``, ``lt``, ``min_length``, ``pattern`` ...).
     """
-    extra = {key: text for key, text in (("unit", unit), ("source", source)) if text}
+    extra: dict[str, Any] = {key: text for key, text in (("unit", unit), ("source", source)) if text}
     return Field(default, description=description, json_schema_extra=extra or None, **bounds)
 
 

@@ -44,15 +44,23 @@ def _problems(spec: ExperimentSpec, whole: DatasetFacts) -> Iterator[Problem]:
         if asked is not None and asked > there:
             yield Problem(f"dataset.{part}_size", asked, f"the data set has {there} images")
         if asked is not None and asked < whole.classes:
-            yield Problem(f"dataset.{part}_size", asked, f"at least one image for each of {whole.classes} classes")
+            yield Problem(
+                f"dataset.{part}_size", asked, f"at least one image for each of {whole.classes} classes"
+            )
     facts = whole.subset(spec.dataset)
     if spec.training.batch_size > facts.train_size:
-        yield Problem("training.batch_size", spec.training.batch_size, f"at most the {facts.train_size} training images")
+        yield Problem(
+            "training.batch_size", spec.training.batch_size, f"at most the {facts.train_size} training images"
+        )
     attack = spec.attack
     if isinstance(attack, NoAttack):
         return
     if attack.target_class >= facts.classes:
-        yield Problem("attack.target_class", attack.target_class, f"0 to {facts.classes - 1}, one of {facts.classes} classes")
+        yield Problem(
+            "attack.target_class",
+            attack.target_class,
+            f"0 to {facts.classes - 1}, one of {facts.classes} classes",
+        )
         return
     count = poison_count(spec, facts)
     if attack.clean_label_only:
@@ -67,9 +75,11 @@ def _problems(spec: ExperimentSpec, whole: DatasetFacts) -> Iterator[Problem]:
         yield Problem(
             "attack.poisoning_rate",
             attack.poisoning_rate,
-            f"this asks for {count} images, and only the {eligible} outside class {attack.target_class} can be poisoned",
+            f"this asks for {count} images; only the {eligible} outside class {attack.target_class} can be poisoned",
         )
     if isinstance(attack, BadNets) and attack.size + attack.margin > min(facts.height, facts.width):
         yield Problem(
-            "attack.size", attack.size, f"size + margin of at most {min(facts.height, facts.width)} pixels, the image's side"
+            "attack.size",
+            attack.size,
+            f"size + margin of at most {min(facts.height, facts.width)} pixels, the image's side",
         )

@@ -73,42 +73,64 @@ class Abl(_Defense):
     name: Literal["abl"] = "abl"
     preset: Literal["steady", "paper", "authors"] = field(
         "steady",
-        "steady: the paper's scheme made dependable (smoothed ranking, bounded unlearning). paper: the schedule of the paper. authors: the schedule of the authors' code.",
+        "steady: the paper's scheme made dependable (smoothed ranking, bounded unlearning). "
+        "paper: the schedule of the paper. authors: the schedule of the authors' code.",
         source=f"{PAPER}; {CODE}; {HERE}",
     )
     isolation_loss: Literal["local_gradient_ascent", "flooding"] = field(
-        "local_gradient_ascent", "Keeps losses near gamma: sign(l - gamma) l, or |l - gamma| + gamma.", source=PAPER
+        "local_gradient_ascent",
+        "Keeps losses near gamma: sign(l - gamma) l, or |l - gamma| + gamma.",
+        source=PAPER,
     )
     isolation_reduction: Literal["batch_mean", "per_sample"] = field(
-        "batch_mean", "Whether the isolation loss acts on the batch's mean loss or on each sample's.", source=CODE
+        "batch_mean",
+        "Whether the isolation loss acts on the batch's mean loss or on each sample's.",
+        source=CODE,
     )
-    gamma: float = field(0.5, "Level below which the loss is pushed up again.", unit="nats", source=PAPER, ge=0, le=10)
-    isolation_epochs: int = field(20, "Turning epoch: length of the isolation stage.", unit="epochs", source=PAPER, ge=1, le=500)
-    isolation_learning_rate: float = field(0.03, "Learning rate of the isolation stage, constant.", source=HERE, gt=0, le=10)
+    gamma: float = field(
+        0.5, "Level below which the loss is pushed up again.", unit="nats", source=PAPER, ge=0, le=10
+    )
+    isolation_epochs: int = field(
+        20, "Turning epoch: length of the isolation stage.", unit="epochs", source=PAPER, ge=1, le=500
+    )
+    isolation_learning_rate: float = field(
+        0.03, "Learning rate of the isolation stage, constant.", source=HERE, gt=0, le=10
+    )
     isolation_augmentation: bool = field(True, "Augment images during isolation as in training.", source=HERE)
     ranking_window: int = field(
         8,
-        "Rank samples by the mean of their loss ranks over the last so many isolation epochs; 1 is the last epoch alone.",
+        "Rank samples by the mean of their loss ranks over so many last isolation epochs; 1 is the last alone.",
         unit="epochs",
         source=HERE,
         ge=1,
         le=500,
     )
-    isolation_ratio: float = field(0.01, "Share of the training set that is isolated.", unit="fraction", source=PAPER, gt=0, le=0.5)
-    finetune_epochs: int = field(60, "Training on the samples that were not isolated.", unit="epochs", source=CODE, ge=0, le=1000)
+    isolation_ratio: float = field(
+        0.01, "Share of the training set that is isolated.", unit="fraction", source=PAPER, gt=0, le=0.5
+    )
+    finetune_epochs: int = field(
+        60, "Training on the samples that were not isolated.", unit="epochs", source=CODE, ge=0, le=1000
+    )
     finetune_learning_rate: float = field(
         0.1, "Learning rate of that training; a tenth of it in the last third.", source=CODE, gt=0, le=10
     )
     unlearning_objective: Literal["unlikelihood", "joint", "ascent"] = field(
         "unlikelihood",
-        "joint: loss on the rest minus loss on the isolated, which has no lower bound. ascent: minus the loss on the isolated alone. unlikelihood: loss on the rest plus -log(1 - p) of the isolated samples' labels, which is bounded.",
+        "joint: loss on the rest minus loss on the isolated, which has no lower bound. "
+        "ascent: minus the loss on the isolated alone. "
+        "unlikelihood: loss on the rest plus -log(1 - p) of the isolated samples' labels, which is bounded.",
         source=f"{PAPER}; {CODE}; Welleck et al. 2020",
     )
-    unlearning_epochs: int = field(20, "At most so many passes of unlearning.", unit="epochs", source=PAPER, ge=0, le=500)
-    unlearning_learning_rate: float = field(5e-4, "Learning rate of unlearning, constant.", source=CODE, gt=0, le=1)
+    unlearning_epochs: int = field(
+        20, "At most so many passes of unlearning.", unit="epochs", source=PAPER, ge=0, le=500
+    )
+    unlearning_learning_rate: float = field(
+        5e-4, "Learning rate of unlearning, constant.", source=CODE, gt=0, le=1
+    )
     holdout_ratio: float = field(
         0.1,
-        "Share of the training set kept out of fine-tuning and unlearning, to watch accuracy with. Drawn from the half that ranks least suspicious. 0: unlearning is not watched.",
+        "Share of the training set kept out of fine-tuning and unlearning, to watch accuracy with. "
+        "Drawn from the half that ranks least suspicious. 0: unlearning is not watched.",
         unit="fraction",
         source=HERE,
         ge=0,
@@ -133,7 +155,9 @@ class Abl(_Defense):
     @model_validator(mode="after")
     def _window_fits(self) -> "Abl":
         if self.ranking_window > self.isolation_epochs:
-            raise ValueError(f"ranking_window {self.ranking_window} exceeds isolation_epochs {self.isolation_epochs}")
+            raise ValueError(
+                f"ranking_window {self.ranking_window} exceeds isolation_epochs {self.isolation_epochs}"
+            )
         return self
 
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:

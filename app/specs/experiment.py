@@ -27,9 +27,15 @@ class ExperimentSpec(Spec):
     defenses: tuple[DefenseSpec, ...] = field((), "Defences; each makes an arm of its own.", max_length=32)
     training: TrainingSpec = field(TrainingSpec(), "How the clean and undefended arms are trained.")
     reference: bool = field(False, "Also train the clean arm: the same victim on the unpoisoned set.")
-    seeds: tuple[Seed, ...] = field((0,), "Each seed repeats every arm; results carry mean and interval.", min_length=1, max_length=50)
-    device: Literal["auto", "cpu", "cuda"] = field("auto", "Where to compute. auto: a GPU if the worker has one.")
-    tags: dict[TagKey, TagValue] = field({}, "Labels to find the experiment by; they do not change the results.", max_length=32)
+    seeds: tuple[Seed, ...] = field(
+        (0,), "Each seed repeats every arm; results carry mean and interval.", min_length=1, max_length=50
+    )
+    device: Literal["auto", "cpu", "cuda"] = field(
+        "auto", "Where to compute. auto: a GPU if the worker has one."
+    )
+    tags: dict[TagKey, TagValue] = field(
+        {}, "Labels to find the experiment by; they do not change the results.", max_length=32
+    )
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

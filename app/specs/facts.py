@@ -54,7 +54,8 @@ _DIGITS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
 _DIGITS_TEST = allocate(_DIGITS, 360)
 _GTSRB_TRAIN = (
     210, 2220, 2250, 1410, 1980, 1860, 420, 1440, 1410, 1470, 2010, 1320, 2100, 2160, 780, 630, 420, 1110, 1200, 210,
-    360, 330, 390, 510, 270, 1500, 600, 240, 540, 270, 450, 780, 240, 689, 420, 1200, 390, 210, 2070, 300, 360, 240, 240,
+    360, 330, 390, 510, 270, 1500, 600, 240, 540, 270, 450, 780, 240, 689, 420, 1200, 390, 210, 2070, 300, 360,
+    240, 240,
 )  # fmt: skip
 _GTSRB_TEST = (
     60, 720, 750, 450, 660, 630, 150, 450, 450, 480, 660, 420, 690, 720, 270, 210, 150, 360, 390, 60, 90, 90, 120, 150,
@@ -72,7 +73,12 @@ BUILT_IN: dict[str, DatasetFacts] = {
         test_counts=_DIGITS_TEST,
     ),
     "cifar10": DatasetFacts(
-        class_names=_CIFAR10_NAMES, channels=3, height=32, width=32, train_counts=(5000,) * 10, test_counts=(1000,) * 10
+        class_names=_CIFAR10_NAMES,
+        channels=3,
+        height=32,
+        width=32,
+        train_counts=(5000,) * 10,
+        test_counts=(1000,) * 10,
     ),
     "gtsrb": DatasetFacts(
         class_names=tuple(f"sign {i}" for i in range(43)),

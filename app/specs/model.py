@@ -15,7 +15,9 @@ class SmallCnn(Spec):
     """
 
     name: Literal["small_cnn"] = "small_cnn"
-    width: int = field(16, "Channels of the first convolution; the others have 2x and 4x.", unit="channels", ge=4, le=256)
+    width: int = field(
+        16, "Channels of the first convolution; the others have 2x and 4x.", unit="channels", ge=4, le=256
+    )
 
 
 class ResNet18(Spec):

@@ -35,7 +35,9 @@ def plan(spec: ExperimentSpec, data_version: str = "") -> list[PlannedStage]:
     victim = {"model": spec.model.model_dump(mode="json"), "training": spec.training.model_dump(mode="json")}
     for seed in spec.seeds:
 
-        def add(kind: str, arm: str | None, depends_on: Any, parent: str, epochs: int, seed: int = seed) -> str:
+        def add(
+            kind: str, arm: str | None, depends_on: Any, parent: str, epochs: int, seed: int = seed
+        ) -> str:
             key = digest([LAB_VERSION, kind, depends_on, parent, seed])
             stages.append(PlannedStage(kind, arm, seed, key, epochs))
             return key

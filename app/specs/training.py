@@ -20,7 +20,8 @@ class Augmentation(Spec):
     )
     flip: bool | None = field(
         None,
-        "Mirror left-right with probability one half. Null: only where the data set's classes allow it (CIFAR-10 yes; digits, GTSRB and imported sets no).",
+        "Mirror left-right with probability one half. Null: only where the classes allow it "
+        "(CIFAR-10 yes; digits, GTSRB and imported sets no).",
         source=RECIPE,
     )
     cutout: int = field(
@@ -43,11 +44,14 @@ class TrainingSpec(Spec):
     weight_decay: float = field(5e-4, "L2 penalty.", source=RECIPE, ge=0, le=1)
     schedule: Literal["cosine", "constant", "one_cycle"] = field(
         "cosine",
-        "Learning rate over the run: from the peak to zero along a cosine, constant, or up for the first fifth and then down to zero, linearly.",
+        "Learning rate over the run: from the peak to zero along a cosine, constant, "
+        "or up for the first fifth and then down to zero, linearly.",
         source="Loshchilov and Hutter 2017; Smith 2018",
     )
     augmentation: Augmentation = field(Augmentation(), "Random changes of each training image.")
     precision: Literal["auto", "float32", "bfloat16"] = field(
         "auto", "Arithmetic of the forward and backward pass. auto: bfloat16 on a GPU, float32 on a CPU."
     )
-    compile: bool = field(False, "Compile the network with torch.compile; pays on a GPU for runs of many epochs.")
+    compile: bool = field(
+        False, "Compile the network with torch.compile; pays on a GPU for runs of many epochs."
+    )

@@ -67,9 +67,15 @@ class Recorder(Protocol):
         """This arm and seed ended with an error; the others go on."""
 
     def artifact(
-        self, scope: Scope, name: str, kind: ArtifactKind, media_type: str, data: bytes, metadata: dict[str, Any]
+        self,
+        scope: Scope,
+        name: str,
+        kind: ArtifactKind,
+        media_type: str,
+        data: bytes,
+        metadata: dict[str, Any],
     ) -> None:
-        """A file to keep. ``name`` is unique within the experiment, a relative path such as ``seed-0/abl/curves.png``."""
+        """A file to keep. ``name`` is unique within the experiment: a path such as ``seed-0/abl/curves.png``."""
 
     def log(self, message: str) -> None:
         """One line for the experiment's log."""

@@ -69,15 +69,17 @@ class TestSet:
     clean: Split
     triggered: Split | None
     targets: Tensor | None
+    origin: Tensor
+    """Rows of ``clean`` that the triggered images were made from."""
 
     @classmethod
     def make(cls, test: Split, attack: Attack[Any] | None, state: State) -> "TestSet":
         if attack is None:
-            return cls(test, None, None)
+            return cls(test, None, None, torch.empty(0, dtype=torch.int64))
         targets = attack.target(test.labels)
-        moved = targets != test.labels
-        triggered = Split(stamp(attack.trigger(state), test.images[moved]), test.labels[moved])
-        return cls(test, triggered, targets[moved])
+        origin = (targets != test.labels).nonzero().flatten()
+        triggered = Split(stamp(attack.trigger(state), test.images[origin]), test.labels[origin])
+        return cls(test, triggered, targets[origin], origin)
 
 
 def evaluate(network: Network, test: TestSet, compute: Compute) -> dict[str, float | None]:
@@ -115,7 +117,7 @@ def auroc(scores: Tensor, positive: Tensor) -> float:
     n_positive = int(positive.sum())
     n_negative = len(positive) - n_positive
     u = rank[positive].sum().item() - n_positive * (n_positive + 1) / 2
-    return u / (n_positive * n_negative)
+    return float(u / (n_positive * n_negative))
 
 
 def isolation_quality(suspicion: Tensor, isolated: Tensor, is_poisoned: Tensor) -> dict[str, float]:

@@ -107,7 +107,9 @@ class StageRun:
         return self._outcome(tensors, facts)
 
     def _outcome(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Outcome:
-        return Outcome(tensors, facts, list(self.history), self._seconds_before + time.monotonic() - self._started)
+        return Outcome(
+            tensors, facts, list(self.history), self._seconds_before + time.monotonic() - self._started
+        )
 
     def _replay(self, points: list[tuple[str, int, float]]) -> None:
         for name, step, value in points:

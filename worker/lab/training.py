@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +51,9 @@ def last_third_at_a_tenth(share: float) -> float:
 SCHEDULES: dict[str, Schedule] = {"cosine": cosine, "constant": constant, "one_cycle": one_cycle}
 
 
+NO_AUGMENT = Augment()
+
+
 @dataclass
 class Recipe:
     """How to minimise: SGD with Nesterov momentum over augmented batches."""
@@ -60,7 +64,7 @@ class Recipe:
     momentum: float
     weight_decay: float
     schedule: Schedule = cosine
-    augment: Augment = Augment()
+    augment: Augment = NO_AUGMENT
     loss: Loss = mean_loss
     stop: Callable[[], bool] = lambda: False
     """Asked after every epoch."""
@@ -98,7 +102,7 @@ def train(
     Raises NonFiniteLossError, with the network as it was at the last finite epoch's end.
     """
     device = run.compute.device
-    network.to(device, memory_format=run.compute.memory_format)
+    network.to(device=device).to(memory_format=run.compute.memory_format)
     optimizer = torch.optim.SGD(
         network.parameters(),
         lr=recipe.learning_rate,
@@ -132,10 +136,10 @@ def train(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             losses[step] = loss.detach()
-        _must_be_finite(losses, epoch, lambda: network.load_state_dict(before))
+        _must_be_finite(losses, epoch, network, before)
         values = {"train_loss": losses.mean().item()} | (after_epoch(network, epoch) or {})
         run.epoch_done(epoch, recipe.epochs, values)
-        run.checkpoint(lambda: _state(network, optimizer, recipe, epoch))
+        run.checkpoint(partial(_state, network, optimizer, recipe, epoch))
     return epoch
 
 
@@ -144,10 +148,10 @@ def to_input(images: Tensor, run: StageRun) -> Tensor:
     return images.to(torch.float32, memory_format=run.compute.memory_format).div_(255)
 
 
-def _must_be_finite(losses: Tensor, epoch: int, undo: Callable[[], object]) -> None:
+def _must_be_finite(losses: Tensor, epoch: int, network: Network, before: dict[str, Tensor]) -> None:
     bad = torch.nonzero(~torch.isfinite(losses)).flatten()
     if len(bad):
-        undo()
+        network.load_state_dict(before)
         batch = int(bad[0]) + 1
         raise NonFiniteLossError(f"the loss became {losses[bad[0]].item()} at epoch {epoch}, batch {batch}")
 

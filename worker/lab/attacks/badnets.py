@@ -12,8 +12,14 @@ class BadNetsAttack(Attack[BadNets]):
 
     def patch(self) -> Tensor:
         """The patch, uint8 ``[size, size]``: white, or a checkerboard whose corners are white."""
-        row, column = torch.meshgrid(torch.arange(self.spec.size), torch.arange(self.spec.size), indexing="ij")
-        white = (row + column) % 2 == 0 if self.spec.pattern == "checkerboard" else torch.ones_like(row, dtype=torch.bool)
+        row, column = torch.meshgrid(
+            torch.arange(self.spec.size), torch.arange(self.spec.size), indexing="ij"
+        )
+        white = (
+            (row + column) % 2 == 0
+            if self.spec.pattern == "checkerboard"
+            else torch.ones_like(row, dtype=torch.bool)
+        )
         return white.to(torch.uint8) * 255
 
     def corner(self) -> tuple[int, int]:

@@ -26,7 +26,7 @@ class PoisonedSet:
     """A training set after the attack. The flags are the ground truth that no defence may see.
 
     ``images`` uint8 ``[N, C, H, W]``, ``labels`` (as the victim sees them) and ``clean_labels`` int64 ``[N]``,
-    ``is_poisoned`` and ``is_cross`` bool ``[N]``; a cross sample carries a trigger but its true label, and is no poison.
+    ``is_poisoned`` and ``is_cross`` bool ``[N]``; a cross sample carries a trigger but its true label: no poison.
     """
 
     images: Tensor

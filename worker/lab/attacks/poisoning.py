@@ -39,7 +39,11 @@ def poison(spec: ExperimentSpec, data: Dataset, seed: int) -> dict[str, Tensor]:
     attack = make(spec.attack, data.facts)
     if attack is None:
         return {"index": index, "images": chosen.images, "labels": chosen.labels}
-    labels = chosen.labels if spec.attack.name != "none" and spec.attack.clean_label_only else attack.target(chosen.labels)
+    labels = (
+        chosen.labels
+        if spec.attack.name != "none" and spec.attack.clean_label_only
+        else attack.target(chosen.labels)
+    )
     return {"index": index, "images": stamp(attack.poison({}), chosen.images), "labels": labels}
 
 

@@ -22,7 +22,8 @@ from worker.lab.training import Loss, constant, last_third_at_a_tenth
 
 
 def isolation_loss(spec: Abl) -> Loss:
-    """Local gradient ascent ``sign(l - gamma) l`` or flooding ``|l - gamma| + gamma`` (section 4.2; Ishida et al. 2020).
+    """Local gradient ascent ``sign(l - gamma) l`` or flooding ``|l - gamma| + gamma`` (section 4.2;
+    Ishida et al. 2020).
 
     ``l`` is the batch's mean loss, or each sample's with the mean taken afterwards.
     """
@@ -52,8 +53,8 @@ def unlearning_loss(spec: Abl, isolated: Tensor) -> Loss:
         bad = isolated[rows]
         rest = mean_where(losses, ~bad)
         if spec.unlearning_objective == "unlikelihood":
-            probability = torch.exp(-losses).clamp(max=1 - 1e-6)
-            return rest + mean_where(-torch.log1p(-probability), bad)
+            # The small constant keeps log and gradient finite where p rounds to one.
+            return rest + mean_where(-torch.log(-torch.expm1(-losses - 1e-7)), bad)
         return rest - mean_where(losses, bad)
 
     return loss
@@ -131,7 +132,9 @@ def finetune(spec: Abl, lab: TrainingDefense, stage: StageRun, isolation: Outcom
     return stage.finish(_prefixed(network))
 
 
-def unlearn(spec: Abl, lab: TrainingDefense, stage: StageRun, isolation: Outcome, finetuned: Outcome) -> Outcome:
+def unlearn(
+    spec: Abl, lab: TrainingDefense, stage: StageRun, isolation: Outcome, finetuned: Outcome
+) -> Outcome:
     """Unlearn the isolated samples, watching accuracy on the hold-out."""
     network = _network(lab, finetuned)
     isolated = torch.zeros_like(lab.labels, dtype=torch.bool)
@@ -142,17 +145,17 @@ def unlearn(spec: Abl, lab: TrainingDefense, stage: StageRun, isolation: Outcome
     watched = Split(lab.images[held_out], lab.labels[held_out])
     suspects = Split(lab.images[isolated], lab.labels[isolated])
     floor = accuracy(network, watched, lab.compute) - spec.max_accuracy_drop if len(watched) else 0.0
-    best, stopped = state(network), False
+    best = state(network)  # kept in the checkpoints, so that a resumed run steps back to the same epoch
+    memory = {"stopped": torch.tensor(False)} | best
 
     def watch(network: Network, epoch: int) -> dict[str, float]:
-        nonlocal best, stopped
         values = {"isolated_accuracy": accuracy(network, suspects, lab.compute)}
         if len(watched):
             values["holdout_accuracy"] = accuracy(network, watched, lab.compute)
             if values["holdout_accuracy"] < floor:
-                stopped = True
+                memory["stopped"] = torch.tensor(True)
                 return values
-        best = state(network)
+        memory.update(state(network))
         return values
 
     recipe = replace(
@@ -161,13 +164,17 @@ def unlearn(spec: Abl, lab: TrainingDefense, stage: StageRun, isolation: Outcome
         learning_rate=spec.unlearning_learning_rate,
         schedule=constant,
         loss=unlearning_loss(spec, isolated),
-        stop=lambda: stopped,
+        stop=lambda: bool(memory["stopped"]),
+        memory=memory,
     )
     lab.fit(stage, network, recipe, rows=trained_on.nonzero().flatten(), after_epoch=watch)
-    network.load_state_dict(best)
+    network.load_state_dict({name: memory[name] for name in best})
     still_known = accuracy(network, suspects, lab.compute)
     if still_known > 0.5:
-        lab.warn(stage, f"unlearning left {still_known:.0%} of the isolated samples at their label; the backdoor may be intact")
+        lab.warn(
+            stage,
+            f"unlearning left {still_known:.0%} of the isolated samples at their label; the backdoor may be intact",
+        )
     return stage.finish(_prefixed(network))
 
 

@@ -39,7 +39,7 @@ class TrainingDefense:
     seed: int
     compute: Compute
     recorder: Recorder
-    new_network: Callable[[object], Network]
+    new_network: Callable[[str], Network]
     """A fresh victim, initialised from the seed it is given."""
     recipe: Recipe
     """The experiment's training recipe with augmentation resolved; copy it with `dataclasses.replace`."""

@@ -16,7 +16,7 @@ _declared: list[torch.library.Library] = []  # a Library's declarations live as 
 def torchvision_models() -> ModuleType:
     """The module ``torchvision.models``."""
     try:
-        import torchvision.models as models  # noqa: PLC0415
+        from torchvision import models  # noqa: PLC0415
     except RuntimeError as error:
         if "torchvision::" not in str(error) or _declared:
             raise
@@ -24,6 +24,6 @@ def torchvision_models() -> ModuleType:
         for operator in ("nms", "qnms"):
             library.define(operator + _SIGNATURE)
         _declared.append(library)
-        import torchvision.models as models  # noqa: PLC0415
+        from torchvision import models  # noqa: PLC0415
     module: ModuleType = models
     return module

@@ -5,7 +5,9 @@ from torch import nn
 from worker.lab.networks._torchvision import torchvision_models
 from worker.lab.networks.base import Network
 
-SMALL_IMAGE = 64  # below this side the ImageNet stem (stride 2, then pooling) would throw most of the image away
+SMALL_IMAGE = (
+    64  # below this side the ImageNet stem (stride 2, then pooling) would throw most of the image away
+)
 
 
 class ResNet18(Network):

@@ -1,0 +1,248 @@
+"""A whole experiment as one call: poison, train, defend, measure, draw."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from app.specs.base import canonical_json
+from app.specs.checks import check
+from app.specs.defense import DefenseSpec
+from app.specs.experiment import CLEAN, UNDEFENDED, ExperimentSpec
+from app.specs.facts import DatasetFacts
+from app.specs.stages import PlannedStage, plan
+from app.specs.summary import arms_document
+from worker.lab.attacks import Attack, PoisonedSet, make
+from worker.lab.attacks.poisoning import poison, rebuild
+from worker.lab.compute import Compute, choose
+from worker.lab.contracts import (
+    CanceledError,
+    LabError,
+    Recorder,
+    Scope,
+    SpecError,
+    StageBusyError,
+    StageStore,
+)
+from worker.lab.data.augment import resolve
+from worker.lab.data.datasets import Dataset, Split, facts_of, load, stratified
+from worker.lab.defenses import TrainingDefense, defend
+from worker.lab.defenses.base import Harness, state
+from worker.lab.evaluation import TestSet, accuracy, evaluate, isolation_quality
+from worker.lab.networks import Network, build
+from worker.lab.report import Report
+from worker.lab.stages import Outcome, Progress, StageRun
+from worker.lab.training import Recipe, train
+
+CURVE_IMAGES = 1000  # the curves of each epoch use so many test images; final results use all
+STILL_BACKDOORED = 0.1  # a defended model with a higher attack success rate is labelled as backdoored
+
+
+def run(
+    spec: ExperimentSpec,
+    recorder: Recorder,
+    store: StageStore,
+    *,
+    data_dir: Path,
+    device: str | None = None,
+    checkpoint_seconds: float = 30.0,
+) -> dict[str, Any]:
+    """Run every arm for every seed; returns ``{"arms": [...]}``.
+
+    An arm that raises a LabError is reported to the recorder and the others go on. ``device`` overrides the spec's.
+    Raises SpecError or DatasetMissingError before any work, CanceledError and StageBusyError from within, and the
+    last arm's error if no arm at all came to a result.
+    """
+    facts, version = facts_of(spec.dataset, data_dir)
+    if problems := check(spec, facts):
+        raise SpecError("; ".join(map(str, problems)))
+    try:
+        compute = choose(device or spec.device, spec.training.precision, spec.training.compile)
+    except ValueError as error:
+        raise SpecError(str(error)) from error
+    stages = plan(spec, version)
+    progress = Progress(sum(stage.epochs for stage in stages))
+    surroundings = Surroundings(recorder, store, compute, progress, checkpoint_seconds, stages)
+    report = Report(spec, facts.subset(spec.dataset), recorder)
+    rows: list[dict[str, Any]] = []
+    failure: LabError | None = None
+    for seed in spec.seeds:
+        lab = SeedLab(spec, seed, load(spec.dataset, data_dir, seed).to(compute.device), surroundings, report)
+        for arm in spec.arms:
+            try:
+                rows.append({"arm": arm, "seed": seed} | lab.run_arm(arm))
+            except (CanceledError, StageBusyError):
+                raise
+            except LabError as error:
+                failure = error
+                recorder.arm_failed(Scope(arm, seed), error)
+        report.seed_done(seed, lab.test)
+    if not rows and failure is not None:
+        raise failure
+    arms = arms_document(spec.arms, rows)
+    report.experiment_done(arms)
+    return {"arms": arms}
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What every stage of an experiment shares."""
+
+    recorder: Recorder
+    store: StageStore
+    compute: Compute
+    progress: Progress
+    checkpoint_seconds: float
+    plan: list[PlannedStage]
+
+    def stage_run(self, kind: str, arm: str | None, seed: int) -> StageRun:
+        """The run of the planned stage, its steps following those of the arm's stages before it."""
+        ours = [stage for stage in self.plan if stage.arm == arm and stage.seed == seed]
+        position = next(i for i, stage in enumerate(ours) if stage.kind == kind)
+        return StageRun(
+            ours[position],
+            self.recorder,
+            self.store,
+            self.compute,
+            self.progress,
+            self.checkpoint_seconds,
+            first_step=sum(stage.epochs for stage in ours[:position]),
+        )
+
+
+class SeedLab:
+    """One seed of an experiment: its data, its poisoned set, and its arms."""
+
+    def __init__(
+        self, spec: ExperimentSpec, seed: int, data: Dataset, surroundings: Surroundings, report: Report
+    ) -> None:
+        self.spec = spec
+        self.seed = seed
+        self.data = data
+        self.here = surroundings
+        self.report = report
+        self.compute = surroundings.compute
+        self.recipe = Recipe.of(spec.training, resolve(spec.training.augmentation, spec.dataset, data.facts))
+        attack = make(spec.attack, data.facts)
+        poisoned = self.stage("poisoned_set", None, lambda run: run.finish(poison(spec, data, seed)))
+        self.poisoned: PoisonedSet = rebuild(data.train, poisoned.tensors)
+        self.test = TestSet.make(data.test, attack, self.poisoned.state)
+        self.curve_test = self._curve_test(attack)
+        self.seconds = 0.0
+        report.poisoned_set(seed, self.poisoned, poisoned.tensors["index"], self.test)
+
+    def _curve_test(self, attack: Attack[Any] | None) -> TestSet:
+        test = self.data.test
+        some = stratified(test.labels, CURVE_IMAGES, self.data.facts.classes, self.seed).to(
+            test.labels.device
+        )
+        return TestSet.make(test.rows(some), attack, self.poisoned.state)
+
+    def stage(self, kind: str, arm: str | None, compute: Callable[[StageRun], Outcome]) -> Outcome:
+        """Compute a planned stage or take it from the store."""
+        run = self.here.stage_run(kind, arm, self.seed)
+        outcome = run.run(compute)
+        self.report.stage_done(run, outcome)
+        return outcome
+
+    def run_arm(self, arm: str) -> dict[str, float | None]:
+        """Train or defend, measure, and keep the model. Returns the arm's final numbers."""
+        self.seconds = 0.0
+        scope = Scope(arm, self.seed)
+        if arm == CLEAN:
+            network, train_on = self.victim(arm, self.data.train), self.data.train
+        else:
+            train_on = Split(self.poisoned.images, self.poisoned.labels)
+            if arm == UNDEFENDED:
+                network = self.victim(arm, train_on)
+            else:
+                network = self.defend(next(d for d in self.spec.defenses if d.arm_name == arm))
+        values = evaluate(network, self.test, self.compute)
+        values["train_accuracy"] = accuracy(network, train_on, self.compute)
+        values |= self.report.isolation_of(arm, self.seed)
+        values["seconds"] = self.report.seconds_of(arm, self.seed)
+        asr = values["attack_success_rate"]
+        backdoored = arm != CLEAN and asr is not None and (arm == UNDEFENDED or asr > STILL_BACKDOORED)
+        self.keep(scope, network, backdoored)
+        self.report.arm_done(arm, self.seed, self.test, network, self.compute)
+        self.here.recorder.result(scope, values)
+        return values
+
+    def victim(self, arm: str, split: Split) -> Network:
+        """The undefended (or clean) victim, trained by the experiment's recipe."""
+        network = self.new_network("victim", split.images)
+
+        def compute(run: StageRun) -> Outcome:
+            train(
+                run,
+                network,
+                split.images,
+                split.labels,
+                self.recipe,
+                after_epoch=lambda n, epoch: self.curve(n),
+            )
+            return run.finish(state(network))
+
+        network.load_state_dict(self.stage("victim", arm, compute).tensors)
+        return network.to(self.compute.device)
+
+    def defend(self, spec: DefenseSpec) -> Network:
+        """The defended model. The defence is handed images and labels; flags and test set stay in the harness."""
+        truth = self.poisoned.is_poisoned
+
+        def score(suspicion: Tensor, isolated: Tensor) -> dict[str, float]:
+            return isolation_quality(suspicion, isolated, truth)
+
+        return defend(
+            spec,
+            TrainingDefense(
+                images=self.poisoned.images,
+                labels=self.poisoned.labels,
+                facts=self.data.facts,
+                seed=self.seed,
+                compute=self.compute,
+                recorder=self.here.recorder,
+                new_network=lambda purpose: self.new_network(purpose, self.poisoned.images),
+                recipe=replace(self.recipe),
+                stage=lambda kind, compute: self.stage(kind, spec.arm_name, compute),
+                _harness=Harness(curve=self.curve, score=score),
+            ),
+        )
+
+    def new_network(self, purpose: str, images: Tensor) -> Network:
+        """A fresh victim that normalises by the statistics of ``images``, those it is going to be trained on."""
+        network = build(self.spec.model, self.data.facts, (purpose, self.seed))
+        network.calibrate(images)
+        return network.to(self.compute.device)
+
+    def curve(self, network: Network) -> dict[str, float]:
+        """An epoch's clean accuracy and attack success rate on part of the test set."""
+        values = evaluate(network, self.curve_test, self.compute)
+        return {
+            name: v for name in ("clean_accuracy", "attack_success_rate") if (v := values[name]) is not None
+        }
+
+    def keep(self, scope: Scope, network: Network, backdoored: bool) -> None:
+        """Store the model as safetensors with the spec and a warning label in the header."""
+        labels = {"arm": str(scope.arm), "seed": str(scope.seed), "backdoored": str(backdoored).lower()}
+        header = labels | {"spec": canonical_json(self.spec), "architecture": self.spec.model.name}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in state(network).items()}
+        self.here.recorder.artifact(
+            scope,
+            f"seed-{self.seed}/{scope.arm}/model.safetensors",
+            "checkpoint",
+            "application/octet-stream",
+            save(tensors, metadata=header),
+            {"arm": scope.arm, "seed": scope.seed, "backdoored": backdoored},
+        )
+
+
+def load_model(spec: ExperimentSpec, facts: DatasetFacts, tensors: dict[str, Tensor]) -> Network:
+    """A network of ``spec`` with the weights of a stored checkpoint, ready to predict on the CPU."""
+    network = build(spec.model, facts, "load")
+    network.load_state_dict(tensors)
+    return network.eval().to(torch.device("cpu"))

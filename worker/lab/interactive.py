@@ -1,0 +1,139 @@
+"""Short answers to a person waiting: what a trigger looks like, what each arm says about one image."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from safetensors.torch import load
+from torch import Tensor
+
+from app.specs.checks import check
+from app.specs.experiment import ExperimentSpec
+from app.specs.facts import DatasetFacts
+from worker.lab.attacks import make
+from worker.lab.compute import choose
+from worker.lab.contracts import SpecError
+from worker.lab.data.datasets import Dataset, facts_of
+from worker.lab.data.datasets import load as load_dataset
+from worker.lab.evaluation import TestSet
+from worker.lab.evaluation import predict as logits_of
+from worker.lab.experiment import load_model
+
+PREVIEWED = 8  # images in a preview
+
+
+def preview(payload: dict[str, Any], data_dir: Path) -> bytes:
+    """A PNG of clean, triggered and residual test images.
+
+    ``payload``: ``{"dataset": ..., "attack": ..., "seed": 0}``. Raises LabError on a spec that cannot be shown.
+    """
+    from worker.lab import figures  # noqa: PLC0415  # matplotlib is slow to import
+
+    spec = ExperimentSpec.model_validate(
+        {"dataset": payload["dataset"], "attack": payload["attack"], "training": {"batch_size": 2}}
+    )
+    data = _checked(spec, data_dir, int(payload.get("seed", 0)))
+    attack = make(spec.attack, data.facts)
+    if attack is None:
+        raise SpecError("attack.name: 'none' has no trigger to show")
+    test = TestSet.make(data.test, attack, {})
+    assert test.triggered is not None
+    assert test.targets is not None
+    some = torch.linspace(0, len(test.triggered) - 1, min(PREVIEWED, len(test.triggered))).long()
+    names = data.facts.class_names
+    picture: bytes = figures.samples(
+        test.clean.images[test.origin[some]].numpy(),
+        test.triggered.images[some].numpy(),
+        [names[i] for i in test.triggered.labels[some].tolist()],
+        [names[i] for i in test.targets[some].tolist()],
+        f"{spec.attack.name} on {spec.dataset.name}",
+    )
+    return picture
+
+
+def predict(
+    spec: ExperimentSpec,
+    checkpoints: dict[str, bytes],
+    *,
+    data_dir: Path,
+    index: int | None,
+    image: bytes | None,
+    triggered: bool,
+    seed: int,
+) -> dict[str, Any]:
+    """What every arm's model says about one image: test image ``index``, or an uploaded one.
+
+    ``checkpoints`` maps arms to safetensors files. Returns ``image`` (index, label, label_name; None for an upload),
+    ``arms`` with class, class name and probabilities, and ``picture``, the image as the models saw it (PNG, base64).
+    Raises LabError if the index or image is no good.
+    """
+    data = _checked(spec, data_dir, seed)
+    label: int | None = None
+    if image is not None:
+        pixels = decode(image, data.facts)
+    else:
+        if index is None or not 0 <= index < len(data.test):
+            raise SpecError(
+                f"index: {index} is not allowed; the test set has images 0 to {len(data.test) - 1}"
+            )
+        pixels, label = data.test.images[index : index + 1], int(data.test.labels[index])
+    if triggered:
+        attack = make(spec.attack, data.facts)
+        if attack is None:
+            raise SpecError("triggered: true is not allowed; this experiment has no attack")
+        pixels = attack.trigger({})(pixels)
+    compute = choose("cpu", "float32", compile=False)
+    arms = []
+    for arm, checkpoint in checkpoints.items():
+        network = load_model(spec, data.facts, load(checkpoint))
+        chances = logits_of(network, pixels, compute).softmax(1)[0]
+        best = int(chances.argmax())
+        arms.append(
+            {
+                "arm": arm,
+                "class": best,
+                "class_name": data.facts.class_names[best],
+                "probabilities": [round(p, 6) for p in chances.tolist()],
+            }
+        )
+    name = None if label is None else data.facts.class_names[label]
+    return {
+        "image": {"index": index if image is None else None, "label": label, "label_name": name},
+        "triggered": triggered,
+        "arms": arms,
+        "picture": base64.b64encode(encode(pixels[0])).decode(),
+    }
+
+
+def decode(image: bytes, facts: DatasetFacts) -> Tensor:
+    """An image file as uint8 ``[1, C, H, W]`` in the data set's shape. Raises SpecError if it is no image."""
+    try:
+        with Image.open(io.BytesIO(image)) as picture:
+            converted = picture.convert("L" if facts.channels == 1 else "RGB").resize(
+                (facts.width, facts.height)
+            )
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        raise SpecError(
+            f"image: this is no image that can be read; PNG, JPEG and WebP can ({error})"
+        ) from error
+    array = np.asarray(converted, dtype=np.uint8).reshape(facts.height, facts.width, facts.channels)
+    return torch.from_numpy(array.transpose(2, 0, 1).copy()).unsqueeze(0)
+
+
+def encode(pixels: Tensor) -> bytes:
+    """uint8 ``[C, H, W]`` as PNG."""
+    array = pixels.permute(1, 2, 0).numpy()
+    out = io.BytesIO()
+    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(out, "PNG")
+    return out.getvalue()
+
+
+def _checked(spec: ExperimentSpec, data_dir: Path, seed: int) -> Dataset:
+    facts, _ = facts_of(spec.dataset, data_dir)
+    if problems := check(spec, facts):
+        raise SpecError("; ".join(map(str, problems)))
+    return load_dataset(spec.dataset, data_dir, seed)

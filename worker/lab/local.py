@@ -1,0 +1,101 @@
+"""A recorder and a stage store on a folder, for runs without the service."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from worker.lab.contracts import ArtifactKind, LabError, Scope
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """All of ``data`` or nothing; a reader never sees a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(data)
+    os.replace(partial, path)
+
+
+class FolderStore:
+    """Stages and checkpoints as files. One process at a time; a claim is always granted."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def load(self, key: str) -> bytes | None:
+        return self._read(self.folder / f"{key}.stage")
+
+    def save(self, key: str, kind: str, data: bytes) -> None:
+        write_atomically(self.folder / f"{key}.stage", data)
+        (self.folder / f"{key}.checkpoint").unlink(missing_ok=True)
+
+    def load_checkpoint(self, key: str) -> bytes | None:
+        return self._read(self.folder / f"{key}.checkpoint")
+
+    def save_checkpoint(self, key: str, data: bytes) -> None:
+        write_atomically(self.folder / f"{key}.checkpoint", data)
+
+    @contextmanager
+    def claim(self, key: str, kind: str) -> Iterator[None]:
+        yield
+
+    @staticmethod
+    def _read(path: Path) -> bytes | None:
+        return path.read_bytes() if path.is_file() else None
+
+
+class FolderRecorder:
+    """Artifacts as files, time series as ``metrics.jsonl``, the log as ``log.txt`` and, if asked, on a stream."""
+
+    def __init__(self, folder: Path, echo: TextIO | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.echo = echo
+        self.notes: list[dict[str, Any]] = []
+        self._metrics = (folder / "metrics.jsonl").open("w")
+        self._log = (folder / "log.txt").open("a")
+
+    def check(self) -> None:
+        """Nothing cancels a local run but an interrupt."""
+
+    def progress(self, scope: Scope, epoch: int, epochs: int, fraction: float) -> None:
+        if self.echo and self.echo.isatty():
+            where = f"seed {scope.seed} {scope.arm or ''} {scope.stage}"
+            print(f"\r{fraction:4.0%}  {where:<50} {epoch}/{epochs} ", end="", file=self.echo, flush=True)
+
+    def metric(self, scope: Scope, name: str, step: int, value: float) -> None:
+        point = {"arm": scope.arm, "seed": scope.seed, "name": name, "step": step, "value": value}
+        self._metrics.write(json.dumps(point) + "\n")
+
+    def result(self, scope: Scope, values: dict[str, float | None]) -> None:
+        self._metrics.flush()
+
+    def warning(self, scope: Scope, message: str) -> None:
+        self.notes.append({"arm": scope.arm, "seed": scope.seed, "warning": message})
+        self.log(f"warning: seed {scope.seed}, {scope.arm}: {message}")
+
+    def arm_failed(self, scope: Scope, error: LabError) -> None:
+        self.log(f"failed: seed {scope.seed}, {scope.arm}: {error}")
+
+    def artifact(
+        self,
+        scope: Scope,
+        name: str,
+        kind: ArtifactKind,
+        media_type: str,
+        data: bytes,
+        metadata: dict[str, Any],
+    ) -> None:
+        write_atomically(self.folder / name, data)
+
+    def log(self, message: str) -> None:
+        self._log.write(message + "\n")
+        self._log.flush()
+        if self.echo:
+            print(f"\r{message:<78}" if self.echo.isatty() else message, file=self.echo)
+
+    def close(self) -> None:
+        self._metrics.close()
+        self._log.close()

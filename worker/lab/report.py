@@ -1,0 +1,190 @@
+"""Everything a run leaves to be looked at: figures, tables and rankings."""
+
+import csv
+import io
+import json
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from app.specs.experiment import ExperimentSpec
+from app.specs.facts import DatasetFacts
+from app.specs.summary import METRICS
+from worker.lab.attacks import PoisonedSet
+from worker.lab.compute import Compute
+from worker.lab.contracts import Recorder, Scope
+from worker.lab.evaluation import TestSet, predict
+from worker.lab.networks import Network
+from worker.lab.stages import Outcome, StageRun
+
+SHOWN = 8  # test images in a grid
+Series = dict[str, tuple[list[int], list[float]]]
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = tensor.detach().cpu().numpy()
+    return array
+
+
+class Report:
+    """Collects what the stages of a run recorded, and hands finished files to the recorder."""
+
+    def __init__(self, spec: ExperimentSpec, facts: DatasetFacts, recorder: Recorder) -> None:
+        self.spec = spec
+        self.facts = facts
+        self.recorder = recorder
+        self.series: dict[tuple[str, int], Series] = {}
+        self.marks: dict[tuple[str, int], list[tuple[str, int]]] = {}
+        self.seconds: dict[tuple[str, int], float] = {}
+        self.answers: dict[tuple[str, int], list[str]] = {}
+        self.truth: dict[int, Tensor] = {}
+        self.labels: dict[int, Tensor] = {}
+
+    def poisoned_set(self, seed: int, poisoned: PoisonedSet, index: Tensor, test: TestSet) -> None:
+        """Which samples were poisoned, and what the trigger does to test images."""
+        self.truth[seed], self.labels[seed] = poisoned.is_poisoned.cpu(), poisoned.labels.cpu()
+        if test.triggered is None or test.targets is None:
+            return
+        scope = Scope(None, seed)
+        document = {"indices": sorted(index.tolist()), "training_images": len(poisoned.labels)}
+        self._file(
+            scope,
+            f"seed-{seed}/poisoned_indices.json",
+            "data",
+            "application/json",
+            json.dumps(document).encode(),
+        )
+        some, clean = self._shown(test)
+        self._figure(
+            scope,
+            f"seed-{seed}/samples.png",
+            "samples",
+            _array(clean),
+            _array(test.triggered.images[some]),
+            self._names(test.triggered.labels[some]),
+            self._names(test.targets[some]),
+            f"{self.spec.attack.name} on {self.spec.dataset.name}",
+        )
+
+    def stage_done(self, run: StageRun, outcome: Outcome) -> None:
+        """Keep a stage's time series; draw and store an isolation."""
+        arm, seed = run.planned.arm, run.planned.seed
+        if arm is None:
+            return
+        series = self.series.setdefault((arm, seed), {})
+        for name, step, value in outcome.history:
+            steps, values = series.setdefault(name, ([], []))
+            steps.append(run.first_step + step)
+            values.append(value)
+        self.marks.setdefault((arm, seed), []).append((run.planned.kind, run.first_step + 1))
+        self.seconds[arm, seed] = self.seconds.get((arm, seed), 0.0) + outcome.seconds
+        if run.planned.kind == "isolation":
+            self._isolation(run, outcome)
+
+    def isolation_of(self, arm: str, seed: int) -> dict[str, float]:
+        """The last recorded isolation quality of an arm; empty if it isolates nothing or nothing is poisoned."""
+        series = self.series.get((arm, seed), {})
+        return {
+            name: series[name][1][-1] for name in METRICS if name.startswith("isolation_") and name in series
+        }
+
+    def seconds_of(self, arm: str, seed: int) -> float:
+        """Computing time of the arm's stages, also of those taken from the cache."""
+        return self.seconds.get((arm, seed), 0.0)
+
+    def arm_done(self, arm: str, seed: int, test: TestSet, network: Network, compute: Compute) -> None:
+        """Note what the arm's model answers to the triggered images that the prediction grid shows."""
+        if test.triggered is not None:
+            some, _ = self._shown(test)
+            self.answers[arm, seed] = self._names(
+                predict(network, test.triggered.images[some], compute).argmax(1)
+            )
+
+    def seed_done(self, seed: int, test: TestSet) -> None:
+        """Curves of all arms, and the same triggered images under each of them."""
+        series = {arm: s for (arm, of), s in self.series.items() if of == seed}
+        if series:
+            marks = {arm: m for (arm, of), m in self.marks.items() if of == seed}
+            self._figure(Scope(None, seed), f"seed-{seed}/curves.png", "curves", series, marks)
+        answers = {arm: a for (arm, of), a in self.answers.items() if of == seed}
+        if answers and test.triggered is not None and test.targets is not None:
+            some, clean = self._shown(test)
+            self._figure(
+                Scope(None, seed),
+                f"seed-{seed}/predictions.png",
+                "predictions",
+                _array(clean),
+                _array(test.triggered.images[some]),
+                self._names(test.triggered.labels[some]),
+                answers,
+                self._names(test.targets[some][:1])[0],
+            )
+
+    def experiment_done(self, arms: list[dict[str, Any]]) -> None:
+        """The table of results, as a picture, as JSON and as CSV."""
+        self._figure(
+            Scope(), "results.png", "results_table", [{"arm": a["arm"], **a["aggregate"]} for a in arms]
+        )
+        document = json.dumps({"spec": self.spec.model_dump(mode="json"), "arms": arms}, indent=1)
+        self._file(Scope(), "results.json", "table", "application/json", document.encode())
+
+    def _isolation(self, run: StageRun, outcome: Outcome) -> None:
+        arm, seed = str(run.planned.arm), run.planned.seed
+        truth, labels = self.truth[seed], self.labels[seed]
+        suspicion, losses = outcome.tensors["suspicion"].cpu(), outcome.tensors["losses"].cpu()
+        isolated = torch.zeros_like(truth)
+        isolated[outcome.tensors["isolated"].cpu()] = True
+        text = io.StringIO()
+        table = csv.writer(text)
+        table.writerow(["index", "label", "suspicion", "loss", "isolated", "is_poisoned"])
+        columns = (labels, suspicion, losses, isolated.int(), truth.int())
+        order = suspicion.argsort(descending=True, stable=True)
+        rows = zip(order.tolist(), *(column[order].tolist() for column in columns), strict=True)
+        table.writerows(
+            [i, label, f"{s:.6f}", f"{loss:.6g}", hit, bad] for i, label, s, loss, hit, bad in rows
+        )
+        where = f"seed-{seed}/{arm}/isolation"
+        self._file(run.scope, f"{where}.csv", "data", "text/csv", text.getvalue().encode())
+        title = f"{arm}: per-sample loss when isolation ends"
+        self._figure(
+            run.scope,
+            f"{where}_losses.png",
+            "loss_histogram",
+            _array(losses),
+            _array(truth),
+            _array(isolated),
+            title,
+        )
+        if truth.any():
+            self._figure(
+                run.scope,
+                f"{where}_ranking.png",
+                "ranking",
+                _array(suspicion),
+                _array(truth),
+                int(isolated.sum()),
+            )
+
+    def _shown(self, test: TestSet) -> tuple[Tensor, Tensor]:
+        """Which triggered images a grid shows, spread over the set, and the clean images they were made from."""
+        assert test.triggered is not None
+        assert test.targets is not None
+        n = len(test.triggered)
+        some = torch.linspace(0, n - 1, min(SHOWN, n)).long().to(test.triggered.labels.device)
+        return some, test.clean.images[test.origin[some]]
+
+    def _names(self, labels: Tensor) -> list[str]:
+        return [self.facts.class_names[label] for label in labels.tolist()]
+
+    def _figure(self, scope: Scope, name: str, kind: str, *data: Any) -> None:
+        try:
+            from worker.lab import figures  # noqa: PLC0415  # matplotlib is slow to import, and may be missing
+        except ImportError:
+            self.recorder.log(f"{name}: not drawn, matplotlib is not installed")
+            return
+        self._file(scope, name, "figure", "image/png", getattr(figures, kind)(*data))
+
+    def _file(self, scope: Scope, name: str, kind: Any, media_type: str, data: bytes) -> None:
+        self.recorder.artifact(scope, name, kind, media_type, data, {})
