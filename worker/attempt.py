@@ -1,0 +1,139 @@
+"""One attempt at an experiment: claim it, run the lab, record how it ended.
+
+How it ends:
+
+- succeeded: the run came to its end and at least one arm and seed has results. Arms that failed carry their
+  error in the results.
+- failed: no arm has results, or the run as a whole raised. The reason is kept with the experiment.
+- canceled: a client asked for it.
+- back in the queue: another worker computes a stage that is needed, or this worker shuts down.
+- nothing at all: the lease was lost, so the experiment is somebody else's now.
+"""
+
+import logging
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.core.database import Database
+from app.core.objects import Objects, ObjectStoreError
+from app.experiments import lifecycle
+from app.experiments.tables import Experiment
+from app.settings import Settings
+from app.specs.experiment import ExperimentSpec
+from worker.lab.contracts import CanceledError, LabError, StageBusyError
+from worker.lease import Lease, StoppedError
+from worker.recorder import SqlRecorder
+from worker.store import SqlStageStore
+
+SHUT_DOWN = "the worker shut down"
+REASON_CHARACTERS = 2000
+log = logging.getLogger(__name__)
+
+Run = Callable[..., dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class End:
+    """How an attempt ends: an outcome of `lifecycle.finish`, "requeued" after ``delay`` seconds, or "lost"."""
+
+    outcome: str
+    reason: str | None = None
+    delay: float = 0.0
+
+
+def attempt(experiment_id: str, worker: str, settings: Settings, run: Run) -> str | None:
+    """Try one experiment with ``run``, which has the signature of `worker.lab.experiment.run`.
+
+    Returns how it ended, or None if the experiment is not queued: a message is only a hint.
+    """
+    database, objects = Database(settings.database), Objects(settings.objects)
+    try:
+        with database.writing() as session:
+            number = lifecycle.claim(session, experiment_id, worker, settings.lease_seconds)
+        if number is None:
+            log.info("experiment %s is not queued; nothing to do", experiment_id)
+            return None
+        log.info("experiment %s: attempt %d", experiment_id, number)
+        lease = Lease(database, settings, experiment_id, number)
+        recorder = SqlRecorder(lease, objects)
+        lease.on_tick = recorder.flush
+        with lease, lease.handed_back_on_sigterm():
+            end = _run(lease, recorder, objects, settings, run)
+            outcome = _record(lease, recorder, end)
+        log.info("experiment %s: %s%s", experiment_id, outcome, f" ({end.reason})" if end.reason else "")
+        return outcome
+    finally:
+        database.close()
+
+
+def _run(lease: Lease, recorder: SqlRecorder, objects: Objects, settings: Settings, run: Run) -> End:
+    try:
+        with lease.database.reading() as session:
+            spec = ExperimentSpec.model_validate(session.get_one(Experiment, lease.experiment_id).spec)
+        store = SqlStageStore(lease, objects, before_save=lambda: lease.persist(recorder.flush))
+        run(
+            spec,
+            recorder,
+            store,
+            data_dir=settings.datasets,
+            checkpoint_seconds=settings.checkpoint_seconds,
+        )
+    except StageBusyError as error:
+        return End("requeued", str(error), settings.stage_busy_seconds)
+    except CanceledError:
+        return _stopped(lease)
+    except (LabError, ObjectStoreError) as error:
+        return End("failed", str(error))
+    except Exception as error:
+        log.exception("experiment %s broke", lease.experiment_id)
+        recorder.log(traceback.format_exc())
+        return End("failed", f"{type(error).__name__}: {error}")
+    if recorder.failed and not recorder.succeeded:
+        (arm, seed), message = next(iter(recorder.failed.items()))
+        return End("failed", f"every arm failed; {arm} with seed {seed}: {message}")
+    return End("succeeded")
+
+
+def _stopped(lease: Lease) -> End:
+    match lease.verdict:
+        case "handed back":
+            return End("requeued", SHUT_DOWN)
+        case "lost":
+            return End("lost", "the lease was lost")
+        case _:
+            return End("canceled")
+
+
+def _record(lease: Lease, recorder: SqlRecorder, end: End) -> str:
+    """Write what is still gathered and the end itself; a lost lease writes neither."""
+    try:
+        if end.outcome != "lost":
+            lease.persist(recorder.flush)
+            if lease.persist(lambda: _write_end(lease, end)):
+                return end.outcome
+    except StoppedError:
+        pass
+    return "lost"
+
+
+def _write_end(lease: Lease, end: End) -> bool:
+    reason = end.reason[:REASON_CHARACTERS] if end.reason is not None else None
+    with lease.database.writing() as session:
+        return _finish(session, lease, end, reason)
+
+
+def _finish(session: Session, lease: Lease, end: End, reason: str | None) -> bool:
+    mine = lease.experiment_id, lease.attempt
+    match end.outcome:
+        case "requeued":
+            return lifecycle.wait(session, *mine, end.delay, reason or SHUT_DOWN)
+        case "succeeded":
+            return lifecycle.finish(session, *mine, "succeeded")
+        case "canceled":
+            return lifecycle.finish(session, *mine, "canceled")
+        case _:
+            return lifecycle.finish(session, *mine, "failed", reason)

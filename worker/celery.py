@@ -1,0 +1,96 @@
+"""The Celery application of the workers.
+
+Two kinds of worker, each with a queue and a process of its own:
+
+- ``celery -A worker.celery worker -Q experiments`` trains. Its parent imports no torch, because a process that
+  has touched CUDA cannot fork; every experiment gets a fresh child.
+- ``celery -A worker.interactive worker -Q interactive --pool solo`` answers previews and predictions.
+
+A message is acknowledged as soon as a worker has it: SQL, not the broker, knows what is still to be done. With
+late acknowledgement Celery would run a task twice that takes longer than the visibility timeout.
+"""
+
+import logging
+import os
+import signal
+import socket
+from typing import Any
+
+from billiard.process import active_children  # type: ignore[import-untyped]
+from celery import Celery, signals
+
+from app.core.broker import EXPERIMENTS, INTERACTIVE, PREDICT, PREVIEW, RESULT_SECONDS, RUN_EXPERIMENT
+from app.settings import Settings
+from worker.registry import Registration
+
+SIGN_OF_LIFE_SECONDS = 5.0
+NEVER_REDELIVERED_SECONDS = 10 * 365 * 86_400
+log = logging.getLogger(__name__)
+
+
+def make_app(settings: Settings) -> Celery:
+    """The application with every setting that the runtime's guarantees rest on."""
+    celery = Celery("bdlab", broker=settings.broker, backend=settings.broker, include=["worker.tasks"])
+    celery.conf.update(
+        task_serializer="json",
+        result_serializer="json",
+        accept_content=["json"],
+        task_routes={
+            RUN_EXPERIMENT: {"queue": EXPERIMENTS},
+            PREVIEW: {"queue": INTERACTIVE},
+            PREDICT: {"queue": INTERACTIVE},
+        },
+        task_ignore_result=True,
+        result_expires=RESULT_SECONDS,
+        task_acks_late=False,
+        worker_disable_prefetch=True,
+        worker_prefetch_multiplier=1,
+        worker_concurrency=1,
+        worker_max_tasks_per_child=1,
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        worker_hijack_root_logger=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={"visibility_timeout": NEVER_REDELIVERED_SECONDS},
+    )
+    return celery
+
+
+def worker_name(pid: int, queue: str) -> str:
+    """A worker's name: its host, its main process, its queue."""
+    return f"{socket.gethostname()}:{pid}:{queue}"
+
+
+settings = Settings()
+app = make_app(settings)
+_registration: list[Registration] = []
+
+
+@signals.setup_logging.connect
+def _log_plainly(**_: Any) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+@signals.worker_ready.connect
+def _register(sender: Any, **_: Any) -> None:
+    # On the event loop's timer and not in a thread: a fork while a thread holds one of SQLite's locks would
+    # leave the child with a lock that nobody opens.
+    (queue,) = sender.app.amqp.queues.consume_from
+    registration = Registration(settings.database, worker_name(os.getpid(), queue), queue)
+    _registration.append(registration)
+    registration.renew()
+    sender.timer.call_repeatedly(SIGN_OF_LIFE_SECONDS, registration.renew)
+
+
+@signals.worker_shutting_down.connect
+def _hand_back(**_: Any) -> None:
+    """Without this, shutting down would wait for a training to end, which may take days."""
+    for child in active_children():
+        os.kill(child.pid, signal.SIGTERM)
+
+
+@signals.worker_shutdown.connect
+def _sign_off(**_: Any) -> None:
+    for registration in _registration:
+        registration.remove()

@@ -1,0 +1,271 @@
+"""What a run tells, written into SQL and the object store in batches.
+
+The lease's thread writes what has gathered about twice a second, in one transaction, so training never waits
+for the database. What cannot be written stays gathered and is tried again. Numbers have a natural key, so
+telling one again replaces it.
+"""
+
+import math
+import threading
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.orm import Session
+
+from app.artifacts.tables import Artifact
+from app.core.database import new_id, utcnow
+from app.core.objects import Objects, put_content
+from app.experiments import lifecycle
+from app.experiments.tables import Experiment, LogLine
+from app.results.tables import ArmNote, MetricPoint, ResultValue
+from worker.lab.contracts import ArtifactKind, LabError, Scope
+from worker.lease import Lease
+from worker.upsert import insert_into, upsert
+
+WARNING, ERROR = "warning", "error"
+EVERY_ARM, EVERY_SEED = "", -1
+"""How a scope that spans all arms or seeds is kept in tables whose keys allow no null."""
+NOTE_CHARACTERS = 2000
+SHORTEST_ESTIMATE_SECONDS = 1.0
+
+ArmSeed = tuple[str, int]
+
+
+@dataclass
+class Batch:
+    """What was told since the last write, by its natural key where it has one."""
+
+    points: dict[tuple[str, int, str, int], float] = field(default_factory=dict)
+    results: dict[ArmSeed, dict[str, float | None]] = field(default_factory=dict)
+    warnings: dict[tuple[str, int, str], None] = field(default_factory=dict)
+    errors: dict[ArmSeed, str] = field(default_factory=dict)
+    lines: list[tuple[datetime, str]] = field(default_factory=list)
+    progress: dict[str, Any] | None = None
+
+    def __bool__(self) -> bool:
+        told = (self.points, self.results, self.warnings, self.errors, self.lines)
+        return any(told) or self.progress is not None
+
+    def followed_by(self, later: "Batch") -> "Batch":
+        return Batch(
+            self.points | later.points,
+            self.results | later.results,
+            self.warnings | later.warnings,
+            self.errors | later.errors,
+            self.lines + later.lines,
+            later.progress or self.progress,
+        )
+
+
+class SqlRecorder:
+    """The lab's `Recorder` for one attempt."""
+
+    def __init__(self, lease: Lease, objects: Objects) -> None:
+        self.succeeded: set[ArmSeed] = set()
+        self.failed: dict[ArmSeed, str] = {}
+        self._lease = lease
+        self._objects = objects
+        self._batch = Batch()
+        self._batch_lock = threading.Lock()
+        self._write_lock = threading.Lock()
+        self._first_progress: tuple[float, float] | None = None
+
+    def check(self) -> None:
+        self._lease.check()
+
+    def progress(self, scope: Scope, epoch: int, epochs: int, fraction: float) -> None:
+        told = {
+            "arm": scope.arm,
+            "seed": scope.seed,
+            "stage": scope.stage,
+            "epoch": epoch,
+            "epochs": epochs,
+            "fraction": round(fraction, 6),
+            "seconds_left": self._seconds_left(fraction),
+        }
+        with self._batch_lock:
+            self._batch.progress = told
+
+    def metric(self, scope: Scope, name: str, step: int, value: float) -> None:
+        if not math.isfinite(value):
+            return  # the arm's error names epoch and batch; a table of numbers has no place for it
+        with self._batch_lock:
+            self._batch.points[*_key(scope), name, step] = value
+
+    def result(self, scope: Scope, values: dict[str, float | None]) -> None:
+        finite = {
+            name: value if value is not None and math.isfinite(value) else None
+            for name, value in values.items()
+        }
+        key = _key(scope)
+        self.succeeded.add(key)
+        self.failed.pop(key, None)
+        with self._batch_lock:
+            self._batch.errors.pop(key, None)
+            self._batch.results[key] = finite
+
+    def warning(self, scope: Scope, message: str) -> None:
+        with self._batch_lock:
+            self._batch.warnings[*_key(scope), message[:NOTE_CHARACTERS]] = None
+
+    def arm_failed(self, scope: Scope, error: LabError) -> None:
+        key, message = _key(scope), str(error)[:NOTE_CHARACTERS]
+        self.failed[key] = message
+        self.succeeded.discard(key)
+        with self._batch_lock:
+            self._batch.results.pop(key, None)
+            self._batch.errors[key] = message
+
+    def log(self, message: str) -> None:
+        at = utcnow()
+        with self._batch_lock:
+            self._batch.lines.extend((at, line) for line in message.splitlines())
+
+    def artifact(
+        self,
+        scope: Scope,
+        name: str,
+        kind: ArtifactKind,
+        media_type: str,
+        data: bytes,
+        metadata: dict[str, Any],
+    ) -> None:
+        """The object first and then its row, so that a row never names an object that is not there."""
+        digest, key = self._lease.persist(lambda: put_content(self._objects, data))
+        row = {
+            "experiment_id": self._lease.experiment_id,
+            "arm": scope.arm,
+            "seed": scope.seed,
+            "name": name,
+            "kind": kind,
+            "media_type": media_type,
+            "size": len(data),
+            "sha256": digest,
+            "object_key": key,
+            "details": metadata,
+            "created_at": utcnow(),
+        }
+        self._lease.persist(lambda: self._write_artifact(row))
+
+    def flush(self) -> None:
+        """Write what has gathered. If that fails it stays gathered, and the error is the caller's.
+
+        Raises StoppedError if the lease is lost.
+        """
+        with self._write_lock:
+            with self._batch_lock:
+                batch, self._batch = self._batch, Batch()
+            if not batch:
+                return
+            try:
+                with self._lease.writing() as session:
+                    self._write(session, batch)
+            except BaseException:
+                with self._batch_lock:
+                    self._batch = batch.followed_by(self._batch)
+                raise
+
+    def _write(self, session: Session, batch: Batch) -> None:
+        experiment = self._lease.experiment_id
+        points = [
+            {
+                "experiment_id": experiment,
+                "arm": arm,
+                "seed": seed,
+                "name": name,
+                "step": step,
+                "value": value,
+            }
+            for (arm, seed, name, step), value in batch.points.items()
+        ]
+        upsert(session, MetricPoint, points, ["experiment_id", "arm", "seed", "name", "step"])
+        lines = [
+            LogLine(experiment_id=experiment, attempt=self._lease.attempt, at=at, message=line)
+            for at, line in batch.lines
+        ]
+        session.add_all(lines)
+        for arm, seed, message in batch.warnings:
+            self._write_note(session, (arm, seed), WARNING, message)
+        for key, message in batch.errors.items():
+            session.execute(delete(ResultValue).where(*_of(ResultValue, experiment, key)))
+            self._write_note(session, key, ERROR, message)
+        for key, values in batch.results.items():
+            self._write_result(session, key, values)
+        if batch.progress is not None:
+            session.execute(
+                update(Experiment).where(Experiment.id == experiment).values(progress=batch.progress)
+            )
+            lifecycle.emit(session, experiment, "progress", batch.progress)
+
+    def _write_note(self, session: Session, key: ArmSeed, kind: str, message: str) -> None:
+        arm, seed = key
+        row = {"experiment_id": self._lease.experiment_id, "arm": arm, "seed": seed, "kind": kind}
+        new = session.execute(
+            insert_into(session, ArmNote)
+            .values(**row, message=message)
+            .on_conflict_do_nothing()
+            .returning(ArmNote.kind)
+        ).scalar_one_or_none()
+        if new is not None:
+            text = message if kind == WARNING else f"the arm failed: {message}"
+            self._emit(session, "warning", key, {"message": text})
+
+    def _write_result(self, session: Session, key: ArmSeed, values: dict[str, float | None]) -> None:
+        """Replace an arm's numbers; an event tells of them unless they are the ones already known."""
+        experiment = self._lease.experiment_id
+        mine = _of(ResultValue, experiment, key)
+        known = dict(session.execute(select(ResultValue.metric, ResultValue.value).where(*mine)).tuples())
+        session.execute(delete(ArmNote).where(*_of(ArmNote, experiment, key), ArmNote.kind == ERROR))
+        if known == values:
+            return
+        session.execute(delete(ResultValue).where(*mine))
+        arm, seed = key
+        session.add_all(
+            ResultValue(experiment_id=experiment, arm=arm, seed=seed, metric=metric, value=value)
+            for metric, value in values.items()
+        )
+        self._emit(session, "result", key, {"values": values})
+
+    def _write_artifact(self, row: dict[str, Any]) -> None:
+        with self._lease.writing() as session:
+            known = session.scalars(
+                select(Artifact).where(
+                    Artifact.experiment_id == row["experiment_id"], Artifact.name == row["name"]
+                )
+            ).one_or_none()
+            if known is not None and known.sha256 == row["sha256"]:
+                known.details = row["details"]
+                return
+            artifact_id = known.id if known is not None else new_id()
+            upsert(session, Artifact, [{"id": artifact_id, **row}], ["experiment_id", "name"])
+            lifecycle.emit(
+                session, row["experiment_id"], "artifact", {"id": artifact_id, "name": row["name"]}
+            )
+
+    def _emit(self, session: Session, kind: str, key: ArmSeed, data: dict[str, Any]) -> None:
+        arm, seed = key
+        named = {"arm": arm or None, "seed": seed if seed != EVERY_SEED else None}
+        lifecycle.emit(session, self._lease.experiment_id, kind, named | data)
+
+    def _seconds_left(self, fraction: float) -> float | None:
+        """At the mean speed since this attempt's first report; None while there is nothing to judge by."""
+        now = time.monotonic()
+        if self._first_progress is None:
+            self._first_progress = (now, fraction)
+        elapsed, done = now - self._first_progress[0], fraction - self._first_progress[1]
+        if elapsed < SHORTEST_ESTIMATE_SECONDS or done <= 0:
+            return None
+        return round(elapsed / done * (1 - fraction), 1)
+
+
+def _key(scope: Scope) -> ArmSeed:
+    arm = scope.arm if scope.arm is not None else EVERY_ARM
+    return arm, scope.seed if scope.seed is not None else EVERY_SEED
+
+
+def _of(table: type[ResultValue] | type[ArmNote], experiment_id: str, key: ArmSeed) -> tuple[Any, ...]:
+    arm, seed = key
+    return table.experiment_id == experiment_id, table.arm == arm, table.seed == seed

@@ -1,0 +1,60 @@
+"""The three tasks. Each imports the lab when it runs, so that whoever forks children stays free of torch."""
+
+import base64
+import os
+from typing import Any
+
+from app.core.broker import EXPERIMENTS, PREDICT, PREVIEW, RUN_EXPERIMENT
+from app.core.objects import Objects
+from app.specs.experiment import ExperimentSpec
+from worker.attempt import attempt
+from worker.celery import app, settings, worker_name
+from worker.lab.contracts import LabError
+
+
+@app.task(name=RUN_EXPERIMENT)
+def run_experiment(experiment_id: str) -> None:
+    """Run an experiment, if it is still queued. Everything to know about it lies in SQL."""
+    import torch  # noqa: PLC0415
+
+    from worker.lab.experiment import run  # noqa: PLC0415
+
+    if settings.worker_threads:
+        torch.set_num_threads(settings.worker_threads)
+    attempt(experiment_id, worker_name(os.getppid(), EXPERIMENTS), settings, run)
+
+
+@app.task(name=PREVIEW, ignore_result=False)
+def preview(payload: dict[str, Any]) -> dict[str, Any]:
+    """Clean, triggered and residual samples as ``{"picture": <base64 PNG>}``, or ``{"error": ...}``."""
+    from worker.lab import interactive  # noqa: PLC0415
+
+    try:
+        picture = interactive.preview(payload, settings.datasets)
+    except LabError as error:
+        return {"error": str(error)}
+    return {"picture": base64.b64encode(picture).decode()}
+
+
+@app.task(name=PREDICT, ignore_result=False)
+def predict(payload: dict[str, Any]) -> dict[str, Any]:
+    """Class and probabilities from every arm's model, or ``{"error": ...}``."""
+    from worker.lab import interactive  # noqa: PLC0415
+
+    objects = Objects(settings.objects)
+    checkpoints = {arm: objects.get(key) for arm, key in payload["checkpoints"].items()}
+    if gone := sorted(arm for arm, data in checkpoints.items() if data is None):
+        return {"error": f"the stored model is gone: {', '.join(gone)}"}
+    image = payload["image"]
+    try:
+        return interactive.predict(
+            ExperimentSpec.model_validate(payload["spec"]),
+            {arm: data for arm, data in checkpoints.items() if data is not None},
+            data_dir=settings.datasets,
+            index=payload["index"],
+            image=base64.b64decode(image) if image is not None else None,
+            triggered=payload["triggered"],
+            seed=payload["seed"],
+        )
+    except LabError as error:
+        return {"error": str(error)}
