@@ -1,0 +1,72 @@
+"""The `bdlab` command.
+
+Exit codes: 0 done; 1 the experiment failed or was canceled; 2 bad input, or the service refused it;
+3 the service cannot be reached or cannot do it now; 4 no such experiment or file; 130 interrupted.
+Errors are one line on standard error.
+"""
+
+import sys
+
+import typer
+from pydantic import ValidationError
+from typer.exceptions import Abort, TyperException
+
+from app.client_errors import ApiError, BdlabError, NotFoundError
+from app.commands import artifacts, data, demo, experiments, service
+from app.commands.common import BAD_INPUT, NO_SERVICE, NOT_FOUND, CommandError
+
+app = typer.Typer(
+    name="bdlab",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Backdoor attacks and defences as experiments.\n\n"
+    "Exit codes: 0 done; 1 the experiment failed or was canceled; 2 bad input; 3 no service; 4 not found.",
+)
+app.command()(service.up)
+app.command()(experiments.submit)
+app.command()(experiments.watch)
+app.command()(experiments.results)
+app.command("list")(experiments.list_)
+app.command()(experiments.cancel)
+app.command()(experiments.retry)
+app.command()(experiments.predict)
+app.command()(experiments.catalog)
+app.add_typer(artifacts.app, name="artifacts")
+app.add_typer(data.app, name="data")
+app.command()(demo.demo)
+app.command()(service.version)
+
+
+def main() -> None:
+    """Run the command; every expected error becomes one line and an exit code."""
+    try:
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except TyperException as error:
+        code = _fail(error.format_message(), error.exit_code)
+    except CommandError as error:
+        code = _fail(str(error), error.code)
+    except NotFoundError as error:
+        code = _fail(str(error), NOT_FOUND)
+    except ApiError as error:
+        code = _fail(str(error), BAD_INPUT if error.status < 500 else NO_SERVICE)
+    except BdlabError as error:
+        code = _fail(str(error), NO_SERVICE)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        field = ".".join(map(str, fault["loc"]))
+        code = _fail(f"BDLAB_{field.upper()}={fault['input']!r} is not allowed: {fault['msg']}", BAD_INPUT)
+    except OSError as error:
+        code = _fail(str(error), BAD_INPUT)
+    except (KeyboardInterrupt, Abort):
+        code = 130
+    sys.exit(code or 0)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"bdlab: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The parts of the `bdlab` command, one file a group of subcommands."""

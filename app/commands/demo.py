@@ -1,0 +1,157 @@
+"""`bdlab demo`: a service of its own, one experiment over HTTP, and what came of it in plain words."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import app
+from app.client import Client
+from app.client_types import Results
+from app.commands.common import NO_SERVICE, OK, AsJson, CommandError, address, err, out, print_json
+from app.commands.experiments import read_spec
+from app.commands.following import follow
+from app.settings import Settings
+
+SPEC = Path(app.__file__).parent.parent / "examples" / "digits-badnets-abl.json"
+START_SECONDS = 120.0
+STOP_SECONDS = 60.0
+
+
+def demo(
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the service up afterwards, until Ctrl-C.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Attack a model and defend it, end to end: about a minute on two cores, no download, no GPU."""
+    folder = Settings().home_dir / "demo"
+    home = folder / "home"
+    running = address(home)
+    if running and Client(running, patience=0).ready():
+        raise CommandError(f"a demo is still up at {running}; stop it first")
+    shutil.rmtree(folder, ignore_errors=True)  # with old stages in its cache a demo would train nothing
+    home.mkdir(parents=True)
+    with _service(home, folder / "service.log") as (process, url), Client(url, patience=30) as client:
+        code = _run(client, folder, as_json)
+        if keep and code == OK:
+            err.print(f"\nThe service is up at {url}, its API page at {url}/docs. Ctrl-C stops it.")
+            process.wait()
+    raise typer.Exit(code)
+
+
+def _run(client: Client, folder: Path, as_json: bool) -> int:
+    """Submit, follow, and write down what came of it; returns the exit code."""
+    id = client.submit(read_spec(str(SPEC)))["id"]
+    err.print(f"Submitted {SPEC.name} to {client.url} as experiment {id}")
+    code = follow(client, id, as_json=as_json)
+    if code != OK:
+        return code
+    results = client.results(id)
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    figures = [
+        client.download(artifact, folder / "figures" / artifact["name"].replace("/", "-"))
+        for artifact in client.artifacts(id, kind="figure")
+    ]
+    if as_json:
+        print_json({"experiment_id": id, "results": results, "figures": [str(path) for path in figures]})
+        return OK
+    out.print(" ".join(findings(results, client.experiment(id)["spec"])))
+    out.print(f"\nNumbers: {_shown(folder / 'results.json')}\nFigures:")
+    for path in figures:
+        out.print(f"  {_shown(path)}", markup=False)
+    return OK
+
+
+def findings(results: Results, spec: dict[str, Any]) -> Iterator[str]:
+    """What the numbers say, in sentences: did the attack work, did the defence, and what did it cost."""
+    means = {
+        arm["arm"]: {name: value["mean"] for name, value in arm["aggregate"].items() if value}
+        for arm in results["arms"]
+    }
+    attacked = means["undefended"]
+    worked = attacked["attack_success_rate"] >= 0.9
+    yield (
+        f"The attack ({spec['attack']['name']}) {'works' if worked else 'does not work well'}: with its trigger on, "
+        f"{_percent(attacked['attack_success_rate'])} of the test images of other classes are taken for class "
+        f"{spec['attack']['target_class']}, while accuracy on clean images is {_percent(attacked['clean_accuracy'])}."
+    )
+    for defense in spec["defenses"]:
+        arm = defense.get("arm") or defense["name"]
+        defended = means.get(arm, {})
+        if "attack_success_rate" not in defended:
+            yield f"{arm} gave no result; see the warnings."
+            continue
+        removed = defended["attack_success_rate"] <= 0.1
+        change = 100 * (defended["clean_accuracy"] - attacked["clean_accuracy"])
+        yield (
+            f"{arm.upper()} {'removes the backdoor' if removed else 'does not remove it'}: "
+            f"{_percent(defended['attack_success_rate'])} of them are. "
+            f"Accuracy on clean images changes by {change:+.1f} points, to {_percent(defended['clean_accuracy'])}; "
+            f"training took {defended['seconds']:.0f} s instead of {attacked['seconds']:.0f} s."
+        )
+
+
+@contextmanager
+def _service(home: Path, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """`bdlab up` on a free port as a child process, with nothing from the environment but the defaults."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("BDLAB_")}
+    environment["BDLAB_HOME"] = str(home)
+    command = [sys.executable, "-m", "app.cli", "up", "--port", "0"]
+    with log.open("wb") as sink:
+        process = subprocess.Popen(command, env=environment, stdout=sink, stderr=subprocess.STDOUT)
+    before = signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # so that `finally` runs
+    try:
+        with err.status("Starting the service") if err.is_terminal else _nothing():
+            url = _wait_until_ready(process, home, log)
+        yield process, url
+    finally:
+        _stop(process)
+        signal.signal(signal.SIGTERM, before)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], home: Path, log: Path) -> str:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        url = address(home)
+        if url and Client(url, patience=0).ready():
+            return url
+        if process.poll() is not None:
+            lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+            raise CommandError(f"the service did not start: {lines[-1]} (all of it: {log})", NO_SERVICE)
+        time.sleep(0.1)
+    raise CommandError(f"the service is not ready after {START_SECONDS:.0f} s; see {log}", NO_SERVICE)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"
+
+
+def _shown(path: Path) -> str:
+    """Relative to the current folder where that is shorter."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
