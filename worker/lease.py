@@ -68,7 +68,9 @@ class Lease:
         self._thread.join()
 
     def check(self) -> None:
-        """Raise StoppedError if the run must end. Costs one attribute read."""
+        """Raise StoppedError if the run must end. Costs a look at the clock."""
+        if time.monotonic() - self._held_at > self.lease_seconds:
+            self.stop("lost")
         if self.verdict is not None:
             raise StoppedError(self.verdict)
 
@@ -107,7 +109,7 @@ class Lease:
                 pause = min(pause, patience)
                 log.warning("%s; trying again", error)
             except DATABASE_FAULTS as error:
-                if self.verdict == "lost":
+                if time.monotonic() - self._held_at > self.lease_seconds:
                     raise StoppedError("lost") from error
                 if time.monotonic() - start > 2 * self.lease_seconds:
                     raise
@@ -145,7 +147,7 @@ class Lease:
             except Exception as error:
                 log.warning("heartbeat of %s failed: %s", self.owner, error)
             if time.monotonic() - self._held_at > self.lease_seconds:
-                self.stop("lost")
+                self.stop("lost")  # also for a run that no longer looks
             if self.verdict and time.monotonic() - self._stopped_at > self._settings.cancel_grace_seconds:
                 self._abandon()
 

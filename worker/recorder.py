@@ -217,7 +217,8 @@ class SqlRecorder:
         """Replace an arm's numbers; an event tells of them unless they are the ones already known."""
         experiment = self._lease.experiment_id
         mine = _of(ResultValue, experiment, key)
-        known = dict(session.execute(select(ResultValue.metric, ResultValue.value).where(*mine)).tuples())
+        rows = session.execute(select(ResultValue.metric, ResultValue.value).where(*mine))
+        known = dict(rows.all())
         session.execute(delete(ArmNote).where(*_of(ArmNote, experiment, key), ArmNote.kind == ERROR))
         if known == values:
             return

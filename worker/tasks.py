@@ -15,13 +15,17 @@ from worker.lab.contracts import LabError
 @app.task(name=RUN_EXPERIMENT)
 def run_experiment(experiment_id: str) -> None:
     """Run an experiment, if it is still queued. Everything to know about it lies in SQL."""
+    attempt(experiment_id, worker_name(os.getppid(), EXPERIMENTS), settings, _run)
+
+
+def _run(*args: Any, **options: Any) -> dict[str, Any]:
     import torch  # noqa: PLC0415
 
     from worker.lab.experiment import run  # noqa: PLC0415
 
     if settings.worker_threads:
         torch.set_num_threads(settings.worker_threads)
-    attempt(experiment_id, worker_name(os.getppid(), EXPERIMENTS), settings, run)
+    return run(*args, **options)
 
 
 @app.task(name=PREVIEW, ignore_result=False)

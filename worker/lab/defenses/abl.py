@@ -140,7 +140,7 @@ def unlearn(
     isolated = torch.zeros_like(lab.labels, dtype=torch.bool)
     isolated[isolation.tensors["isolated"].to(isolated.device)] = True
     held_out = _holdout(spec, lab, isolation)
-    trained_on = isolated.clone() if spec.unlearning_objective == "ascent" else torch.ones_like(isolated)
+    trained_on = isolated | _unlearned_against(spec, lab, isolation).to(isolated.device)
     trained_on[held_out] = False
     watched = Split(lab.images[held_out], lab.labels[held_out])
     suspects = Split(lab.images[isolated], lab.labels[isolated])
@@ -178,10 +178,34 @@ def unlearn(
     return stage.finish(_prefixed(network))
 
 
+def _unlearned_against(spec: Abl, lab: TrainingDefense, isolation: Outcome) -> Tensor:
+    """Which samples hold the network in place while the isolated ones are unlearned, bool ``[N]``.
+
+    The paper takes all the rest. But the rest still holds most of the poison, which teaches the backdoor anew in
+    every step; so unlikelihood takes the half that ranks least suspicious. Ascent takes none.
+    """
+    suspicion = isolation.tensors["suspicion"]
+    chosen = torch.full_like(suspicion, spec.unlearning_objective == "joint", dtype=torch.bool)
+    if spec.unlearning_objective == "unlikelihood":
+        chosen[_trusted(suspicion, lab.labels.cpu())] = True
+    return chosen
+
+
+def _trusted(suspicion: Tensor, labels: Tensor) -> Tensor:
+    """Rows of the half of each class that ranks least suspicious.
+
+    Class by class: the target class has most of the poison and easy classes rank low as a whole, and a network held
+    in place without them would forget them.
+    """
+    order = suspicion.argsort(stable=True)
+    of_class = [order[labels[order] == label] for label in labels.unique()]
+    return torch.cat([rows[: (len(rows) + 1) // 2] for rows in of_class]).sort().values
+
+
 def _holdout(spec: Abl, lab: TrainingDefense, isolation: Outcome) -> Tensor:
     """Rows to watch accuracy with, drawn from the half that ranks least suspicious, so that few are poisoned."""
     suspicion = isolation.tensors["suspicion"]
-    trusted = suspicion.argsort(stable=True)[: len(suspicion) // 2]
+    trusted = _trusted(suspicion, lab.labels.cpu())
     drawn = torch.Generator().manual_seed(derive_seed("abl hold-out", lab.seed))
     order = torch.randperm(len(trusted), generator=drawn)
     return trusted[order[: round(spec.holdout_ratio * len(suspicion))]].sort().values.to(lab.labels.device)

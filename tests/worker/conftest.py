@@ -1,0 +1,80 @@
+"""A database and an object store of their own for each test, and experiments in them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.core import migrations
+from app.core.database import Database, utcnow
+from app.core.objects import Objects
+from app.experiments import lifecycle
+from app.experiments.tables import Experiment
+from app.settings import Settings
+from app.specs.experiment import ExperimentSpec
+from worker.attempt import attempt
+
+
+@dataclass
+class House:
+    """Everything a worker talks to."""
+
+    settings: Settings
+    database: Database
+    objects: Objects
+
+    def submit(self, **spec: Any) -> str:
+        """A queued experiment; returns its id."""
+        parsed = ExperimentSpec.model_validate(spec)
+        with self.database.writing() as session:
+            experiment = Experiment(
+                name="",
+                spec=parsed.model_dump(mode="json"),
+                spec_hash=parsed.spec_hash,
+                dataset=parsed.dataset.name,
+                model=parsed.model.name,
+                attack=parsed.attack.name,
+                created_at=utcnow(),
+                queued_at=utcnow(),
+                attempts_left=self.settings.max_attempts,
+            )
+            session.add(experiment)
+            session.flush()
+            lifecycle.enqueue(session, experiment)
+            return experiment.id
+
+    def requeue(self, experiment_id: str) -> None:
+        """What the relay does for a worker that died."""
+        with self.database.writing() as session:
+            experiment = lifecycle.lock(session, experiment_id)
+            assert experiment is not None
+            assert lifecycle.lose(session, experiment_id, experiment.attempt, "no heartbeat")
+
+    def try_(self, experiment_id: str, run: Callable[..., dict[str, Any]]) -> str | None:
+        return attempt(experiment_id, "host:1:experiments", self.settings, run)
+
+    def experiment(self, experiment_id: str) -> Experiment:
+        with self.database.reading() as session:
+            return session.get_one(Experiment, experiment_id)
+
+    def rows(self, table: type[Any], experiment_id: str) -> list[Any]:
+        with self.database.reading() as session:
+            return list(session.query(table).filter(table.experiment_id == experiment_id))
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Any:
+    settings = Settings(
+        home=tmp_path,
+        lease_seconds=2,
+        heartbeat_seconds=0.2,
+        storage_patience_seconds=1.5,
+        stage_busy_seconds=7,
+        checkpoint_seconds=0,
+    )
+    migrations.upgrade(settings.database)
+    database = Database(settings.database)
+    yield House(settings, database, Objects(settings.objects))
+    database.close()
