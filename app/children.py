@@ -46,7 +46,7 @@ class Child:
                 env=self.environment,
                 pass_fds=self.descriptors,
                 start_new_session=True,
-                preexec_fn=_before_exec(self.niceness, os.getpid()),  # noqa: PLW1509  # the supervisor has one thread
+                preexec_fn=before_exec(self.niceness, os.getpid()),  # noqa: PLW1509  # the supervisor has one thread
             )
         self._started_at = time.monotonic()
 
@@ -96,7 +96,9 @@ class Child:
         return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _before_exec(niceness: int, parent: int) -> Callable[[], None]:
+def before_exec(niceness: int, parent: int) -> Callable[[], None]:
+    """What a new process does before it becomes its command: be killed with ``parent``, and be nice."""
+
     def prepare() -> None:
         if _libc is not None:
             _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -1,0 +1,165 @@
+"""The whole service as a user starts it: `bdlab up` in a folder of its own, on a free port, with short leases."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from app.children import before_exec
+from tests.processes import alive, command_line, descendants
+
+BDLAB = Path(sys.executable).parent / "bdlab"
+QUICK = {
+    "BDLAB_LEASE_SECONDS": "3",
+    "BDLAB_HEARTBEAT_SECONDS": "0.5",
+    "BDLAB_RELAY_SECONDS": "0.2",
+    "BDLAB_REPUBLISH_SECONDS": "3",
+    "BDLAB_STAGE_BUSY_SECONDS": "1",
+    "BDLAB_CHECKPOINT_SECONDS": "0",
+    "BDLAB_STORAGE_PATIENCE_SECONDS": "2",
+}
+START_SECONDS, STOP_SECONDS = 90.0, 40.0
+TERMINAL = ("succeeded", "failed", "canceled")
+CHILDREN = {
+    "broker": "valkey-server",
+    "api": "app.server",
+    "relay": "app.experiments.relay",
+    "worker": "worker.celery",
+    "interactive": "worker.interactive",
+}
+
+
+class Stack:
+    """A running service. ``url`` and ``client`` reach it; ``home`` is its folder."""
+
+    def __init__(self, home: Path, **environment: str) -> None:
+        self.home = home
+        self.environment = os.environ | QUICK | {"BDLAB_HOME": str(home)} | environment
+        self.client = httpx2.Client(timeout=30)
+        self.url = ""
+        self.start()
+
+    def start(self) -> None:
+        """`bdlab up`, until it says that it is ready."""
+        with (self.home.parent / f"{self.home.name}.console").open("ab") as console:
+            self.process = subprocess.Popen(
+                [BDLAB, "up", "--port", "0"],
+                env=self.environment,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=before_exec(0, os.getpid()),
+            )
+        self.eventually((self.home / "address").exists, START_SECONDS, "the service did not start")
+        self.url = (self.home / "address").read_text().strip()
+        self.client.base_url = self.url
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Stop the service; returns its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"the service did not stop\n{self.logs()}") from None
+
+    def get(self, path: str, **parameters: Any) -> Any:
+        """The JSON of a GET that must succeed."""
+        answer = self.client.get(path, params=parameters)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def post(self, path: str, body: Any = None, status: int = 202) -> Any:
+        """The JSON of a POST that must be answered with ``status``."""
+        answer = self.client.post(path, json=body)
+        assert answer.status_code == status, answer.text
+        return answer.json()
+
+    def submit(self, spec: dict[str, Any]) -> str:
+        """Submit an experiment; returns its id."""
+        return str(self.post("/v1/experiments", spec)["id"])
+
+    def experiment(self, experiment_id: str) -> Any:
+        return self.get(f"/v1/experiments/{experiment_id}")
+
+    def wait(self, experiment_id: str, status: str = "succeeded", timeout: float = 120.0) -> Any:
+        """The experiment once it has ended, which must be as ``status``."""
+        self.eventually(
+            lambda: self.experiment(experiment_id)["status"] in TERMINAL, timeout, "it did not end"
+        )
+        experiment = self.experiment(experiment_id)
+        assert experiment["status"] == status, f"{experiment}\n{self.logs()}"
+        return experiment
+
+    def results(self, experiment_id: str) -> Any:
+        return self.get(f"/v1/experiments/{experiment_id}/results")
+
+    def pid(self, name: str) -> int:
+        """The number of a child process: broker, api, relay, worker (Celery's parent) or interactive."""
+        found = [pid for pid in descendants(self.process.pid, depth=1) if CHILDREN[name] in command_line(pid)]
+        assert len(found) == 1, f"{name}: {found}\n{self.logs()}"
+        return found[0]
+
+    def training_pid(self) -> int:
+        """The number of the process that runs an experiment."""
+        (pid,) = descendants(self.pid("worker"))
+        return pid
+
+    def kill(self, name: str) -> None:
+        """kill -9 one of the children, and wait until it has been started again."""
+        before = self.pid(name)
+        os.kill(before, signal.SIGKILL)
+        self.eventually(lambda: not alive(before), 10, f"{name} did not die")
+
+        def replaced() -> bool:
+            return any(CHILDREN[name] in command_line(pid) for pid in descendants(self.process.pid, depth=1))
+
+        self.eventually(replaced, 20, f"{name} was not started again")
+
+    def eventually(self, happened: Callable[[], Any], timeout: float, otherwise: str) -> Any:
+        """Wait until ``happened()`` is true and return its value; else fail with the service's logs."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if value := happened():
+                return value
+            time.sleep(0.05)
+        raise AssertionError(f"{otherwise} within {timeout:.0f} s\n{self.logs()}")
+
+    def logs(self) -> str:
+        """The end of every log, for a failed test."""
+        files = [self.home.parent / f"{self.home.name}.console", *sorted((self.home / "logs").glob("*.log"))]
+        tails = [
+            (file, file.read_text(errors="replace").splitlines()[-25:]) for file in files if file.exists()
+        ]
+        return "\n".join(f"--- {file.name}\n" + "\n".join(lines) for file, lines in tails)
+
+
+@pytest.fixture(scope="session")
+def new_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Stack]]:
+    """Makes services that a test may break; each is stopped in the end. Keyword arguments: environment variables."""
+    made: list[Stack] = []
+
+    def make(**environment: str) -> Stack:
+        stack = Stack(tmp_path_factory.mktemp("service") / "home", **environment)
+        made.append(stack)
+        return stack
+
+    yield make
+    for stack in made:
+        stack.client.close()
+        stack.stop()
+
+
+@pytest.fixture(scope="session")
+def stack(new_stack: Callable[..., Stack]) -> Stack:
+    """One service for all tests that leave it as it was."""
+    return new_stack()

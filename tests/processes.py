@@ -1,0 +1,40 @@
+"""Processes as /proc shows them."""
+
+from pathlib import Path
+
+
+def descendants(pid: int, depth: int | None = None) -> list[int]:
+    """The living children of a process, their children, and so on, down to ``depth`` generations."""
+    if depth == 0:
+        return []
+    found = []
+    for child in _children(pid):
+        found += [child, *descendants(child, None if depth is None else depth - 1)]
+    return found
+
+
+def command_line(pid: int) -> str:
+    """The command of a process; empty if it is gone or a zombie."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def alive(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    return _state_and_parent(pid)[0] not in ("", "Z")
+
+
+def _children(pid: int) -> list[int]:
+    numbers = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return [number for number in numbers if _state_and_parent(number)[1] == pid and alive(number)]
+
+
+def _state_and_parent(pid: int) -> tuple[str, int]:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return "", 0
+    state, parent = text.rpartition(")")[2].split()[:2]  # the name before it may hold anything
+    return state, int(parent)
