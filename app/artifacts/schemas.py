@@ -1,0 +1,31 @@
+"""What the artifact routes give."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+Kind = Literal["figure", "checkpoint", "table", "data"]
+
+
+class ArtifactOut(BaseModel):
+    """A stored file."""
+
+    id: str
+    experiment_id: str
+    arm: str | None = Field(description="Null if the file belongs to the whole experiment.")
+    seed: int | None
+    name: str = Field(examples=["seed-0/abl/curves.png"])
+    kind: Kind
+    media_type: str
+    size: int = Field(description="Bytes.")
+    sha256: str
+    details: dict[str, Any] = Field(description="A checkpoint says here whether it is `backdoored`.")
+    created_at: datetime
+    content: str = Field(description="Link to the bytes.")
+
+
+class Artifacts(BaseModel):
+    """The files of an experiment, by name."""
+
+    artifacts: list[ArtifactOut]

@@ -1,0 +1,52 @@
+"""Rows as the API shows them."""
+
+from collections.abc import Sequence
+
+from sqlalchemy.orm import Session
+
+from app.experiments import repository
+from app.experiments.schemas import ArmSummary, AttemptOut, ExperimentOut, Failure, Links, Progress
+from app.experiments.tables import Experiment
+from app.specs.experiment import ExperimentSpec
+
+
+def present(session: Session, experiments: Sequence[Experiment]) -> list[ExperimentOut]:
+    """The experiments with their attempts and summaries: two more queries, however many they are."""
+    ids = [experiment.id for experiment in experiments]
+    attempts = repository.attempts(session, ids)
+    summaries = repository.summaries(session, ids)
+    return [_one(e, attempts[e.id], summaries[e.id]) for e in experiments]
+
+
+def _one(
+    experiment: Experiment,
+    attempts: Sequence[object],
+    summary: dict[str, dict[str, float | None]],
+) -> ExperimentOut:
+    spec = ExperimentSpec.model_validate(experiment.spec)
+    return ExperimentOut(
+        id=experiment.id,
+        name=experiment.name,
+        status=experiment.status,
+        spec=spec,
+        spec_hash=experiment.spec_hash,
+        created_at=experiment.created_at,
+        queued_at=experiment.queued_at,
+        started_at=experiment.started_at,
+        finished_at=experiment.finished_at,
+        cancel_requested_at=experiment.cancel_requested_at,
+        progress=Progress.model_validate(experiment.progress),
+        attempts=[AttemptOut.model_validate(attempt, from_attributes=True) for attempt in attempts],
+        attempts_left=experiment.attempts_left,
+        summary=[ArmSummary(arm=arm, **summary[arm]) for arm in spec.arms if arm in summary],
+        error=Failure.model_validate(experiment.error) if experiment.error else None,
+        links=_links(experiment.id),
+    )
+
+
+def _links(experiment_id: str) -> Links:
+    here = f"/v1/experiments/{experiment_id}"
+    parts = ("results", "metrics", "events", "logs", "artifacts", "predict")
+    return Links(
+        self=here, cancel=f"{here}:cancel", retry=f"{here}:retry", **{p: f"{here}/{p}" for p in parts}
+    )

@@ -1,0 +1,98 @@
+"""The relay: carries messages from the database to the broker, and takes experiments from dead workers.
+
+SQL is the truth and a message only a hint: sending one twice, or losing one, is put right here or at the claim.
+"""
+
+import signal
+import threading
+import time
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.core.broker import EXPERIMENTS, Broker, BrokerError
+from app.core.database import Database
+from app.experiments import queue
+from app.settings import Settings
+
+log = structlog.get_logger(__name__)
+LONGEST_PAUSE = 30.0
+PURGE_SECONDS = 600.0
+
+
+def run(settings: Settings, stop: threading.Event) -> None:
+    """Work until ``stop`` is set. While the database or the broker is down: log it, wait longer, go on."""
+    database, broker = Database(settings.database), Broker(settings.broker)
+    faults, purged = 0, 0.0
+    try:
+        while not stop.is_set():
+            try:
+                step(settings, database, broker)
+                if time.monotonic() - purged >= PURGE_SECONDS:
+                    with database.writing() as session:
+                        queue.purge(session, settings.idempotency_ttl, 2 * settings.republish_seconds)
+                    purged = time.monotonic()
+                faults = 0
+            except (SQLAlchemyError, BrokerError) as error:
+                faults += 1
+                log.warning("the relay cannot work", error=str(error).partition("\n")[0], times=faults)
+            stop.wait(min(LONGEST_PAUSE, settings.relay_seconds * 2 ** min(faults, 10)))
+    finally:
+        broker.close()
+        database.close()
+
+
+def step(settings: Settings, database: Database, broker: Broker) -> None:
+    """One round. Leases come first, so that a broker that is down does not keep them from being seen."""
+    _reap(database)
+    _publish(database, broker)
+    _republish(settings, database, broker)
+
+
+def _reap(database: Database) -> None:
+    with database.reading() as session:
+        ids = queue.expired(session)
+    for experiment_id in ids:
+        with database.writing() as session:
+            if queue.reap(session, experiment_id):
+                log.warning("a lease ran out", experiment=experiment_id)
+
+
+def _publish(database: Database, broker: Broker) -> None:
+    with database.reading() as session:
+        messages = queue.due(session)
+        waiting = queue.queued(session, [m.experiment_id for m in messages])
+    done: list[int] = []
+    try:
+        for message in messages:
+            if message.experiment_id in waiting:
+                broker.send_experiment(message.experiment_id)
+            done.append(message.id)
+    finally:
+        if done:
+            with database.writing() as session:
+                queue.mark_published(session, done)
+
+
+def _republish(settings: Settings, database: Database, broker: Broker) -> None:
+    """Send again what nobody took, but only if the broker holds fewer messages than there should be: else
+    the workers are merely busy."""
+    with database.reading() as session:
+        ids = queue.overlooked(session, settings.republish_seconds)
+    if not ids or broker.pending(EXPERIMENTS) >= len(ids):
+        return
+    with database.writing() as session:
+        queue.republish(session, ids)
+    log.info("published again", experiments=len(ids))
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    run(Settings(), stop)
+
+
+if __name__ == "__main__":
+    main()

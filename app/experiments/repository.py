@@ -1,0 +1,138 @@
+"""Queries about experiments. Each function is given an open session; none commits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from sqlalchemy import ColumnElement, exists, func, select, tuple_
+from sqlalchemy.orm import Session
+
+from app.artifacts.tables import Artifact
+from app.experiments.tables import Attempt, Event, Experiment, Idempotency, Label, LogLine, Stage
+from app.results.tables import ResultValue
+
+Order = Literal["created_at", "-created_at"]
+SUMMARY_METRICS = ("clean_accuracy", "attack_success_rate")
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which experiments a list shows; None is any. ``tags`` are pairs that must all be there."""
+
+    status: str | None = None
+    dataset: str | None = None
+    model: str | None = None
+    attack: str | None = None
+    defense: str | None = None
+    tags: tuple[tuple[str, str], ...] = ()
+
+
+def get(session: Session, experiment_id: str) -> Experiment | None:
+    return session.get(Experiment, experiment_id)
+
+
+def page(
+    session: Session, filters: Filters, order: Order, after: tuple[datetime, str] | None, limit: int
+) -> Sequence[Experiment]:
+    """At most ``limit`` experiments behind the position ``after`` in this order."""
+    newest_first = order == "-created_at"
+    query = select(Experiment).where(*_conditions(filters))
+    if after is not None:
+        here = tuple_(Experiment.created_at, Experiment.id)
+        query = query.where(here < after if newest_first else here > after)
+    columns = (Experiment.created_at, Experiment.id)
+    query = query.order_by(*(c.desc() if newest_first else c.asc() for c in columns))
+    return session.scalars(query.limit(limit)).all()
+
+
+def _conditions(filters: Filters) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    for name in ("status", "dataset", "model", "attack"):
+        value = getattr(filters, name)
+        if value is not None:
+            conditions.append(getattr(Experiment, name) == value)
+    labels = [("tag", key, value) for key, value in filters.tags]
+    if filters.defense is not None:
+        labels.append(("defense", filters.defense, ""))
+    for kind, key, value in labels:
+        conditions.append(
+            exists().where(
+                Label.experiment_id == Experiment.id,
+                Label.kind == kind,
+                Label.key == key,
+                Label.value == value,
+            )
+        )
+    return conditions
+
+
+def attempts(session: Session, ids: Sequence[str]) -> dict[str, list[Attempt]]:
+    """The attempts of each experiment, the oldest first."""
+    rows = session.scalars(select(Attempt).where(Attempt.experiment_id.in_(ids)).order_by(Attempt.number))
+    found: dict[str, list[Attempt]] = {i: [] for i in ids}
+    for row in rows:
+        found[row.experiment_id].append(row)
+    return found
+
+
+def summaries(session: Session, ids: Sequence[str]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Means over seeds: experiment -> arm -> metric -> value."""
+    rows = session.execute(
+        select(ResultValue.experiment_id, ResultValue.arm, ResultValue.metric, func.avg(ResultValue.value))
+        .where(ResultValue.experiment_id.in_(ids), ResultValue.metric.in_(SUMMARY_METRICS))
+        .group_by(ResultValue.experiment_id, ResultValue.arm, ResultValue.metric)
+    )
+    found: dict[str, dict[str, dict[str, float | None]]] = {i: {} for i in ids}
+    for experiment_id, arm, metric, value in rows:
+        found[experiment_id].setdefault(arm, {})[metric] = value
+    return found
+
+
+def events(session: Session, experiment_id: str, after: int, limit: int) -> Sequence[Event]:
+    return session.scalars(
+        select(Event)
+        .where(Event.experiment_id == experiment_id, Event.id > after)
+        .order_by(Event.id)
+        .limit(limit)
+    ).all()
+
+
+def status(session: Session, experiment_id: str) -> str | None:
+    """The status alone, or None if there is no such experiment."""
+    return session.scalar(select(Experiment.status).where(Experiment.id == experiment_id))
+
+
+def count_log(session: Session, experiment_id: str) -> int:
+    return session.scalar(select(func.count()).where(LogLine.experiment_id == experiment_id)) or 0
+
+
+def log(session: Session, experiment_id: str, offset: int, limit: int) -> Sequence[LogLine]:
+    return session.scalars(
+        select(LogLine)
+        .where(LogLine.experiment_id == experiment_id)
+        .order_by(LogLine.id)
+        .offset(offset)
+        .limit(limit)
+    ).all()
+
+
+def remembered(session: Session, key: str) -> Idempotency | None:
+    """The first answer to an Idempotency-Key."""
+    return session.get(Idempotency, key)
+
+
+def cached(session: Session, keys: Sequence[str]) -> set[str]:
+    """Those of the stages that are ready."""
+    query = select(Stage.key).where(Stage.key.in_(keys), Stage.ready_at.is_not(None))
+    return set(session.scalars(query))
+
+
+def object_keys(session: Session, experiment_id: str) -> set[str]:
+    """The objects of an experiment's artifacts."""
+    return set(session.scalars(select(Artifact.object_key).where(Artifact.experiment_id == experiment_id)))
+
+
+def referenced(session: Session, keys: set[str]) -> set[str]:
+    """Those of the objects that some artifact still needs."""
+    return set(session.scalars(select(Artifact.object_key).where(Artifact.object_key.in_(keys))))

@@ -1,0 +1,193 @@
+"""Submit, find, cancel, retry and delete experiments."""
+
+import re
+from hashlib import sha256
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from app.core.context import Ctx
+from app.core.errors import InvalidError, MediaTypeError
+from app.core.openapi import problems
+from app.core.validation import FieldError, shown
+from app.experiments import service
+from app.experiments.repository import Filters, Order
+from app.experiments.schemas import ExperimentOut, Page, Status, Validation
+from app.specs.experiment import ExperimentSpec
+
+router = APIRouter(prefix="/v1", tags=["experiments"])
+
+EXAMPLES: dict[str, Any] = {
+    "digits": {
+        "summary": "BadNets on digits, defended by ABL",
+        "value": {
+            "name": "BadNets on digits",
+            "dataset": {"name": "digits"},
+            "model": {"name": "small_cnn"},
+            "attack": {"name": "badnets", "target_class": 0, "poisoning_rate": 0.1},
+            "defenses": [{"name": "abl", "isolation_ratio": 0.01}],
+            "training": {"epochs": 30},
+            "seeds": [0],
+            "tags": {"study": "example"},
+        },
+    },
+    "defaults": {"summary": "Every default", "value": {}},
+}
+Spec = Annotated[ExperimentSpec, Body(openapi_examples=EXAMPLES)]
+_TAG = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,62}):(.{1,200})", re.DOTALL)
+
+
+async def require_json(request: Request) -> None:
+    """Refuse a body of another type before it is taken for a wrong spec."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise MediaTypeError(
+            f"the body is {kind or 'of no type'}; send it with Content-Type: application/json"
+        )
+
+
+JsonBody = Annotated[None, Depends(require_json)]
+
+
+@router.post(
+    "/experiments",
+    status_code=202,
+    response_model=ExperimentOut,
+    summary="Submit an experiment",
+    responses=problems(400, 413, 415, 422),
+)
+def submit(
+    context: Ctx,
+    spec: Spec,
+    _json: JsonBody,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            min_length=1,
+            max_length=255,
+            description="Sending the same key again gives the first answer again.",
+        ),
+    ] = None,
+) -> Response:
+    """Queue an experiment. Every field has a default; an unknown field is an error.
+
+    The answer comes as soon as the experiment is stored. With an `Idempotency-Key` a request can safely be
+    sent twice: the second one gives the first answer, or 422 if its body differs.
+    """
+    answer, replayed = service.submit(context, spec, idempotency_key)
+    headers = {"Location": f"/v1/experiments/{answer['id']}"}
+    if replayed:
+        headers["Idempotency-Replayed"] = "true"
+    return JSONResponse(answer, status_code=202, headers=headers)
+
+
+@router.post(
+    "/experiments:validate", summary="Check a spec without running it", responses=problems(400, 413, 415, 422)
+)
+def validate(context: Ctx, spec: Spec, _json: JsonBody) -> Validation:
+    """The canonical spec, its hash, its arms, and which of its stages are already cached. Nothing is stored."""
+    return service.validate(context, spec)
+
+
+@router.get("/experiments", summary="List experiments", response_model=Page, responses=problems(400, 422))
+def listing(
+    request: Request,
+    context: Ctx,
+    status: Status | None = None,
+    dataset: Annotated[str | None, Query(examples=["digits"])] = None,
+    model: Annotated[str | None, Query(examples=["small_cnn"])] = None,
+    attack: Annotated[str | None, Query(examples=["badnets"])] = None,
+    defense: Annotated[str | None, Query(examples=["abl"])] = None,
+    tag: Annotated[
+        list[str] | None,
+        Query(description="key:value; may be repeated, all must fit", examples=[["study:example"]]),
+    ] = None,
+    order: Annotated[Order, Query(description="`-created_at` is the newest first")] = "-created_at",
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(description="From the `next` link of the page before")] = None,
+) -> Response:
+    """One page of experiments. Follow `next`, or the `Link` header, for more.
+
+    Experiments that are submitted meanwhile neither shift nor repeat what later pages show.
+    """
+    filters = Filters(status, dataset, model, attack, defense, tuple(_pairs(tag or [])))
+    experiments, following = service.listing(context, filters, order, cursor, limit)
+    link = None
+    if following is not None:
+        url = request.url.include_query_params(cursor=following)
+        link = f"{url.path}?{url.query}"
+    headers = {"Link": f'<{link}>; rel="next"'} if link else {}
+    return _json(Page(experiments=experiments, next=link), headers)
+
+
+@router.get(
+    "/experiments/{experiment_id}",
+    response_model=ExperimentOut,
+    summary="How an experiment stands",
+    responses={304: {"description": "Not modified since the answer with this ETag."}, **problems(404)},
+)
+def get(experiment_id: str, context: Ctx, if_none_match: Annotated[str | None, Header()] = None) -> Response:
+    """Status, progress, attempts and a summary of the results. Cheap; made to be polled, best with `If-None-Match`."""
+    answer = _json(service.get(context, experiment_id))
+    tag = f'"{sha256(answer.body).hexdigest()[:32]}"'
+    headers = {"ETag": tag, "Cache-Control": "no-cache"}
+    if if_none_match and tag in (t.strip().removeprefix("W/") for t in if_none_match.split(",")):
+        return Response(status_code=304, headers=headers)
+    answer.headers.update(headers)
+    return answer
+
+
+@router.post(
+    "/experiments/{experiment_id}:cancel",
+    status_code=202,
+    response_model=ExperimentOut,
+    summary="Cancel an experiment",
+    responses=problems(404, 409),
+)
+def cancel(experiment_id: str, context: Ctx) -> Response:
+    """A queued experiment is canceled at once; a running one stops within a batch. Doing it twice does no harm."""
+    return _json(service.cancel(context, experiment_id), status=202)
+
+
+@router.post(
+    "/experiments/{experiment_id}:retry",
+    status_code=202,
+    response_model=ExperimentOut,
+    summary="Run an ended experiment again",
+    responses=problems(404, 409),
+)
+def retry(experiment_id: str, context: Ctx) -> Response:
+    """Queue an experiment that has ended. It is the same experiment: earlier attempts stay in its history, and
+    stages that are finished are not computed again."""
+    return _json(service.retry(context, experiment_id), status=202)
+
+
+@router.delete(
+    "/experiments/{experiment_id}",
+    status_code=204,
+    summary="Delete an experiment",
+    responses=problems(404, 409),
+)
+def remove(experiment_id: str, context: Ctx) -> None:
+    """Delete an experiment that does not run, with its results and its files; files that others share stay."""
+    service.remove(context, experiment_id)
+
+
+def _json(model: ExperimentOut | Page, headers: dict[str, str] | None = None, status: int = 200) -> Response:
+    return Response(
+        model.model_dump_json(), status_code=status, media_type="application/json", headers=headers
+    )
+
+
+def _pairs(tags: list[str]) -> list[tuple[str, str]]:
+    pairs = []
+    for text in tags:
+        match = _TAG.fullmatch(text)
+        if match is None:
+            fault = FieldError(
+                field="tag", value=shown(text), message="allowed: key:value, such as study:example"
+            )
+            raise InvalidError(f"tag: {fault['message']}", [fault])
+        pairs.append((match[1], match[2]))
+    return pairs

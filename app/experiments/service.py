@@ -1,0 +1,210 @@
+"""What can be done with experiments. Every function has committed when it returns."""
+
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+import structlog
+from sqlalchemy import delete
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from app.catalog.datasets import Known, MissingDatasetError, known
+from app.core import pagination
+from app.core.context import Context
+from app.core.database import utcnow
+from app.core.errors import ConflictError, InvalidError, NotFoundError, summary
+from app.core.objects import ObjectStoreError
+from app.core.validation import FieldError, shown
+from app.experiments import lifecycle, repository
+from app.experiments.present import present
+from app.experiments.repository import Filters, Order
+from app.experiments.schemas import ExperimentOut, StageOut, Validation
+from app.experiments.tables import RUNNING, TERMINAL, Experiment, Idempotency, Label
+from app.results.tables import ArmNote
+from app.specs.base import digest
+from app.specs.checks import check
+from app.specs.experiment import ExperimentSpec
+from app.specs.stages import plan
+
+log = structlog.get_logger(__name__)
+
+
+def submit(context: Context, spec: ExperimentSpec, key: str | None) -> tuple[dict[str, Any], bool]:
+    """Write the experiment and the message that announces it, in one transaction.
+
+    Returns the experiment as JSON, and True if it is a replay of the first answer to ``key``.
+    Raises InvalidError for a spec that cannot run, and for a ``key`` that was used with another body.
+    """
+    checked(context, spec)
+    body_hash = digest(spec)
+    try:
+        with context.database.writing() as session:
+            first = repository.remembered(session, key) if key else None
+            if first is not None:
+                return _replay(first, body_hash), True
+            answer = _create(context, session, spec)
+            if key:
+                session.add(
+                    Idempotency(
+                        key=key,
+                        body_hash=body_hash,
+                        experiment_id=answer["id"],
+                        response=answer,
+                        created_at=utcnow(),
+                    )
+                )
+            return answer, False
+    except IntegrityError:
+        # Two requests with the same key at once: the other one was first.
+        with context.database.reading() as session:
+            first = repository.remembered(session, key) if key else None
+        if first is None:
+            raise
+        return _replay(first, body_hash), True
+
+
+def checked(context: Context, spec: ExperimentSpec) -> Known:
+    """What is known of the spec's data set, once the spec is found to fit it. Raises InvalidError."""
+    faults = [
+        FieldError(field=field, value=shown(text), message="the character U+0000 cannot be stored")
+        for field, text in [("name", spec.name), *((f"tags.{k}", v) for k, v in spec.tags.items())]
+        if "\0" in text
+    ]
+    try:
+        data = known(spec.dataset, context.settings.datasets)
+    except MissingDatasetError as error:
+        field, value = (
+            ("key", spec.dataset.key) if spec.dataset.name == "imported" else ("name", spec.dataset.name)
+        )
+        fault = FieldError(field=f"dataset.{field}", value=value, message=str(error))
+        raise InvalidError(summary([fault]), [fault]) from error
+    faults += [
+        FieldError(field=p.field, value=shown(p.value), message=f"allowed: {p.allowed}")
+        for p in check(spec, data.facts)
+    ]
+    if faults:
+        raise InvalidError(summary(faults), faults)
+    return data
+
+
+def validate(context: Context, spec: ExperimentSpec) -> Validation:
+    """A dry run: what would be computed, and what is already there."""
+    stages = plan(spec, checked(context, spec).version)
+    with context.database.reading() as session:
+        ready = repository.cached(session, [stage.key for stage in stages])
+    listed = [StageOut(kind=s.kind, arm=s.arm, seed=s.seed, key=s.key, cached=s.key in ready) for s in stages]
+    return Validation(
+        spec=spec,
+        spec_hash=spec.spec_hash,
+        arms=list(spec.arms),
+        stages=listed,
+        cached=sum(stage.cached for stage in listed),
+    )
+
+
+def get(context: Context, experiment_id: str) -> ExperimentOut:
+    """Raises NotFoundError."""
+    with context.database.reading() as session:
+        experiment = _found(repository.get(session, experiment_id), experiment_id)
+        return present(session, [experiment])[0]
+
+
+def listing(
+    context: Context, filters: Filters, order: Order, cursor: str | None, limit: int
+) -> tuple[list[ExperimentOut], str | None]:
+    """One page, and the cursor of the next one if there is one. Raises BadRequestError for a bad cursor."""
+    query = [asdict(filters), order]
+    after = None
+    if cursor is not None:
+        created_at, last_id = pagination.decode(context.signer, query, cursor)
+        after = (datetime.fromisoformat(created_at), last_id)
+    with context.database.reading() as session:
+        rows = repository.page(session, filters, order, after, limit + 1)
+        shown_rows = rows[:limit]
+        experiments = present(session, shown_rows)
+    if len(rows) <= limit:
+        return experiments, None
+    last = shown_rows[-1]
+    return experiments, pagination.encode(context.signer, query, [last.created_at.isoformat(), last.id])
+
+
+def cancel(context: Context, experiment_id: str) -> ExperimentOut:
+    """Ask an experiment to stop. Raises ConflictError if it has already ended otherwise."""
+    with context.database.writing() as session:
+        experiment = _found(lifecycle.lock(session, experiment_id), experiment_id)
+        if experiment.status in ("succeeded", "failed"):
+            raise ConflictError(
+                f"the experiment has already {experiment.status}; only a queued or running one can be canceled"
+            )
+        lifecycle.cancel(session, experiment)
+        return present(session, [experiment])[0]
+
+
+def retry(context: Context, experiment_id: str) -> ExperimentOut:
+    """Queue an ended experiment again; finished stages are reused. Raises ConflictError if it has not ended."""
+    with context.database.writing() as session:
+        experiment = _found(lifecycle.lock(session, experiment_id), experiment_id)
+        if experiment.status not in TERMINAL:
+            raise ConflictError(f"the experiment is {experiment.status}; only an ended one can be retried")
+        experiment.attempts_left = context.settings.max_attempts
+        experiment.started_at = experiment.finished_at = experiment.cancel_requested_at = None
+        experiment.error, experiment.progress = None, {}
+        session.execute(delete(ArmNote).where(ArmNote.experiment_id == experiment_id))
+        lifecycle.enqueue(session, experiment, reason="retry")
+        return present(session, [experiment])[0]
+
+
+def remove(context: Context, experiment_id: str) -> None:
+    """Delete an experiment that does not run, its files, and all that is known of it."""
+    with context.database.writing() as session:
+        experiment = _found(lifecycle.lock(session, experiment_id), experiment_id)
+        if experiment.status == RUNNING:
+            raise ConflictError(
+                f"the experiment is running; first POST /v1/experiments/{experiment_id}:cancel"
+            )
+        keys = repository.object_keys(session, experiment_id)
+        session.execute(delete(Experiment).where(Experiment.id == experiment_id))
+        orphans = keys - repository.referenced(session, keys)
+    for key in orphans:
+        try:
+            context.objects.delete(key)
+        except ObjectStoreError as error:  # the rows are gone; a file that nobody refers to does no harm
+            log.warning("a file was left behind", key=key, error=str(error))
+
+
+def _create(context: Context, session: Session, spec: ExperimentSpec) -> dict[str, Any]:
+    now = utcnow()
+    experiment = Experiment(
+        name=spec.name,
+        spec=spec.model_dump(mode="json"),
+        spec_hash=spec.spec_hash,
+        dataset=spec.dataset.name,
+        model=spec.model.name,
+        attack=spec.attack.name,
+        created_at=now,
+        queued_at=now,
+        attempt=0,
+        attempts_left=context.settings.max_attempts,
+        progress={},
+        labels=[
+            *(Label(kind="tag", key=key, value=value) for key, value in spec.tags.items()),
+            *(Label(kind="defense", key=name, value="") for name in sorted({d.name for d in spec.defenses})),
+        ],
+    )
+    session.add(experiment)
+    session.flush()
+    lifecycle.enqueue(session, experiment)
+    return present(session, [experiment])[0].model_dump(mode="json")
+
+
+def _replay(first: Idempotency, body_hash: str) -> dict[str, Any]:
+    if first.body_hash != body_hash:
+        raise InvalidError("Idempotency-Key: this key was used before, with another body")
+    return first.response
+
+
+def _found(experiment: Experiment | None, experiment_id: str) -> Experiment:
+    if experiment is None:
+        raise NotFoundError(f"there is no experiment {shown(experiment_id)}")
+    return experiment

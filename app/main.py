@@ -1,0 +1,61 @@
+"""The control plane as an ASGI application: ``uvicorn app.main:create_app --factory``."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+
+from app.artifacts.routes import router as artifacts
+from app.catalog.routes import router as catalog
+from app.core import errors, openapi
+from app.core.context import Context
+from app.core.http import Surround
+from app.experiments.events import router as events
+from app.experiments.routes import router as experiments
+from app.health.routes import router as health
+from app.health.telemetry import Telemetry
+from app.interactive.routes import router as interactive
+from app.results.routes import router as results
+from app.settings import Settings
+
+DESCRIPTION = """
+Backdoor attacks and defences as experiments: submit a spec, follow it, read its numbers and files.
+
+Fractions are in [0, 1]. Times are UTC. Every error is `application/problem+json` (RFC 9457), and every answer
+carries `X-Request-ID`.
+"""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The API with its routes. Connections are opened when it starts, by the ``settings`` or the environment."""
+    chosen = settings or Settings()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.context = Context.open(chosen)
+        yield
+        app.state.context.close()
+
+    app = _Api(
+        title="backdoor-lab", version=version("backdoor-lab"), description=DESCRIPTION, lifespan=lifespan
+    )
+    app.state.telemetry = Telemetry()
+    errors.install(app)
+    app.add_middleware(
+        Surround,
+        max_body=chosen.max_body_bytes,
+        max_form=chosen.max_image_bytes,
+        observe=app.state.telemetry.observe,
+    )
+    for router in (experiments, results, events, artifacts, interactive, catalog, health):
+        app.include_router(router)
+    return app
+
+
+class _Api(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = openapi.add_problem_schema(super().openapi())
+        return self.openapi_schema
