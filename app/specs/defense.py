@@ -4,7 +4,8 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from app.specs.base import Spec, field
+from app.specs.base import field
+from app.specs.defenses.base import Defense
 
 PAPER = "Li et al. 2021, section 4"
 CODE = "the ABL authors' published code"
@@ -44,27 +45,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class _Defense(Spec):
-    """Fields that every defence shares."""
-
-    arm: str | None = field(
-        None,
-        "Name of this defence's arm in results. Null: the defence's own name. Needed when one defence appears twice.",
-        pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$",
-    )
-
-    @property
-    def arm_name(self) -> str:
-        """The arm's name, resolved."""
-        name: str = self.arm or self.name  # type: ignore[attr-defined]  # every subclass has a literal name
-        return name
-
-    def stages(self) -> list[tuple[str, dict[str, Any], int]]:
-        """(kind, the fields it depends on, expected epochs) of each stage, every one built on the one before."""
-        raise NotImplementedError
-
-
-class Abl(_Defense):
+class Abl(Defense):
     """Anti-Backdoor Learning (Li et al., 2021): isolate what is learned too fast, then unlearn it.
 
     ``preset`` fills every field that is not given; the canonical spec shows the values that result.

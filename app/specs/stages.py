@@ -44,12 +44,14 @@ def plan(spec: ExperimentSpec, data_version: str = "") -> list[PlannedStage]:
 
         clean_data = digest(["data", dataset, seed])
         poisoned = add("poisoned_set", None, spec.attack.model_dump(mode="json"), clean_data, 1)
+        model = ""
         if CLEAN in spec.arms:
-            add("victim", CLEAN, victim, clean_data, spec.training.epochs)
+            model = add("victim", CLEAN, victim, clean_data, spec.training.epochs)
         if UNDEFENDED in spec.arms:
-            add("victim", UNDEFENDED, victim, poisoned, spec.training.epochs)
+            model = add("victim", UNDEFENDED, victim, poisoned, spec.training.epochs)
         for defense in spec.defenses:
-            parent = digest([poisoned, victim])
+            # Repair and detection start from the victim: the undefended one, or the clean one if nothing is poisoned.
+            parent = digest([poisoned, victim]) if defense.kind == "training" else model
             for kind, fields, epochs in defense.stages():
                 parent = add(kind, defense.arm_name, [defense.name, fields], parent, epochs)
     return stages

@@ -1,0 +1,1 @@
+"""The defences' specs, by kind; `app.specs.defense` joins them."""
