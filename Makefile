@@ -4,6 +4,11 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Real data sets for tests: unpacked and imported once from $(SHARED)/data, where there is such a folder.
+SHARED ?= ../shared
+DATA := $(or $(BDLAB_DATA_DIR),var/data)
+UNPACK := $(wildcard $(SHARED)/data/unpack.py)
+REAL := $(if $(UNPACK),$(DATA)/cifar10.safetensors $(DATA)/gtsrb.safetensors)
 
 .DEFAULT_GOAL := help
 
@@ -25,8 +30,16 @@ demo: $(READY)  ## attack, train, defend: the main job end to end (KEEP=1 leaves
 up: $(READY)  ## start the service (API, relay, workers, broker) on this machine
 	@$(BIN)/bdlab up
 
-test: $(READY)  ## run all tests
-	@$(BIN)/python -m pytest
+test: $(READY) $(REAL)  ## run all tests; those on real data need it under var/data (see make data)
+	@BDLAB_DATA_DIR="$(abspath $(DATA))" $(BIN)/python -m pytest $(ARGS)
+
+data: $(READY) $(REAL)  ## put CIFAR-10 and GTSRB under var/data, where ../shared/data has them
+	@test -n "$(UNPACK)" || { echo "There is no $(SHARED)/data/unpack.py; use: $(BIN)/bdlab data fetch cifar10" >&2; exit 1; }
+
+$(DATA)/%.safetensors: | $(READY)
+	@$(BIN)/python $(UNPACK) $(DATA)/unpacked-$* $*
+	@BDLAB_DATA_DIR="$(abspath $(DATA))" $(BIN)/bdlab data import $(DATA)/unpacked-$*/$*.npz --as $*
+	@rm -r $(DATA)/unpacked-$*
 
 check: $(READY)  ## lint, types and architecture
 	@$(BIN)/ruff check .
@@ -53,4 +66,4 @@ clean:  ## remove the environment and everything the service wrote
 help:  ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.PHONY: setup demo up test check format bench lock clean help
+.PHONY: setup demo up test data check format bench lock clean help

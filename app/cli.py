@@ -1,8 +1,8 @@
 """The `bdlab` command.
 
-Exit codes: 0 done; 1 the experiment failed or was canceled; 2 bad input, or the service refused it;
-3 the service cannot be reached or cannot do it now; 4 no such experiment or file; 130 interrupted.
-Errors are one line on standard error.
+Exit codes: 0 done; 1 the experiment failed or was canceled, or `bdlab up` could not start; 2 bad input, or the
+service refused it; 3 the service cannot be reached or cannot do it now; 4 no such experiment or file;
+130 interrupted. Errors are one line on standard error.
 """
 
 import sys
@@ -35,6 +35,7 @@ app.command()(experiments.catalog)
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(data.app, name="data")
 app.command()(demo.demo)
+app.command()(service.migrate)
 app.command()(service.version)
 
 

@@ -4,17 +4,17 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 import app
+from app.children import Child
 from app.client import Client
 from app.client_types import Results
 from app.commands.common import NO_SERVICE, OK, AsJson, CommandError, address, err, out, print_json
@@ -41,11 +41,11 @@ def demo(
         raise CommandError(f"a demo is still up at {running}; stop it first")
     shutil.rmtree(folder, ignore_errors=True)  # with old stages in its cache a demo would train nothing
     home.mkdir(parents=True)
-    with _service(home, folder / "service.log") as (process, url), Client(url, patience=30) as client:
+    with _service(home, folder / "service.log") as (service, url), Client(url, patience=30) as client:
         code = _run(client, folder, as_json)
         if keep and code == OK:
             err.print(f"\nThe service is up at {url}, its API page at {url}/docs. Ctrl-C stops it.")
-            process.wait()
+            _wait_for_end(service)
     raise typer.Exit(code)
 
 
@@ -102,50 +102,44 @@ def findings(results: Results, spec: dict[str, Any]) -> Iterator[str]:
 
 
 @contextmanager
-def _service(home: Path, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def _service(home: Path, log: Path) -> Iterator[tuple[Child, str]]:
     """`bdlab up` on a free port as a child process, with nothing from the environment but the defaults."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("BDLAB_")}
     environment["BDLAB_HOME"] = str(home)
-    command = [sys.executable, "-m", "app.cli", "up", "--port", "0"]
-    with log.open("wb") as sink:
-        process = subprocess.Popen(command, env=environment, stdout=sink, stderr=subprocess.STDOUT)
+    service = Child("service", [sys.executable, "-m", "app.cli", "up", "--port", "0"], log, environment)
     before = signal.signal(
         signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
     )  # so that `finally` runs
+    service.start()
     try:
-        with err.status("Starting the service") if err.is_terminal else _nothing():
-            url = _wait_until_ready(process, home, log)
-        yield process, url
+        with err.status("Starting the service") if err.is_terminal else nullcontext():
+            url = _wait_until_ready(service, home)
+        yield service, url
     finally:
-        _stop(process)
+        service.ask_to_stop()
+        service.wait(time.monotonic() + STOP_SECONDS)
         signal.signal(signal.SIGTERM, before)
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], home: Path, log: Path) -> str:
+def _wait_until_ready(service: Child, home: Path) -> str:
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         url = address(home)
         if url and Client(url, patience=0).ready():
             return url
-        if process.poll() is not None:
-            lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-            raise CommandError(f"the service did not start: {lines[-1]} (all of it: {log})", NO_SERVICE)
+        if service.process is None or service.process.poll() is not None:
+            raise CommandError(
+                f"the service did not start: {service.tail(1)} (see {service.log})", NO_SERVICE
+            )
         time.sleep(0.1)
-    raise CommandError(f"the service is not ready after {START_SECONDS:.0f} s; see {log}", NO_SERVICE)
+    raise CommandError(f"the service is not ready after {START_SECONDS:.0f} s; see {service.log}", NO_SERVICE)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+def _wait_for_end(service: Child) -> None:
+    """Until Ctrl-C, which is how `--keep` is meant to end, or until the service ends by itself."""
+    with suppress(KeyboardInterrupt):
+        if service.process is not None:
+            service.process.wait()
 
 
 def _percent(fraction: float) -> str:

@@ -86,7 +86,7 @@ def _show_end(client: Client, experiment: Experiment) -> None:
     if experiment["status"] == "succeeded":
         out.print(results(client.results(experiment["id"]), experiment["name"]))
         return
-    reason = (experiment.get("error") or {}).get("message") or (experiment.get("error") or {}).get("detail")
+    reason = (experiment.get("error") or {}).get("reason")
     err.print(
         f"bdlab: experiment {experiment['id']} {experiment['status']}" + (f": {reason}" if reason else ""),
         markup=False,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from app.commands.common import AsJson, print_json
+from app.commands.common import NO_SERVICE, AsJson, CommandError, print_json
 from app.settings import Settings
 
 
@@ -21,6 +21,18 @@ def up(
     from app.supervisor import up as supervise  # noqa: PLC0415  # nothing else needs it
 
     raise typer.Exit(supervise(Settings(), host, port))
+
+
+def migrate() -> None:
+    """Bring the database to the current schema. `bdlab up` does this by itself."""
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415  # nothing else needs these
+
+    from app.core import migrations  # noqa: PLC0415
+
+    try:
+        migrations.upgrade(Settings().database)
+    except SQLAlchemyError as error:
+        raise CommandError(f"the database: {str(error).splitlines()[0]}", NO_SERVICE) from error
 
 
 def version(as_json: AsJson = False) -> None:
