@@ -4,9 +4,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from app.specs.attack import BadNets, NoAttack
+from app.specs.attack import (
+    BadNets,
+    Blend,
+    CleanLabel,
+    HiddenTrigger,
+    LowFrequency,
+    NoAttack,
+    PoisonFrogs,
+    PoisoningAttack,
+    Refool,
+    SinglePixel,
+    Trojan,
+    WaNet,
+)
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import DatasetFacts
+from app.specs.png import png_shape
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,17 @@ def poison_count(spec: ExperimentSpec, facts: DatasetFacts) -> int:
     return max(1, round(attack.poisoning_rate * whole))
 
 
+def cross_count(spec: ExperimentSpec, facts: DatasetFacts) -> int:
+    """How many training images carry a foreign trigger and keep their label."""
+    share = 0.0 if isinstance(spec.attack, NoAttack) else spec.attack.cross_share
+    return max(1, round(share * facts.train_size)) if share else 0
+
+
+def patch_size(attack: BadNets | Trojan | HiddenTrigger, facts: DatasetFacts) -> int:
+    """Side of the patch in pixels; where the spec leaves it open, 30 at a width of 224, and at least 3."""
+    return max(3, round(30 / 224 * facts.width)) if attack.size is None else attack.size
+
+
 def check(spec: ExperimentSpec, facts: DatasetFacts) -> list[Problem]:
     """Every way in which ``spec`` cannot run on its data set; ``facts`` are those of the whole set."""
     return list(_problems(spec, facts))
@@ -52,9 +77,11 @@ def _problems(spec: ExperimentSpec, whole: DatasetFacts) -> Iterator[Problem]:
         yield Problem(
             "training.batch_size", spec.training.batch_size, f"at most the {facts.train_size} training images"
         )
-    attack = spec.attack
-    if isinstance(attack, NoAttack):
-        return
+    if not isinstance(spec.attack, NoAttack):
+        yield from _attack_problems(spec, spec.attack, facts)
+
+
+def _attack_problems(spec: ExperimentSpec, attack: PoisoningAttack, facts: DatasetFacts) -> Iterator[Problem]:
     if attack.target_class >= facts.classes:
         yield Problem(
             "attack.target_class",
@@ -62,24 +89,108 @@ def _problems(spec: ExperimentSpec, whole: DatasetFacts) -> Iterator[Problem]:
             f"0 to {facts.classes - 1}, one of {facts.classes} classes",
         )
         return
-    count = poison_count(spec, facts)
+    if attack.all_to_all:
+        if attack.clean_label_only:
+            yield Problem(
+                "attack.label_mode", "all_to_all", "a clean-label attack changes no label; all_to_one is"
+            )
+            return
+        if attack.target_class != 0:
+            yield Problem(
+                "attack.target_class",
+                attack.target_class,
+                "with label_mode all_to_all it has no meaning; 0 is",
+            )
+        if attack.share_of_target_class:
+            yield Problem(
+                "attack.rate_of",
+                "target_class",
+                "with label_mode all_to_all there is no target class; training_set is",
+            )
+    yield from _count_problems(spec, attack, facts)
+    yield from _shape_problems(attack, facts)
+
+
+def _count_problems(spec: ExperimentSpec, attack: PoisoningAttack, facts: DatasetFacts) -> Iterator[Problem]:
+    count, asked = poison_count(spec, facts), attack.poisoning_rate
+    in_target = facts.train_counts[attack.target_class]
     if attack.clean_label_only:
-        there = facts.train_counts[attack.target_class]
-        if count > there:
+        if count > in_target:
             yield Problem(
                 "attack.poisoning_rate",
-                attack.poisoning_rate,
-                f"a clean-label attack poisons only the {there} images of class {attack.target_class}, not {count}",
+                asked,
+                f"a clean-label attack poisons only the {in_target} images of class {attack.target_class}, "
+                f"not {count}",
             )
-    elif count > (eligible := facts.train_size - facts.train_counts[attack.target_class]):
+        return
+    eligible = facts.train_size if attack.all_to_all else facts.train_size - in_target
+    if count > eligible:
+        outside = "" if attack.all_to_all else f" outside class {attack.target_class}"
         yield Problem(
             "attack.poisoning_rate",
-            attack.poisoning_rate,
-            f"this asks for {count} images; only the {eligible} outside class {attack.target_class} can be poisoned",
+            asked,
+            f"this asks for {count} images; only the {eligible}{outside} can be poisoned",
         )
-    if isinstance(attack, BadNets) and attack.size + attack.margin > min(facts.height, facts.width):
+    elif count + (cross := cross_count(spec, facts)) > facts.train_size:
+        name = next(n for n in ("cross_rate", "cross_ratio") if n in type(attack).model_fields)
         yield Problem(
-            "attack.size",
-            attack.size,
-            f"size + margin of at most {min(facts.height, facts.width)} pixels, the image's side",
+            f"attack.{name}",
+            getattr(attack, name),
+            f"{count} poisoned and {cross} cross samples are more than the {facts.train_size} training images",
         )
+
+
+def _shape_problems(attack: PoisoningAttack, facts: DatasetFacts) -> Iterator[Problem]:
+    side = min(facts.height, facts.width)
+    match attack:
+        case BadNets() | Trojan() | HiddenTrigger():
+            size = patch_size(attack, facts)
+            if size + attack.margin > side:
+                yield Problem(
+                    "attack.size", size, f"size + margin of at most {side} pixels, the image's side"
+                )
+        case CleanLabel():
+            most = side // 2 if attack.corners == "four" else side
+            if attack.size > most:
+                yield Problem("attack.size", attack.size, f"at most {most} pixels, for the corners to fit")
+        case PoisonFrogs() if attack.target_image is not None and attack.target_image >= facts.test_size:
+            yield Problem(
+                "attack.target_image", attack.target_image, f"0 to {facts.test_size - 1}, a test image"
+            )
+        case _:
+            yield from _trigger_problems(attack, facts, side)
+
+
+def _trigger_problems(attack: PoisoningAttack, facts: DatasetFacts, side: int) -> Iterator[Problem]:
+    match attack:
+        case SinglePixel():
+            for name, there in (("row", facts.height), ("column", facts.width)):
+                asked = getattr(attack, name)
+                if not -there <= asked < there:
+                    yield Problem(f"attack.{name}", asked, f"-{there} to {there - 1} in this data set")
+        case LowFrequency() if attack.waves > side:
+            yield Problem("attack.waves", attack.waves, f"at most {side}, the image's side")
+        case WaNet() if attack.grid > side:
+            yield Problem("attack.grid", attack.grid, f"at most {side}, the image's side")
+        case Refool() if attack.reflections > facts.train_size:
+            yield Problem(
+                "attack.reflections", attack.reflections, f"at most the {facts.train_size} training images"
+            )
+        case Blend():
+            yield from _pattern_problems(attack, facts)
+
+
+def _pattern_problems(attack: Blend, facts: DatasetFacts) -> Iterator[Problem]:
+    if attack.pattern_index is not None and attack.pattern_index >= facts.train_size:
+        yield Problem(
+            "attack.pattern_index", attack.pattern_index, f"0 to {facts.train_size - 1}, a training image"
+        )
+    if attack.pattern_png is not None:
+        shape, wanted = png_shape(attack.pattern_png), (facts.channels, facts.height, facts.width)
+        if shape != wanted:
+            yield Problem("attack.pattern_png", _size(shape), f"a PNG of {_size(wanted)} is")
+
+
+def _size(shape: tuple[int, int, int]) -> str:
+    channels, height, width = shape
+    return f"{width}x{height} pixels, {'grey' if channels == 1 else 'colour'}"

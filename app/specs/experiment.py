@@ -12,6 +12,8 @@ from app.specs.model import ModelSpec, SmallCnn
 from app.specs.training import TrainingSpec
 
 CLEAN, UNDEFENDED = "clean", "undefended"
+ATTACK = "attack"
+"""What an attack trains for itself is reported under this name; it is no arm of the results."""
 TagKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 TagValue = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -41,7 +43,7 @@ class ExperimentSpec(Spec):
     def _distinct(self) -> Self:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must differ from each other: {list(self.seeds)}")
-        names = [CLEAN, UNDEFENDED, *(d.arm_name for d in self.defenses)]
+        names = [CLEAN, UNDEFENDED, ATTACK, *(d.arm_name for d in self.defenses)]
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ValueError(f"arm names must differ from each other; give `arm` to tell them apart: {twice}")

@@ -1,0 +1,1 @@
+"""Attacks by family; `app.specs.attack` has them all under one union."""
