@@ -1,12 +1,12 @@
 """The one exception tree, and the one place where it becomes problem+json (RFC 9457)."""
 
+import json
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from app.core.validation import FieldError, field_errors
@@ -105,7 +105,8 @@ def problem(
         "request_id": request_id,
         **more,
     }
-    return JSONResponse(body, status_code=status, media_type=MEDIA_TYPE, headers=dict(headers or {}))
+    text = json.dumps(body)  # in ASCII: what a faulty request holds need not be valid Unicode
+    return Response(text, status_code=status, media_type=MEDIA_TYPE, headers=dict(headers or {}))
 
 
 def install(app: FastAPI) -> None:
@@ -128,15 +129,25 @@ def install(app: FastAPI) -> None:
     def of_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         detail = {
+            400: "the body cannot be read: too deeply nested, or a number with too many digits",
             404: f"there is no {request.url.path}",
             405: f"{request.method} is not allowed on {request.url.path}",
         }.get(error.status_code, str(error.detail))
         kind = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
-        return _answer(request, error.status_code, detail, kind=kind, headers=error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(_methods(request))
+        return _answer(request, error.status_code, detail, kind=kind, headers=headers)
 
     app.add_exception_handler(AppError, of_ours)
     app.add_exception_handler(RequestValidationError, of_validation)
     app.add_exception_handler(HTTPException, of_http)
+
+
+def _methods(request: Request) -> list[str]:
+    """Every method of the requested path; the router knows only those of the first route that fits."""
+    path: str = getattr(request.scope.get("route"), "path", "")
+    return sorted(method.upper() for method in request.app.openapi()["paths"].get(path, {}))
 
 
 def summary(errors: list[FieldError]) -> str:

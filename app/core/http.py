@@ -1,18 +1,18 @@
 """What surrounds every request: an id, a limit on the body, a measured time, and a last net for errors."""
 
+import logging
 import re
 import time
 from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
-import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.errors import TooLargeError, problem
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 HEADER = "X-Request-ID"
 FORM_OVERHEAD = 64 * 1024
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -56,7 +56,7 @@ class Surround:
             )
             await answer(scope, receive, sending)
         except Exception:
-            log.exception("request failed", request_id=request_id, method=scope["method"], path=scope["path"])
+            log.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
             if status:
                 raise  # too late for an answer: let the server cut the connection
             detail = "an internal error; the service's log has the details under this request_id"

@@ -77,6 +77,8 @@ def _field_error(error: Any, root: type[BaseModel] | None) -> FieldError:
         message = "this field is required; it says which kind this is"
     elif kind == "literal_error":
         message = f"allowed: {context['expected']}"
+    elif kind in ("model_attributes_type", "model_type"):
+        message = "allowed: a JSON object"
     field = _dotted(path) or where
     return FieldError(field=field, value=value, message=message)
 

@@ -3,11 +3,11 @@
 SQL is the truth and a message only a hint: sending one twice, or losing one, is put right here or at the claim.
 """
 
+import logging
 import signal
 import threading
 import time
 
-import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.core.broker import EXPERIMENTS, Broker, BrokerError
@@ -15,7 +15,7 @@ from app.core.database import Database
 from app.experiments import queue
 from app.settings import Settings
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 LONGEST_PAUSE = 30.0
 PURGE_SECONDS = 600.0
 
@@ -35,7 +35,9 @@ def run(settings: Settings, stop: threading.Event) -> None:
                 faults = 0
             except (SQLAlchemyError, BrokerError) as error:
                 faults += 1
-                log.warning("the relay cannot work", error=str(error).partition("\n")[0], times=faults)
+                log.warning(
+                    "the relay cannot work, for the %d. time: %s", faults, str(error).partition("\n")[0]
+                )
             stop.wait(min(LONGEST_PAUSE, settings.relay_seconds * 2 ** min(faults, 10)))
     finally:
         broker.close()
@@ -55,7 +57,7 @@ def _reap(database: Database) -> None:
     for experiment_id in ids:
         with database.writing() as session:
             if queue.reap(session, experiment_id):
-                log.warning("a lease ran out", experiment=experiment_id)
+                log.warning("the lease on experiment %s ran out", experiment_id)
 
 
 def _publish(database: Database, broker: Broker) -> None:
@@ -83,11 +85,12 @@ def _republish(settings: Settings, database: Database, broker: Broker) -> None:
         return
     with database.writing() as session:
         queue.republish(session, ids)
-    log.info("published again", experiments=len(ids))
+    log.info("published %d experiments again", len(ids))
 
 
 def main() -> None:
     """Run until SIGTERM or SIGINT."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s relay %(levelname)s %(message)s")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -1,10 +1,10 @@
 """What can be done with experiments. Every function has committed when it returns."""
 
+import logging
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-import structlog
 from sqlalchemy import delete
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -27,7 +27,7 @@ from app.specs.checks import check
 from app.specs.experiment import ExperimentSpec
 from app.specs.stages import plan
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 def submit(context: Context, spec: ExperimentSpec, key: str | None) -> tuple[dict[str, Any], bool]:
@@ -170,7 +170,7 @@ def remove(context: Context, experiment_id: str) -> None:
         try:
             context.objects.delete(key)
         except ObjectStoreError as error:  # the rows are gone; a file that nobody refers to does no harm
-            log.warning("a file was left behind", key=key, error=str(error))
+            log.warning("a file was left behind: %s", error)
 
 
 def _create(context: Context, session: Session, spec: ExperimentSpec) -> dict[str, Any]:

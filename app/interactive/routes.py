@@ -90,7 +90,7 @@ async def predict(experiment_id: str, request: Request, context: Ctx) -> dict[st
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
         return await service.predict(context, experiment_id, await _from_json(request), None)
-    if kind == "multipart/form-data":
+    if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
         asked, image = await _from_form(request, context.settings.max_image_bytes)
         return await service.predict(context, experiment_id, asked, image)
     raise MediaTypeError(f"the body is {kind or 'of no type'}; send application/json or multipart/form-data")
