@@ -33,6 +33,7 @@ WORKER_STOP_SECONDS, STOP_SECONDS = 20.0, 8.0
 HOPELESS_DEATHS = 3
 TRAINING_NICENESS, INTERACTIVE_NICENESS = 10, 5
 LISTEN_BACKLOG = 2048
+CACHES = ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 CELERY = ("-m", "celery", "-A")
 WORKER = ("worker", "--without-gossip", "--without-mingle", "--without-heartbeat", "-Q")
 
@@ -159,10 +160,11 @@ class Tree:
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """The environment that gives a child the same settings, wherever they came from."""
+    """The environment that gives a child the same settings, wherever they came from, and caches under home."""
     values = settings.model_dump() | {"home": settings.home_dir, "data_dir": settings.datasets}
     ours = {f"BDLAB_{name.upper()}": str(value) for name, value in values.items() if value is not None}
-    return os.environ | ours | {"PYTHONUNBUFFERED": "1"}
+    caches = {name: str(settings.home_dir / "cache" / name.lower()) for name in CACHES}
+    return caches | os.environ | ours | {"PYTHONUNBUFFERED": "1"}
 
 
 def _check_host(host: str) -> None:

@@ -23,6 +23,7 @@ QUICK = {
     "BDLAB_REPUBLISH_SECONDS": "3",
     "BDLAB_STAGE_BUSY_SECONDS": "1",
     "BDLAB_CHECKPOINT_SECONDS": "0",
+    "BDLAB_WORKER_THREADS": "1",
     "BDLAB_STORAGE_PATIENCE_SECONDS": "2",
 }
 START_SECONDS, STOP_SECONDS = 90.0, 40.0
@@ -37,14 +38,13 @@ CHILDREN = {
 
 
 class Stack:
-    """A running service. ``url`` and ``client`` reach it; ``home`` is its folder."""
+    """A service. Once it is started ``url`` and ``client`` reach it; ``home`` is its folder."""
 
     def __init__(self, home: Path, **environment: str) -> None:
         self.home = home
         self.environment = os.environ | QUICK | {"BDLAB_HOME": str(home)} | environment
         self.client = httpx2.Client(timeout=30)
         self.url = ""
-        self.start()
 
     def start(self) -> None:
         """`bdlab up`, until it says that it is ready."""
@@ -55,7 +55,7 @@ class Stack:
                 stdout=console,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=before_exec(0, os.getpid()),
+                preexec_fn=before_exec(0, os.getpid()),  # noqa: PLW1509  # gone with pytest, even if that is killed
             )
         self.eventually((self.home / "address").exists, START_SECONDS, "the service did not start")
         self.url = (self.home / "address").read_text().strip()
@@ -151,6 +151,7 @@ def new_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...
     def make(**environment: str) -> Stack:
         stack = Stack(tmp_path_factory.mktemp("service") / "home", **environment)
         made.append(stack)
+        stack.start()
         return stack
 
     yield make

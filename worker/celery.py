@@ -70,6 +70,7 @@ _registration: list[Registration] = []
 @signals.setup_logging.connect
 def _log_plainly(**_: Any) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("celery.app.trace").setLevel(logging.WARNING)  # it would print every picture it returns
 
 
 @signals.worker_ready.connect

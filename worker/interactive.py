@@ -1,13 +1,14 @@
-"""The interactive worker's application: torch and the lab are loaded before the first question comes.
+"""The interactive worker's application: everything heavy is loaded before the first question comes.
 
 It computes on one thread: its questions are small, and a training may have all the cores.
 """
 
 import torch
 
-import worker.lab.interactive  # noqa: F401  # for its effect: everything heavy is loaded
-from worker.celery import app
+from worker.celery import app, settings
+from worker.lab import interactive
 
 __all__ = ["app"]
 
 torch.set_num_threads(1)
+interactive.preview({"dataset": {"name": "digits"}, "attack": {"name": "badnets"}}, settings.datasets)
