@@ -12,11 +12,14 @@ from torch import Tensor
 from app.specs.base import canonical_json
 from app.specs.checks import check
 from app.specs.defense import DefenseSpec
-from app.specs.experiment import CLEAN, UNDEFENDED, ExperimentSpec
+from app.specs.defenses.base import CleanSetDefense
+from app.specs.experiment import ATTACK, CLEAN, UNDEFENDED, ExperimentSpec
 from app.specs.facts import DatasetFacts
 from app.specs.stages import PlannedStage, plan
 from app.specs.summary import arms_document
-from worker.lab.attacks import Attack, PoisonedSet, make
+from worker.lab import attack_files
+from worker.lab.attacks import Attack, AttackLab, PoisonedSet, Prepared, make
+from worker.lab.attacks.poisoning import choose as choose_poisoned
 from worker.lab.attacks.poisoning import poison, rebuild
 from worker.lab.compute import Compute, choose
 from worker.lab.contracts import (
@@ -30,8 +33,16 @@ from worker.lab.contracts import (
 )
 from worker.lab.data.augment import resolve
 from worker.lab.data.datasets import Dataset, Split, facts_of, load, stratified
-from worker.lab.defenses import TrainingDefense, defend
-from worker.lab.defenses.base import Harness, state
+from worker.lab.defenses import defend
+from worker.lab.defenses.base import (
+    DetectionDefense,
+    Harness,
+    RepairDefense,
+    TrainingDefense,
+    load_state,
+    state,
+)
+from worker.lab.defenses.holdout import CleanSet, draw
 from worker.lab.evaluation import TestSet, accuracy, evaluate, isolation_quality
 from worker.lab.networks import Network, build
 from worker.lab.report import Report
@@ -71,7 +82,16 @@ def run(
     rows: list[dict[str, Any]] = []
     failure: LabError | None = None
     for seed in spec.seeds:
-        lab = SeedLab(spec, seed, load(spec.dataset, data_dir, seed).to(compute.device), surroundings, report)
+        data = load(spec.dataset, data_dir, seed).to(compute.device)
+        try:
+            lab = SeedLab(spec, seed, data, surroundings, report)
+        except (CanceledError, StageBusyError):
+            raise
+        except LabError as error:  # the attack could not be prepared: no arm of this seed can be trained
+            failure = error
+            for arm in spec.arms:
+                recorder.arm_failed(Scope(arm, seed), error)
+            continue
         for arm in spec.arms:
             try:
                 rows.append({"arm": arm, "seed": seed} | lab.run_arm(arm))
@@ -128,12 +148,31 @@ class SeedLab:
         self.compute = surroundings.compute
         self.recipe = Recipe.of(spec.training, resolve(spec.training.augmentation, spec.dataset, data.facts))
         attack = make(spec.attack, data.facts)
-        poisoned = self.stage("poisoned_set", None, lambda run: run.finish(poison(spec, data, seed)))
+        prepared = Prepared() if attack is None else attack.prepare(self.attack_lab())
+        poisoned = self.stage(
+            "poisoned_set", None, lambda run: run.finish(poison(spec, data, attack, prepared, seed))
+        )
         self.poisoned: PoisonedSet = rebuild(data.train, poisoned.tensors)
         self.test = TestSet.make(data.test, attack, self.poisoned.state)
         self.curve_test = self._curve_test(attack)
         self.seconds = 0.0
+        self.victims: dict[str, dict[str, Tensor]] = {}
         report.poisoned_set(seed, self.poisoned, poisoned.tensors["index"], self.test)
+        self.stealth = attack_files.keep(spec, seed, data, attack, self.poisoned, self.test, self.here.recorder)
+
+    def attack_lab(self) -> AttackLab:
+        """What the attack prepares itself with: the clean set, and which samples it will poison."""
+        return AttackLab(
+            train=self.data.train,
+            test=self.data.test,
+            chosen=choose_poisoned(self.spec, self.data, self.seed).to(self.compute.device),
+            facts=self.data.facts,
+            seed=self.seed,
+            compute=self.compute,
+            new_network=lambda purpose: self.new_network(purpose, self.data.train.images),
+            recipe=replace(self.recipe),
+            stage=lambda kind, compute: self.stage(kind, ATTACK, compute),
+        )
 
     def _curve_test(self, attack: Attack[Any] | None) -> TestSet:
         test = self.data.test
@@ -164,6 +203,8 @@ class SeedLab:
         values = evaluate(network, self.test, self.compute)
         values["train_accuracy"] = accuracy(network, train_on, self.compute)
         values |= self.report.isolation_of(arm, self.seed)
+        if arm == UNDEFENDED:
+            values |= self.stealth
         values["seconds"] = self.report.seconds_of(arm, self.seed)
         asr = values["attack_success_rate"]
         backdoored = arm != CLEAN and asr is not None and (arm == UNDEFENDED or asr > STILL_BACKDOORED)
@@ -187,30 +228,48 @@ class SeedLab:
             )
             return run.finish(state(network))
 
-        network.load_state_dict(self.stage("victim", arm, compute).tensors)
-        return network.to(self.compute.device)
+        self.victims[arm] = self.stage("victim", arm, compute).tensors
+        return load_state(network, self.victims[arm], self.compute.device)
 
     def defend(self, spec: DefenseSpec) -> Network:
-        """The defended model. The defence is handed images and labels; flags and test set stay in the harness."""
+        """The defended model. A defence is handed what its kind may see; flags and test set stay in the harness."""
         truth = self.poisoned.is_poisoned
 
         def score(suspicion: Tensor, isolated: Tensor) -> dict[str, float]:
             return isolation_quality(suspicion, isolated, truth)
 
-        return defend(
-            spec,
-            TrainingDefense(
-                images=self.poisoned.images,
-                labels=self.poisoned.labels,
-                facts=self.data.facts,
-                seed=self.seed,
-                compute=self.compute,
-                recorder=self.here.recorder,
-                new_network=lambda purpose: self.new_network(purpose, self.poisoned.images),
-                recipe=replace(self.recipe),
-                stage=lambda kind, compute: self.stage(kind, spec.arm_name, compute),
-                _harness=Harness(curve=self.curve, score=score),
-            ),
+        common: dict[str, Any] = {
+            "facts": self.data.facts,
+            "seed": self.seed,
+            "compute": self.compute,
+            "recorder": self.here.recorder,
+            "new_network": lambda purpose: self.new_network(purpose, self.poisoned.images),
+            "recipe": replace(self.recipe),
+            "stage": lambda kind, compute: self.stage(kind, spec.arm_name, compute),
+            "_harness": Harness(curve=self.curve, score=score),
+        }
+        poisoned = {"images": self.poisoned.images, "labels": self.poisoned.labels}
+        if spec.kind == "training":
+            return defend(spec, TrainingDefense(**common, **poisoned))
+        common |= {"victim": self.trained_victim(), "clean": self.clean_set(spec)}
+        if spec.kind == "detection":
+            return defend(spec, DetectionDefense(**common, **poisoned))
+        return defend(spec, RepairDefense(**common))
+
+    def trained_victim(self) -> Network:
+        """A copy of the victim that repair and detection start from; its arm has run before theirs."""
+        arm = UNDEFENDED if UNDEFENDED in self.spec.arms else CLEAN
+        if arm not in self.victims:
+            raise LabError(f"there is no model to defend: the {arm} arm failed")
+        network = self.new_network("victim", self.poisoned.images)
+        return load_state(network, self.victims[arm], self.compute.device)
+
+    def clean_set(self, spec: DefenseSpec) -> CleanSet | None:
+        """The trusted images of a defence that asks for some."""
+        if not isinstance(spec, CleanSetDefense):
+            return None
+        return draw(
+            self.data.train, self.data.facts.classes, spec.clean_ratio, spec.held_out_ratio, self.seed
         )
 
     def new_network(self, purpose: str, images: Tensor) -> Network:

@@ -67,6 +67,8 @@ class StageRun:
     first_step: int
     """Steps of the arm's time series already taken by its earlier stages."""
     history: list[tuple[str, int, float]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    """What a reader of the result must know; told when the stage ends, and again when it comes from the cache."""
     _started: float = field(default_factory=time.monotonic)
     _saved: float = field(default_factory=time.monotonic)
     _seconds_before: float = 0.0
@@ -104,7 +106,7 @@ class StageRun:
 
     def finish(self, tensors: dict[str, Tensor], **facts: Any) -> Outcome:
         """The stage's outcome, with the history and time taken."""
-        return self._outcome(tensors, facts)
+        return self._outcome(tensors, facts | {"warnings": self.warnings})
 
     def _outcome(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Outcome:
         return Outcome(
@@ -137,6 +139,8 @@ class StageRun:
                     self.store.save(self.planned.key, self.planned.kind, outcome.dumps())
                     self.recorder.log(f"{self._title()}: done in {outcome.seconds:.1f} s")
         self.progress.done += self.planned.epochs
+        for message in outcome.facts.get("warnings", ()):
+            self.recorder.warning(Scope(self.planned.arm, self.planned.seed), message)
         return outcome
 
     def _load(self) -> Outcome | None:

@@ -1,7 +1,7 @@
 """The one training loop. Everything that trains a network is a use of it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -19,11 +19,33 @@ from worker.lab.stages import StageRun
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(per-sample cross-entropy ``[B]``, rows of the training set ``[B]``) to the scalar that is minimised."""
 
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch as a custom objective sees it."""
+
+    x: Tensor
+    """Augmented images, float ``[B, C, H, W]`` in [0, 1]."""
+    labels: Tensor
+    """int64 ``[B]``."""
+    rows: Tensor
+    """Rows of the training set ``[B]``."""
+    drawn: torch.Generator
+    """The epoch's generator, on the device; whatever an objective draws must come from it."""
+
+
+Objective = Callable[[Network, Batch], Tensor]
+"""The scalar that is minimised, where it is more than a function of the network's cross-entropies."""
+
 Schedule = Callable[[float], float]
 """Share of the run that is over, in [0, 1), to a factor on the learning rate."""
 
 AfterEpoch = Callable[[Network, int], dict[str, float] | None]
 """Called with the network and the epoch just done (from 1); returns numbers to record."""
+
+
+def nothing_more(network: Network, epoch: int) -> None:
+    """The hook that records nothing."""
 
 
 def mean_loss(losses: Tensor, rows: Tensor) -> Tensor:
@@ -53,10 +75,24 @@ SCHEDULES: dict[str, Schedule] = {"cosine": cosine, "constant": constant, "one_c
 
 NO_AUGMENT = Augment()
 
+MakeOptimizer = Callable[[Iterable[torch.nn.Parameter], "Recipe"], torch.optim.Optimizer]
+"""Its ``step`` is given the closure that computes loss and gradients, and may call it more than once."""
+
+
+def sgd(parameters: Iterable[torch.nn.Parameter], recipe: "Recipe") -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum."""
+    return torch.optim.SGD(
+        parameters,
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.momentum > 0,
+    )
+
 
 @dataclass
 class Recipe:
-    """How to minimise: SGD with Nesterov momentum over augmented batches."""
+    """How to minimise: an optimiser, SGD unless said otherwise, over augmented batches."""
 
     epochs: int
     batch_size: int
@@ -66,6 +102,9 @@ class Recipe:
     schedule: Schedule = cosine
     augment: Augment = NO_AUGMENT
     loss: Loss = mean_loss
+    objective: Objective | None = None
+    """Replaces ``loss`` if given."""
+    optimizer: MakeOptimizer = sgd
     stop: Callable[[], bool] = lambda: False
     """Asked after every epoch."""
     memory: dict[str, Tensor] = field(default_factory=dict)
@@ -92,7 +131,7 @@ def train(
     recipe: Recipe,
     *,
     rows: Tensor | None = None,
-    after_epoch: AfterEpoch = lambda network, epoch: None,
+    after_epoch: AfterEpoch = nothing_more,
 ) -> int:
     """Train ``network`` in place; returns the epochs done.
 
@@ -103,16 +142,12 @@ def train(
     """
     device = run.compute.device
     network.to(device=device).to(memory_format=run.compute.memory_format)
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.momentum > 0,
-    )
+    optimizer = recipe.optimizer(network.parameters(), recipe)
     rows = torch.arange(len(labels), device=device) if rows is None else rows.to(device)
     start = _restore(run, network, optimizer, recipe)
-    forward = torch.compile(network) if run.compute.compile else network
+    objective = recipe.objective or _on_losses(
+        torch.compile(network) if run.compute.compile else network, recipe.loss
+    )
     epoch = start
     while epoch < recipe.epochs and not recipe.stop():
         epoch += 1
@@ -128,19 +163,42 @@ def train(
             share = (epoch - 1 + step / len(batches)) / recipe.epochs
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * recipe.schedule(share)
-            x = recipe.augment(images[batch], drawn)
-            with run.compute.autocast():
-                logits = forward(to_input(x, run))
-            loss = recipe.loss(F.cross_entropy(logits.float(), labels[batch], reduction="none"), batch)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            losses[step] = loss.detach()
+            x = to_input(recipe.augment(images[batch], drawn), run)
+            losses[step] = _step(run, network, optimizer, objective, Batch(x, labels[batch], batch, drawn))
         _must_be_finite(losses, epoch, network, before)
         values = {"train_loss": losses.mean().item()} | (after_epoch(network, epoch) or {})
         run.epoch_done(epoch, recipe.epochs, values)
         run.checkpoint(partial(_state, network, optimizer, recipe, epoch))
     return epoch
+
+
+def _on_losses(forward: Callable[[Tensor], Tensor], loss: Loss) -> Objective:
+    """The ordinary objective: ``loss`` of each sample's cross-entropy."""
+
+    def objective(network: Network, batch: Batch) -> Tensor:
+        logits = forward(batch.x)
+        return loss(F.cross_entropy(logits.float(), batch.labels, reduction="none"), batch.rows)
+
+    return objective
+
+
+def _step(
+    run: StageRun, network: Network, optimizer: torch.optim.Optimizer, objective: Objective, batch: Batch
+) -> Tensor:
+    """One step of the optimiser; returns the loss, detached."""
+    last = batch.x.new_zeros(())
+
+    def closure() -> Tensor:
+        nonlocal last
+        optimizer.zero_grad(set_to_none=True)
+        with run.compute.autocast():
+            loss = objective(network, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        last = loss.detach()
+        return loss
+
+    optimizer.step(closure)  # type: ignore[arg-type]
+    return last
 
 
 def to_input(images: Tensor, run: StageRun) -> Tensor:
@@ -165,9 +223,9 @@ def _state(
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     for i, parameter in enumerate(network.parameters()):
-        momentum = optimizer.state[parameter].get("momentum_buffer")
-        if momentum is not None:
-            tensors[f"momentum.{i}"] = momentum
+        for name, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{i}.{name}"] = value
     tensors |= {f"memory.{name}": tensor for name, tensor in recipe.memory.items()}
     return tensors, {"epoch": epoch}
 
@@ -186,10 +244,11 @@ def _restore(run: StageRun, network: Network, optimizer: torch.optim.Optimizer, 
         }
 
     network.load_state_dict(part("network."))
-    momentum = part("momentum.")
-    for i, parameter in enumerate(network.parameters()):
-        if str(i) in momentum:
-            optimizer.state[parameter]["momentum_buffer"] = momentum[str(i)]
+    parameters = list(network.parameters())
+    for place, tensor in part("optimizer.").items():
+        i, name = place.split(".", 1)
+        # Step counters are scalars, and belong on the CPU.
+        optimizer.state[parameters[int(i)]][name] = tensor if tensor.ndim else tensor.cpu()
     recipe.memory.clear()
     recipe.memory.update(part("memory."))
     return int(saved.facts["epoch"])

@@ -1,7 +1,8 @@
 """What a defence may see and do.
 
-A training defence sees the images and labels of the poisoned set and nothing else: neither the true flags nor any
-test image. What is measured with them while it runs goes past it, straight to the recorder.
+A training defence sees the images and labels of the poisoned set; a repair defence a trained model and a small clean
+set; a detection defence the poisoned set and the model trained on it. None sees the true flags or a test image.
+What is measured with them while it runs goes past it, straight to the recorder.
 """
 
 from collections.abc import Callable
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from app.specs.facts import DatasetFacts
 from worker.lab.compute import Compute
-from worker.lab.contracts import Recorder, Scope
+from worker.lab.contracts import Recorder
+from worker.lab.data.datasets import Split
+from worker.lab.defenses.holdout import CleanSet
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
-from worker.lab.training import Recipe, train
+from worker.lab.training import AfterEpoch, Recipe, nothing_more, train
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,10 @@ class Harness:
     """(suspicion ``[N]``, isolated rows ``[K]``) to isolation precision, recall and AUROC."""
 
 
-@dataclass(frozen=True)
-class TrainingDefense:
-    """Everything that a training defence works with."""
+@dataclass(frozen=True, kw_only=True)
+class Defense:
+    """What every defence works with."""
 
-    images: Tensor
-    """uint8 ``[N, C, H, W]``, on the device."""
-    labels: Tensor
-    """int64 ``[N]`` as the attacker left them."""
     facts: DatasetFacts
     seed: int
     compute: Compute
@@ -47,6 +46,37 @@ class TrainingDefense:
     """Run (or take from the cache) the stage of that kind, one of those that the spec's ``stages`` declares."""
     _harness: Harness
 
+    def fit_on(
+        self,
+        run: StageRun,
+        network: Network,
+        split: Split,
+        recipe: Recipe,
+        *,
+        rows: Tensor | None = None,
+        after_epoch: AfterEpoch = nothing_more,
+    ) -> int:
+        """Train on ``split`` (or some rows of it), recording the usual curves; returns the epochs done."""
+
+        def observe(network: Network, epoch: int) -> dict[str, float]:
+            return self._harness.curve(network) | (after_epoch(network, epoch) or {})
+
+        return train(run, network, split.images, split.labels, recipe, rows=rows, after_epoch=observe)
+
+    def warn(self, run: StageRun, message: str) -> None:
+        """Tell the reader of the result something that can be known without the truth."""
+        run.warnings.append(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingDefense(Defense):
+    """Sees the poisoned set."""
+
+    images: Tensor
+    """uint8 ``[N, C, H, W]``, on the device."""
+    labels: Tensor
+    """int64 ``[N]`` as the attacker left them."""
+
     def fit(
         self,
         run: StageRun,
@@ -54,14 +84,11 @@ class TrainingDefense:
         recipe: Recipe,
         *,
         rows: Tensor | None = None,
-        after_epoch: Callable[[Network, int], dict[str, float] | None] = lambda network, epoch: None,
+        after_epoch: AfterEpoch = nothing_more,
     ) -> int:
         """Train on the poisoned set (or some rows of it), recording the usual curves; returns the epochs done."""
-
-        def observe(network: Network, epoch: int) -> dict[str, float]:
-            return self._harness.curve(network) | (after_epoch(network, epoch) or {})
-
-        return train(run, network, self.images, self.labels, recipe, rows=rows, after_epoch=observe)
+        split = Split(self.images, self.labels)
+        return self.fit_on(run, network, split, recipe, rows=rows, after_epoch=after_epoch)
 
     def record_isolation(self, run: StageRun, epoch: int, suspicion: Tensor, isolated: Tensor) -> None:
         """Have an isolation scored against the truth, for the record alone."""
@@ -70,9 +97,22 @@ class TrainingDefense:
             run.history.append(point)
             self.recorder.metric(run.scope, name, run.first_step + epoch, value)
 
-    def warn(self, run: StageRun, message: str) -> None:
-        """Tell the reader of the result something that can be known without the truth."""
-        self.recorder.warning(Scope(run.planned.arm, run.planned.seed), message)
+
+@dataclass(frozen=True, kw_only=True)
+class RepairDefense(Defense):
+    """Sees a trained model and a few clean images, and nothing of the poisoned set."""
+
+    victim: Network
+    """The undefended victim, the defence's own copy."""
+    clean: CleanSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionDefense(TrainingDefense):
+    """Sees the poisoned set and the model trained on it; ``clean`` is None unless its spec asks for a clean set."""
+
+    victim: Network
+    clean: CleanSet | None
 
 
 def state(network: Network) -> dict[str, Tensor]:
