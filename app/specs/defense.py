@@ -103,7 +103,7 @@ class Abl(Defense):
         source=f"{PAPER}; {CODE}; Welleck et al. 2020",
     )
     unlearning_epochs: int = field(
-        20, "At most so many passes of unlearning.", unit="epochs", source=PAPER, ge=0, le=500
+        30, "At most so many passes of unlearning.", unit="epochs", source=HERE, ge=0, le=500
     )
     unlearning_learning_rate: float = field(
         5e-4, "Learning rate of unlearning, constant.", source=CODE, gt=0, le=1
@@ -119,7 +119,8 @@ class Abl(Defense):
     )
     max_accuracy_drop: float = field(
         0.02,
-        "Stop unlearning, and step back one epoch, once accuracy on the hold-out has fallen by more than this.",
+        "Keep the last unlearning epoch at which accuracy on the hold-out had fallen by no more than this, "
+        "and stop after ten epochs in a row below it.",
         unit="fraction",
         source=HERE,
         gt=0,
