@@ -1,0 +1,13 @@
+"""Pictures: numpy arrays and plain values in, PNG bytes out.
+
+Nothing here touches matplotlib's global state, so a worker may draw for days. Equal input gives equal bytes.
+Import this package where a picture is drawn, not at a module's top: matplotlib is slow to import.
+"""
+
+from worker.lab.figures.curves import curves
+from worker.lab.figures.images import dataset_sheet, samples
+from worker.lab.figures.isolation import loss_histogram, ranking
+from worker.lab.figures.predictions import predictions
+from worker.lab.figures.table import results_table
+
+__all__ = ["curves", "dataset_sheet", "loss_histogram", "predictions", "ranking", "results_table", "samples"]

@@ -1,0 +1,108 @@
+"""A drawing board measured in pixels, for tables and grids of images, where every edge must be exact."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from worker.lab.figures.style import DPI, INK, RULE, line_height, new_figure, png
+
+Array = NDArray[Any]
+LARGEST = 224  # pixels of an image's longer side on the board
+
+
+def shown_size(images: Array, aim: int) -> tuple[int, int]:
+    """Width and height in pixels at which images ``[N, C, H, W]`` are shown.
+
+    Small ones by the largest whole factor that stays within ``aim``, so that every pixel is the same square;
+    images above `LARGEST` are shrunk to it.
+    """
+    height, width = images.shape[2:]
+    longer = max(height, width)
+    factor = max(1, aim // longer) if longer <= LARGEST else LARGEST / longer
+    return max(1, round(width * factor)), max(1, round(height * factor))
+
+
+def check_images(name: str, images: Array) -> None:
+    """Raises ValueError unless ``images`` is uint8 ``[N, 1 or 3, H, W]`` with at least one image."""
+    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1] not in (1, 3) or 0 in images.shape:
+        raise ValueError(
+            f"{name}: {images.dtype} {list(images.shape)} is not allowed; uint8 [N, 1 or 3, H, W], N >= 1"
+        )
+
+
+class Board:
+    """A white figure; positions are pixels from its top left corner."""
+
+    def __init__(self, width: float, height: float) -> None:
+        # Whole pixels, or else an image's edges would fall between two.
+        width, height = round(width), round(height)
+        self._figure = new_figure(width, height)
+        self._axes = self._figure.add_axes((0, 0, 1, 1))
+        self._axes.set(xlim=(0, width), ylim=(height, 0))
+        self._axes.set_axis_off()
+        self._limits = (0, width, height, 0)
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        size: float = 9,
+        *,
+        across: str = "center",
+        down: str = "center",
+        color: str = INK,
+        weight: str = "normal",
+    ) -> None:
+        """Text of ``size`` points, anchored at ``(x, y)``.
+
+        Every line sits on a baseline of its own, so that words side by side align whatever letters are in them.
+        """
+        lines = text.split("\n")
+        em, step = size * DPI / 72, line_height(size)
+        first = {
+            "top": 0.8 * em,
+            "center": 0.36 * em - (len(lines) - 1) / 2 * step,
+            "bottom": -0.2 * em - (len(lines) - 1) * step,
+        }
+        for i, line in enumerate(lines):
+            self._axes.text(
+                x,
+                y + first[down] + i * step,
+                line,
+                ha=across,
+                va="baseline",
+                color=color,
+                fontsize=size,
+                fontweight=weight,
+            )
+
+    def box(self, x: float, y: float, width: float, height: float, color: Any) -> None:
+        """A filled rectangle."""
+        self._axes.add_patch(Rectangle((x, y), width, height, facecolor=color, edgecolor="none"))
+
+    def rule(self, x: float, y: float, width: float, color: str = RULE, thick: float = 1) -> None:
+        """A horizontal line."""
+        self._axes.plot([x, x + width], [y, y], color=color, linewidth=thick)
+
+    def image(self, x: float, y: float, width: int, height: int, image: Array) -> None:
+        """One uint8 image ``[1 or 3, H, W]``: enlarged as it is, pixel by pixel; shrunk with smoothing."""
+        x, y = round(x), round(y)
+        self._axes.add_patch(
+            Rectangle((x - 1, y - 1), width + 2, height + 2, facecolor=RULE, edgecolor="none")
+        )
+        self._axes.imshow(
+            np.repeat(image, 3 // image.shape[0], axis=0).transpose(1, 2, 0),
+            extent=(x, x + width, y + height, y),
+            interpolation="nearest" if width >= image.shape[2] else "antialiased",
+            aspect="auto",
+            zorder=2,
+        )
+        left, right, bottom, top = self._limits
+        self._axes.set(xlim=(left, right), ylim=(bottom, top))  # imshow moves them
+
+    def png(self) -> bytes:
+        """The board as PNG."""
+        return png(self._figure)
