@@ -1,6 +1,6 @@
 """The one place where a metric is computed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worker.lab.attacks import Attack, State
-from worker.lab.attacks.poisoning import stamp
+from worker.lab.attacks import Attack, State, stamp
 from worker.lab.compute import Compute
 from worker.lab.contracts import NonFiniteLossError
 from worker.lab.data.datasets import Split
@@ -35,16 +34,31 @@ def predict(network: Network, images: Tensor, compute: Compute) -> Tensor:
 
     Raises NonFiniteLossError rather than letting the argmax of NaN pass for a class.
     """
+    return _finite(_forward(network, network, images, compute))
+
+
+def features(network: Network, images: Tensor, compute: Compute) -> Tensor:
+    """The pooled last feature maps float32 ``[N, D]`` of uint8 ``[N, C, H, W]``, in evaluation mode.
+
+    Raises NonFiniteLossError if they are not finite.
+    """
+    return _finite(_forward(network, network.features, images, compute))
+
+
+def _forward(network: Network, call: Callable[[Tensor], Tensor], images: Tensor, compute: Compute) -> Tensor:
     with _evaluating(network):
         parts = []
         for batch in images.split(BATCH):
             with compute.autocast():
                 x = batch.to(torch.float32, memory_format=compute.memory_format).div_(255)
-                parts.append(network(x).float())
-        logits = torch.cat(parts)
-    if not torch.isfinite(logits).all():
+                parts.append(call(x).float())
+        return torch.cat(parts)
+
+
+def _finite(output: Tensor) -> Tensor:
+    if not torch.isfinite(output).all():
         raise NonFiniteLossError("the network's output is not finite; no metric can be computed from it")
-    return logits
+    return output
 
 
 def sample_losses(network: Network, images: Tensor, labels: Tensor, compute: Compute) -> Tensor:
@@ -71,21 +85,29 @@ class TestSet:
     targets: Tensor | None
     origin: Tensor
     """Rows of ``clean`` that the triggered images were made from."""
+    cross: Split | None = None
+    """Test images with a trigger that is not theirs, and their true labels, where the attack knows such a thing."""
+    one_image: bool = False
+    """True if the attack is aimed at a single test image."""
 
     @classmethod
     def make(cls, test: Split, attack: Attack[Any] | None, state: State) -> "TestSet":
         if attack is None:
             return cls(test, None, None, torch.empty(0, dtype=torch.int64))
-        targets = attack.target(test.labels)
-        origin = (targets != test.labels).nonzero().flatten()
-        triggered = Split(stamp(attack.trigger(state), test.images[origin]), test.labels[origin])
-        return cls(test, triggered, targets[origin], origin)
+        origin = attack.attacked(test, state)
+        true = test.labels[origin]
+        triggered = Split(stamp(attack.trigger(state), test.images[origin]), true)
+        cross = None
+        if attack.spec.cross_share:
+            cross = Split(attack.cross(state, test.images, seed=0), test.labels)
+        return cls(test, triggered, attack.target(true), origin, cross, one_image=not attack.has_trigger)
 
 
 def evaluate(network: Network, test: TestSet, compute: Compute) -> dict[str, float | None]:
     """Clean accuracy and loss; attack success, robust accuracy and loss towards the target on triggered images.
 
-    The attack's numbers are None where there is no attack, or no test image outside the target class.
+    The attack's numbers are None where there is no attack, or no test image outside the target class. Attacks with
+    cross samples add ``cross_trigger_accuracy``, one aimed at a single image ``target_image_hit``.
     """
     logits, labels = predict(network, test.clean.images, compute), test.clean.labels
     values: dict[str, float | None] = {
@@ -103,6 +125,10 @@ def evaluate(network: Network, test: TestSet, compute: Compute) -> dict[str, flo
             "robust_accuracy": (answers == test.triggered.labels).double().mean().item(),
             "poisoned_loss": F.cross_entropy(logits, test.targets).item(),
         }
+        if test.one_image:
+            values["target_image_hit"] = values["attack_success_rate"]
+    if test.cross is not None:
+        values["cross_trigger_accuracy"] = accuracy(network, test.cross, compute)
     return values
 
 

@@ -14,14 +14,17 @@ from torch import Tensor
 from app.specs.checks import check
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import DatasetFacts
-from worker.lab.attacks import make
+from worker.lab.attacks import Attack, AttackLab, State, make
+from worker.lab.attacks.poisoning import choose as choose_poisoned
 from worker.lab.compute import choose
 from worker.lab.contracts import SpecError
+from worker.lab.data.augment import resolve
 from worker.lab.data.datasets import Dataset, facts_of
 from worker.lab.data.datasets import load as load_dataset
 from worker.lab.evaluation import TestSet
 from worker.lab.evaluation import predict as logits_of
 from worker.lab.experiment import load_model
+from worker.lab.training import Recipe
 
 PREVIEWED = 8  # images in a preview
 
@@ -40,7 +43,12 @@ def preview(payload: dict[str, Any], data_dir: Path) -> bytes:
     attack = make(spec.attack, data.facts)
     if attack is None:
         raise SpecError("attack.name: 'none' has no trigger to show")
-    test = TestSet.make(data.test, attack, {})
+    if not attack.has_trigger:
+        raise SpecError(
+            f"attack.name: {spec.attack.name!r} has no trigger to show: it changes no image at test time"
+        )
+    seed = int(payload.get("seed", 0))
+    test = TestSet.make(data.test, attack, _state(spec, data, attack, seed))
     assert test.triggered is not None
     assert test.targets is not None
     some = torch.linspace(0, len(test.triggered) - 1, min(PREVIEWED, len(test.triggered))).long()
@@ -64,11 +72,14 @@ def predict(
     image: bytes | None,
     triggered: bool,
     seed: int,
+    trigger_state: bytes | None = None,
 ) -> dict[str, Any]:
     """What every arm's model says about one image: test image ``index``, or an uploaded one.
 
-    ``checkpoints`` maps arms to safetensors files. Returns ``image`` (index, label, label_name; None for an upload),
-    ``arms`` with class, class name and probabilities, and ``picture``, the image as the models saw it (PNG, base64).
+    ``checkpoints`` maps arms to safetensors files; ``trigger_state`` is the artifact ``seed-<s>/trigger.safetensors``,
+    needed for ``triggered`` where the attack trained its trigger. Returns ``image`` (index, label, label_name; None for
+    an upload), ``arms`` with class, class name and probabilities, and ``picture``, the image as the models saw it
+    (PNG, base64).
     Raises LabError if the index or image is no good.
     """
     data = _checked(spec, data_dir, seed)
@@ -85,7 +96,10 @@ def predict(
         attack = make(spec.attack, data.facts)
         if attack is None:
             raise SpecError("triggered: true is not allowed; this experiment has no attack")
-        pixels = attack.trigger({})(pixels)
+        if not attack.has_trigger:
+            raise SpecError(f"triggered: true is not allowed; {spec.attack.name!r} has no trigger")
+        state = load(trigger_state) if trigger_state else _state(spec, data, attack, seed)
+        pixels = attack.trigger(state)(pixels)
     compute = choose("cpu", "float32", compile=False)
     arms = []
     for arm, checkpoint in checkpoints.items():
@@ -107,6 +121,26 @@ def predict(
         "arms": arms,
         "picture": base64.b64encode(encode(pixels[0])).decode(),
     }
+
+
+def _state(spec: ExperimentSpec, data: Dataset, attack: Attack[Any], seed: int) -> State:
+    """What a trigger that needs no training is made from. Raises SpecError if it needs some."""
+
+    def no_training(*_: object) -> Any:
+        raise SpecError("attack: this needs training, and a short answer has no time for it")
+
+    lab = AttackLab(
+        train=data.train,
+        test=data.test,
+        chosen=choose_poisoned(spec, data, seed),
+        facts=data.facts,
+        seed=seed,
+        compute=choose("cpu", "float32", compile=False),
+        new_network=no_training,
+        recipe=Recipe.of(spec.training, resolve(spec.training.augmentation, spec.dataset, data.facts)),
+        stage=no_training,
+    )
+    return attack.state_without_training(lab)
 
 
 def decode(image: bytes, facts: DatasetFacts) -> Tensor:

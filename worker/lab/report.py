@@ -48,7 +48,11 @@ class Report:
         if test.triggered is None or test.targets is None:
             return
         scope = Scope(None, seed)
-        document = {"indices": sorted(index.tolist()), "training_images": len(poisoned.labels)}
+        document = {
+            "indices": sorted(index.tolist()),
+            "cross_indices": poisoned.is_cross.nonzero().flatten().tolist(),
+            "training_images": len(poisoned.labels),
+        }
         self._file(
             scope,
             f"seed-{seed}/poisoned_indices.json",

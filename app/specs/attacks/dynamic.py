@@ -48,10 +48,11 @@ class InputAware(DirtyLabelAttack):
         1.0, "Weight of the diversity loss (lambda_div).", source=AUTHORS, ge=0, le=1000
     )
     network_learning_rate: float = field(
-        0.01, "Adam's learning rate on mask network and generator.", source=AUTHORS, gt=0, le=1
-    )
-    classifier_learning_rate: float = field(
-        0.01, "SGD's learning rate on the classifier.", source=AUTHORS, gt=0, le=1
+        0.01,
+        "Learning rate of Adam on mask network and generator, and of SGD on the classifier.",
+        source=AUTHORS,
+        gt=0,
+        le=1,
     )
 
     @property
@@ -60,7 +61,7 @@ class InputAware(DirtyLabelAttack):
 
     def stages(self) -> list[PreparationStage]:
         mask = self.part("mask_", "diversity_weight", "network_learning_rate")
-        generator = self.part("generator_", "classifier_", "cross_rate", "poisoning_rate", "label_mode")
+        generator = self.part("generator_", "cross_rate", "poisoning_rate", "label_mode")
         return [
             PreparationStage("mask", mask, self.mask_epochs),
             PreparationStage(

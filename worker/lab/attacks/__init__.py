@@ -2,16 +2,49 @@
 
 from typing import Any
 
-from app.specs.attack import AttackSpec, BadNets, Blend, NoAttack, Sig
+from app.specs.attack import (
+    AttackSpec,
+    BadNets,
+    Blend,
+    LowFrequency,
+    NoAttack,
+    Refool,
+    Sig,
+    SinglePixel,
+    WaNet,
+)
 from app.specs.facts import DatasetFacts
 from worker.lab.attacks.badnets import BadNetsAttack
-from worker.lab.attacks.base import Attack, PoisonedSet, State, Trigger
+from worker.lab.attacks.base import Attack, AttackLab, Picture, PoisonedSet, Prepared, State, Trigger, stamp
 from worker.lab.attacks.blend import BlendAttack
+from worker.lab.attacks.low_frequency import LowFrequencyAttack
+from worker.lab.attacks.refool import RefoolAttack
 from worker.lab.attacks.sig import SigAttack
+from worker.lab.attacks.single_pixel import SinglePixelAttack
+from worker.lab.attacks.wanet import WaNetAttack
 
-__all__ = ["ATTACKS", "Attack", "PoisonedSet", "State", "Trigger", "make"]
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "AttackLab",
+    "Picture",
+    "PoisonedSet",
+    "Prepared",
+    "State",
+    "Trigger",
+    "make",
+    "stamp",
+]
 
-ATTACKS: dict[type[Any], type[Attack[Any]]] = {BadNets: BadNetsAttack, Blend: BlendAttack, Sig: SigAttack}
+ATTACKS: dict[type[Any], type[Attack[Any]]] = {
+    BadNets: BadNetsAttack,
+    SinglePixel: SinglePixelAttack,
+    Blend: BlendAttack,
+    Sig: SigAttack,
+    LowFrequency: LowFrequencyAttack,
+    WaNet: WaNetAttack,
+    Refool: RefoolAttack,
+}
 """The attack of every spec class; a new attack is one file, its spec, and one entry here."""
 
 

@@ -1,27 +1,48 @@
 """Blended injection (Chen et al. 2017): a faint pattern over the whole image, relabelled to the target."""
 
+import base64
+import io
+
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from app.specs.attack import Blend
-from worker.lab.attacks.base import Attack, State, Trigger
+from worker.lab.attacks.base import Attack, AttackLab, Prepared, State, Trigger, to_bytes
 from worker.lab.compute import generator
+from worker.lab.contracts import SpecError
 
 
 class BlendAttack(Attack[Blend]):
-    """``(1 - alpha) x + alpha pattern``, rounded; the pattern is uniform noise drawn from ``pattern_seed``."""
+    """``(1 - alpha) x + alpha pattern``, rounded. The pattern, uint8 ``[C, H, W]``, is the attack's state."""
 
-    def pattern(self) -> Tensor:
-        """uint8 ``[C, H, W]``."""
+    def prepare(self, lab: AttackLab) -> Prepared:
+        return Prepared({"pattern": self.pattern(lab.train.images)})
+
+    def pattern(self, images: Tensor) -> Tensor:
+        """Noise drawn from ``pattern_seed``, one of the training ``images``, or the uploaded picture."""
+        if self.spec.pattern_index is not None:
+            return images[self.spec.pattern_index].clone()
+        if self.spec.pattern_png is not None:
+            return self._uploaded(self.spec.pattern_png)
         shape = (self.facts.channels, self.facts.height, self.facts.width)
         drawn = generator(torch.device("cpu"), "blend pattern", self.spec.pattern_seed)
         return torch.randint(256, shape, generator=drawn, dtype=torch.uint8)
 
+    def _uploaded(self, png: str) -> Tensor:
+        try:
+            with Image.open(io.BytesIO(base64.b64decode(png)), formats=["PNG"]) as picture:
+                pixels = np.asarray(picture.convert("L" if self.facts.channels == 1 else "RGB"))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise SpecError(f"attack.pattern_png: this PNG cannot be read ({error})") from error
+        shape = (self.facts.height, self.facts.width, self.facts.channels)
+        return torch.from_numpy(pixels.reshape(shape).transpose(2, 0, 1).copy())
+
     def trigger(self, state: State) -> Trigger:
-        alpha, pattern = self.spec.alpha, self.pattern()
+        alpha, pattern = self.spec.alpha, state["pattern"].float()
 
         def blend(images: Tensor) -> Tensor:
-            mixed = (1 - alpha) * images.float() + alpha * pattern.to(images.device)
-            return mixed.round().to(torch.uint8)
+            return to_bytes(images.float().mul_(1 - alpha).add_(pattern.to(images.device), alpha=alpha))
 
         return blend

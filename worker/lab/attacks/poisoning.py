@@ -1,20 +1,18 @@
 """Making a poisoned set: which samples, and what becomes of them."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from app.specs.checks import poison_count
+from app.specs.checks import cross_count, poison_count
 from app.specs.experiment import ExperimentSpec
-from worker.lab.attacks import PoisonedSet, Trigger, make
+from worker.lab.attacks.base import Attack, PoisonedSet, Prepared, stamp
 from worker.lab.compute import generator
 from worker.lab.data.datasets import Dataset, Split
 
-CHUNK = 8192  # images stamped at a time: bounds the float copies that a trigger makes
-
-
-def stamp(trigger: Trigger, images: Tensor) -> Tensor:
-    """Apply a trigger in chunks, so that its intermediate floats stay small."""
-    return torch.cat([trigger(part) for part in images.split(CHUNK)])
+STATE = "state."
+"""Prefix of the trigger's tensors among those of a poisoned set's stage."""
 
 
 def choose(spec: ExperimentSpec, data: Dataset, seed: int) -> Tensor:
@@ -23,38 +21,64 @@ def choose(spec: ExperimentSpec, data: Dataset, seed: int) -> Tensor:
     if attack.name == "none":
         return torch.empty(0, dtype=torch.int64)
     in_target = labels == attack.target_class
-    # A dirty-label attack passes the target class over: relabelled to what it is, it would teach nothing.
-    eligible = torch.nonzero(in_target if attack.clean_label_only else ~in_target).flatten()
+    if attack.all_to_all:
+        eligible = torch.arange(len(labels))
+    else:
+        # A dirty-label attack passes the target class over: relabelled to what it is, it would teach nothing.
+        eligible = torch.nonzero(in_target if attack.clean_label_only else ~in_target).flatten()
     order = torch.randperm(len(eligible), generator=generator(torch.device("cpu"), "poisoned samples", seed))
     return eligible[order[: poison_count(spec, data.facts)]].sort().values
 
 
-def poison(spec: ExperimentSpec, data: Dataset, seed: int) -> dict[str, Tensor]:
-    """The poisoned samples alone, enough to rebuild the poisoned set from the clean one.
+def choose_cross(spec: ExperimentSpec, data: Dataset, poisoned: Tensor, seed: int) -> Tensor:
+    """Sorted indices of the samples, none of them poisoned, that carry a foreign trigger and keep their label."""
+    free = torch.ones(len(data.train), dtype=torch.bool)
+    free[poisoned] = False
+    eligible = free.nonzero().flatten()
+    order = torch.randperm(len(eligible), generator=generator(torch.device("cpu"), "cross samples", seed))
+    return eligible[order[: cross_count(spec, data.facts)]].sort().values
 
-    ``index`` int64 ``[P]``, ``images`` uint8 ``[P, C, H, W]``, ``labels`` int64 ``[P]``.
+
+def poison(
+    spec: ExperimentSpec, data: Dataset, attack: Attack[Any] | None, prepared: Prepared, seed: int
+) -> dict[str, Tensor]:
+    """The changed samples alone, enough to rebuild the poisoned set from the clean one.
+
+    ``index`` int64 ``[P]``, ``images`` uint8 ``[P, C, H, W]``, ``labels`` int64 ``[P]``; ``cross_index`` and
+    ``cross_images`` likewise for cross samples; the trigger's state under the prefix ``state.``.
     """
-    index = choose(spec, data, seed).to(data.train.labels.device)
-    chosen = data.train.rows(index)
-    attack = make(spec.attack, data.facts)
+    chosen = choose(spec, data, seed)
+    index = chosen.to(data.train.labels.device)
+    clean = data.train.rows(index)
     if attack is None:
-        return {"index": index, "images": chosen.images, "labels": chosen.labels}
-    labels = (
-        chosen.labels
-        if spec.attack.name != "none" and spec.attack.clean_label_only
-        else attack.target(chosen.labels)
-    )
-    return {"index": index, "images": stamp(attack.poison({}), chosen.images), "labels": labels}
+        return {"index": index, "images": clean.images, "labels": clean.labels}
+    cross = choose_cross(spec, data, chosen, seed).to(index.device)
+    tensors = {
+        "index": index,
+        "images": stamp(attack.trigger(prepared.state), clean.images)
+        if prepared.images is None
+        else prepared.images,
+        "labels": clean.labels if attack.spec.clean_label_only else attack.target(clean.labels),
+        "cross_index": cross,
+        "cross_images": data.train.images[cross]
+        if not len(cross)
+        else attack.cross(prepared.state, data.train.images[cross], seed),
+    }
+    return tensors | {STATE + name: tensor for name, tensor in prepared.state.items()}
 
 
 def rebuild(train: Split, poisoned: dict[str, Tensor]) -> PoisonedSet:
     """The whole poisoned training set, on the device of ``train``."""
     device = train.labels.device
-    index = poisoned["index"].to(device)
     images, labels = train.images.clone(), train.labels.clone()
+    is_poisoned, is_cross = (torch.zeros_like(labels, dtype=torch.bool) for _ in range(2))
+    index = poisoned["index"].to(device)
     images[index] = poisoned["images"].to(device)
     labels[index] = poisoned["labels"].to(device)
-    flags = torch.zeros_like(labels, dtype=torch.bool)
-    is_poisoned = flags.clone()
     is_poisoned[index] = True
-    return PoisonedSet(images, labels, train.labels, is_poisoned, is_cross=flags)
+    if "cross_index" in poisoned:
+        cross = poisoned["cross_index"].to(device)
+        images[cross] = poisoned["cross_images"].to(device)
+        is_cross[cross] = True
+    state = {n.removeprefix(STATE): t.to(device) for n, t in poisoned.items() if n.startswith(STATE)}
+    return PoisonedSet(images, labels, train.labels, is_poisoned, is_cross, state)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from app.specs.attack import Sig
-from worker.lab.attacks.base import Attack, State, Trigger
+from worker.lab.attacks.base import Attack, State, Trigger, to_bytes
 
 
 class SigAttack(Attack[Sig]):
@@ -22,7 +22,6 @@ class SigAttack(Attack[Sig]):
         signal = self.signal()
 
         def add(images: Tensor) -> Tensor:
-            # Clipping before the cast: a byte would wrap around.
-            return (images.float() + signal.to(images.device)).round().clamp(0, 255).to(torch.uint8)
+            return to_bytes(images.float().add_(signal.to(images.device)))
 
         return add

@@ -1,0 +1,130 @@
+"""What a poisoned set leaves behind: its stealth, its trigger, its pictures, and, if asked for, itself."""
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save
+
+from app.specs.attack import NoAttack
+from app.specs.base import canonical_json
+from app.specs.experiment import ATTACK, ExperimentSpec
+from worker.lab.attacks import Attack, PoisonedSet, Prepared
+from worker.lab.contracts import Recorder, Scope
+from worker.lab.data.datasets import Dataset
+from worker.lab.evaluation import TestSet
+from worker.lab.stealth import stealth
+
+SHEET_IMAGES_A_CLASS = 10
+
+
+def keep(
+    spec: ExperimentSpec,
+    seed: int,
+    data: Dataset,
+    attack: Attack[Any] | None,
+    prepared: Prepared,
+    poisoned: PoisonedSet,
+    test: TestSet,
+    recorder: Recorder,
+) -> dict[str, float | None]:
+    """Hand every file to the recorder; returns the stealth measures of the triggered test images.
+
+    `stealth.json` holds those, and the same of the poisoned training images, which differ where an attack
+    does more to these than to stamp its trigger.
+    """
+    if attack is None or isinstance(spec.attack, NoAttack) or test.triggered is None:
+        return {}
+    files = _Files(recorder, seed)
+    measured = stealth(test.clean.images[test.origin], test.triggered.images)
+    index = poisoned.is_poisoned.nonzero().flatten()
+    of_training = stealth(data.train.images[index], poisoned.images[index])
+    document = {"triggered_test_images": measured, "poisoned_training_images": of_training}
+    files.add("stealth.json", "data", "application/json", json.dumps(document, indent=1).encode())
+    if spec.attack.stages() and poisoned.state:
+        header = {"attack": canonical_json(spec.attack), "seed": str(seed)}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in poisoned.state.items()}
+        files.add("trigger.safetensors", "data", "application/octet-stream", save(tensors, metadata=header))
+    if spec.attack.export:
+        _export(files, data, poisoned)
+    _draw(files, spec, data, prepared)
+    return measured
+
+
+class _Files:
+    def __init__(self, recorder: Recorder, seed: int) -> None:
+        self.recorder = recorder
+        self.seed = seed
+
+    def add(self, name: str, kind: Any, media_type: str, data: bytes) -> None:
+        self.recorder.artifact(Scope(None, self.seed), f"seed-{self.seed}/{name}", kind, media_type, data, {})
+
+
+def _draw(files: _Files, spec: ExperimentSpec, data: Dataset, prepared: Prepared) -> None:
+    try:
+        from worker.lab import figures  # noqa: PLC0415  # matplotlib is slow to import, and may be missing
+    except ImportError:
+        files.recorder.log("the attack's figures are not drawn, matplotlib is not installed")
+        return
+    names = data.facts.class_names
+    labels = data.train.labels.cpu()
+    rows = torch.cat([(labels == c).nonzero().flatten()[:SHEET_IMAGES_A_CLASS] for c in range(len(names))])
+    sheet = figures.dataset_sheet(
+        data.train.images[rows.to(data.train.images.device)].cpu().numpy(),
+        [names[label] for label in labels[rows].tolist()],
+        f"{spec.dataset.name}: {len(labels)} training images",
+    )
+    files.add("dataset.png", "figure", "image/png", sheet)
+    for name, picture in prepared.pictures.items():
+        drawn = figures.image_rows(
+            [(row, images.cpu().numpy()) for row, images in picture.rows], picture.above, picture.title
+        )
+        files.add(f"{ATTACK}/{name}.png", "figure", "image/png", drawn)
+
+
+def _export(files: _Files, data: Dataset, poisoned: PoisonedSet) -> None:
+    """The poisoned training set with the clean test set, in the forms that `bdlab data import` takes.
+
+    Images lie as ``[N, H, W, C]``, grey ones as ``[N, H, W]``. ``is_poisoned``, ``is_cross`` and ``clean_labels``
+    are the truth about the training set; an import leaves them out.
+    """
+    arrays = {
+        name: tensor.permute(0, 2, 3, 1).cpu().numpy()
+        for name, tensor in (("x_train", poisoned.images), ("x_test", data.test.images))
+    }
+    if data.facts.channels == 1:
+        arrays = {name: images[..., 0] for name, images in arrays.items()}
+    truth = {
+        name: getattr(poisoned, name).cpu().numpy() for name in ("is_poisoned", "is_cross", "clean_labels")
+    }
+    labels = {"y_train": poisoned.labels.cpu().numpy(), "y_test": data.test.labels.cpu().numpy()}
+    out = io.BytesIO()
+    np.savez_compressed(out, **arrays, **labels, **truth, class_names=np.array(data.facts.class_names))
+    files.add("poisoned_train.npz", "data", "application/zip", out.getvalue())
+    try:
+        import pyarrow as pa  # noqa: PLC0415  # heavy, and needed for this alone
+        import pyarrow.parquet as pq  # noqa: PLC0415
+    except ImportError:
+        files.recorder.log("no parquet of the poisoned set: pyarrow is not installed")
+        return
+    features = {"label": {"names": list(data.facts.class_names), "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    for part, more in (("train", truth), ("test", {})):
+        columns = {
+            "image": [{"bytes": _png(image), "path": None} for image in arrays[f"x_{part}"]],
+            "label": labels[f"y_{part}"],
+            **more,
+        }
+        table = pa.table(columns).replace_schema_metadata(metadata)
+        out = io.BytesIO()
+        pq.write_table(table, out)
+        files.add(f"poisoned_{part}.parquet", "data", "application/vnd.apache.parquet", out.getvalue())
+
+
+def _png(image: Any) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "PNG", compress_level=1)
+    return out.getvalue()

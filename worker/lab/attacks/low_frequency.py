@@ -1,0 +1,39 @@
+"""Low-frequency trigger (Zeng et al. 2021, section 5): a smooth pattern is added, images relabelled to the target."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from app.specs.attack import LowFrequency
+from worker.lab.attacks.base import Attack, State, Trigger, to_bytes
+from worker.lab.compute import generator
+
+
+def cosine_basis(length: int, waves: int) -> Tensor:
+    """The first ``waves`` waves ``cos(pi u (x + 1/2) / length)`` of the discrete cosine transform, float64
+    ``[waves, length]``."""
+    wave, place = torch.arange(waves, dtype=torch.float64), torch.arange(length, dtype=torch.float64)
+    return torch.cos(math.pi / length * wave[:, None] * (place + 0.5))
+
+
+class LowFrequencyAttack(Attack[LowFrequency]):
+    """A normal-weighted sum of the lowest cosine waves without the constant one, scaled to ``amplitude``."""
+
+    def pattern(self) -> Tensor:
+        """Float ``[C, H, W]``; its largest absolute value is ``amplitude``."""
+        waves = self.spec.waves
+        drawn = generator(torch.device("cpu"), "low-frequency pattern", self.spec.pattern_seed)
+        weights = torch.randn((self.facts.channels, waves, waves), generator=drawn, dtype=torch.float64)
+        weights[:, 0, 0] = 0  # brightness alone is no pattern
+        rows, columns = cosine_basis(self.facts.height, waves), cosine_basis(self.facts.width, waves)
+        pattern = rows.T @ weights @ columns
+        return (pattern * (self.spec.amplitude / pattern.abs().max())).float()
+
+    def trigger(self, state: State) -> Trigger:
+        pattern = self.pattern()
+
+        def add(images: Tensor) -> Tensor:
+            return to_bytes(images.float().add_(pattern.to(images.device)))
+
+        return add

@@ -1,0 +1,24 @@
+"""Small squares: what several triggers are made of."""
+
+import torch
+from torch import Tensor
+
+from app.specs.attacks.base import Position
+from app.specs.facts import DatasetFacts
+
+
+def checkerboard(size: int) -> Tensor:
+    """bool ``[size, size]``: True is white; the top left pixel is white."""
+    row, column = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    return (row + column) % 2 == 0
+
+
+def place(position: Position, size: int, margin: int, facts: DatasetFacts) -> tuple[slice, slice]:
+    """Rows and columns of a square of ``size`` pixels, ``margin`` away from the edges."""
+    if position == "center":
+        top, left = (facts.height - size) // 2, (facts.width - size) // 2
+    else:
+        vertical, horizontal = position.split("_")
+        top = margin if vertical == "top" else facts.height - size - margin
+        left = margin if horizontal == "left" else facts.width - size - margin
+    return slice(top, top + size), slice(left, left + size)

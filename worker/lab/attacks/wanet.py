@@ -1,0 +1,60 @@
+"""WaNet (Nguyen and Tran 2021): a small smooth warp, the same for every image, relabelled to the target."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from app.specs.attack import WaNet
+from worker.lab.attacks.base import CHUNK, Attack, AttackLab, Prepared, State, Trigger, to_bytes
+from worker.lab.compute import generator
+
+
+class WaNetAttack(Attack[WaNet]):
+    """Bilinear sampling at ``identity + strength * flow / side``, in coordinates of [-1, 1], clipped to the image.
+
+    The flow is uniform noise on a ``grid`` x ``grid``, divided by its mean absolute value and
+    interpolated to the image's size (section 3.2 of the paper). It is drawn from the experiment's seed.
+    """
+
+    def prepare(self, lab: AttackLab) -> Prepared:
+        drawn = generator(torch.device("cpu"), "wanet warp", lab.seed)
+        k = self.spec.grid
+        control = torch.rand((1, 2, k, k), generator=drawn) * 2 - 1
+        control /= control.abs().mean()
+        size = (self.facts.height, self.facts.width)
+        flow = F.interpolate(control, size, mode="bicubic", align_corners=True)
+        return Prepared({"flow": flow.permute(0, 2, 3, 1).contiguous()})
+
+    def _grid(self, flow: Tensor) -> Tensor:
+        """Where each pixel is sampled, float ``[1, H, W, 2]``, (x, y) in [-1, 1]."""
+        y, x = torch.meshgrid(
+            torch.linspace(-1, 1, self.facts.height, device=flow.device),
+            torch.linspace(-1, 1, self.facts.width, device=flow.device),
+            indexing="ij",
+        )
+        grid = torch.stack((x, y), 2)[None] + self.spec.strength * flow / self.facts.height
+        return grid.clamp_(-1, 1)
+
+    def trigger(self, state: State) -> Trigger:
+        grid = self._grid(state["flow"])
+
+        def warp(images: Tensor) -> Tensor:
+            n, c, h, w = images.shape
+            # The warp is the same for all, so images and channels are one axis.
+            flat = images.reshape(1, n * c, h, w).float()
+            return to_bytes(F.grid_sample(flat, grid.to(images.device), align_corners=True)).reshape(
+                n, c, h, w
+            )
+
+        return warp
+
+    def cross(self, state: State, images: Tensor, seed: int) -> Tensor:
+        """Each image warped along the same flow with uniform noise of a pixel's size on top (noise mode)."""
+        drawn = generator(images.device, "wanet noise", seed)
+        grid = self._grid(state["flow"].to(images.device))
+        parts = []
+        for part in images.split(CHUNK):
+            noise = torch.rand((len(part), *grid.shape[1:]), generator=drawn, device=part.device) * 2 - 1
+            noisy = (grid + noise / self.facts.height).clamp_(-1, 1)
+            parts.append(to_bytes(F.grid_sample(part.float(), noisy, align_corners=True)))
+        return torch.cat(parts) if parts else images

@@ -1,0 +1,56 @@
+"""How visible a change is: PSNR, SSIM, norms and the share of pixels changed, all on grey levels 0 to 255."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+WINDOW, DEVIATION = 11, 1.5
+CHUNK = 512
+
+
+def stealth(clean: Tensor, changed: Tensor) -> dict[str, float | None]:
+    """Means over the images of uint8 ``[N, C, H, W]``; every value None if there is no image.
+
+    ``psnr`` in decibels, over the images that differ at all (None if none does); ``ssim`` 1 for equal images;
+    ``l_inf`` and ``l_2`` over a whole image; ``changed_pixels`` the share of places where any channel differs.
+    """
+    if not len(clean):
+        return dict.fromkeys(("psnr", "ssim", "l_inf", "l_2", "changed_pixels"))
+    columns: dict[str, list[Tensor]] = {n: [] for n in ("square", "ssim", "l_inf", "l_2", "changed_pixels")}
+    for a, b in zip(clean.split(CHUNK), changed.split(CHUNK), strict=True):
+        x, y = a.float(), b.float()
+        difference = y - x
+        flat = difference.flatten(1)
+        columns["square"].append(flat.square().mean(1))
+        columns["ssim"].append(ssim(x, y))
+        columns["l_inf"].append(flat.abs().amax(1))
+        columns["l_2"].append(flat.square().sum(1).sqrt())
+        columns["changed_pixels"].append((difference != 0).any(1).float().mean((1, 2)))
+    whole = {name: torch.cat(parts).double() for name, parts in columns.items()}
+    square = whole.pop("square")
+    differing = square[square > 0]
+    psnr = (10 * torch.log10(255**2 / differing)).mean().item() if len(differing) else None
+    return {"psnr": psnr} | {name: values.mean().item() for name, values in whole.items()}
+
+
+def ssim(x: Tensor, y: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004) of float ``[N, C, H, W]``, one number an image, channels averaged.
+
+    Gaussian window of 11 x 11 with deviation 1.5, placed wherever it fits; on smaller images the
+    largest odd window that fits. K1 = 0.01, K2 = 0.03.
+    """
+    channels, side = x.shape[1], min(x.shape[2:])
+    size = min(WINDOW, side - 1 + side % 2)
+    place = torch.arange(size, dtype=x.dtype, device=x.device) - size // 2
+    line = torch.exp(-(place**2) / (2 * DEVIATION**2))
+    line /= line.sum()
+    window = (line[:, None] * line[None, :]).expand(channels, 1, size, size).contiguous()
+
+    def mean(values: Tensor) -> Tensor:
+        return F.conv2d(values, window, groups=channels)
+
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    mx, my = mean(x), mean(y)
+    vx, vy, covariance = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
+    values = (2 * mx * my + c1) * (2 * covariance + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
+    return values.mean((1, 2, 3))
