@@ -94,10 +94,11 @@ def findings(results: Results, spec: dict[str, Any]) -> Iterator[str]:
         removed = defended["attack_success_rate"] <= 0.1
         change = 100 * (defended["clean_accuracy"] - attacked["clean_accuracy"])
         yield (
-            f"{arm.upper()} {'removes the backdoor' if removed else 'does not remove it'}: "
-            f"{_percent(defended['attack_success_rate'])} of them are. "
-            f"Accuracy on clean images changes by {change:+.1f} points, to {_percent(defended['clean_accuracy'])}; "
-            f"training took {defended['seconds']:.0f} s instead of {attacked['seconds']:.0f} s."
+            f"{arm.upper()} {'removes' if removed else 'does not remove'} the backdoor: "
+            f"{_percent(defended['attack_success_rate'])} are still taken for it. "
+            f"The cost: accuracy on clean images changes by {change:+.1f} points, to "
+            f"{_percent(defended['clean_accuracy'])}, and training takes {defended['seconds']:.0f} s "
+            f"instead of {attacked['seconds']:.0f} s."
         )
 
 

@@ -1,0 +1,162 @@
+"""The `bdlab` command as a user meets it: real processes, real exit codes, the live service."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.commands.demo import findings
+from app.commands.tables import percent
+from tests.conftest import BDLAB, Stack
+from tests.quick import QUICK
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+NOWHERE = "http://127.0.0.1:9"
+
+
+def bdlab(*words: str, stdin: str = "", **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [BDLAB, *words],
+        input=stdin,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def fails(code: int, *words: str, stdin: str = "", **environment: str) -> str:
+    """Standard error of a command that must end with ``code`` and say why in one line."""
+    done = bdlab(*words, stdin=stdin, **environment)
+    assert done.returncode == code, done
+    assert done.stdout == ""
+    assert done.stderr.startswith("bdlab: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+@pytest.fixture
+def run(stack: Stack) -> Run:
+    def run_(*words: str, stdin: str = "", code: int = 0) -> "subprocess.CompletedProcess[str]":
+        done = bdlab(*words, stdin=stdin, BDLAB_URL=stack.url)
+        assert done.returncode == code, done
+        return done
+
+    return run_
+
+
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "broken.json").write_text("{")
+    assert "cannot be read" in fails(2, "submit", str(tmp_path / "none.json"))
+    assert "no JSON object" in fails(2, "submit", str(tmp_path / "list.json"))
+    assert "not JSON" in fails(2, "submit", str(tmp_path / "broken.json"))
+    assert "not JSON" in fails(2, "submit", "-", stdin="[" * 100_000)
+    assert "--index" in fails(2, "predict", "7")
+    assert "nope" in fails(2, "nope")
+    assert "--port" in fails(2, "up", "--port", "many")
+    assert "BDLAB_MAX_ATTEMPTS" in fails(2, "list", BDLAB_MAX_ATTEMPTS="0")
+
+
+def test_no_service_is_exit_code_3(tmp_path: Path) -> None:
+    assert NOWHERE in fails(3, "list", "--url", NOWHERE)
+    assert "no service" in fails(3, "list", BDLAB_URL="nonsense")
+    (tmp_path / "address").write_text("http://127.0.0.1:10\n")
+    assert "http://127.0.0.1:10" in fails(3, "list", BDLAB_HOME=str(tmp_path))
+    assert "database" in fails(3, "migrate", BDLAB_DATABASE_URL="sqlite:////none/such.sqlite3")
+
+
+def test_help_and_version_need_nothing() -> None:
+    assert "submit" in bdlab().stdout
+    assert json.loads(bdlab("version", "--json").stdout)["version"] in bdlab("version").stdout
+
+
+def test_submit_watch_and_everything_after(run: Run, tmp_path: Path) -> None:
+    watched = run("submit", "-", "--watch", stdin=json.dumps(QUICK))
+    id, _, table = watched.stdout.partition("\n")
+    assert "undefended" in table
+    assert "abl" in table
+    assert "succeeded" in watched.stderr
+    csv = run("results", id, "--csv").stdout.splitlines()
+    assert csv[0].startswith("arm,seed,")
+    assert len(csv) == 5
+    assert json.loads(run("results", id, "--json").stdout)["experiment_id"] == id
+    assert id in [e["id"] for e in json.loads(run("list", "--tag", "study:quick", "--json").stdout)]
+    assert id in run("list", "--status", "succeeded").stdout.replace("\n", "")
+    predicted = run("predict", id, "--index", "3", "--triggered", "--picture", str(tmp_path / "seen.png"))
+    assert "undefended" in predicted.stdout
+    assert (tmp_path / "seen.png").read_bytes().startswith(b"\x89PNG")
+    assert "badnets" in run("catalog").stdout
+    names = [a["name"] for a in json.loads(run("artifacts", "list", id, "--json").stdout)]
+    got = run("artifacts", "get", id, "*.png", "--out", str(tmp_path / "out")).stdout.split()
+    assert {os.path.relpath(path, tmp_path / "out") for path in got} == {
+        n for n in names if n.endswith(".png")
+    }
+    assert run("artifacts", "get", id, "none*", code=4).stderr.count("\n") == 1
+    assert "undefended" in run("watch", id).stdout  # it has ended long ago
+
+
+def test_watch_as_json_prints_events_and_then_the_experiment(run: Run) -> None:
+    id = run("submit", "-", stdin=json.dumps(QUICK)).stdout.strip()
+    *events, experiment = map(json.loads, run("watch", id, "--json").stdout.splitlines())
+    assert experiment["status"] == "succeeded"
+    assert events[-1]["data"]["status"] == "succeeded"
+    assert {event["type"] for event in events} >= {"state", "progress", "result"}
+
+
+def test_a_canceled_experiment_is_exit_code_1(run: Run) -> None:
+    long = {**QUICK, "training": {"epochs": 1000}, "seeds": [98]}
+    id = run("submit", "-", stdin=json.dumps(long)).stdout.strip()
+    assert id in run("cancel", id).stdout
+    assert "canceled" in run("watch", id, code=1).stderr
+    assert json.loads(run("retry", id, "--json").stdout)["status"] == "queued"
+    run("cancel", id)
+
+
+def test_what_the_service_refuses_is_one_line(run: Run) -> None:
+    refused = run("submit", "-", stdin='{"attack": {"name": "sig", "target_class": 12}}', code=2)
+    assert "attack.target_class" in refused.stderr
+    assert "12" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    unknown = run("results", "01900000-0000-7000-8000-000000000000", code=4)
+    assert unknown.stderr.count("\n") == 1
+
+
+def test_data_commands_work_on_the_data_folder(tmp_path: Path) -> None:
+    images = np.zeros((4, 8, 8), np.uint8)
+    labels = np.array([0, 0, 1, 1])
+    np.savez(tmp_path / "toy.npz", x_train=images, y_train=labels, x_test=images[1:3], y_test=labels[1:3])
+    home = {"BDLAB_DATA_DIR": str(tmp_path / "data")}
+    done = bdlab("data", "import", str(tmp_path / "toy.npz"), "--json", **home)
+    assert json.loads(done.stdout)["dataset"] == {"name": "imported", "key": "toy"}, done
+    assert "toy: 4 training and 2 test images" in bdlab("data", "list", **home).stdout
+    assert "no such file" in fails(2, "data", "import", str(tmp_path / "none.npz"), **home)
+    assert "--name" in fails(2, "data", "import", "x.npz", "--name", "x", "--as", "cifar10", **home)
+
+
+def test_percent_shows_the_interval_if_there_is_one() -> None:
+    assert percent({"mean": 0.9724, "low": None, "high": None, "n": 1}) == "97.2 %"
+    assert percent({"mean": 0.5, "low": 0.49, "high": 0.51, "n": 3}) == "50.0 ± 1.0 %"
+    assert percent(None) == "-"
+
+
+@pytest.mark.parametrize(
+    ("left", "words"), [(0.01, "ABL removes the backdoor"), (0.9, "ABL does not remove the backdoor")]
+)
+def test_the_demo_says_what_the_numbers_say(left: float, words: str) -> None:
+    def arm(name: str, accuracy: float, success: float) -> dict[str, object]:
+        means = {"clean_accuracy": accuracy, "attack_success_rate": success, "seconds": 10.0}
+        return {"arm": name, "seeds": [], "aggregate": {k: {"mean": v} for k, v in means.items()}}
+
+    results = {"experiment_id": "7", "arms": [arm("undefended", 0.97, 0.99), arm("abl", 0.95, left)]}
+    spec = {"attack": {"name": "badnets", "target_class": 0}, "defenses": [{"name": "abl"}]}
+    said = " ".join(findings(results, spec))  # type: ignore[arg-type]
+    assert "The attack (badnets) works" in said
+    assert "99.0 %" in said
+    assert words in said
+    assert "-2.0 points" in said

@@ -1,0 +1,191 @@
+"""Documentation that tests keep true: specs validate, commands exist, curl examples run against the live service."""
+
+import ast
+import json
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+
+from app.cli import app
+from app.settings import Settings
+from app.specs.checks import check
+from app.specs.experiment import ExperimentSpec
+from app.specs.facts import BUILT_IN
+from tests.conftest import Stack
+from tests.quick import QUICK
+
+ROOT = Path(__file__).parent.parent
+DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").glob("*.json"))
+BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
+COMMAND_LINE_ONLY = {"BDLAB_URL"}
+COMPOSE = ROOT / "docker-compose.yml"
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """Every fenced block of ``language``, with the document's name."""
+    return [
+        (path.name, text)
+        for path in DOCS
+        for kind, text in BLOCK.findall(path.read_text())
+        if kind == language
+    ]
+
+
+def settings() -> set[str]:
+    return {f"BDLAB_{name.upper()}" for name in Settings.model_fields}
+
+
+@pytest.mark.parametrize(("name", "text"), blocks("json"))
+def test_every_spec_in_the_documents_is_valid(name: str, text: str) -> None:
+    ExperimentSpec.model_validate_json(text)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_can_run_on_its_data_set(path: Path) -> None:
+    spec = ExperimentSpec.model_validate_json(path.read_bytes())
+    assert check(spec, BUILT_IN[spec.dataset.name]) == []
+    assert spec.name
+
+
+def test_the_curl_examples_of_the_readme_work_in_their_order(stack: Stack, tmp_path: Path) -> None:
+    (tmp_path / "examples").mkdir()
+    for example in EXAMPLES:
+        (tmp_path / "examples" / example.name).write_text(example.read_text())
+    (tmp_path / "examples/digits-badnets-abl.json").write_text(json.dumps(QUICK))  # seconds, not a minute
+    # `validate` refuses data that are not on this host, so the example is checked on a set that is.
+    big = json.loads((ROOT / "examples/cifar10-sig-resnet18-abl.json").read_text())
+    small = {**big, "dataset": {"name": "digits"}, "attack": {"name": "sig"}}
+    (tmp_path / "examples/cifar10-sig-resnet18-abl.json").write_text(json.dumps(small))
+    script = "\n".join(text for name, text in blocks("bash") if name == "README.md" and "curl" in text)
+    assert script.count("curl") > 10
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script.replace("http://127.0.0.1:8000", stack.url)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr + stack.logs()
+    assert '"attack_success_rate"' in done.stdout
+    assert "event: state" in done.stdout
+    assert "arm,seed,clean_accuracy" in done.stdout
+    assert '"probabilities"' in done.stdout
+    assert '"spec_hash"' in done.stdout
+    for name in ("figure.png", "preview.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("name", "text"), blocks("python"))
+def test_python_examples_call_what_there_is(name: str, text: str) -> None:
+    from app.client import Client  # noqa: PLC0415
+
+    calls = [node.func for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    used = {
+        call.attr
+        for call in calls
+        if isinstance(call, ast.Attribute) and isinstance(call.value, ast.Name) and call.value.id == "client"
+    }
+    assert used
+    assert used <= set(dir(Client))
+
+
+def mentioned_commands() -> list[tuple[str, str]]:
+    """Every line that starts with `bdlab` in a block of shell, and every one in backticks."""
+    found = []
+    for path in DOCS:
+        text = path.read_text()
+        for kind, block in BLOCK.findall(text):
+            if kind == "bash":
+                found += [
+                    (path.name, line.partition("#")[0])
+                    for line in block.splitlines()
+                    if line.startswith("bdlab ")
+                ]
+        found += [(path.name, line) for line in re.findall(r"`(bdlab [^`]+)`", text)]
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize(("name", "line"), mentioned_commands())
+def test_every_bdlab_command_in_the_documents_exists(name: str, line: str) -> None:
+    command: Any = typer.main.get_command(app)
+    words = [word for word in shlex.split(line)[1:] if word not in ("...",)]
+    while words and hasattr(command, "commands") and not words[0].startswith("-"):
+        assert words[0] in command.commands, line
+        command = command.commands[words.pop(0)]
+    options = {option for parameter in command.params for option in parameter.opts}
+    assert {word.partition("=")[0] for word in words if word.startswith("--")} <= options | {"--help"}, line
+
+
+def test_every_command_is_documented() -> None:
+    command: Any = typer.main.get_command(app)
+    text = (ROOT / "docs/client.md").read_text()
+    for name, sub in command.commands.items():
+        for full in [f"{name} {inner}" for inner in getattr(sub, "commands", {})] or [name]:
+            assert f"`bdlab {full}" in text, full
+
+
+def test_every_make_target_in_the_documents_exists() -> None:
+    helped = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = set(re.findall(r"make (\w+)", helped))
+    for path in [*DOCS, ROOT / ".ci/run"]:
+        assert set(re.findall(r"(?:^|`)make ([a-z]+)", path.read_text(), re.MULTILINE)) <= targets, path
+
+
+def test_every_setting_that_is_named_exists_and_every_one_is_documented() -> None:
+    for path in [*DOCS, COMPOSE, ROOT / "Dockerfile", ROOT / "Makefile"]:
+        named = set(re.findall(r"BDLAB_[A-Z_]+[A-Z]", path.read_text()))
+        assert named <= settings() | COMMAND_LINE_ONLY, path
+    assert settings() <= set(re.findall(r"BDLAB_[A-Z_]+[A-Z]", (ROOT / "docs/deployment.md").read_text()))
+
+
+def test_links_lead_somewhere() -> None:
+    for path in DOCS:
+        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_the_compose_file_fits_the_dockerfile_and_the_code() -> None:
+    compose = yaml.safe_load(COMPOSE.read_text())
+    stages = set(re.findall(r"^FROM \S+ AS (\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
+    services = compose["services"]
+    assert {"postgres", "valkey", "s3", "migration", "api", "relay", "worker", "interactive"} <= set(services)
+    for name, service in services.items():
+        assert {"build", "image"} & set(service), name
+        if "build" in service:
+            assert service["build"]["target"] in stages, name
+        assert set(service.get("depends_on", {})) <= set(services), name
+        for published in service.get("ports", []):
+            assert published.startswith("127.0.0.1:"), "there is no authentication yet"
+    environment = {key: str(value) for key, value in services["api"]["environment"].items()}
+    ours = {key: re.sub(r"\$\{.*?\}", "x", value) for key, value in environment.items() if key in settings()}
+    made = Settings(**{key.removeprefix("BDLAB_").lower(): value for key, value in ours.items()})
+    assert made.database.startswith("postgresql+psycopg://")
+    assert made.broker == "redis://valkey:6379/0"
+    assert made.objects == "s3://bdlab"
+    reserved = services["worker"]["deploy"]["resources"]["reservations"]["devices"]
+    assert reserved[0]["capabilities"] == ["gpu"]
+
+
+def test_the_images_install_what_is_there() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    for path in re.findall(r"requirements/\w+\.txt", text):
+        assert (ROOT / path).is_file()
+    api = text.partition("AS worker-environment")[0]
+    assert "torch.txt" not in api
+    assert "USER bdlab" in text.partition("AS api\n")[2]
+    kept = re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+    for path in kept:
+        assert (ROOT / path).exists(), path
+
+
+def test_the_script_for_continuous_integration_can_be_run() -> None:
+    assert os.access(ROOT / ".ci/run", os.X_OK)
