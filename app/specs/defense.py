@@ -1,11 +1,12 @@
 """Defences by name. A defence's results appear under its arm, by default the defence's name."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from app.specs.base import field
 from app.specs.defenses.base import Defense
+from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau, Mcr, Nad
 
 PAPER = "Li et al. 2021, section 4"
 CODE = "the ABL authors' published code"
@@ -155,4 +156,7 @@ class Abl(Defense):
         ]
 
 
-DefenseSpec = Abl
+DefenseSpec = Annotated[
+    Abl | FineTuning | FinePruning | Nad | Mcr | FtSam | Anp | IBau,
+    Field(discriminator="name"),
+]

@@ -141,7 +141,7 @@ def train(
     Raises NonFiniteLossError, with the network as it was at the last finite epoch's end.
     """
     device = run.compute.device
-    network.to(device=device).to(memory_format=run.compute.memory_format)
+    network.to(device=device).to(memory_format=run.compute.memory_format)  # type: ignore[call-overload]
     optimizer = recipe.optimizer(network.parameters(), recipe)
     rows = torch.arange(len(labels), device=device) if rows is None else rows.to(device)
     start = _restore(run, network, optimizer, recipe)
@@ -197,7 +197,7 @@ def _step(
         last = loss.detach()
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     return last
 
 

@@ -1,15 +1,29 @@
 """Defences, one file each."""
 
+from typing import Any
+
 from app.specs.defense import Abl, DefenseSpec
-from worker.lab.defenses import abl
-from worker.lab.defenses.base import TrainingDefense
+from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau, Mcr, Nad
+from worker.lab.defenses import abl, anp, fine_pruning, fine_tuning, ft_sam, i_bau, mcr, nad
+from worker.lab.defenses.base import Defense
 from worker.lab.networks import Network
 
-__all__ = ["TrainingDefense", "defend"]
+__all__ = ["defend"]
+
+_RUN: dict[type, Any] = {
+    Abl: abl.run,
+    FineTuning: fine_tuning.run,
+    FinePruning: fine_pruning.run,
+    Nad: nad.run,
+    Mcr: mcr.run,
+    FtSam: ft_sam.run,
+    Anp: anp.run,
+    IBau: i_bau.run,
+}
+"""Each spec's recipe: (spec, what its kind of defence may see) to the defended network."""
 
 
-def defend(spec: DefenseSpec, lab: TrainingDefense) -> Network:
-    """Run a training defence; returns the defended network."""
-    match spec:
-        case Abl():
-            return abl.run(spec, lab)
+def defend(spec: DefenseSpec, lab: Defense) -> Network:
+    """Run a defence on what its kind may see; returns the defended network."""
+    network: Network = _RUN[type(spec)](spec, lab)
+    return network

@@ -1,0 +1,152 @@
+"""Adversarial Neuron Pruning (Wu and Wang 2021).
+
+A backdoored network breaks down towards its target under a small perturbation of a few neurons, and those neurons are
+the backdoor's. Every neuron (a channel of a batch normalisation) gets a mask in [0, 1]; the masks minimise
+``alpha L(mask) + (1 - alpha) max_noise L(mask, noise)`` on clean data (equation 6). Low masks mark what to prune.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from app.specs.defenses.repair import Anp
+from worker.lab.defenses.base import RepairDefense
+from worker.lab.defenses.repair import copy_of, network_of, repaired, small_set_recipe
+from worker.lab.evaluation import accuracy
+from worker.lab.networks import Network
+from worker.lab.stages import Outcome, StageRun
+from worker.lab.training import Batch, Objective, constant
+
+ROUNDS = 20  # the steps are recorded in so many parts
+TRIALS = 50  # at most about so many measurements while pruning
+
+
+class Masked(Network):
+    """A frozen network whose batch normalisations' scales are multiplied by trained masks."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(network.mean.shape[1])
+        self.network = network.requires_grad_(False)
+        self.layers = normalisations(network)
+        self.masks = nn.ParameterList(
+            torch.ones_like(network.get_parameter(f"{name}.weight")) for name in self.layers
+        )
+
+    def forward(
+        self, x: Tensor, noise: list[Tensor] | None = None, bias_noise: list[Tensor] | None = None
+    ) -> Tensor:
+        """Logits with scale ``weight (mask + noise)`` and shift ``bias (1 + bias_noise)``, as in the authors' code."""
+        changed = {}
+        for i, name in enumerate(self.layers):
+            factor = self.masks[i] if noise is None else self.masks[i] + noise[i]
+            shift = 1.0 if bias_noise is None else 1 + bias_noise[i]
+            changed[f"{name}.weight"] = self.network.get_parameter(f"{name}.weight") * factor
+            changed[f"{name}.bias"] = self.network.get_parameter(f"{name}.bias") * shift
+            for statistic in (
+                "running_mean",
+                "running_var",
+            ):  # copies, so that training leaves the victim's alone
+                changed[f"{name}.{statistic}"] = self.network.get_buffer(f"{name}.{statistic}").clone()
+        logits: Tensor = functional_call(self.network, changed, (x,))
+        return logits
+
+
+class ClampedSgd(torch.optim.SGD):
+    """SGD whose parameters are put back into [0, 1] after each step."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
+        loss: Tensor | None = super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.requires_grad:
+                    parameter.clamp_(0, 1)
+        return loss
+
+
+def normalisations(network: Network) -> list[str]:
+    """Names of the batch normalisations, first to last."""
+    return [name for name, layer in network.named_modules() if isinstance(layer, nn.BatchNorm2d)]
+
+
+def adversarial(spec: Anp) -> Objective:
+    """Equation 6; the inner maximum by one signed step from a random start, kept within epsilon."""
+
+    def objective(masked: Network, batch: Batch) -> Tensor:
+        assert isinstance(masked, Masked)
+        shapes = [*masked.masks, *masked.masks]
+        start = [
+            (torch.rand(mask.shape, device=mask.device, generator=batch.drawn) * 2 - 1) * spec.epsilon
+            for mask in shapes
+        ]
+        noise = [part.requires_grad_() for part in start]
+        half = len(masked.masks)
+
+        def loss(noise: list[Tensor]) -> Tensor:
+            return F.cross_entropy(masked(batch.x, noise[:half], noise[half:]).float(), batch.labels)
+
+        uphill = torch.autograd.grad(loss(noise), noise)
+        worst = [
+            (part.detach() + spec.epsilon * g.sign()).clamp(-spec.epsilon, spec.epsilon)
+            for part, g in zip(noise, uphill, strict=True)
+        ]
+        plain = F.cross_entropy(masked(batch.x).float(), batch.labels)
+        return spec.alpha * plain + (1 - spec.alpha) * loss(worst)
+
+    return objective
+
+
+def run(spec: Anp, lab: RepairDefense) -> Network:
+    """Optimise the masks, then prune."""
+    fit = lab.clean.fit
+
+    def optimise(stage: StageRun) -> Outcome:
+        masked = Masked(copy_of(lab, lab.victim)).to(lab.compute.device)
+        recipe = small_set_recipe(
+            lab, len(fit), epochs=ROUNDS, learning_rate=spec.learning_rate, schedule=constant
+        )
+        recipe = replace(recipe, weight_decay=0.0, objective=adversarial(spec))
+        recipe.optimizer = lambda parameters, recipe: ClampedSgd(
+            parameters, lr=recipe.learning_rate, momentum=recipe.momentum
+        )
+        # The clean set is small: it is repeated within an epoch until the steps are spread over all rounds.
+        batches = math.ceil(len(fit) / recipe.batch_size)
+        repeats = max(1, round(spec.steps / (ROUNDS * batches)))
+        rows = torch.arange(len(fit), device=fit.labels.device).repeat(repeats)
+        lab.fit_on(stage, masked, fit, recipe, rows=rows)
+        return stage.finish({"masks": torch.cat([mask.detach() for mask in masked.masks])})
+
+    masks = lab.stage("masks", optimise).tensors["masks"]
+    return network_of(lab, lab.stage("repair", lambda stage: prune(spec, lab, stage, masks)))
+
+
+def prune(spec: Anp, lab: RepairDefense, stage: StageRun, masks: Tensor) -> Outcome:
+    """Zero the scales whose mask is below the threshold, lowest first, for as long as held-out accuracy allows."""
+    order = masks.argsort(stable=True)[: int((masks < spec.threshold).sum())].tolist()
+    floor = accuracy(lab.victim, lab.clean.held_out, lab.compute) - spec.max_accuracy_drop
+    network = copy_of(lab, lab.victim)
+    scales = [network.get_parameter(f"{name}.weight") for name in normalisations(network)]
+    places = [(i, j) for i, scale in enumerate(scales) for j in range(len(scale))]
+    count, group = 0, max(1, len(order) // TRIALS)
+    while count < len(order):
+        more = [places[k] for k in order[count : count + group]]
+        before = [scales[i][j].item() for i, j in more]
+        _put(scales, more, [0.0] * len(more))
+        if accuracy(network, lab.clean.held_out, lab.compute) < floor:
+            _put(scales, more, before)
+            break
+        count += len(more)
+    if count == 0:
+        lab.warn(stage, "no neuron was pruned: none has a low mask, or the first one costs too much accuracy")
+    return repaired(lab, stage, network, pruned=count, neurons=len(masks), below_threshold=len(order))
+
+
+@torch.no_grad()
+def _put(scales: list[nn.Parameter], places: list[tuple[int, int]], values: list[float]) -> None:
+    for (i, j), value in zip(places, values, strict=True):
+        scales[i][j] = value

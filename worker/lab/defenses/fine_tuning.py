@@ -1,0 +1,18 @@
+"""Fine-tuning on clean data, the baseline of every repair."""
+
+from app.specs.defenses.repair import FineTuning
+from worker.lab.defenses.base import RepairDefense
+from worker.lab.defenses.repair import copy_of, fine_tune, network_of, repaired
+from worker.lab.networks import Network
+from worker.lab.stages import Outcome, StageRun
+
+
+def run(spec: FineTuning, lab: RepairDefense) -> Network:
+    """The victim, trained on with clean images alone."""
+
+    def tune(stage: StageRun) -> Outcome:
+        network = copy_of(lab, lab.victim)
+        fine_tune(lab, stage, network, spec.epochs, spec.learning_rate)
+        return repaired(lab, stage, network)
+
+    return network_of(lab, lab.stage("repair", tune))
