@@ -112,16 +112,16 @@ class Abl(Defense):
     holdout_ratio: float = field(
         0.1,
         "Share of the training set kept out of fine-tuning and unlearning, to watch accuracy with. "
-        "Drawn from the half that ranks least suspicious. 0: unlearning is not watched.",
+        "Drawn from the third of each class that ranks least suspicious. 0: unlearning is not watched.",
         unit="fraction",
         source=HERE,
         ge=0,
-        le=0.4,
+        le=0.3,
     )
     max_accuracy_drop: float = field(
-        0.02,
+        0.03,
         "Keep the last unlearning epoch at which accuracy on the hold-out had fallen by no more than this, "
-        "and stop after ten epochs in a row below it.",
+        "and stop after twenty epochs in a row below it.",
         unit="fraction",
         source=HERE,
         gt=0,
