@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from app.core.validation import FieldError, field_errors
+from app.core.validation import FieldError, body_model, field_errors
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -123,7 +123,7 @@ def install(app: FastAPI) -> None:
         if first["type"] == "json_invalid":
             detail = f"the body is no JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
             return _answer(request, 400, detail, kind=BadRequestError.kind)
-        errors = field_errors(error.errors(), request.scope.get("endpoint"))
+        errors = field_errors(error.errors(), body_model(request.scope.get("endpoint")))
         return _answer(request, 422, summary(errors), kind=InvalidError.kind, errors=errors)
 
     def of_http(request: Request, error: Exception) -> Response:

@@ -57,4 +57,8 @@ def add_problem_schema(document: dict[str, Any]) -> dict[str, Any]:
     schemas["Problem"] = schema
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
+    for operation in (o for item in document["paths"].values() for o in item.values()):
+        # FastAPI's own, added where a route does not declare a 422; such a route has nothing to refuse.
+        if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+            del operation["responses"]["422"]
     return document

@@ -20,9 +20,8 @@ class FieldError(TypedDict):
     message: str
 
 
-def field_errors(errors: Iterable[Any], endpoint: Callable[..., Any] | None) -> list[FieldError]:
-    """Errors of a request to ``endpoint``, whose signature tells the body's model."""
-    root = _body_model(endpoint)
+def field_errors(errors: Iterable[Any], root: type[BaseModel] | None) -> list[FieldError]:
+    """Pydantic's errors, whose paths begin with "body" where they are about a body of the model ``root``."""
     return [_field_error(error, root) for error in list(errors)[:MOST_ERRORS]]
 
 
@@ -114,7 +113,8 @@ def _parts(path: Sequence[str | int]) -> Iterator[str]:
         yield f"[{part}]" if isinstance(part, int) else f".{shown(part)}"
 
 
-def _body_model(endpoint: Callable[..., Any] | None) -> type[BaseModel] | None:
+def body_model(endpoint: Callable[..., Any] | None) -> type[BaseModel] | None:
+    """The model of an endpoint's body, by its signature."""
     if endpoint is None:
         return None
     hints = get_type_hints(endpoint)

@@ -62,7 +62,7 @@ class _State(Collector):
         with self._context.database.reading() as session:
             counts = dict.fromkeys((QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELED), 0)
             query = select(Experiment.status, func.count()).group_by(Experiment.status)
-            counts |= dict(session.execute(query).tuples().all())
+            counts |= dict(session.execute(query).all())
             oldest = session.scalar(
                 select(Experiment.queued_at)
                 .where(Experiment.status == QUEUED)

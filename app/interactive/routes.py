@@ -3,14 +3,13 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request, Response
-from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from app.core.context import Ctx
-from app.core.errors import BadRequestError, InvalidError, MediaTypeError
+from app.core.errors import BadRequestError, InvalidError, MediaTypeError, summary
 from app.core.openapi import problems
-from app.core.validation import FieldError
+from app.core.validation import FieldError, field_errors
 from app.experiments.routes import JsonBody
 from app.interactive import service
 from app.interactive.schemas import Prediction, PredictRequest, PreviewRequest
@@ -123,8 +122,9 @@ def _checked(given: Any) -> PredictRequest:
     try:
         return PredictRequest.model_validate(given)
     except ValidationError as error:
-        faults = [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors()]
-        raise RequestValidationError(faults, body=given) from error
+        located = [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors()]
+        faults = field_errors(located, PredictRequest)
+        raise InvalidError(summary(faults), faults) from error
 
 
 def _fault(field: str, value: Any, message: str) -> InvalidError:

@@ -1,0 +1,164 @@
+"""Files: the list, and the bytes in whole and in part."""
+
+import hashlib
+import os
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.artifacts.service import file_name, part
+from app.artifacts.tables import Artifact
+from app.core.database import utcnow
+from app.core.errors import RangeError
+from tests.app.conftest import Service
+
+DATA = os.urandom(700_000)
+
+
+@pytest.fixture(scope="module")
+def files(service: Service) -> dict[str, Any]:
+    """An experiment with a picture and a backdoored checkpoint, as the API lists them."""
+    experiment = service.submit()
+    for name, kind, arm, media, data, details in [
+        ("seed-0/abl/curves.png", "figure", "abl", "image/png", b"picture", {}),
+        (
+            "seed-0/undefended/model.safetensors",
+            "checkpoint",
+            "undefended",
+            "application/octet-stream",
+            DATA,
+            {"backdoored": True},
+        ),
+        ("empty.txt", "data", None, "text/plain", b"", {}),
+    ]:
+        digest, key = service.store(data)
+        service.add(
+            Artifact(
+                experiment_id=experiment["id"],
+                arm=arm,
+                seed=0 if arm else None,
+                name=name,
+                kind=kind,
+                media_type=media,
+                size=len(data),
+                sha256=digest,
+                object_key=key,
+                details=details,
+                created_at=utcnow(),
+            )
+        )
+    found = service.http.get(experiment["links"]["artifacts"]).json()["artifacts"]
+    return {"experiment": experiment, **{f["name"]: f for f in found}}
+
+
+@pytest.fixture(scope="module")
+def model(files: dict[str, Any]) -> str:
+    return files["seed-0/undefended/model.safetensors"]["content"]
+
+
+def test_the_list_is_filtered(service: Service, files: dict[str, Any]) -> None:
+    link = files["experiment"]["links"]["artifacts"]
+
+    def names(**parameters: Any) -> list[str]:
+        return [a["name"] for a in service.http.get(link, params=parameters).json()["artifacts"]]
+
+    assert names() == ["empty.txt", "seed-0/abl/curves.png", "seed-0/undefended/model.safetensors"]
+    assert names(kind="figure") == names(arm="abl") == ["seed-0/abl/curves.png"]
+    assert names(seed=0, kind="checkpoint") == ["seed-0/undefended/model.safetensors"]
+    assert names(seed=1) == []
+    assert service.http.get(link, params={"kind": "song"}).status_code == 422
+
+
+def test_the_whole_file(service: Service, files: dict[str, Any], model: str) -> None:
+    answer = service.http.get(model)
+    assert answer.content == DATA
+    assert answer.headers["content-length"] == str(len(DATA))
+    assert answer.headers["ETag"] == f'"{hashlib.sha256(DATA).hexdigest()}"'
+    assert answer.headers["X-Backdoored"] == "true"
+    assert answer.headers["Content-Disposition"] == (
+        'attachment; filename="seed-0_undefended_model.safetensors"'
+    )
+    picture = service.http.get(files["seed-0/abl/curves.png"]["content"])
+    assert (picture.content, picture.headers["content-type"]) == (b"picture", "image/png")
+    assert "X-Backdoored" not in picture.headers
+    empty = service.http.get(files["empty.txt"]["content"])
+    assert (empty.status_code, empty.content) == (200, b"")
+
+
+def test_headers_alone(service: Service, model: str) -> None:
+    answer = service.http.head(model)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-length"] == str(len(DATA))
+
+
+def test_a_client_that_has_it_gets_nothing(service: Service, model: str) -> None:
+    tag = service.http.head(model).headers["ETag"]
+    answer = service.http.get(model, headers={"If-None-Match": tag})
+    assert (answer.status_code, answer.content) == (304, b"")
+    assert service.http.get(model, headers={"If-None-Match": '"other"'}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("asked", "start", "stop"),
+    [
+        ("bytes=0-9", 0, 10),
+        ("bytes=300000-600000", 300_000, 600_001),
+        ("bytes=699999-", 699_999, 700_000),
+        ("bytes=-5", 699_995, 700_000),
+        ("bytes=5-9999999", 5, 700_000),
+    ],
+)
+def test_a_part(service: Service, model: str, asked: str, start: int, stop: int) -> None:
+    answer = service.http.get(model, headers={"Range": asked})
+    assert answer.status_code == 206
+    assert answer.content == DATA[start:stop]
+    assert answer.headers["Content-Range"] == f"bytes {start}-{stop - 1}/700000"
+
+
+@pytest.mark.parametrize("asked", ["bytes=700000-", "bytes=9999999-99999999", "bytes=-0"])
+def test_a_part_that_is_not_there(service: Service, model: str, asked: str) -> None:
+    answer = service.http.get(model, headers={"Range": asked})
+    assert answer.status_code == 416
+    assert answer.headers["Content-Range"] == "bytes */700000"
+
+
+@pytest.mark.parametrize("asked", ["bytes=0-1,5-6", "lines=1-2", "bytes=9-3", "bytes=-", "nonsense"])
+def test_what_is_no_single_range_gives_the_whole(service: Service, model: str, asked: str) -> None:
+    answer = service.http.get(model, headers={"Range": asked})
+    assert (answer.status_code, len(answer.content)) == (200, len(DATA))
+
+
+def test_a_part_of_another_version_gives_the_whole(service: Service, model: str) -> None:
+    headers = {"Range": "bytes=0-9", "If-Range": '"other"'}
+    assert service.http.get(model, headers=headers).status_code == 200
+    headers["If-Range"] = service.http.head(model).headers["ETag"]
+    assert service.http.get(model, headers=headers).status_code == 206
+
+
+def test_a_lost_file_is_said_so(service: Service, files: dict[str, Any]) -> None:
+    artifact = files["seed-0/abl/curves.png"]
+    digest = artifact["sha256"]
+    service.objects.delete(f"sha256/{digest[:2]}/{digest}")
+    answer = service.http.get(artifact["content"])
+    assert (answer.status_code, "object store" in answer.json()["detail"]) == (404, True)
+    service.store(b"picture")
+
+
+@given(st.text(max_size=70), st.integers(0, 1000))
+def test_any_range_header_is_a_part_of_the_file_or_none(header: str, size: int) -> None:
+    for text in (header, f"bytes={header}"):
+        try:
+            found = part(text, size)
+        except RangeError:
+            continue
+        assert found is None or 0 <= found.start < found.stop <= size
+
+
+@given(st.text())
+def test_any_name_is_safe_in_a_header(name: str) -> None:
+    safe = file_name(Artifact(name=name))
+    assert safe.isascii()
+    assert not set(safe) & set('/\\"\r\n;')
+    assert safe not in ("", ".", "..")
