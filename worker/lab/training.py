@@ -188,14 +188,14 @@ def _step(
     """One step of the optimiser; returns the loss, detached."""
     last = batch.x.new_zeros(())
 
-    def closure() -> Tensor:
+    def closure() -> float:
         nonlocal last
         optimizer.zero_grad(set_to_none=True)
         with run.compute.autocast():
             loss = objective(network, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         last = loss.detach()
-        return loss
+        return last  # type: ignore[return-value]  # torch's stub asks for a float, which would wait for the device
 
     optimizer.step(closure)
     return last

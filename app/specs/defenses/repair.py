@@ -82,8 +82,9 @@ class Nad(_Repair):
         le=10,
     )
     betas: tuple[float, float, float] = field(
-        (500.0, 1000.0, 1000.0),
-        "Weights of the attention losses of the last three feature maps, first to last.",
+        (0.5, 4.0, 16.0),
+        "Weights of the squared distances between the last three attention maps, first to last. These equal the "
+        "authors' 500, 1000, 1000 on mean squares over maps of 32x32, 16x16 and 8x8.",
         source="the NAD authors' published code",
     )
     power: float = field(

@@ -22,7 +22,7 @@ ETA = 0.01  # added to each weight's size, so that a weight of zero moves too (K
 
 
 class Sam(torch.optim.SGD):
-    """SGD on gradients taken at the worst point of the adaptive ball, ``w + rho T^2 g / |T g|`` with ``T = |w| + eta``."""
+    """SGD on gradients taken at the adaptive ball's worst point, ``w + rho T^2 g / |T g|`` with ``T = |w| + eta``."""
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], recipe: Recipe, rho: float) -> None:
         super().__init__(
