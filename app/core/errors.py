@@ -7,8 +7,11 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
+from app.core.broker import BrokerError
+from app.core.objects import ObjectStoreError
 from app.core.validation import FieldError, body_model, field_errors
 
 MEDIA_TYPE = "application/problem+json"
@@ -139,7 +142,13 @@ def install(app: FastAPI) -> None:
             headers["Allow"] = ", ".join(_methods(request))
         return _answer(request, error.status_code, detail, kind=kind, headers=headers)
 
+    def of_others(request: Request, error: Exception) -> Response:
+        detail = str(error).partition("\n")[0]
+        return of_ours(request, UnavailableError(detail))
+
     app.add_exception_handler(AppError, of_ours)
+    for outage in (OperationalError, ObjectStoreError, BrokerError):
+        app.add_exception_handler(outage, of_others)
     app.add_exception_handler(RequestValidationError, of_validation)
     app.add_exception_handler(HTTPException, of_http)
 

@@ -10,7 +10,7 @@ from uuid import uuid4
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.core.errors import TooLargeError, problem
+from app.core.errors import BadRequestError, TooLargeError, problem
 
 log = logging.getLogger(__name__)
 HEADER = "X-Request-ID"
@@ -48,9 +48,11 @@ class Surround:
             await send(message)
 
         try:
+            if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+                raise BadRequestError("the URL holds the character U+0000, which nothing here is called by")
             body = await self._body(headers, receive)
             await self.app(scope, body, sending)
-        except TooLargeError as error:
+        except (BadRequestError, TooLargeError) as error:
             answer = problem(
                 request_id, error.status, error.detail, kind=error.kind, headers={"Connection": "close"}
             )

@@ -201,7 +201,8 @@ def _create(context: Context, session: Session, spec: ExperimentSpec) -> dict[st
 def _replay(first: Idempotency, body_hash: str) -> dict[str, Any]:
     if first.body_hash != body_hash:
         raise InvalidError("Idempotency-Key: this key was used before, with another body")
-    return first.response
+    # Read and written anew, because PostgreSQL keeps no order of keys.
+    return ExperimentOut.model_validate(first.response).model_dump(mode="json")
 
 
 def _found(experiment: Experiment | None, experiment_id: str) -> Experiment:

@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from PIL import Image
 
 from app.artifacts import repository as artifacts
-from app.core.broker import PREDICT, PREVIEW, BrokerError
+from app.core.broker import PREDICT, PREVIEW
 from app.core.context import Context
 from app.core.errors import (
     ConflictError,
@@ -119,8 +119,6 @@ async def _ask(context: Context, task: str, payload: dict[str, Any]) -> dict[str
                 raise UnavailableError(f"the interactive worker did not answer within {patience:g} s")
             await anyio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
-    except BrokerError as error:
-        raise UnavailableError(str(error)) from error
     except RuntimeError as error:
         raise WorkerFailedError(str(error)) from error
     if "error" in answer:
