@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from app.specs.base import field
 from app.specs.defenses.base import Defense
+from app.specs.defenses.detection import ActivationClustering, NeuralCleanse, SpectralSignatures, Strip
 from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau, Mcr, Nad
 
 PAPER = "Li et al. 2021, section 4"
@@ -73,14 +74,14 @@ class Abl(Defense):
         0.5, "Level below which the loss is pushed up again.", unit="nats", source=PAPER, ge=0, le=10
     )
     isolation_epochs: int = field(
-        20, "Turning epoch: length of the isolation stage.", unit="epochs", source=PAPER, ge=1, le=500
+        24, "Turning epoch: length of the isolation stage.", unit="epochs", source=PAPER, ge=1, le=500
     )
     isolation_learning_rate: float = field(
-        0.03, "Learning rate of the isolation stage, constant.", source=HERE, gt=0, le=10
+        0.01, "Learning rate of the isolation stage, constant.", source=HERE, gt=0, le=10
     )
     isolation_augmentation: bool = field(True, "Augment images during isolation as in training.", source=HERE)
     ranking_window: int = field(
-        8,
+        12,
         "Rank samples by the mean of their loss ranks over so many last isolation epochs; 1 is the last alone.",
         unit="epochs",
         source=HERE,
@@ -157,6 +158,17 @@ class Abl(Defense):
 
 
 DefenseSpec = Annotated[
-    Abl | FineTuning | FinePruning | Nad | Mcr | FtSam | Anp | IBau,
+    Abl
+    | FineTuning
+    | FinePruning
+    | Nad
+    | Mcr
+    | FtSam
+    | Anp
+    | IBau
+    | SpectralSignatures
+    | ActivationClustering
+    | Strip
+    | NeuralCleanse,
     Field(discriminator="name"),
 ]

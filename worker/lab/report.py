@@ -84,8 +84,10 @@ class Report:
             values.append(value)
         self.marks.setdefault((arm, seed), []).append((run.planned.kind, run.first_step + 1))
         self.seconds[arm, seed] = self.seconds.get((arm, seed), 0.0) + outcome.seconds
-        if run.planned.kind == "isolation":
+        if "isolated" in outcome.tensors:
             self._isolation(run, outcome)
+        if "class_flagged" in outcome.tensors:
+            self._classes(run, outcome)
 
     def isolation_of(self, arm: str, seed: int) -> dict[str, float]:
         """The last recorded isolation quality of an arm; empty if it isolates nothing or nothing is poisoned."""
@@ -135,32 +137,33 @@ class Report:
         self._file(Scope(), "results.json", "table", "application/json", document.encode())
 
     def _isolation(self, run: StageRun, outcome: Outcome) -> None:
+        """The samples in order of suspicion, beside the truth, as a table and as figures."""
         arm, seed = str(run.planned.arm), run.planned.seed
         truth, labels = self.truth[seed], self.labels[seed]
-        suspicion, losses = outcome.tensors["suspicion"].cpu(), outcome.tensors["losses"].cpu()
+        suspicion, losses = outcome.tensors["suspicion"].cpu(), outcome.tensors.get("losses")
         isolated = torch.zeros_like(truth)
         isolated[outcome.tensors["isolated"].cpu()] = True
-        text = io.StringIO()
-        table = csv.writer(text)
-        table.writerow(["index", "label", "suspicion", "loss", "isolated", "is_poisoned"])
-        columns = (labels, suspicion, losses, isolated.int(), truth.int())
+        columns = {
+            "label": labels,
+            "suspicion": suspicion,
+            "isolated": isolated.int(),
+            "is_poisoned": truth.int(),
+        }
+        if losses is not None:
+            columns["loss"] = losses.cpu()
         order = suspicion.argsort(descending=True, stable=True)
-        rows = zip(order.tolist(), *(column[order].tolist() for column in columns), strict=True)
-        table.writerows(
-            [i, label, f"{s:.6f}", f"{loss:.6g}", hit, bad] for i, label, s, loss, hit, bad in rows
-        )
-        where = f"seed-{seed}/{arm}/isolation"
-        self._file(run.scope, f"{where}.csv", "data", "text/csv", text.getvalue().encode())
-        title = f"{arm}: per-sample loss when isolation ends"
-        self._figure(
-            run.scope,
-            f"{where}_losses.png",
-            "loss_histogram",
-            _array(losses),
-            _array(truth),
-            _array(isolated),
-            title,
-        )
+        where = f"seed-{seed}/{arm}/{run.planned.kind}"
+        self._table(run.scope, f"{where}.csv", {"index": order} | {n: c[order] for n, c in columns.items()})
+        if losses is not None:
+            self._figure(
+                run.scope,
+                f"{where}_losses.png",
+                "loss_histogram",
+                _array(losses),
+                _array(truth),
+                _array(isolated),
+                f"{arm}: per-sample loss when isolation ends",
+            )
         if truth.any():
             self._figure(
                 run.scope,
@@ -170,6 +173,28 @@ class Report:
                 _array(truth),
                 int(isolated.sum()),
             )
+
+    def _classes(self, run: StageRun, outcome: Outcome) -> None:
+        """What a detection found of each class: every tensor ``class_*`` ``[K]`` that the stage left."""
+        columns = {
+            name.removeprefix("class_"): tensor.cpu()
+            for name, tensor in outcome.tensors.items()
+            if name.startswith("class_")
+        }
+        head = {"class": torch.arange(len(self.facts.class_names))}
+        where = f"seed-{run.planned.seed}/{run.planned.arm}/classes.csv"
+        self._table(
+            run.scope, where, head | {n: c.int() if c.dtype == torch.bool else c for n, c in columns.items()}
+        )
+
+    def _table(self, scope: Scope, name: str, columns: dict[str, Tensor]) -> None:
+        """Columns ``[N]`` as CSV; fractions to seven digits."""
+        text = io.StringIO()
+        table = csv.writer(text)
+        table.writerow(columns)
+        cells = ([f"{v:.7g}" if isinstance(v, float) else v for v in c.tolist()] for c in columns.values())
+        table.writerows(zip(*cells, strict=True))
+        self._file(scope, name, "data", "text/csv", text.getvalue().encode())
 
     def _shown(self, test: TestSet) -> tuple[Tensor, Tensor]:
         """Which triggered images a grid shows, spread over the set, and the clean images they were made from."""

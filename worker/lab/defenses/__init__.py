@@ -3,8 +3,22 @@
 from typing import Any
 
 from app.specs.defense import Abl, DefenseSpec
+from app.specs.defenses.detection import ActivationClustering, NeuralCleanse, SpectralSignatures, Strip
 from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau, Mcr, Nad
-from worker.lab.defenses import abl, anp, fine_pruning, fine_tuning, ft_sam, i_bau, mcr, nad
+from worker.lab.defenses import (
+    abl,
+    activation_clustering,
+    anp,
+    fine_pruning,
+    fine_tuning,
+    ft_sam,
+    i_bau,
+    mcr,
+    nad,
+    neural_cleanse,
+    spectral_signatures,
+    strip,
+)
 from worker.lab.defenses.base import Defense
 from worker.lab.networks import Network
 
@@ -19,6 +33,10 @@ _RUN: dict[type, Any] = {
     FtSam: ft_sam.run,
     Anp: anp.run,
     IBau: i_bau.run,
+    SpectralSignatures: spectral_signatures.run,
+    ActivationClustering: activation_clustering.run,
+    Strip: strip.run,
+    NeuralCleanse: neural_cleanse.run,
 }
 """Each spec's recipe: (spec, what its kind of defence may see) to the defended network."""
 

@@ -143,7 +143,9 @@ def prune(spec: Anp, lab: RepairDefense, stage: StageRun, masks: Tensor) -> Outc
         count += len(more)
     if count == 0:
         lab.warn(stage, "no neuron was pruned: none has a low mask, or the first one costs too much accuracy")
-    return repaired(lab, stage, network, pruned=count, neurons=len(masks), below_threshold=len(order))
+    return repaired(
+        lab, stage, network, lab.clean, pruned=count, neurons=len(masks), below_threshold=len(order)
+    )
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ def run(spec: FinePruning, lab: RepairDefense) -> Network:
         network = network_of(lab, pruned)
         if spec.epochs:
             fine_tune(lab, stage, network, spec.epochs, spec.learning_rate)
-        return repaired(lab, stage, network)
+        return repaired(lab, stage, network, lab.clean)
 
     return network_of(lab, lab.stage("repair", tune))
 

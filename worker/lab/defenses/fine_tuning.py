@@ -13,6 +13,6 @@ def run(spec: FineTuning, lab: RepairDefense) -> Network:
     def tune(stage: StageRun) -> Outcome:
         network = copy_of(lab, lab.victim)
         fine_tune(lab, stage, network, spec.epochs, spec.learning_rate)
-        return repaired(lab, stage, network)
+        return repaired(lab, stage, network, lab.clean)
 
     return network_of(lab, lab.stage("repair", tune))

@@ -61,6 +61,6 @@ def run(spec: FtSam, lab: RepairDefense) -> Network:
         recipe = small_set_recipe(lab, len(fit), epochs=spec.epochs, learning_rate=spec.learning_rate)
         recipe.optimizer = partial(Sam, rho=spec.rho)
         lab.fit_on(stage, network, fit, recipe)
-        return repaired(lab, stage, network)
+        return repaired(lab, stage, network, lab.clean)
 
     return network_of(lab, lab.stage("repair", tune))

@@ -90,6 +90,6 @@ def run(spec: IBau, lab: RepairDefense) -> Network:
 
         attack(network)
         lab.fit_on(stage, network, fit, recipe, after_epoch=attack)
-        return repaired(lab, stage, network)
+        return repaired(lab, stage, network, lab.clean)
 
     return network_of(lab, lab.stage("repair", unlearn))

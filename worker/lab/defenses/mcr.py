@@ -77,7 +77,7 @@ def run(spec: Mcr, lab: RepairDefense) -> Network:
                 network.get_parameter(name).copy_(tensor)
         # No network of the curve ever saw the images with these weights, so its statistics are made anew.
         refresh_statistics(network, fit.images, lambda images: to_input(images, stage))
-        return repaired(lab, stage, network)
+        return repaired(lab, stage, network, lab.clean)
 
     return network_of(lab, lab.stage("repair", take))
 

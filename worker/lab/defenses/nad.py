@@ -57,6 +57,6 @@ def run(spec: Nad, lab: RepairDefense) -> Network:
         recipe = small_set_recipe(lab, len(fit), epochs=spec.epochs, learning_rate=spec.learning_rate)
         recipe.objective = distillation(spec, teacher)
         lab.fit_on(stage, student, fit, recipe)
-        return repaired(lab, stage, student)
+        return repaired(lab, stage, student, lab.clean)
 
     return network_of(lab, lab.stage("repair", distil))

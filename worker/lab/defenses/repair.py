@@ -6,7 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from worker.lab.defenses.base import Defense, RepairDefense, load_state, state
+from worker.lab.defenses.base import Defense, DetectionDefense, RepairDefense, load_state, state
+from worker.lab.defenses.holdout import CleanSet
 from worker.lab.evaluation import accuracy
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
@@ -36,11 +37,13 @@ def fine_tune(lab: RepairDefense, run: StageRun, network: Network, epochs: int, 
     lab.fit_on(run, network, fit, small_set_recipe(lab, len(fit), epochs=epochs, learning_rate=learning_rate))
 
 
-def repaired(lab: RepairDefense, run: StageRun, network: Network, **facts: object) -> Outcome:
+def repaired(
+    lab: RepairDefense | DetectionDefense, run: StageRun, network: Network, clean: CleanSet, **facts: object
+) -> Outcome:
     """The stage's outcome: the network, and a warning if it has lost accuracy on the held-out clean images."""
-    before = accuracy(lab.victim, lab.clean.held_out, lab.compute)
-    after = accuracy(network, lab.clean.held_out, lab.compute)
-    images = len(lab.clean.held_out)
+    before = accuracy(lab.victim, clean.held_out, lab.compute)
+    after = accuracy(network, clean.held_out, lab.compute)
+    images = len(clean.held_out)
     lost = (before - after) * images
     if lost > max(1.5, ACCURACY_LOST * images):  # a single image may be chance
         lab.warn(run, f"accuracy on {images} held-out clean images fell from {before:.0%} to {after:.0%}")

@@ -1,0 +1,45 @@
+"""Spectral signatures (Tran et al. 2018).
+
+A poisoned class is a mixture of two populations of features, and the direction between them shows as the top singular
+vector of the class's centred features. A sample's score is its squared projection on it (algorithm 1).
+"""
+
+import torch
+from torch import Tensor
+
+from app.specs.defenses.detection import SpectralSignatures
+from worker.lab.defenses.base import DetectionDefense
+from worker.lab.defenses.detection import conclude, flag
+from worker.lab.evaluation import features
+from worker.lab.networks import Network
+from worker.lab.stages import Outcome, StageRun
+
+SAFETY = 1.5  # times the expected number is dropped (algorithm 1)
+
+
+def scores(points: Tensor) -> Tensor:
+    """Squared projections ``[n]`` of centred ``[n, D]`` on their top right singular vector."""
+    centred = points.double() - points.double().mean(0)
+    # The top eigenvector of the small D x D matrix; the sign does not matter once squared.
+    direction: Tensor = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -1]
+    return (centred @ direction).square().float()
+
+
+def run(spec: SpectralSignatures, lab: DetectionDefense) -> Network:
+    """Score, flag, and purge."""
+
+    def detect(stage: StageRun) -> Outcome:
+        points = features(lab.victim, lab.images, lab.compute)
+        suspicion = torch.zeros(len(points), device=points.device)
+        flagged = torch.zeros_like(lab.labels, dtype=torch.bool)
+        for label in range(lab.facts.classes):
+            rows = (lab.labels == label).nonzero().flatten()
+            if len(rows) < 2:
+                continue
+            suspicion[rows] = scores(points[rows])
+            count = min(len(rows) - 1, round(SAFETY * spec.expected_share * len(rows)))
+            flagged[rows[suspicion[rows].argsort(descending=True, stable=True)[:count]]] = True
+        # Scores are squared distances in one feature space, so they can be compared across classes.
+        return flag(lab, stage, suspicion, flagged)
+
+    return conclude(lab, spec.then, lab.stage("detection", detect))

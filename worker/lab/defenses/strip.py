@@ -1,0 +1,59 @@
+"""STRIP (Gao et al. 2019).
+
+Lay many clean images over a sample. A clean sample's prediction changes with every overlay; a triggered one keeps
+giving the target, so the mean entropy of its predictions is low (section 4). The threshold is the clean set's quantile
+at the accepted false positive rate, from a normal fit as in the paper.
+"""
+
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+
+from app.specs.defenses.detection import Strip
+from worker.lab.compute import generator
+from worker.lab.defenses.base import DetectionDefense
+from worker.lab.defenses.detection import conclude, flag
+from worker.lab.evaluation import predict
+from worker.lab.networks import Network
+from worker.lab.stages import Outcome, StageRun
+
+CHUNK = 8192  # images superimposed at a time: bounds the float copies
+
+
+def entropies(spec: Strip, lab: DetectionDefense, run: StageRun, images: Tensor, overlays: Tensor) -> Tensor:
+    """Mean entropy ``[N]``, in nats, of the victim's predictions for each image under random overlays."""
+    drawn = generator(images.device, run.planned.key, len(images))
+    total = torch.zeros(len(images), device=images.device)
+    for _ in range(spec.overlays):
+        run.recorder.check()
+        chosen = torch.randint(len(overlays), (len(images),), device=images.device, generator=drawn)
+        for rows in torch.arange(len(images), device=images.device).split(CHUNK):
+            over = overlays[chosen[rows]].float()
+            mixed = ((1 - spec.alpha) * images[rows].float() + spec.alpha * over).round().to(torch.uint8)
+            chances = predict(lab.victim, mixed, lab.compute).log_softmax(1)
+            total[rows] -= (chances.exp() * chances).sum(1)
+    return total / spec.overlays
+
+
+def run(spec: Strip, lab: DetectionDefense) -> Network:
+    """Score by entropy, flag, and purge."""
+    assert lab.clean is not None
+    overlays = lab.clean.images
+
+    def detect(stage: StageRun) -> Outcome:
+        normal = entropies(spec, lab, stage, overlays, overlays)
+        spread = NormalDist(normal.mean().item(), max(normal.std().item(), 1e-9))
+        threshold = spread.inv_cdf(spec.false_positive_rate)
+        found = entropies(spec, lab, stage, lab.images, overlays)
+        flagged = found < threshold
+        share = flagged.double().mean().item()
+        if 0 < share <= 1.5 * spec.false_positive_rate:
+            lab.warn(
+                stage,
+                f"{share:.1%} of the training set was flagged, no more than the false positives to expect "
+                f"({spec.false_positive_rate:.1%}); it may well be clean, or the trigger too weak for this test",
+            )
+        return flag(lab, stage, -found, flagged, threshold=threshold)
+
+    return conclude(lab, spec.then, lab.stage("detection", detect))
