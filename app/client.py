@@ -7,6 +7,7 @@ with Client("http://127.0.0.1:8000") as client:
 """
 
 import hashlib
+import json
 import os
 import random
 import tempfile
@@ -25,7 +26,7 @@ from app.client_errors import (
     WaitTimeoutError,
     error_from,
 )
-from app.client_types import TERMINAL, Artifact, Event, Experiment, Results
+from app.client_types import TERMINAL, Artifact, Event, Experiment, LogLine, Results
 from app.specs.experiment import ExperimentSpec
 
 Json = dict[str, Any]
@@ -129,9 +130,10 @@ class Client:
         """Time series; ``query``: arm, name, seed, points (at most so many a series)."""
         return self._object("GET", f"{_V1}/{id}/metrics", params=query, repeat=True)
 
-    def logs(self, id: str, **query: Any) -> Json:
+    def logs(self, id: str, **query: Any) -> list[LogLine]:
         """Lines of the worker's log; ``query``: offset, limit, tail."""
-        return self._object("GET", f"{_V1}/{id}/logs", params=query, repeat=True)
+        text = self._call("GET", f"{_V1}/{id}/logs", params=query, repeat=True).text
+        return [json.loads(line) for line in text.split("\n") if line]
 
     def events_after(self, id: str, after: int = 0) -> list[Event]:
         """The events later than ``after``, at once, for those who poll."""
@@ -254,9 +256,12 @@ class Client:
             if source.response.status_code >= 400:
                 source.response.read()
                 raise error_from(source.response)
+            if source.response.status_code == 204:  # ended, and all has been seen
+                return
             for sent in source:
                 if sent.id and sent.data:
-                    yield {"id": int(sent.id), "type": sent.event, "data": cast(Json, sent.json())}
+                    data = cast(Json, sent.json())
+                    yield {"id": int(sent.id), "type": sent.event, "at": data.pop("at", ""), "data": data}
 
     def _pieces(self, path: str) -> Iterator[bytes]:
         try:

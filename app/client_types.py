@@ -80,7 +80,17 @@ class Event(TypedDict):
 
     id: int
     type: str
+    at: str
     data: dict[str, Any]
+
+
+class LogLine(TypedDict):
+    """One line of an experiment's log; ``offset`` counts lines from 0."""
+
+    offset: int
+    at: str
+    attempt: int
+    message: str
 
 
 class Artifact(TypedDict):

@@ -68,7 +68,7 @@ def test_no_service_is_exit_code_3(tmp_path: Path) -> None:
     assert "no service" in fails(3, "list", BDLAB_URL="nonsense")
     (tmp_path / "address").write_text("http://127.0.0.1:10\n")
     assert "http://127.0.0.1:10" in fails(3, "list", BDLAB_HOME=str(tmp_path))
-    assert "database" in fails(3, "migrate", BDLAB_DATABASE_URL="sqlite:////none/such.sqlite3")
+    assert "database" in fails(3, "migrate", BDLAB_DATABASE_URL="postgresql+psycopg://x@127.0.0.1:9/x")
 
 
 def test_help_and_version_need_nothing() -> None:
@@ -83,29 +83,26 @@ def test_submit_watch_and_everything_after(run: Run, tmp_path: Path) -> None:
     assert "abl" in table
     assert "succeeded" in watched.stderr
     csv = run("results", id, "--csv").stdout.splitlines()
-    assert csv[0].startswith("arm,seed,")
+    assert csv[0].startswith("experiment_id,arm,seed,")
     assert len(csv) == 5
     assert json.loads(run("results", id, "--json").stdout)["experiment_id"] == id
     assert id in [e["id"] for e in json.loads(run("list", "--tag", "study:quick", "--json").stdout)]
-    assert id in run("list", "--status", "succeeded").stdout.replace("\n", "")
+    assert id in run("list", "--status", "succeeded").stdout
     predicted = run("predict", id, "--index", "3", "--triggered", "--picture", str(tmp_path / "seen.png"))
     assert "undefended" in predicted.stdout
     assert (tmp_path / "seen.png").read_bytes().startswith(b"\x89PNG")
     assert "badnets" in run("catalog").stdout
+    assert len(run("logs", id, "--tail", "3").stdout.splitlines()) == 3
     names = [a["name"] for a in json.loads(run("artifacts", "list", id, "--json").stdout)]
     got = run("artifacts", "get", id, "*.png", "--out", str(tmp_path / "out")).stdout.split()
     assert {os.path.relpath(path, tmp_path / "out") for path in got} == {
         n for n in names if n.endswith(".png")
     }
     assert run("artifacts", "get", id, "none*", code=4).stderr.count("\n") == 1
-    assert "undefended" in run("watch", id).stdout  # it has ended long ago
-
-
-def test_watch_as_json_prints_events_and_then_the_experiment(run: Run) -> None:
-    id = run("submit", "-", stdin=json.dumps(QUICK)).stdout.strip()
+    assert "undefended" in run("watch", id).stdout  # it has ended, so this tells it all at once
     *events, experiment = map(json.loads, run("watch", id, "--json").stdout.splitlines())
-    assert experiment["status"] == "succeeded"
-    assert events[-1]["data"]["status"] == "succeeded"
+    assert experiment["id"] == id
+    assert events[-1]["data"]["status"] == experiment["status"] == "succeeded"
     assert {event["type"] for event in events} >= {"state", "progress", "result"}
 
 

@@ -1,6 +1,7 @@
 """What every subcommand shares: options, the address, how to print, and what the exit codes mean."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,10 @@ Url = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ExperimentId = Annotated[str, typer.Argument(metavar="ID", help="The experiment's id.")]
 
-out = Console(highlight=False, soft_wrap=True)
+FILE_WIDTH = 200
+"""Columns of a table that goes to a file or another program, which has no width of its own."""
+
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else FILE_WIDTH)
 """For results: standard output."""
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 """For progress and remarks: standard error."""

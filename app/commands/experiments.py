@@ -1,4 +1,4 @@
-"""`bdlab submit|watch|list|results|cancel|retry|predict|catalog`."""
+"""`bdlab submit|watch|list|results|logs|cancel|retry|predict|catalog`."""
 
 import base64
 import json
@@ -101,6 +101,22 @@ def results(
             print_json(client.results(id))
         else:
             out.print(tables.results(client.results(id), client.experiment(id)["name"]))
+
+
+def logs(
+    id: ExperimentId,
+    tail: Annotated[int, typer.Option(min=1, max=10_000, help="Only so many lines, the last.")] = 1000,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print what the workers wrote about an experiment."""
+    with connect(url) as client:
+        lines = client.logs(id, tail=tail)
+    if as_json:
+        print_json(lines)
+    else:
+        for line in lines:
+            typer.echo(f"{line['at']} {line['message']}")
 
 
 def cancel(id: ExperimentId, url: Url = None, as_json: AsJson = False) -> None:

@@ -19,7 +19,7 @@ def plain(title: str, headings: Sequence[str], rows: Iterable[Sequence[object]])
     """A table of texts."""
     table = Table(title=title or None, title_justify="left")
     for heading in headings:
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading == "id")  # so that it can be copied
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     return table
