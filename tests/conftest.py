@@ -57,8 +57,14 @@ class Stack:
                 start_new_session=True,
                 preexec_fn=before_exec(0, os.getpid()),  # noqa: PLW1509  # gone with pytest, even if that is killed
             )
-        self.eventually((self.home / "address").exists, START_SECONDS, "the service did not start")
-        self.url = (self.home / "address").read_text().strip()
+        address = self.home / "address"
+        self.eventually(
+            lambda: address.exists() or self.process.poll() is not None,
+            START_SECONDS,
+            "the service did not start",
+        )
+        assert address.exists(), f"the service ended at its start\n{self.logs()}"
+        self.url = address.read_text().strip()
         self.client.base_url = self.url
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:

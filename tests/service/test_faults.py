@@ -1,0 +1,143 @@
+"""What breaks, and what the service makes of it: nothing is lost, and the numbers stay the same."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Stack
+from tests.processes import alive, descendants
+from tests.service.specs import numbers, spec
+
+STAGES = (
+    ("clean", "victim"),
+    ("undefended", "victim"),
+    ("abl", "isolation"),
+    ("abl", "finetune"),
+    ("abl", "unlearning"),
+)
+
+
+@pytest.fixture(scope="module")
+def sturdy(new_stack: Callable[..., Stack]) -> Stack:
+    """A service of our own to break, with attempts to spare."""
+    return new_stack(BDLAB_MAX_ATTEMPTS="20", BDLAB_LEASE_SECONDS="2")
+
+
+def reference(wanted: dict[str, Any], folder: Path) -> Any:
+    """The results of the same spec without any service, on one thread as the service's worker."""
+    (folder / "spec.json").write_text(json.dumps(wanted))
+    subprocess.run(
+        [sys.executable, "-m", "worker.lab", folder / "spec.json", "--out", folder / "out"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    return json.loads((folder / "out" / "results.json").read_text())
+
+
+def wait_for_stage(stack: Stack, experiment_id: str, arm: str, stage: str) -> None:
+    """Wait until an epoch of this stage is done, in an attempt that is running."""
+
+    def there() -> bool:
+        experiment = stack.experiment(experiment_id)
+        progress = experiment["progress"]
+        here = (progress.get("arm"), progress.get("stage")) == (arm, stage)
+        return experiment["status"] == "running" and here and progress["epoch"] >= 1
+
+    stack.eventually(there, 60, f"{arm}, {stage} was not reached")
+
+
+def log(stack: Stack, experiment_id: str) -> str:
+    answer = stack.client.get(f"/v1/experiments/{experiment_id}/logs", headers={"Accept": "text/plain"})
+    return answer.text
+
+
+def test_a_worker_killed_in_each_stage_ends_in_the_same_numbers(sturdy: Stack, tmp_path: Path) -> None:
+    wanted = spec(seed=10, epochs=60, images=600)
+    mine = sturdy.submit(wanted)
+
+    def lost() -> int:
+        return [tried["outcome"] for tried in sturdy.experiment(mine)["attempts"]].count("lost")
+
+    for number, (arm, stage) in enumerate(STAGES):
+        wait_for_stage(sturdy, mine, arm, stage)
+        os.kill(sturdy.training_pid(), signal.SIGKILL)
+        sturdy.eventually(
+            lambda expected=number + 1: lost() == expected, 15, "nobody noticed the worker's death"
+        )
+    ended = sturdy.wait(mine)
+    outcomes = [tried["outcome"] for tried in ended["attempts"]]
+    assert outcomes == ["lost"] * len(STAGES) + ["succeeded"]
+    assert log(sturdy, mine).count("resumed from a checkpoint") == len(STAGES)
+    assert numbers(sturdy.results(mine)) == numbers(reference(wanted, tmp_path))
+
+
+def test_a_run_survives_its_surroundings(sturdy: Stack) -> None:
+    """API, relay and broker may die without the run noticing; with Celery's parent it dies and is resumed."""
+    mine = sturdy.submit(spec(seed=11, epochs=60, images=400))
+    wait_for_stage(sturdy, mine, "clean", "victim")
+    trainer = sturdy.training_pid()
+    for name in ("api", "relay", "broker"):
+        sturdy.kill(name)
+    sturdy.eventually(lambda: sturdy.client.get("/readyz").status_code == 200, 30, "it did not recover")
+    assert alive(trainer)
+    assert sturdy.experiment(mine)["status"] == "running"
+    assert len(sturdy.experiment(mine)["attempts"]) == 1
+    sturdy.kill("worker")
+    sturdy.eventually(lambda: not alive(trainer), 5, "the training outlived its parent")
+    ended = sturdy.wait(mine)
+    assert [tried["outcome"] for tried in ended["attempts"]] == ["lost", "succeeded"]
+
+
+def test_an_object_store_that_fails_ends_the_run_with_the_reason(sturdy: Stack) -> None:
+    objects = sturdy.home / "objects"
+    mine = sturdy.submit(spec(seed=12, epochs=40, images=400))
+    wait_for_stage(sturdy, mine, "clean", "victim")
+    objects.rename(sturdy.home / "away")
+    objects.touch()
+    try:
+        failed = sturdy.wait(mine, "failed", timeout=30)
+        assert "object store" in failed["error"]["reason"]
+        assert sturdy.client.get("/readyz").status_code == 503
+    finally:
+        objects.unlink()
+        (sturdy.home / "away").rename(objects)
+    sturdy.post(f"/v1/experiments/{mine}:retry")
+    ended = sturdy.wait(mine)
+    assert [tried["outcome"] for tried in ended["attempts"]] == ["failed", "succeeded"]
+    assert ended["error"] is None
+    for artifact in sturdy.get(f"/v1/experiments/{mine}/artifacts")["artifacts"]:
+        assert sturdy.client.get(f"/v1/artifacts/{artifact['id']}/content").status_code == 200
+
+
+def test_ctrl_c_leaves_nothing_behind_and_the_run_resumes_at_the_next_start(sturdy: Stack) -> None:
+    mine = sturdy.submit(spec(seed=13, epochs=60, images=400))
+    wait_for_stage(sturdy, mine, "clean", "victim")
+    family = descendants(sturdy.process.pid)
+    assert len(family) >= 6
+    assert sturdy.stop(signal.SIGINT) == 0
+    assert not any(alive(pid) for pid in family)
+    left = {path.name for path in sturdy.home.iterdir()}
+    assert not left & {"address", "valkey.sock", "bdlab.sqlite3-wal"}
+    sturdy.start()
+    ended = sturdy.wait(mine)
+    assert [tried["outcome"] for tried in ended["attempts"]] == ["waiting", "succeeded"]
+    assert "resumed from a checkpoint" in log(sturdy, mine)
+
+
+def test_killing_the_supervisor_takes_everything_along(sturdy: Stack) -> None:
+    family = descendants(sturdy.process.pid)
+    os.kill(sturdy.process.pid, signal.SIGKILL)
+    sturdy.process.wait()
+    sturdy.eventually(lambda: not any(alive(pid) for pid in family), 10, "somebody outlived the supervisor")
+    (sturdy.home / "address").unlink()
+    sturdy.start()
+    sturdy.wait(sturdy.submit(spec(seed=14)))

@@ -1,0 +1,161 @@
+"""The main job over HTTP against the whole running service."""
+
+import subprocess
+import time
+from typing import Any
+
+import pytest
+
+from tests.conftest import BDLAB, Stack
+from tests.service.specs import numbers, spec
+
+PNG = b"\x89PNG\r\n"
+
+
+@pytest.fixture(scope="module")
+def done(stack: Stack) -> Any:
+    """A finished experiment."""
+    return stack.wait(stack.submit(spec(seed=1, name="main job")))
+
+
+def test_results_cover_every_arm_with_fractions(stack: Stack, done: Any) -> None:
+    results = stack.results(done["id"])
+    assert [arm["arm"] for arm in results["arms"]] == ["clean", "undefended", "abl"]
+    for (arm, _, metric), value in numbers(results).items():
+        if metric in ("clean_accuracy", "attack_success_rate", "robust_accuracy") and value is not None:
+            assert 0 <= value <= 1, (arm, metric, value)
+    assert done["progress"]["fraction"] == 1
+    assert [tried["outcome"] for tried in done["attempts"]] == ["succeeded"]
+
+
+def test_events_tell_the_story_in_order(stack: Stack, done: Any) -> None:
+    events = stack.get(f"/v1/experiments/{done['id']}/events", after=0, limit=1000)["events"]
+    assert [event["data"]["status"] for event in events if event["type"] == "state"] == [
+        "queued",
+        "running",
+        "succeeded",
+    ]
+    assert [event["id"] for event in events] == sorted(event["id"] for event in events)
+    assert {"progress", "result", "artifact"} <= {event["type"] for event in events}
+    assert events[-1]["type"] == "state"
+
+
+def test_every_artifact_can_be_fetched(stack: Stack, done: Any) -> None:
+    artifacts = stack.get(f"/v1/experiments/{done['id']}/artifacts")["artifacts"]
+    names = {artifact["name"] for artifact in artifacts}
+    assert {f"seed-1/{arm}/model.safetensors" for arm in ("clean", "undefended", "abl")} <= names
+    for artifact in artifacts:
+        content = stack.client.get(f"/v1/artifacts/{artifact['id']}/content")
+        assert content.status_code == 200
+        assert len(content.content) == artifact["size"]
+        if artifact["media_type"] == "image/png":
+            assert content.content.startswith(PNG)
+
+
+def test_metrics_have_a_point_for_every_epoch(stack: Stack, done: Any) -> None:
+    series = stack.get(f"/v1/experiments/{done['id']}/metrics", arm="undefended")["series"]
+    assert series
+    for one in series:
+        assert one["steps"] == [1, 2, 3], one["name"]
+
+
+def test_the_log_is_there(stack: Stack, done: Any) -> None:
+    text = stack.client.get(f"/v1/experiments/{done['id']}/logs", headers={"Accept": "text/plain"}).text
+    assert "seed 1, undefended, victim: started" in text
+
+
+def test_equal_work_is_done_once(stack: Stack, done: Any) -> None:
+    again = stack.wait(stack.submit(spec(seed=1, name="the same again")))
+    assert numbers(stack.results(again["id"])) == numbers(stack.results(done["id"]))
+    text = stack.client.get(f"/v1/experiments/{again['id']}/logs", headers={"Accept": "text/plain"}).text
+    assert text.count("taken from the cache") == 6
+    assert "started" not in text
+
+
+def preview(stack: Stack) -> float:
+    """Ask for a preview; returns the seconds it took."""
+    start = time.monotonic()
+    body = {"dataset": {"name": "digits"}, "attack": {"name": "badnets"}}
+    answer = stack.client.post("/v1/previews", json=body)
+    assert answer.status_code == 200, answer.text
+    assert answer.content.startswith(PNG)
+    return time.monotonic() - start
+
+
+def test_a_preview_needs_no_training(stack: Stack) -> None:
+    assert preview(stack) < 10
+
+
+def test_every_arm_predicts(stack: Stack, done: Any) -> None:
+    body = {"index": 3, "triggered": True}
+    answer = stack.post(f"/v1/experiments/{done['id']}/predict", body, status=200)
+    assert [arm["arm"] for arm in answer["arms"]] == ["clean", "undefended", "abl"]
+    for arm in answer["arms"]:
+        assert sum(arm["probabilities"]) == pytest.approx(1, abs=1e-4)
+        assert arm["probabilities"][arm["class"]] == max(arm["probabilities"])
+
+
+def test_previews_and_predictions_do_not_wait_for_a_training(stack: Stack, done: Any) -> None:
+    busy = stack.submit(spec(seed=2, epochs=200, images=1000))
+    stack.eventually(lambda: stack.experiment(busy)["progress"].get("epoch"), 60, "no epoch was trained")
+    assert preview(stack) < 10
+    stack.post(f"/v1/experiments/{done['id']}/predict", {"index": 0, "triggered": False}, status=200)
+    assert stack.experiment(busy)["status"] == "running"
+    stack.post(f"/v1/experiments/{busy}:cancel")
+    stack.wait(busy, "canceled", timeout=10)
+
+
+def test_cancel_reaches_a_queued_and_a_running_experiment(stack: Stack) -> None:
+    running = stack.submit(spec(seed=3, epochs=200, images=1000))
+    queued = stack.submit(spec(seed=4))
+    stack.eventually(lambda: stack.experiment(running)["progress"].get("epoch"), 60, "no epoch was trained")
+    assert stack.post(f"/v1/experiments/{queued}:cancel")["status"] == "canceled"
+    start = time.monotonic()
+    stack.post(f"/v1/experiments/{running}:cancel")
+    stack.wait(running, "canceled", timeout=10)
+    assert time.monotonic() - start < 5
+    assert stack.experiment(queued)["attempts"] == []
+
+
+def test_an_arm_whose_loss_is_not_finite_fails_alone(stack: Stack) -> None:
+    training = {
+        "epochs": 12,
+        "batch_size": 16,
+        "learning_rate": 10,
+        "weight_decay": 1,
+        "schedule": "constant",
+    }
+    wild = stack.wait(stack.submit(spec(seed=5, training=training)))
+    arms = {arm["arm"]: arm["seeds"][0] for arm in stack.results(wild["id"])["arms"]}
+    assert "epoch" in arms["undefended"]["error"]
+    assert "batch" in arms["undefended"]["error"]
+    assert arms["abl"]["clean_accuracy"] > 0
+
+
+def test_a_second_service_on_the_same_folder_ends_with_one_line(stack: Stack) -> None:
+    second = subprocess.run(
+        [BDLAB, "up", "--port", "0"],
+        env=stack.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert second.returncode == 1
+    assert len(second.stderr.strip().splitlines()) == 1
+    assert str(stack.home) in second.stderr
+    assert stack.client.get("/readyz").status_code == 200
+
+
+def test_only_this_machine_may_reach_a_service_without_authentication(stack: Stack) -> None:
+    open_to_all = subprocess.run(
+        [BDLAB, "up", "--host", "0.0.0.0"],
+        env=stack.environment | {"BDLAB_HOME": str(stack.home / "other")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert open_to_all.returncode == 1
+    assert "no authentication" in open_to_all.stderr
+    assert not (stack.home / "other").exists()
