@@ -120,7 +120,7 @@ class Abl(Defense):
         le=0.3,
     )
     max_accuracy_drop: float = field(
-        0.03,
+        0.05,
         "Keep the last unlearning epoch at which accuracy on the hold-out had fallen by no more than this, "
         "and stop after twenty epochs in a row below it.",
         unit="fraction",

@@ -209,12 +209,24 @@ def _trusted(suspicion: Tensor, labels: Tensor) -> Tensor:
 
 
 def _holdout(spec: Abl, lab: TrainingDefense, isolation: Outcome) -> Tensor:
-    """Rows to watch accuracy with, drawn from those that rank least suspicious, so that few are poisoned."""
-    suspicion = isolation.tensors["suspicion"]
-    trusted = _trusted(suspicion, lab.labels.cpu())
+    """Rows to watch accuracy with: trusted ones, but none of the accused class.
+
+    A poisoned sample that slipped into the trusted ones bears the target's label; watching it would make unlearning
+    look like a loss of accuracy just when it works.
+    """
+    suspicion, labels = isolation.tensors["suspicion"], lab.labels.cpu()
+    trusted = _trusted(suspicion, labels)
+    trusted = trusted[labels[trusted] != accused_class(labels[isolation.tensors["isolated"].cpu()])]
     drawn = torch.Generator().manual_seed(derive_seed("abl hold-out", lab.seed))
     order = torch.randperm(len(trusted), generator=drawn)
     return trusted[order[: round(spec.holdout_ratio * len(suspicion))]].sort().values.to(lab.labels.device)
+
+
+def accused_class(isolated_labels: Tensor) -> int:
+    """The label of more than half of the isolated samples, or -1: the defence's guess at the target class."""
+    label = isolated_labels.mode().values
+    count = int((isolated_labels == label).sum())
+    return int(label) if 2 * count > len(isolated_labels) else -1
 
 
 def _prefixed(network: Network) -> dict[str, Tensor]:
