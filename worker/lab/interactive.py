@@ -139,6 +139,7 @@ def _state(spec: ExperimentSpec, data: Dataset, attack: Attack[Any], seed: int) 
         new_network=no_training,
         recipe=Recipe.of(spec.training, resolve(spec.training.augmentation, spec.dataset, data.facts)),
         stage=no_training,
+        measure=no_training,
     )
     return attack.state_without_training(lab)
 

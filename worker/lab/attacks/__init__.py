@@ -6,21 +6,31 @@ from app.specs.attack import (
     AttackSpec,
     BadNets,
     Blend,
+    CleanLabel,
+    HiddenTrigger,
+    InputAware,
     LowFrequency,
     NoAttack,
+    PoisonFrogs,
     Refool,
     Sig,
     SinglePixel,
+    Trojan,
     WaNet,
 )
 from app.specs.facts import DatasetFacts
 from worker.lab.attacks.badnets import BadNetsAttack
 from worker.lab.attacks.base import Attack, AttackLab, Picture, PoisonedSet, Prepared, State, Trigger, stamp
 from worker.lab.attacks.blend import BlendAttack
+from worker.lab.attacks.clean_label import CleanLabelAttack
+from worker.lab.attacks.hidden_trigger import HiddenTriggerAttack
+from worker.lab.attacks.input_aware import InputAwareAttack
 from worker.lab.attacks.low_frequency import LowFrequencyAttack
+from worker.lab.attacks.poison_frogs import PoisonFrogsAttack
 from worker.lab.attacks.refool import RefoolAttack
 from worker.lab.attacks.sig import SigAttack
 from worker.lab.attacks.single_pixel import SinglePixelAttack
+from worker.lab.attacks.trojan import TrojanAttack
 from worker.lab.attacks.wanet import WaNetAttack
 
 __all__ = [
@@ -41,6 +51,11 @@ ATTACKS: dict[type[Any], type[Attack[Any]]] = {
     SinglePixel: SinglePixelAttack,
     Blend: BlendAttack,
     Sig: SigAttack,
+    CleanLabel: CleanLabelAttack,
+    InputAware: InputAwareAttack,
+    Trojan: TrojanAttack,
+    HiddenTrigger: HiddenTriggerAttack,
+    PoisonFrogs: PoisonFrogsAttack,
     LowFrequency: LowFrequencyAttack,
     WaNet: WaNetAttack,
     Refool: RefoolAttack,

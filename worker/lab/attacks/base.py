@@ -80,6 +80,9 @@ class AttackLab:
     """The experiment's training recipe; copy it with `dataclasses.replace`."""
     stage: Callable[[str, Callable[[StageRun], Outcome]], Outcome]
     """Run (or take from the cache) the stage of that kind, one of those that the spec's ``stages`` declares."""
+    measure: Callable[[Network, State], dict[str, float]]
+    """Clean accuracy, attack success rate and, where there are cross samples, cross-trigger accuracy of a network
+    under the trigger made from a state, on part of the test set."""
 
 
 @dataclass(frozen=True)

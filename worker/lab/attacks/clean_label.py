@@ -1,0 +1,99 @@
+"""Label-consistent attack (Turner et al. 2019): perturb target-class images, stamp a trigger, change no label."""
+
+import torch
+from torch import Tensor
+
+from app.specs.attack import CleanLabel
+from worker.lab.attacks.base import Attack, AttackLab, Picture, Prepared, State, Trigger, stamp, to_bytes
+from worker.lab.attacks.patches import checkerboard, place
+from worker.lab.attacks.surrogate import bytes_within, in_chunks, pgd, surrogate, to_unit
+from worker.lab.networks import Network
+from worker.lab.stages import Outcome, StageRun
+
+SHOWN = 6
+GRID = {"l_inf": (8.0, 16.0, 32.0), "l_2": (300.0, 600.0, 1200.0)}  # figure 1 of the document
+
+
+class CleanLabelAttack(Attack[CleanLabel]):
+    """``clip(x + amplitude s)`` in the corners, ``s`` a checkerboard of +1 and -1; poisoned images are perturbed
+    before."""
+
+    def prepare(self, lab: AttackLab) -> Prepared:
+        network = surrogate(self.spec, lab)
+        clean = lab.train.images[lab.chosen]
+
+        def compute(run: StageRun) -> Outcome:
+            def craft(rows: Tensor, drawn: torch.Generator, tick: object) -> Tensor:
+                run.recorder.check()
+                return self._perturb(
+                    network, lab, clean[rows], self.spec.pgd_norm, self.spec.pgd_epsilon, drawn
+                )
+
+            return run.finish({"images": in_chunks(run, clean, craft)})
+
+        perturbed = lab.stage("perturbations", compute).tensors["images"].to(clean.device)
+        images = stamp(self.trigger({}), perturbed)
+        return Prepared(images=images, pictures=self._pictures(network, lab, clean, perturbed, images))
+
+    def state_without_training(self, lab: AttackLab) -> State:
+        return {}  # at test time the trigger alone is stamped
+
+    def _perturb(
+        self,
+        network: Network,
+        lab: AttackLab,
+        images: Tensor,
+        norm: str,
+        epsilon: float,
+        drawn: torch.Generator,
+    ) -> Tensor:
+        """PGD on uint8 images; returns uint8."""
+        steps = self.spec.pgd_steps
+        step = self.spec.pgd_step_size or (1.5 if norm == "l_inf" else 2.5 * epsilon / steps)
+        labels = torch.full((len(images),), self.spec.target_class, device=images.device)
+        x = to_unit(images, lab.compute)
+        with lab.compute.autocast():
+            moved = pgd(network, x, labels, norm, epsilon / 255, step / 255, steps, drawn)  # type: ignore[arg-type]
+        return bytes_within(moved, images, epsilon) if norm == "l_inf" else to_bytes(moved * 255)
+
+    def _pictures(
+        self, network: Network, lab: AttackLab, clean: Tensor, perturbed: Tensor, images: Tensor
+    ) -> dict[str, Picture]:
+        """Figures 1 and 2 of the document: one image under growing perturbations; perturb, then stamp."""
+        one = clean[:1]
+        drawn = torch.Generator(clean.device).manual_seed(lab.seed)
+        grid = [
+            (norm, torch.cat([one, *(self._perturb(network, lab, one, norm, e, drawn) for e in levels)]))
+            for norm, levels in GRID.items()
+        ]
+        rows = {"clean": clean, "perturbed": perturbed, "with trigger": images}
+        return {
+            "perturbation_grid": Picture(
+                "one image within growing bounds of two norms (grey levels)",
+                grid,
+                ["clean", "8 or 300", "16 or 600", "32 or 1200"],
+            ),
+            "perturb_then_stamp": Picture(
+                f"poisoned images of class {self.facts.class_names[self.spec.target_class]}; their label stays",
+                [(name, row[:SHOWN]) for name, row in rows.items()],
+            ),
+        }
+
+    def trigger(self, state: State) -> Trigger:
+        size, amplitude = self.spec.size, self.spec.amplitude
+        square = (checkerboard(size).float() * 2 - 1) * amplitude
+        names = ["bottom_right"]
+        if self.spec.corners == "four":
+            names += ["bottom_left", "top_right", "top_left"]
+        pattern = torch.zeros((self.facts.height, self.facts.width))
+        for name in names:
+            rows, columns = place(name, size, 0, self.facts)  # type: ignore[arg-type]
+            # Mirrored, so that every corner shows the same colours.
+            pattern[rows, columns] = square.flip(
+                [i for i, side in enumerate(("top", "left")) if side in name]
+            )
+
+        def add(images: Tensor) -> Tensor:
+            return to_bytes(images.float().add_(pattern.to(images.device)))
+
+        return add

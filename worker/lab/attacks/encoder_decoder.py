@@ -1,0 +1,44 @@
+"""The network behind the input-aware attack: an encoder and a decoder without connections between them."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WIDTHS = (32, 64, 128)
+
+
+def _convolution(before: int, after: int, *, relu: bool = True) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after)]
+    return nn.Sequential(*layers, nn.ReLU(inplace=True)) if relu else nn.Sequential(*layers)
+
+
+class EncoderDecoder(nn.Module):
+    """Images in [0, 1] to ``outputs`` channels in (0, 1) of the same size (Nguyen and Tran 2020, published code).
+
+    Pairs of 3x3 convolutions 32, 64 and 128 wide, each pair followed by max-pooling; a pair in the middle; then
+    bilinear up-sampling back to the size of each level. The last convolution has no ReLU; ``tanh / 2 + 1/2`` ends it.
+    """
+
+    def __init__(self, channels: int, outputs: int) -> None:
+        super().__init__()
+        ins = (channels, *WIDTHS[:-1])
+        outs = (*reversed(WIDTHS[:-1]), outputs)
+        self.down = nn.ModuleList(
+            nn.Sequential(_convolution(a, b), _convolution(b, b)) for a, b in zip(ins, WIDTHS, strict=True)
+        )
+        self.middle = _convolution(WIDTHS[-1], WIDTHS[-1])
+        self.up = nn.ModuleList(
+            nn.Sequential(_convolution(a, a), _convolution(a, b, relu=i < len(outs) - 1))
+            for i, (a, b) in enumerate(zip(reversed(WIDTHS), outs, strict=True))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, sizes = x * 2 - 1, []
+        for block in self.down:
+            x = block(x)
+            sizes.append(x.shape[-2:])
+            x = F.max_pool2d(x, 2, ceil_mode=True)
+        x = self.middle(x)
+        for block, size in zip(self.up, reversed(sizes), strict=True):
+            x = block(F.interpolate(x, size, mode="bilinear", align_corners=True))
+        return torch.tanh(x) / 2 + 0.5
