@@ -63,6 +63,12 @@ class Settings(BaseSettings):
     checkpoint_seconds: float = Field(
         30.0, description="Least time between two checkpoints of a stage; 0 is every epoch.", ge=0
     )
+    worker_niceness: int = Field(
+        10,
+        description="By how much `bdlab up` lowers a training worker's priority, for a quick API.",
+        ge=0,
+        le=19,
+    )
     worker_threads: int = Field(
         0, description="CPU threads of a training worker; 0 leaves the choice to torch.", ge=0
     )

@@ -31,7 +31,6 @@ from app.settings import Settings
 START_SECONDS = 120.0
 WORKER_STOP_SECONDS, STOP_SECONDS = 20.0, 8.0
 HOPELESS_DEATHS = 3
-TRAINING_NICENESS, INTERACTIVE_NICENESS = 10, 5
 LISTEN_BACKLOG = 2048
 CACHES = ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 CELERY = ("-m", "celery", "-A")
@@ -94,12 +93,11 @@ class Tree:
         if not settings.broker_url:
             self.broker = self._child("broker", embedded.command(settings))
         python = sys.executable
+        training = [python, *CELERY, "worker.celery", *WORKER, EXPERIMENTS]
         interactive = [python, *CELERY, "worker.interactive", *WORKER, INTERACTIVE, "--pool", "solo"]
         self.workers = [
-            self._child(
-                "worker", [python, *CELERY, "worker.celery", *WORKER, EXPERIMENTS], TRAINING_NICENESS
-            ),
-            self._child("interactive", interactive, INTERACTIVE_NICENESS),
+            self._child("worker", training, settings.worker_niceness),
+            self._child("interactive", interactive, settings.worker_niceness // 2),
         ]
         self.relay = self._child("relay", [python, "-m", "app.experiments.relay"])
         self.api = self._child("api", [python, "-m", "app.server", str(listener)], descriptors=(listener,))
