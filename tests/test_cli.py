@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from app.commands.demo import findings
 from app.commands.tables import percent
 from tests.conftest import BDLAB, Stack
+from tests.processes import alive, command_line, descendants
 from tests.quick import QUICK
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -157,3 +159,18 @@ def test_the_demo_says_what_the_numbers_say(left: float, words: str) -> None:
     assert "99.0 %" in said
     assert words in said
     assert "-2.0 points" in said
+
+
+def test_an_interrupted_demo_leaves_nothing_running(tmp_path: Path) -> None:
+    environment = {**os.environ, "BDLAB_HOME": str(tmp_path), "BDLAB_BROKER_URL": "redis://nowhere:1"}
+    with subprocess.Popen([BDLAB, "demo"], env=environment, stderr=subprocess.PIPE, text=True) as demo:
+        assert demo.stderr
+        assert "Submitted digits-badnets-abl.json to http://127.0.0.1:" in demo.stderr.readline()
+        assert "stop it first" in fails(2, "demo", BDLAB_HOME=str(tmp_path))
+        children = descendants(demo.pid)
+        assert len(children) > 4
+        demo.send_signal(signal.SIGINT)
+        demo.stderr.read()
+        assert demo.wait(60) == 130
+    assert not [command_line(pid) for pid in children if alive(pid)]
+    assert not (tmp_path / "demo" / "home" / "address").exists()

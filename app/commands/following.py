@@ -43,6 +43,7 @@ def _bars(events: Iterable[Event]) -> None:
     with Progress(*columns, TextColumn("{task.fields[left]}"), console=err) as progress:
         whole = progress.add_task("queued", total=1.0, left="")
         stage = progress.add_task("", total=1.0, left="", visible=False)
+        where = ""
         for event in events:
             data = event["data"]
             if event["type"] == "state":
@@ -51,9 +52,11 @@ def _bars(events: Iterable[Event]) -> None:
                 progress.update(
                     whole, completed=data.get("fraction") or 0, left=_left(data.get("seconds_left"))
                 )
+                if _where(data) != where:
+                    where = _where(data)
+                    progress.reset(stage, description=where)  # its clock starts anew
                 progress.update(
                     stage,
-                    description=_where(data),
                     completed=data.get("epoch") or 0,
                     total=data.get("epochs") or None,
                     left=f"epoch {data.get('epoch')} of {data.get('epochs')}",
