@@ -159,7 +159,11 @@ class Tree:
 
 def _environment(settings: Settings) -> dict[str, str]:
     """The environment that gives a child the same settings, wherever they came from, and caches under home."""
-    values = settings.model_dump() | {"home": settings.home_dir, "data_dir": settings.datasets}
+    values = settings.model_dump() | {
+        "home": settings.home_dir,
+        "data_dir": settings.datasets,
+        "secret": settings.secret.get_secret_value(),  # as text it is a row of stars
+    }
     ours = {f"BDLAB_{name.upper()}": str(value) for name, value in values.items() if value is not None}
     caches = {name: str(settings.home_dir / "cache" / name.lower()) for name in CACHES}
     return caches | os.environ | ours | {"PYTHONUNBUFFERED": "1"}
