@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 WIDTHS = (32, 64, 128)
+WIDTHS_SMALL = (16, 32)
+"""For images below 32 pixels, as the authors do on MNIST."""
 
 
 def _convolution(before: int, after: int, *, relu: bool = True) -> nn.Sequential:
@@ -15,21 +17,21 @@ def _convolution(before: int, after: int, *, relu: bool = True) -> nn.Sequential
 class EncoderDecoder(nn.Module):
     """Images in [0, 1] to ``outputs`` channels in (0, 1) of the same size (Nguyen and Tran 2020, published code).
 
-    Pairs of 3x3 convolutions 32, 64 and 128 wide, each pair followed by max-pooling; a pair in the middle; then
-    bilinear up-sampling back to the size of each level. The last convolution has no ReLU; ``tanh / 2 + 1/2`` ends it.
+    Pairs of 3x3 convolutions of growing width, each pair followed by max-pooling; one in the middle; then bilinear
+    up-sampling back to the size of each level. The last convolution has no ReLU; ``tanh / 2 + 1/2`` ends it.
     """
 
-    def __init__(self, channels: int, outputs: int) -> None:
+    def __init__(self, channels: int, outputs: int, side: int) -> None:
         super().__init__()
-        ins = (channels, *WIDTHS[:-1])
-        outs = (*reversed(WIDTHS[:-1]), outputs)
+        widths = WIDTHS if side >= 32 else WIDTHS_SMALL
+        ins, outs = (channels, *widths[:-1]), (*reversed(widths[:-1]), outputs)
         self.down = nn.ModuleList(
-            nn.Sequential(_convolution(a, b), _convolution(b, b)) for a, b in zip(ins, WIDTHS, strict=True)
+            nn.Sequential(_convolution(a, b), _convolution(b, b)) for a, b in zip(ins, widths, strict=True)
         )
-        self.middle = _convolution(WIDTHS[-1], WIDTHS[-1])
+        self.middle = _convolution(widths[-1], widths[-1])
         self.up = nn.ModuleList(
             nn.Sequential(_convolution(a, a), _convolution(a, b, relu=i < len(outs) - 1))
-            for i, (a, b) in enumerate(zip(reversed(WIDTHS), outs, strict=True))
+            for i, (a, b) in enumerate(zip(reversed(widths), outs, strict=True))
         )
 
     def forward(self, x: Tensor) -> Tensor:

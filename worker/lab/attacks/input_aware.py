@@ -139,7 +139,8 @@ class InputAwareAttack(Attack[InputAware]):
             # A short last batch has fewer of each.
             n, k = (max(1, count * len(batch.x) // size) for count in (poisoned, crossed))
             x1, foreign = batch.x, x2[n : n + k]
-            own, others = network.generator(x1[:n]), network.generator(foreign)
+            # One call for both: their batch statistics come closer to those that evaluation uses.
+            own, others = network.generator(torch.cat([x1[:n], foreign])).split([n, len(foreign)])
             backdoor = x1[:n] + (own - x1[:n]) * hardened(masks(x1[:n]))
             carrier = x1[n : n + k]
             cross = carrier + (others - carrier) * hardened(masks(foreign))
@@ -198,7 +199,7 @@ class InputAwareAttack(Attack[InputAware]):
         networks = []
         for name, outputs in (("mask", 1), ("pattern", self.facts.channels)):
             weights = {n.removeprefix(f"{name}."): t for n, t in state.items() if n.startswith(f"{name}.")}
-            networks.append(load(EncoderDecoder(self.facts.channels, outputs), weights, device))
+            networks.append(load(encoder_decoder(self.facts, outputs), weights, device))
         return networks[0], networks[1]
 
     def _made(self, state: State, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -244,7 +245,11 @@ def new_network(facts: DatasetFacts, outputs: int, purpose: str, seed: int) -> E
     """Freshly initialised; the weights follow from purpose and seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("weights", purpose, seed))
-        return EncoderDecoder(facts.channels, outputs)
+        return encoder_decoder(facts, outputs)
+
+
+def encoder_decoder(facts: DatasetFacts, outputs: int) -> EncoderDecoder:
+    return EncoderDecoder(facts.channels, outputs, min(facts.height, facts.width))
 
 
 def load(network: EncoderDecoder, weights: State, device: torch.device) -> EncoderDecoder:

@@ -1,0 +1,104 @@
+"""What the tests of attacks share: specs, small data sets, and runs in a folder."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app.specs.experiment import ExperimentSpec
+from app.specs.facts import DatasetFacts
+from worker.lab.attacks import Attack, PoisonedSet, Prepared, make
+from worker.lab.attacks.poisoning import poison, rebuild
+from worker.lab.data.datasets import Dataset, Split, load
+from worker.lab.experiment import run
+from worker.lab.local import FolderRecorder, FolderStore
+
+EVERY = (
+    "badnets",
+    "single_pixel",
+    "blend",
+    "sig",
+    "clean_label",
+    "input_aware",
+    "trojan",
+    "wanet",
+    "refool",
+    "hidden_trigger",
+    "poison_frogs",
+    "low_frequency",
+)
+CHEAP = ("badnets", "single_pixel", "blend", "sig", "wanet", "refool", "low_frequency")
+"""Those whose trigger needs no training."""
+
+
+def experiment(**attack: Any) -> ExperimentSpec:
+    return ExperimentSpec.model_validate({"attack": attack})
+
+
+def facts(channels: int = 1, height: int = 4, width: int = 4, classes: int = 10) -> DatasetFacts:
+    return DatasetFacts(
+        class_names=tuple(str(c) for c in range(classes)),
+        channels=channels,
+        height=height,
+        width=width,
+        train_counts=(10,) * classes,
+        test_counts=(10,) * classes,
+    )
+
+
+def attack(of: DatasetFacts, **fields: Any) -> Attack[Any]:
+    made = make(experiment(**fields).attack, of)
+    assert made is not None
+    return made
+
+
+def image(rows: list[list[int]]) -> Tensor:
+    """One grey image, uint8 ``[1, 1, H, W]``."""
+    return torch.tensor(rows, dtype=torch.uint8)[None, None]
+
+
+def digits(seed: int = 0) -> Dataset:
+    return load(experiment(name="badnets").dataset, Path("no-folder-needed"), seed)
+
+
+def state_of(spec: ExperimentSpec, data: Dataset, seed: int = 0) -> dict[str, Tensor]:
+    """State of a trigger that needs no training."""
+    from worker.lab.interactive import _state  # noqa: PLC0415
+
+    made = make(spec.attack, data.facts)
+    assert made is not None
+    return _state(spec, data, made, seed)
+
+
+def poisoned(spec: ExperimentSpec, data: Dataset, seed: int = 0) -> PoisonedSet:
+    """The poisoned set of an attack that needs no training."""
+    made = make(spec.attack, data.facts)
+    assert made is not None
+    prepared = Prepared(state_of(spec, data, seed))
+    return rebuild(data.train, poison(spec, data, made, prepared, seed))
+
+
+def split(images: Tensor, labels: list[int]) -> Split:
+    return Split(images, torch.tensor(labels))
+
+
+def run_in(folder: Path, attack: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """A whole experiment on a few digits with short training; returns the results."""
+    document = {
+        "dataset": {"name": "digits", "train_size": 300, "test_size": 100},
+        "model": {"name": "small_cnn", "width": 8},
+        "attack": attack,
+        "training": {"epochs": 2, "batch_size": 50},
+    } | more
+    recorder = FolderRecorder(folder / "out")
+    try:
+        return run(
+            ExperimentSpec.model_validate(document),
+            recorder,
+            FolderStore(folder / "stages"),
+            data_dir=folder,
+            checkpoint_seconds=0,
+        )
+    finally:
+        recorder.close()

@@ -1,0 +1,103 @@
+"""Which samples are poisoned, and what becomes of their labels."""
+
+import pytest
+import torch
+
+from app.specs.checks import check, poison_count
+from tests.lab.attacks.helpers import CHEAP, digits, experiment, poisoned, split, state_of
+from worker.lab.attacks import make
+from worker.lab.attacks.poisoning import choose
+from worker.lab.evaluation import TestSet
+
+CLEAN_LABEL = ("sig",)
+
+
+@pytest.mark.parametrize("name", CHEAP)
+def test_only_chosen_samples_differ_and_the_truth_is_kept(name):
+    data = digits()
+    made = poisoned(experiment(name=name), data)
+    touched = made.is_poisoned | made.is_cross
+    assert torch.equal(made.images[~touched], data.train.images[~touched])
+    assert torch.equal(made.labels[~made.is_poisoned], data.train.labels[~made.is_poisoned])
+    assert torch.equal(made.clean_labels, data.train.labels)
+    if name in CLEAN_LABEL:
+        assert torch.equal(made.labels, data.train.labels)
+        assert (made.clean_labels[made.is_poisoned] == 0).all()
+    else:
+        assert made.is_poisoned.sum() == round(0.1 * len(data.train))
+        assert (made.labels[made.is_poisoned] == 0).all()
+        assert (made.clean_labels[made.is_poisoned] != 0).all()
+
+
+def test_a_cross_sample_is_no_poison_and_keeps_its_label():
+    data = digits()
+    made = poisoned(experiment(name="wanet"), data)
+    assert made.is_cross.sum() == round(0.2 * len(data.train))
+    assert not (made.is_cross & made.is_poisoned).any()
+    assert torch.equal(made.labels[made.is_cross], data.train.labels[made.is_cross])
+    assert not torch.equal(made.images[made.is_cross], data.train.images[made.is_cross])
+
+
+def test_poisoned_rows_follow_from_the_seed_and_not_from_the_trigger():
+    data = digits()
+    first = choose(experiment(name="badnets"), data, seed=5)
+    assert torch.equal(first, choose(experiment(name="blend", alpha=0.9), data, seed=5))
+    assert torch.equal(first, choose(experiment(name="badnets", size=1), data, seed=5))
+    assert not torch.equal(first, choose(experiment(name="badnets"), data, seed=6))
+    assert torch.equal(first, first.unique())
+
+
+def test_all_to_all_poisons_every_class_and_relabels_to_the_next():
+    data = digits()
+    made = poisoned(experiment(name="badnets", label_mode="all_to_all", poisoning_rate=0.2), data)
+    clean = made.clean_labels[made.is_poisoned]
+    assert set(clean.tolist()) == set(range(10))
+    assert torch.equal(made.labels[made.is_poisoned], (clean + 1) % 10)
+
+
+@pytest.mark.parametrize(
+    ("fields", "count"),
+    [
+        ({"name": "badnets", "poisoning_rate": 0.1}, 144),
+        ({"name": "badnets", "poisoning_rate": 1e-6}, 1),
+        ({"name": "sig", "poisoning_rate": 0.1}, 14),
+        ({"name": "sig", "poisoning_rate": 1e-6}, 1),
+        ({"name": "poison_frogs"}, 1),
+    ],
+)
+def test_rates_round_to_at_least_one_sample(fields, count):
+    data, spec = digits(), experiment(**fields)
+    assert check(spec, data.facts) == []
+    assert poison_count(spec, data.facts) == len(choose(spec, data, seed=0)) == count
+
+
+def test_success_is_measured_without_images_of_the_target_class():
+    data = digits()
+    spec = experiment(name="badnets", target_class=3)
+    test = TestSet.make(data.test, make(spec.attack, data.facts), state_of(spec, data))
+    assert test.triggered is not None
+    assert test.targets is not None
+    assert (data.test.labels[test.origin] != 3).all()
+    assert len(test.triggered) == (data.test.labels != 3).sum()
+    assert (test.targets == 3).all()
+
+
+def test_success_of_all_to_all_counts_every_image_towards_the_next_class():
+    data = digits()
+    spec = experiment(name="badnets", label_mode="all_to_all")
+    test = TestSet.make(data.test, make(spec.attack, data.facts), state_of(spec, data))
+    assert test.targets is not None
+    assert torch.equal(test.targets, (data.test.labels + 1) % 10)
+
+
+def test_poison_frogs_attacks_one_test_image_and_leaves_it_as_it_is():
+    data = digits()
+    spec = experiment(name="poison_frogs", target_image=2)
+    made = make(spec.attack, data.facts)
+    assert made is not None
+    images = data.test.images[:4]
+    test = TestSet.make(split(images, [5, 6, 7, 8]), made, {"target_image": torch.tensor([2])})
+    assert test.triggered is not None
+    assert test.origin.tolist() == [2]
+    assert torch.equal(test.triggered.images, images[2:3])
+    assert test.one_image

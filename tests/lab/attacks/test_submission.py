@@ -1,0 +1,127 @@
+"""What is refused before any computing, and by which field's name."""
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from app.specs.checks import check
+from app.specs.facts import BUILT_IN
+from app.specs.png import png_shape
+from app.specs.stages import plan
+from tests.lab.attacks.helpers import EVERY, experiment
+
+
+def png(height: int, width: int, mode: str = "L") -> str:
+    shape = (height, width) if mode == "L" else (height, width, len(mode))
+    file = io.BytesIO()
+    Image.fromarray(np.zeros(shape, np.uint8), mode).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def refused(dataset: str = "digits", **attack: Any) -> list[str]:
+    return [problem.field for problem in check(experiment(**attack), BUILT_IN[dataset])]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_attack_runs_as_it_is_on_cifar10(name):
+    assert refused("cifar10", name=name) == []
+
+
+@pytest.mark.parametrize(
+    ("attack", "field"),
+    [
+        ({"name": "sig", "rate_of": "training_set", "poisoning_rate": 0.2}, "attack.poisoning_rate"),
+        ({"name": "clean_label", "rate_of": "training_set", "poisoning_rate": 0.2}, "attack.poisoning_rate"),
+        ({"name": "hidden_trigger", "rate_of": "training_set"}, "attack.poisoning_rate"),
+        ({"name": "badnets", "poisoning_rate": 0.95}, "attack.poisoning_rate"),
+        ({"name": "badnets", "size": 9}, "attack.size"),
+        ({"name": "badnets", "size": 6, "margin": 3}, "attack.size"),
+        ({"name": "trojan", "size": 9}, "attack.size"),
+        ({"name": "hidden_trigger", "size": 9}, "attack.size"),
+        ({"name": "clean_label", "size": 5}, "attack.size"),
+        ({"name": "clean_label", "size": 9, "corners": "one"}, "attack.size"),
+        ({"name": "single_pixel", "row": 8}, "attack.row"),
+        ({"name": "single_pixel", "column": -9}, "attack.column"),
+        ({"name": "sig", "label_mode": "all_to_all"}, "attack.label_mode"),
+        ({"name": "badnets", "label_mode": "all_to_all", "target_class": 3}, "attack.target_class"),
+        (
+            {"name": "sig", "clean_label": False, "label_mode": "all_to_all"},
+            "attack.rate_of",
+        ),
+        ({"name": "badnets", "target_class": 10}, "attack.target_class"),
+        ({"name": "low_frequency", "waves": 9}, "attack.waves"),
+        ({"name": "wanet", "grid": 9}, "attack.grid"),
+        ({"name": "wanet", "poisoning_rate": 0.5, "cross_ratio": 2}, "attack.cross_ratio"),
+        ({"name": "input_aware", "poisoning_rate": 0.5, "cross_rate": 0.6}, "attack.cross_rate"),
+        ({"name": "blend", "pattern": "image", "pattern_index": 1437}, "attack.pattern_index"),
+        ({"name": "blend", "pattern": "png", "pattern_png": png(8, 9)}, "attack.pattern_png"),
+        ({"name": "blend", "pattern": "png", "pattern_png": png(8, 8, "RGB")}, "attack.pattern_png"),
+        ({"name": "poison_frogs", "target_image": 360}, "attack.target_image"),
+    ],
+)
+def test_what_cannot_run_on_the_data_is_refused_by_name(attack, field):
+    assert refused(**attack) == [field]
+
+
+def test_a_pattern_of_the_right_shape_is_taken():
+    assert refused(name="blend", pattern="png", pattern_png=png(8, 8)) == []
+    assert refused("cifar10", name="blend", pattern="png", pattern_png=png(32, 32, "RGB")) == []
+
+
+@pytest.mark.parametrize(
+    ("attack", "said"),
+    [
+        ({"name": "blend", "pattern": "png"}, "pattern_png goes with"),
+        ({"name": "blend", "pattern_index": 3}, "pattern_index goes with"),
+        ({"name": "blend", "pattern": "png", "pattern_png": "%%%"}, "pattern_png: this is not base64"),
+        ({"name": "blend", "pattern": "png", "pattern_png": "QUJD"}, "pattern_png: this is not a PNG"),
+        ({"name": "blend", "pattern": "png", "pattern_png": png(8, 8, "RGBA")}, "without transparency"),
+        ({"name": "clean_label", "label_mode": "all_to_all"}, "label_mode"),
+        ({"name": "hidden_trigger", "label_mode": "all_to_all"}, "label_mode"),
+        ({"name": "badnets", "poisoning_rate": 0}, "poisoning_rate"),
+        ({"name": "badnets", "poisoning_rate": 1.5}, "poisoning_rate"),
+    ],
+)
+def test_what_makes_no_sense_anywhere_is_refused_by_the_spec(attack, said):
+    with pytest.raises(ValidationError, match=said):
+        experiment(**attack)
+
+
+def test_a_damaged_upload_is_found_out():
+    data = bytearray(base64.b64decode(png(8, 8)))
+    data[-20] ^= 255
+    with pytest.raises(ValueError, match="damaged"):
+        png_shape(base64.b64encode(bytes(data)).decode())
+    with pytest.raises(ValueError, match="cut off"):
+        png_shape(base64.b64encode(bytes(data[:40])).decode())
+
+
+def kinds_and_keys(**attack: Any) -> dict[str, str]:
+    return {stage.kind: stage.key for stage in plan(experiment(**attack))}
+
+
+def test_attacks_share_a_model_that_is_trained_alike():
+    trojan, frogs = kinds_and_keys(name="trojan"), kinds_and_keys(name="poison_frogs")
+    assert trojan["surrogate"] == frogs["surrogate"]
+    assert trojan["poisoned_set"] != frogs["poisoned_set"]
+    assert kinds_and_keys(name="clean_label")["surrogate"] != trojan["surrogate"]  # an adversarial one
+    plain = kinds_and_keys(name="clean_label", surrogate_adversarial=False, surrogate_steps=3)
+    assert plain["surrogate"] == trojan["surrogate"]
+
+
+def test_what_only_the_trigger_needs_leaves_the_perturbations_as_they_are():
+    one, four = (kinds_and_keys(name="clean_label", corners=c) for c in ("one", "four"))
+    assert one["perturbations"] == four["perturbations"]
+    assert one["poisoned_set"] != four["poisoned_set"]
+    other = kinds_and_keys(name="clean_label", pgd_epsilon=8)
+    assert other["surrogate"] == one["surrogate"]
+    assert other["perturbations"] != one["perturbations"]
+
+
+def test_export_changes_no_stage():
+    assert kinds_and_keys(name="badnets") == kinds_and_keys(name="badnets", export=True)

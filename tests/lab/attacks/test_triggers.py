@@ -1,0 +1,196 @@
+"""Every trigger against its formula, on pixels computed by hand."""
+
+import base64
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.lab.attacks.helpers import CHEAP, attack, digits, experiment, facts, image, state_of
+from worker.lab.attacks import make, stamp
+
+ZERO = image([[0] * 4] * 4)
+FULL = image([[255] * 4] * 4)
+W, B = 255, 0
+
+
+def test_badnets_checkerboard_replaces_the_bottom_right_corner():
+    made = attack(facts(), name="badnets", size=3)
+    assert made.trigger({})(image([[7] * 4] * 4)).tolist() == [
+        [[[7, 7, 7, 7], [7, W, B, W], [7, B, W, B], [7, W, B, W]]]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("position", "margin", "row", "column"),
+    [
+        ("top_left", 0, 0, 0),
+        ("top_left", 1, 1, 1),
+        ("top_right", 1, 1, 2),
+        ("bottom_left", 1, 2, 1),
+        ("center", 0, 1, 1),
+    ],
+)
+def test_badnets_patch_sits_where_it_is_told(position, margin, row, column):
+    made = attack(facts(), name="badnets", size=1, position=position, margin=margin)
+    assert made.trigger({})(ZERO)[0, 0].nonzero().tolist() == [[row, column]]
+
+
+def test_badnets_opacity_mixes_and_rounds():
+    made = attack(facts(), name="badnets", size=1, pattern="white", opacity=0.25)
+    assert made.trigger({})(image([[100] * 4] * 4))[0, 0, 3, 3] == round(0.75 * 100 + 0.25 * 255)
+
+
+def test_a_colour_image_is_stamped_once_in_all_channels():
+    made = attack(facts(channels=3), name="badnets", size=2, opacity=0.5)
+    triggered = made.trigger({})(torch.zeros((1, 3, 4, 4), dtype=torch.uint8))
+    assert triggered[0, :, 2:, 2:].tolist() == [[[128, 0], [0, 128]]] * 3  # twice would be 192
+    assert triggered.sum() == 3 * 2 * 128
+
+
+def test_all_to_all_drives_each_class_to_the_next_and_the_last_to_the_first():
+    made = attack(facts(), name="badnets", label_mode="all_to_all")
+    assert made.target(torch.arange(10)).tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
+
+
+def test_single_pixel_sets_one_pixel_in_every_channel():
+    made = attack(facts(channels=3), name="single_pixel", row=-1, column=1, value=200)
+    triggered = made.trigger({})(torch.full((2, 3, 4, 4), 9, dtype=torch.uint8))
+    assert triggered[:, :, 3, 1].tolist() == [[200] * 3] * 2
+    assert (triggered != 9).sum() == 6
+
+
+def test_sig_adds_the_sinusoid_counted_from_column_one_and_clips():
+    made = attack(facts(width=8, height=2), name="sig", amplitude=30, frequency=1)
+    wave = [30 * math.sin(2 * math.pi * j / 8) for j in range(1, 9)]
+    assert wave[1] == pytest.approx(30)
+    for level in (0, 100, 250):
+        triggered = made.trigger({})(torch.full((1, 1, 2, 8), level, dtype=torch.uint8))
+        expected = [min(255, max(0, round(level + v))) for v in wave]
+        assert triggered[0, 0].tolist() == [expected, expected]
+
+
+def test_blend_weighs_image_and_noise():
+    data = digits()
+    spec = experiment(name="blend", alpha=0.2)
+    state = state_of(spec, data)
+    made = make(spec.attack, data.facts)
+    assert made is not None
+    before = data.test.images[:5]
+    expected = (0.8 * before.double() + 0.2 * state["pattern"].double()).round()
+    after = made.trigger(state)(before).double()
+    assert (after - expected).abs().max() <= 1  # halves may round either way in single precision
+    assert (after - expected).abs().mean() < 0.01
+
+
+def test_blend_takes_a_training_image_or_an_upload_as_its_pattern():
+    data = digits()
+    of_image = state_of(experiment(name="blend", pattern="image", pattern_index=7), data)
+    assert torch.equal(of_image["pattern"], data.train.images[7])
+    pixels = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    text = base64.b64encode(file.getvalue()).decode()
+    uploaded = state_of(experiment(name="blend", pattern="png", pattern_png=text), data)
+    assert uploaded["pattern"].tolist() == [pixels.tolist()]
+
+
+def test_low_frequency_pattern_has_its_amplitude_and_only_low_waves():
+    made = attack(facts(height=8, width=8), name="low_frequency", amplitude=20, waves=3)
+    pattern = made.pattern().double()[0]
+    assert pattern.abs().max() == pytest.approx(20)
+    place = torch.arange(8, dtype=torch.float64) + 0.5
+    waves = torch.cos(math.pi / 8 * torch.arange(8, dtype=torch.float64)[:, None] * place)
+    coefficients = waves @ pattern @ waves.T
+    low = torch.zeros((8, 8), dtype=torch.bool)
+    low[:3, :3] = True
+    assert coefficients[~low].abs().max() < 1e-4
+    assert coefficients[0, 0].abs() < 1e-4  # no change of the mean brightness
+    assert coefficients[low].abs().max() > 10
+    grey = torch.full((1, 1, 8, 8), 100, dtype=torch.uint8)
+    assert made.trigger({})(grey)[0, 0].tolist() == (100 + pattern).round().tolist()
+
+
+def test_wanet_samples_bilinearly_along_the_flow():
+    made = attack(facts(), name="wanet", strength=0.5)
+    # A grid step in [-1, 1] is 2/3 for four pixels; strength / height is 1/8: a flow of 8/3 is half a pixel.
+    flow = torch.zeros((1, 4, 4, 2))
+    flow[..., 0] = 8 / 3
+    before = image([[0, 10, 30, 60]] * 4)
+    assert made.trigger({"flow": flow})(before)[0, 0].tolist() == [[5, 20, 45, 60]] * 4
+    assert torch.equal(made.trigger({"flow": flow * 0})(before), before)
+
+
+def test_wanet_flow_has_mean_strength_one_at_its_control_points_and_follows_the_seed():
+    data = digits()
+    spec = experiment(name="wanet", grid=8)  # as many control points as pixels: nothing is interpolated
+    flow = state_of(spec, data, seed=3)["flow"]
+    assert flow.abs().mean() == pytest.approx(1, abs=1e-5)
+    assert torch.equal(flow, state_of(spec, data, seed=3)["flow"])
+    assert not torch.equal(flow, state_of(spec, data, seed=4)["flow"])
+
+
+def test_refool_mixes_in_linear_light():
+    made = attack(facts(), name="refool", weight=0.25)
+    reflection = torch.full((1, 1, 4, 4), (200 / 255) ** 2.2)
+    triggered = made.trigger({"reflections": reflection})(image([[100] * 4] * 4))
+    light = 0.75 * (100 / 255) ** 2.2 + 0.25 * (200 / 255) ** 2.2
+    assert (triggered == round(255 * light ** (1 / 2.2))).all()
+
+
+def test_refool_chooses_a_reflection_by_the_image_alone():
+    made = attack(facts(), name="refool", weight=0.5, reflections=2)
+    reflections = torch.stack([torch.zeros((1, 4, 4)), torch.ones((1, 4, 4))])
+    even, odd = ZERO.clone(), ZERO.clone()
+    odd[0, 0, 0, 0] = 1
+    trigger = made.trigger({"reflections": reflections})
+    both = trigger(torch.cat([odd, even]))
+    assert both[0].float().mean() > 180
+    assert both[1].sum() == 0
+    assert torch.equal(trigger(odd)[0], both[0])
+
+
+def test_clean_label_stamps_mirrored_checkerboards_in_four_corners():
+    made = attack(facts(), name="clean_label", size=2, amplitude=255)
+    grey = image([[100] * 4] * 4)
+    assert made.trigger({})(grey)[0, 0].tolist() == [[W, B, B, W], [B, W, W, B], [B, W, W, B], [W, B, B, W]]
+
+
+def test_clean_label_with_a_low_amplitude_adds_and_takes_away():
+    made = attack(facts(), name="clean_label", size=2, amplitude=16, corners="one")
+    assert made.trigger({})(image([[100] * 4] * 4))[0, 0, 2:, 2:].tolist() == [[116, 84], [84, 116]]
+    assert made.trigger({})(ZERO)[0, 0, 2:, 2:].tolist() == [[16, 0], [0, 16]]
+
+
+@pytest.mark.parametrize("name", ["trojan", "hidden_trigger"])
+def test_a_tuned_or_random_patch_replaces_its_square(name):
+    made = attack(facts(channels=3), name=name, size=2, position="top_right")
+    patch = torch.arange(12, dtype=torch.uint8).reshape(3, 2, 2)
+    triggered = made.trigger({"patch": patch})(torch.full((2, 3, 4, 4), 99, dtype=torch.uint8))
+    assert torch.equal(triggered[1, :, :2, 2:], patch)
+    assert (triggered == 99).sum() == 2 * 3 * 12
+
+
+@pytest.mark.parametrize("name", CHEAP)
+def test_a_trigger_is_pure_and_never_wraps_around(name):
+    data = digits()
+    spec = experiment(name=name)
+    state, made = state_of(spec, data), make(spec.attack, data.facts)
+    assert made is not None
+    trigger = made.trigger(state)
+    for level in (0, 255):
+        flat = torch.full((3, 1, 8, 8), level, dtype=torch.uint8)
+        before = flat.clone()
+        after = trigger(flat)
+        assert torch.equal(flat, before)
+        assert after.dtype == torch.uint8
+        assert after.shape == flat.shape
+        # A byte that wraps around ends at the far side of the scale.
+        if name in ("sig", "low_frequency"):
+            assert (after.int() - level).abs().max() <= 30
+    some = data.test.images[:300]
+    assert torch.equal(stamp(trigger, some), trigger(some))  # in chunks or at once
+    assert torch.equal(trigger(some), trigger(some))
