@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from app.specs.base import field
 from app.specs.defenses.base import Defense
 from app.specs.defenses.detection import ActivationClustering, NeuralCleanse, SpectralSignatures, Strip
+from app.specs.defenses.nab import Nab
 from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau, Mcr, Nad
 
 PAPER = "Li et al. 2021, section 4"
@@ -169,6 +170,7 @@ DefenseSpec = Annotated[
     | SpectralSignatures
     | ActivationClustering
     | Strip
-    | NeuralCleanse,
+    | NeuralCleanse
+    | Nab,
     Field(discriminator="name"),
 ]

@@ -45,6 +45,7 @@ from worker.lab.defenses.base import (
 from worker.lab.defenses.holdout import CleanSet, draw
 from worker.lab.evaluation import TestSet, accuracy, evaluate, isolation_quality
 from worker.lab.networks import Network, build
+from worker.lab.networks.stamped import Stamped
 from worker.lab.report import Report
 from worker.lab.stages import Outcome, Progress, StageRun
 from worker.lab.training import Recipe, train
@@ -249,9 +250,10 @@ class SeedLab:
             "_harness": Harness(curve=self.curve, score=score),
         }
         poisoned = {"images": self.poisoned.images, "labels": self.poisoned.labels}
+        common["clean"] = self.clean_set(spec)
         if spec.kind == "training":
             return defend(spec, TrainingDefense(**common, **poisoned))
-        common |= {"victim": self.trained_victim(), "clean": self.clean_set(spec)}
+        common["victim"] = self.trained_victim()
         if spec.kind == "detection":
             return defend(spec, DetectionDefense(**common, **poisoned))
         return defend(spec, RepairDefense(**common))
@@ -303,5 +305,7 @@ class SeedLab:
 def load_model(spec: ExperimentSpec, facts: DatasetFacts, tensors: dict[str, Tensor]) -> Network:
     """A network of ``spec`` with the weights of a stored checkpoint, ready to predict on the CPU."""
     network = build(spec.model, facts, "load")
+    if "stamp_mask" in tensors:
+        network = Stamped.around(network, tensors)
     network.load_state_dict(tensors)
     return network.eval().to(torch.device("cpu"))

@@ -164,7 +164,7 @@ class Report:
                 _array(isolated),
                 f"{arm}: per-sample loss when isolation ends",
             )
-        if truth.any():
+        if truth.any() and isolated.any():
             self._figure(
                 run.scope,
                 f"{where}_ranking.png",

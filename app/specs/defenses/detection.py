@@ -58,9 +58,9 @@ class ActivationClustering(Defense):
         le=0.5,
     )
     min_silhouette: float = field(
-        0.1,
+        0.45,
         "Only clusters that are separated at least this well are suspicious.",
-        source="Chen et al. 2018, section 5: 0.10 to 0.15",
+        source="docs/defenses.md: digits, seeds 7 and 8; Chen et al. 2018, section 5, has 0.10 to 0.15",
         ge=-1,
         le=1,
     )
@@ -78,8 +78,13 @@ class Strip(CleanSetDefense):
     overlays: int = field(
         64, "Clean images laid over each sample.", unit="images", source=BENCHMARK, ge=1, le=1000
     )
-    alpha: float = field(
-        0.5, "Weight of the overlay.", unit="fraction", source="Gao et al. 2019, section 3", gt=0, lt=1
+    overlay_weight: float = field(
+        1.0,
+        "Weight of the overlay, which is added to the undimmed sample; sums above 255 are cut off. Dimming the sample "
+        "(0.5 of each) fades small patches away.",
+        source="Gao et al. 2019, published code",
+        gt=0,
+        le=10,
     )
     false_positive_rate: float = field(
         0.05,

@@ -4,6 +4,7 @@ from typing import Any
 
 from app.specs.defense import Abl, DefenseSpec
 from app.specs.defenses.detection import ActivationClustering, NeuralCleanse, SpectralSignatures, Strip
+from app.specs.defenses.nab import Nab
 from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau, Mcr, Nad
 from worker.lab.defenses import (
     abl,
@@ -14,6 +15,7 @@ from worker.lab.defenses import (
     ft_sam,
     i_bau,
     mcr,
+    nab,
     nad,
     neural_cleanse,
     spectral_signatures,
@@ -37,6 +39,7 @@ _RUN: dict[type, Any] = {
     ActivationClustering: activation_clustering.run,
     Strip: strip.run,
     NeuralCleanse: neural_cleanse.run,
+    Nab: nab.run,
 }
 """Each spec's recipe: (spec, what its kind of defence may see) to the defended network."""
 

@@ -4,8 +4,9 @@ The features of a poisoned class fall into two clusters, one of the class's own 
 Each class's features are reduced and split by 2-means; a cluster that is small and well separated is suspicious
 (relative size and silhouette, section 5).
 
-The paper reduces by independent components. Those are a rotation of the whitened principal components, and k-means does
-not see rotations, so whitened principal components give the same clusters without an iterative fit.
+The paper reduces by independent components; principal components, which keep the directions' spread, separate better
+here and are what the Adversarial Robustness Toolbox takes. A poisoned half of a class cannot be told from the other
+half by its size: then nothing is flagged.
 """
 
 import torch
@@ -22,13 +23,12 @@ from worker.lab.stages import Outcome, StageRun
 SILHOUETTE_SAMPLE = 2000  # its cost is quadratic
 
 
-def whitened(points: Tensor, components: int) -> Tensor:
-    """``[n, D]`` on its first principal components, each scaled to unit variance; ``[n, min(components, rank)]``."""
+def reduced(points: Tensor, components: int) -> Tensor:
+    """``[n, D]`` on its first principal components, ``[n, min(components, n, D)]``."""
     centred = points.double() - points.double().mean(0)
     left, singular, _ = torch.linalg.svd(centred, full_matrices=False)
-    kept = int((singular > 1e-6 * singular[0].clamp(min=1e-30)).sum())
-    reduced: Tensor = left[:, : min(components, kept)] * len(points) ** 0.5
-    return reduced
+    first: Tensor = (left * singular)[:, :components]
+    return first
 
 
 def two_clusters(points: Tensor, seed: int) -> tuple[Tensor, Tensor, float]:
@@ -63,7 +63,7 @@ def run(spec: ActivationClustering, lab: DetectionDefense) -> Network:
             if len(rows) < 2 * spec.components:  # too few to tell two groups apart
                 continue
             seed = derive_seed("activation clustering", lab.seed, label) % 2**32
-            small, margin, silhouette = two_clusters(whitened(points[rows], spec.components), seed)
+            small, margin, silhouette = two_clusters(reduced(points[rows], spec.components), seed)
             size = small.double().mean().item()
             silhouettes.append(round(silhouette, 4))
             sizes.append(round(size, 4))

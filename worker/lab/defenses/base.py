@@ -76,6 +76,8 @@ class TrainingDefense(Defense):
     """uint8 ``[N, C, H, W]``, on the device."""
     labels: Tensor
     """int64 ``[N]`` as the attacker left them."""
+    clean: CleanSet | None = None
+    """None unless the defence's spec asks for a clean set."""
 
     def fit(
         self,
@@ -109,10 +111,9 @@ class RepairDefense(Defense):
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionDefense(TrainingDefense):
-    """Sees the poisoned set and the model trained on it; ``clean`` is None unless its spec asks for a clean set."""
+    """Sees the poisoned set and the model trained on it."""
 
     victim: Network
-    clean: CleanSet | None
 
 
 def state(network: Network) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """STRIP (Gao et al. 2019).
 
-Lay many clean images over a sample. A clean sample's prediction changes with every overlay; a triggered one keeps
+Add many clean images to a sample. A clean sample's prediction changes with every overlay; a triggered one keeps
 giving the target, so the mean entropy of its predictions is low (section 4). The threshold is the clean set's quantile
 at the accepted false positive rate, from a normal fit as in the paper.
 """
@@ -29,8 +29,8 @@ def entropies(spec: Strip, lab: DetectionDefense, run: StageRun, images: Tensor,
         run.recorder.check()
         chosen = torch.randint(len(overlays), (len(images),), device=images.device, generator=drawn)
         for rows in torch.arange(len(images), device=images.device).split(CHUNK):
-            over = overlays[chosen[rows]].float()
-            mixed = ((1 - spec.alpha) * images[rows].float() + spec.alpha * over).round().to(torch.uint8)
+            mixed = images[rows].float() + spec.overlay_weight * overlays[chosen[rows]].float()
+            mixed = mixed.round().clamp(0, 255).to(torch.uint8)
             chances = predict(lab.victim, mixed, lab.compute).log_softmax(1)
             total[rows] -= (chances.exp() * chances).sum(1)
     return total / spec.overlays

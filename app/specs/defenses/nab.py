@@ -1,0 +1,81 @@
+"""Non-adversarial backdoor: a training defence for comparison with ABL."""
+
+from typing import Any, Literal, Self
+
+from pydantic import model_validator
+
+from app.specs.base import field
+from app.specs.defenses.base import BENCHMARK, CleanSetDefense
+
+PAPER = "Liu et al. 2023, section 4"
+
+
+class Nab(CleanSetDefense):
+    """NAB (Liu et al., 2023): suspicious samples are relabelled and stamped, so that the stamp undoes the trigger.
+
+    The model needs the stamp on everything it is asked; the defended network puts it on by itself.
+    """
+
+    name: Literal["nab"] = "nab"
+    isolation_ratio: float = field(
+        0.05, "Share of the training set that is suspected.", unit="fraction", source=PAPER, gt=0, le=0.5
+    )
+    isolation_epochs: int = field(
+        24, "Epochs of local gradient ascent that rank the samples, as in `abl`.", unit="epochs", ge=1, le=500
+    )
+    isolation_learning_rate: float = field(0.01, "Its learning rate, as in `abl`.", gt=0, le=10)
+    ranking_window: int = field(
+        12, "Last epochs over which ranks are averaged, as in `abl`.", unit="epochs", ge=1, le=500
+    )
+    gamma: float = field(
+        0.5, "Level below which the loss is pushed up again.", unit="nats", source=PAPER, ge=0, le=10
+    )
+    labelling_epochs: int = field(
+        100,
+        "Training of the model that relabels, on the clean set alone.",
+        unit="epochs",
+        source=BENCHMARK,
+        ge=1,
+        le=1000,
+    )
+    labelling_learning_rate: float = field(
+        0.1, "Peak learning rate of that model; to zero along a cosine.", source=BENCHMARK, gt=0, le=10
+    )
+    stamp_size: int = field(
+        2, "Side of the stamp, in the top left corner.", unit="pixels", source=PAPER, ge=1, le=224
+    )
+    stamp_value: int = field(
+        255,
+        "Grey level of the stamp. The paper's 0 cannot be seen on images with black edges.",
+        unit="grey levels (0-255)",
+        source=PAPER,
+        ge=0,
+        le=255,
+    )
+
+    @model_validator(mode="after")
+    def _window_fits(self) -> Self:
+        if self.ranking_window > self.isolation_epochs:
+            raise ValueError(
+                f"ranking_window {self.ranking_window} exceeds isolation_epochs {self.isolation_epochs}"
+            )
+        return self
+
+    def stages(self) -> list[tuple[str, dict[str, Any], int]]:
+        isolation = (
+            "isolation_ratio",
+            "isolation_epochs",
+            "isolation_learning_rate",
+            "ranking_window",
+            "gamma",
+        )
+        labelling = ("clean_ratio", "held_out_ratio", "labelling_epochs", "labelling_learning_rate")
+
+        def part(names: tuple[str, ...]) -> dict[str, Any]:
+            return {name: getattr(self, name) for name in names}
+
+        return [
+            ("isolation", part(isolation), self.isolation_epochs),
+            ("labelling", part(labelling), self.labelling_epochs // 10),
+            ("training", self.fields(*isolation, *labelling), 30),
+        ]

@@ -1,0 +1,95 @@
+"""NAB, the non-adversarial backdoor (Liu et al. 2023).
+
+Samples that training learns too fast are suspected, as in ABL. Each is given the label that a model trained on the
+clean set alone would give it, and a stamp of the defender's own. The model learns: stamp means the true class, trigger
+or not. At test time every image is stamped. The paper's optional filter, which refuses images whose answer the stamp
+changes, is left out, for a refusal is no answer that can be scored.
+"""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from app.specs.defense import Abl
+from app.specs.defenses.nab import Nab
+from worker.lab.data.datasets import Split
+from worker.lab.defenses import abl
+from worker.lab.defenses.base import TrainingDefense, load_state, state
+from worker.lab.defenses.repair import small_set_recipe
+from worker.lab.evaluation import accuracy, predict
+from worker.lab.networks import Network
+from worker.lab.networks.stamped import Stamped
+from worker.lab.stages import Outcome, StageRun
+from worker.lab.training import Batch, Objective, train
+
+POOR_LABELS = 0.7  # held-out accuracy below which the relabelling model is no good
+
+
+def run(spec: Nab, lab: TrainingDefense) -> Network:
+    """Suspect, relabel, and train with the stamp."""
+    ranking = Abl(
+        isolation_loss="local_gradient_ascent",
+        isolation_reduction="batch_mean",
+        isolation_ratio=spec.isolation_ratio,
+        isolation_epochs=spec.isolation_epochs,
+        isolation_learning_rate=spec.isolation_learning_rate,
+        ranking_window=spec.ranking_window,
+        gamma=spec.gamma,
+    )
+    isolation = lab.stage("isolation", lambda stage: abl.isolate(ranking, lab, stage))
+    suspects = isolation.tensors["isolated"].to(lab.labels.device)
+    labelled = lab.stage("labelling", lambda stage: relabel(spec, lab, stage, suspects))
+    trained = lab.stage("training", lambda stage: learn(spec, lab, stage, suspects, labelled))
+    return load_state(_stamped(spec, lab), trained.tensors, lab.compute.device)
+
+
+def relabel(spec: Nab, lab: TrainingDefense, stage: StageRun, suspects: Tensor) -> Outcome:
+    """Labels ``[K]`` of the suspects by a model trained on the clean set alone ("verified data" in the paper)."""
+    assert lab.clean is not None
+    fit, held_out = lab.clean.fit, lab.clean.held_out
+    network = lab.new_network("labelling")
+    recipe = small_set_recipe(
+        lab, len(fit), epochs=spec.labelling_epochs, learning_rate=spec.labelling_learning_rate
+    )
+    train(stage, network, fit.images, fit.labels, recipe)
+    right = accuracy(network, held_out, lab.compute)
+    if right < POOR_LABELS:
+        lab.warn(
+            stage,
+            f"the relabelling model is right on only {right:.0%} of {len(held_out)} held-out clean images",
+        )
+    return stage.finish(
+        {"labels": predict(network, lab.images[suspects], lab.compute).argmax(1)}, accuracy=right
+    )
+
+
+def learn(spec: Nab, lab: TrainingDefense, stage: StageRun, suspects: Tensor, labelled: Outcome) -> Outcome:
+    """Train on everything, the suspects relabelled and stamped."""
+    labels = lab.labels.clone()
+    labels[suspects] = labelled.tensors["labels"].to(labels.device)
+    carries = torch.zeros_like(labels, dtype=torch.bool)
+    carries[suspects] = True
+    network = _stamped(spec, lab)
+    recipe = replace(lab.recipe, memory={}, objective=stamping(carries))
+    lab.fit_on(stage, network, Split(lab.images, labels), recipe)
+    return stage.finish(state(network))
+
+
+def stamping(carries: Tensor) -> Objective:
+    """Cross-entropy, with the stamp on the rows of ``carries`` (bool ``[N]``) alone, put on after augmentation."""
+
+    def objective(network: Network, batch: Batch) -> Tensor:
+        assert isinstance(network, Stamped)
+        with_stamp = carries[batch.rows][:, None, None, None]
+        x = torch.where(with_stamp, network.stamp(batch.x), batch.x)
+        return F.cross_entropy(network.network(x).float(), batch.labels)
+
+    return objective
+
+
+def _stamped(spec: Nab, lab: TrainingDefense) -> Stamped:
+    mask = torch.zeros(1, 1, lab.facts.height, lab.facts.width)
+    mask[:, :, : spec.stamp_size, : spec.stamp_size] = 1
+    return Stamped(lab.new_network("nab"), mask, mask * (spec.stamp_value / 255)).to(lab.compute.device)
