@@ -101,8 +101,10 @@ def _export(files: _Files, data: Dataset, poisoned: PoisonedSet) -> None:
         name: getattr(poisoned, name).cpu().numpy() for name in ("is_poisoned", "is_cross", "clean_labels")
     }
     labels = {"y_train": poisoned.labels.cpu().numpy(), "y_test": data.test.labels.cpu().numpy()}
+    names = {"class_names": np.array(data.facts.class_names)}
+    everything: dict[str, Any] = {**arrays, **labels, **truth, **names}
     out = io.BytesIO()
-    np.savez_compressed(out, **arrays, **labels, **truth, class_names=np.array(data.facts.class_names))
+    np.savez_compressed(out, **everything)
     files.add("poisoned_train.npz", "data", "application/zip", out.getvalue())
     try:
         import pyarrow as pa  # noqa: PLC0415  # heavy, and needed for this alone

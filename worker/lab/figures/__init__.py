@@ -8,6 +8,16 @@ from worker.lab.figures.curves import curves
 from worker.lab.figures.images import dataset_sheet, samples
 from worker.lab.figures.isolation import loss_histogram, ranking
 from worker.lab.figures.predictions import predictions
+from worker.lab.figures.rows import image_rows
 from worker.lab.figures.table import results_table
 
-__all__ = ["curves", "dataset_sheet", "loss_histogram", "predictions", "ranking", "results_table", "samples"]
+__all__ = [
+    "curves",
+    "dataset_sheet",
+    "image_rows",
+    "loss_histogram",
+    "predictions",
+    "ranking",
+    "results_table",
+    "samples",
+]
