@@ -7,15 +7,17 @@ and workers.
 
 from typing import Any, NamedTuple
 
+from app.specs.attack import NoAttack
 from app.specs.base import digest
-from app.specs.experiment import CLEAN, UNDEFENDED, ExperimentSpec
+from app.specs.experiment import ATTACK, CLEAN, UNDEFENDED, ExperimentSpec
 
 LAB_VERSION = 1
 """Raise this whenever the same spec and seed would give other numbers than before."""
 
 
 class PlannedStage(NamedTuple):
-    """One stage of one arm and seed. ``arm`` is None for the poisoned set, which the arms share."""
+    """One stage of one arm and seed. ``arm`` is None for the poisoned set, which the arms share, and
+    "attack" for what the attack computes before it."""
 
     kind: str
     arm: str | None
@@ -33,6 +35,10 @@ def plan(spec: ExperimentSpec, data_version: str = "") -> list[PlannedStage]:
     stages: list[PlannedStage] = []
     dataset = {"dataset": spec.dataset.model_dump(mode="json"), "version": data_version}
     victim = {"model": spec.model.model_dump(mode="json"), "training": spec.training.model_dump(mode="json")}
+    attackers_recipe = {
+        "model": victim["model"],
+        "training": spec.training.model_dump(mode="json", exclude={"epochs"}),
+    }
     for seed in spec.seeds:
 
         def add(
@@ -43,7 +49,13 @@ def plan(spec: ExperimentSpec, data_version: str = "") -> list[PlannedStage]:
             return key
 
         clean_data = digest(["data", dataset, seed])
-        poisoned = add("poisoned_set", None, spec.attack.model_dump(mode="json"), clean_data, 1)
+        prepared = clean_data
+        if not isinstance(spec.attack, NoAttack):
+            for kind, fields, epochs in spec.attack.stages():
+                # Neither the attack's name nor the victim's epochs: attacks that need the same model share it.
+                prepared = add(kind, ATTACK, [fields, attackers_recipe], prepared, epochs)
+        attack = spec.attack.model_dump(mode="json", exclude={"export"})
+        poisoned = add("poisoned_set", None, attack, prepared, 1)
         model = ""
         if CLEAN in spec.arms:
             model = add("victim", CLEAN, victim, clean_data, spec.training.epochs)

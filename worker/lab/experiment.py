@@ -18,7 +18,7 @@ from app.specs.facts import DatasetFacts
 from app.specs.stages import PlannedStage, plan
 from app.specs.summary import arms_document
 from worker.lab import attack_files
-from worker.lab.attacks import Attack, AttackLab, PoisonedSet, Prepared, make
+from worker.lab.attacks import Attack, AttackLab, PoisonedSet, Prepared, State, make
 from worker.lab.attacks.poisoning import choose as choose_poisoned
 from worker.lab.attacks.poisoning import poison, rebuild
 from worker.lab.compute import Compute, choose
@@ -51,6 +51,7 @@ from worker.lab.stages import Outcome, Progress, StageRun
 from worker.lab.training import Recipe, train
 
 CURVE_IMAGES = 1000  # the curves of each epoch use so many test images; final results use all
+CURVES = ("clean_accuracy", "attack_success_rate", "cross_trigger_accuracy")
 STILL_BACKDOORED = 0.1  # a defended model with a higher attack success rate is labelled as backdoored
 
 
@@ -149,19 +150,21 @@ class SeedLab:
         self.compute = surroundings.compute
         self.recipe = Recipe.of(spec.training, resolve(spec.training.augmentation, spec.dataset, data.facts))
         attack = make(spec.attack, data.facts)
-        prepared = Prepared() if attack is None else attack.prepare(self.attack_lab())
+        prepared = Prepared() if attack is None else attack.prepare(self.attack_lab(attack))
         poisoned = self.stage(
             "poisoned_set", None, lambda run: run.finish(poison(spec, data, attack, prepared, seed))
         )
         self.poisoned: PoisonedSet = rebuild(data.train, poisoned.tensors)
         self.test = TestSet.make(data.test, attack, self.poisoned.state)
-        self.curve_test = self._curve_test(attack)
+        self.curve_test = self._curve_test(attack, self.poisoned.state)
         self.seconds = 0.0
         self.victims: dict[str, dict[str, Tensor]] = {}
         report.poisoned_set(seed, self.poisoned, poisoned.tensors["index"], self.test)
-        self.stealth = attack_files.keep(spec, seed, data, attack, self.poisoned, self.test, self.here.recorder)
+        self.stealth = attack_files.keep(
+            spec, seed, data, attack, prepared, self.poisoned, self.test, surroundings.recorder
+        )
 
-    def attack_lab(self) -> AttackLab:
+    def attack_lab(self, attack: Attack[Any]) -> AttackLab:
         """What the attack prepares itself with: the clean set, and which samples it will poison."""
         return AttackLab(
             train=self.data.train,
@@ -173,14 +176,15 @@ class SeedLab:
             new_network=lambda purpose: self.new_network(purpose, self.data.train.images),
             recipe=replace(self.recipe),
             stage=lambda kind, compute: self.stage(kind, ATTACK, compute),
+            measure=lambda network, state: self._curves(network, self._curve_test(attack, state)),
         )
 
-    def _curve_test(self, attack: Attack[Any] | None) -> TestSet:
+    def _curve_test(self, attack: Attack[Any] | None, state: State) -> TestSet:
         test = self.data.test
         some = stratified(test.labels, CURVE_IMAGES, self.data.facts.classes, self.seed).to(
             test.labels.device
         )
-        return TestSet.make(test.rows(some), attack, self.poisoned.state)
+        return TestSet.make(test.rows(some), attack, state)
 
     def stage(self, kind: str, arm: str | None, compute: Callable[[StageRun], Outcome]) -> Outcome:
         """Compute a planned stage or take it from the store."""
@@ -249,7 +253,7 @@ class SeedLab:
             "stage": lambda kind, compute: self.stage(kind, spec.arm_name, compute),
             "_harness": Harness(curve=self.curve, score=score),
         }
-        poisoned = {"images": self.poisoned.images, "labels": self.poisoned.labels}
+        poisoned: dict[str, Any] = {"images": self.poisoned.images, "labels": self.poisoned.labels}
         common["clean"] = self.clean_set(spec)
         if spec.kind == "training":
             return defend(spec, TrainingDefense(**common, **poisoned))
@@ -282,10 +286,11 @@ class SeedLab:
 
     def curve(self, network: Network) -> dict[str, float]:
         """An epoch's clean accuracy and attack success rate on part of the test set."""
-        values = evaluate(network, self.curve_test, self.compute)
-        return {
-            name: v for name in ("clean_accuracy", "attack_success_rate") if (v := values[name]) is not None
-        }
+        return self._curves(network, self.curve_test)
+
+    def _curves(self, network: Network, test: TestSet) -> dict[str, float]:
+        values = evaluate(network, test, self.compute)
+        return {name: v for name in CURVES if (v := values.get(name)) is not None}
 
     def keep(self, scope: Scope, network: Network, backdoored: bool) -> None:
         """Store the model as safetensors with the spec and a warning label in the header."""
