@@ -18,6 +18,7 @@ from app.specs.attack import (
     Trojan,
     WaNet,
 )
+from app.specs.defenses.base import CleanSetDefense
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import DatasetFacts
 from app.specs.png import png_shape
@@ -77,6 +78,16 @@ def _problems(spec: ExperimentSpec, whole: DatasetFacts) -> Iterator[Problem]:
         yield Problem(
             "training.batch_size", spec.training.batch_size, f"at most the {facts.train_size} training images"
         )
+    for i, defense in enumerate(spec.defenses):
+        if (
+            isinstance(defense, CleanSetDefense)
+            and round(defense.clean_ratio * facts.train_size) < facts.classes
+        ):
+            yield Problem(
+                f"defenses.{i}.clean_ratio",
+                defense.clean_ratio,
+                f"at least {facts.classes / facts.train_size:.3g}, one clean image for each of {facts.classes} classes",
+            )
     if not isinstance(spec.attack, NoAttack):
         yield from _attack_problems(spec, spec.attack, facts)
 
