@@ -223,7 +223,7 @@ class IBau(_Repair):
     )
     radius: float = field(
         10.0,
-        "Largest l2 norm of the universal perturbation, on images in [0, 1].",
+        "Largest l2 norm of the universal perturbation, on images in [0, 1]; on 8x8 grey images it does not bind.",
         source="the I-BAU authors' published code",
         gt=0,
         le=1000,
