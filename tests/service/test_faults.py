@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Stack
+from tests.conftest import TERMINAL, Stack
 from tests.processes import alive, descendants
 from tests.service.specs import numbers, spec
 
@@ -48,6 +48,7 @@ def wait_for_stage(stack: Stack, experiment_id: str, arm: str, stage: str) -> No
 
     def there() -> bool:
         experiment = stack.experiment(experiment_id)
+        assert experiment["status"] not in TERMINAL, experiment
         progress = experiment["progress"]
         here = (progress.get("arm"), progress.get("stage")) == (arm, stage)
         return experiment["status"] == "running" and here and progress["epoch"] >= 1
@@ -61,7 +62,7 @@ def log(stack: Stack, experiment_id: str) -> str:
 
 
 def test_a_worker_killed_in_each_stage_ends_in_the_same_numbers(sturdy: Stack, tmp_path: Path) -> None:
-    wanted = spec(seed=10, epochs=60, images=600)
+    wanted = spec(seed=10, epochs=40, images=400)
     mine = sturdy.submit(wanted)
 
     def lost() -> int:
@@ -82,7 +83,7 @@ def test_a_worker_killed_in_each_stage_ends_in_the_same_numbers(sturdy: Stack, t
 
 def test_a_run_survives_its_surroundings(sturdy: Stack) -> None:
     """API, relay and broker may die without the run noticing; with Celery's parent it dies and is resumed."""
-    mine = sturdy.submit(spec(seed=11, epochs=60, images=400))
+    mine = sturdy.submit(spec(seed=11, epochs=1000, images=400, defenses=[]))
     wait_for_stage(sturdy, mine, "clean", "victim")
     trainer = sturdy.training_pid()
     for name in ("api", "relay", "broker"):
@@ -93,13 +94,16 @@ def test_a_run_survives_its_surroundings(sturdy: Stack) -> None:
     assert len(sturdy.experiment(mine)["attempts"]) == 1
     sturdy.kill("worker")
     sturdy.eventually(lambda: not alive(trainer), 5, "the training outlived its parent")
-    ended = sturdy.wait(mine)
-    assert [tried["outcome"] for tried in ended["attempts"]] == ["lost", "succeeded"]
+    resumed = "resumed from a checkpoint"
+    sturdy.eventually(lambda: resumed in log(sturdy, mine), 60, "nobody took the run up again")
+    assert [tried["outcome"] for tried in sturdy.experiment(mine)["attempts"]] == ["lost", None]
+    sturdy.post(f"/v1/experiments/{mine}:cancel")
+    sturdy.wait(mine, "canceled", timeout=10)
 
 
 def test_an_object_store_that_fails_ends_the_run_with_the_reason(sturdy: Stack) -> None:
     objects = sturdy.home / "objects"
-    mine = sturdy.submit(spec(seed=12, epochs=40, images=400))
+    mine = sturdy.submit(spec(seed=12, epochs=40, images=400, defenses=[]))
     wait_for_stage(sturdy, mine, "clean", "victim")
     objects.rename(sturdy.home / "away")
     objects.touch()
@@ -119,7 +123,7 @@ def test_an_object_store_that_fails_ends_the_run_with_the_reason(sturdy: Stack) 
 
 
 def test_ctrl_c_leaves_nothing_behind_and_the_run_resumes_at_the_next_start(sturdy: Stack) -> None:
-    mine = sturdy.submit(spec(seed=13, epochs=60, images=400))
+    mine = sturdy.submit(spec(seed=13, epochs=40, images=400, defenses=[]))
     wait_for_stage(sturdy, mine, "clean", "victim")
     family = descendants(sturdy.process.pid)
     assert len(family) >= 6
@@ -140,4 +144,4 @@ def test_killing_the_supervisor_takes_everything_along(sturdy: Stack) -> None:
     sturdy.eventually(lambda: not any(alive(pid) for pid in family), 10, "somebody outlived the supervisor")
     (sturdy.home / "address").unlink()
     sturdy.start()
-    sturdy.wait(sturdy.submit(spec(seed=14)))
+    sturdy.wait(sturdy.submit(spec(seed=14, epochs=1, defenses=[])))
