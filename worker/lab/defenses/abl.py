@@ -188,24 +188,28 @@ def _unlearned_against(spec: Abl, lab: TrainingDefense, isolation: Outcome) -> T
     """Which samples hold the network in place while the isolated ones are unlearned, bool ``[N]``.
 
     The paper takes all the rest. But the rest still holds most of the poison, which teaches the backdoor anew in
-    every step; so unlikelihood takes the third of each class that ranks least suspicious. Ascent takes none.
+    every step; so unlikelihood takes the least suspicious samples only. Ascent takes none.
     """
     suspicion = isolation.tensors["suspicion"]
     chosen = torch.full_like(suspicion, spec.unlearning_objective == "joint", dtype=torch.bool)
     if spec.unlearning_objective == "unlikelihood":
-        chosen[_trusted(suspicion, lab.labels.cpu())] = True
+        chosen[_trusted(lab, isolation)] = True
     return chosen
 
 
-def _trusted(suspicion: Tensor, labels: Tensor) -> Tensor:
-    """Rows of the third of each class that ranks least suspicious.
+def _trusted(lab: TrainingDefense, isolation: Outcome) -> Tensor:
+    """The least suspicious rows: a third of each class, a tenth of the accused one, where the poison is.
 
-    Class by class: the target class has most of the poison and easy classes rank low as a whole, and a network held
-    in place without them would forget them.
+    Class by class, because easy classes rank low as a whole, and a network held in place without them forgets them.
     """
+    suspicion, labels = isolation.tensors["suspicion"], lab.labels.cpu()
+    accused = accused_class(labels[isolation.tensors["isolated"].cpu()])
     order = suspicion.argsort(stable=True)
-    of_class = [order[labels[order] == label] for label in labels.unique()]
-    return torch.cat([rows[: -(-len(rows) // 3)] for rows in of_class]).sort().values
+    rows = []
+    for label in labels.unique().tolist():
+        of_class = order[labels[order] == label]
+        rows.append(of_class[: -(-len(of_class) // (10 if label == accused else 3))])
+    return torch.cat(rows).sort().values
 
 
 def _holdout(spec: Abl, lab: TrainingDefense, isolation: Outcome) -> Tensor:
@@ -214,12 +218,11 @@ def _holdout(spec: Abl, lab: TrainingDefense, isolation: Outcome) -> Tensor:
     A poisoned sample that slipped into the trusted ones bears the target's label; watching it would make unlearning
     look like a loss of accuracy just when it works.
     """
-    suspicion, labels = isolation.tensors["suspicion"], lab.labels.cpu()
-    trusted = _trusted(suspicion, labels)
+    labels, trusted = lab.labels.cpu(), _trusted(lab, isolation)
     trusted = trusted[labels[trusted] != accused_class(labels[isolation.tensors["isolated"].cpu()])]
     drawn = torch.Generator().manual_seed(derive_seed("abl hold-out", lab.seed))
     order = torch.randperm(len(trusted), generator=drawn)
-    return trusted[order[: round(spec.holdout_ratio * len(suspicion))]].sort().values.to(lab.labels.device)
+    return trusted[order[: round(spec.holdout_ratio * len(labels))]].sort().values.to(lab.labels.device)
 
 
 def accused_class(isolated_labels: Tensor) -> int:
