@@ -1,0 +1,51 @@
+"""Small experiments on digits. Their stages are kept for the whole test session, so a victim is trained once."""
+
+from typing import Any
+
+import torch
+
+from tests.lab.memory import MemoryRecorder, MemoryStore, experiment
+
+Spec = dict[str, Any]
+STORE = MemoryStore()
+BADNETS: Spec = {"name": "badnets"}
+NOTHING: Spec = {"name": "none"}
+
+# The shortest form of every defence, for tests in which only its mechanics count.
+SHORT: dict[str, Spec] = {
+    "fine_tuning": {"epochs": 2},
+    "fine_pruning": {"epochs": 2},
+    "nad": {"teacher_epochs": 1, "epochs": 2},
+    "mcr": {"tuning_epochs": 1, "epochs": 2},
+    "ft_sam": {"epochs": 2},
+    "anp": {"steps": 40},
+    "i_bau": {"rounds": 2},
+    "spectral_signatures": {},
+    "activation_clustering": {},
+    "strip": {"overlays": 4},
+    "neural_cleanse": {"epochs": 3, "anomaly_threshold": 0.5, "unlearning_epochs": 2, "success": 0.2},
+    "nab": {"isolation_epochs": 2, "ranking_window": 1, "labelling_epochs": 2},
+}
+ALL: list[Spec] = [{"name": name, **fields} for name, fields in SHORT.items()]
+
+
+def spec(attack: Spec, *defenses: Spec, epochs: int = 20, seed: int = 0) -> Spec:
+    return {"attack": attack, "defenses": list(defenses), "training": {"epochs": epochs}, "seeds": [seed]}
+
+
+def defended(
+    attack: Spec, *defenses: Spec, epochs: int = 20, seed: int = 0, store: MemoryStore = STORE
+) -> MemoryRecorder:
+    """Run the defences on digits with one thread: with several tests at a time more only get in each other's way."""
+    torch.set_num_threads(1)
+    recorder = experiment(
+        spec(attack, *defenses, epochs=epochs, seed=seed), store=store, checkpoint_seconds=1e9
+    )
+    assert not recorder.failures
+    return recorder
+
+
+def number(recorder: MemoryRecorder, arm: str, metric: str, seed: int = 0) -> float:
+    value = recorder.results[arm, seed][metric]
+    assert value is not None
+    return value

@@ -1,0 +1,79 @@
+"""Detection: it finds the poison where it can, and on clean data accuses nobody or says that it cannot tell."""
+
+import csv
+import io
+
+import pytest
+
+from tests.lab.defenses.cases import BADNETS, NOTHING, Spec, defended, number
+from tests.lab.memory import MemoryRecorder
+
+ONE_PIXEL: Spec = {"name": "badnets", "size": 1, "pattern": "white"}
+
+
+@pytest.mark.parametrize(
+    ("name", "attack"),
+    [
+        # 15 % of each class are dropped, so the poison has to be fewer than that in its class.
+        ("spectral_signatures", {"name": "badnets", "poisoning_rate": 0.01}),
+        # The poison has to be clearly the smaller part of its class.
+        ("activation_clustering", {"name": "badnets", "poisoning_rate": 0.05}),
+        ("strip", BADNETS),
+    ],
+)
+def test_the_poison_is_found_and_purged(name: str, attack: Spec) -> None:
+    done = defended(attack, {"name": name})
+    assert number(done, "undefended", "attack_success_rate") > 0.9
+    assert number(done, name, "isolation_recall") > 0.9
+    assert number(done, name, "isolation_auroc") > 0.9
+    assert number(done, name, "attack_success_rate") < 0.1
+    assert number(done, name, "clean_accuracy") > number(done, "undefended", "clean_accuracy") - 0.05
+
+
+def test_neural_cleanse_finds_the_class_and_unlearns_its_trigger() -> None:
+    done = defended(ONE_PIXEL, {"name": "neural_cleanse", "epochs": 40})
+    rows = table(done, "seed-0/neural_cleanse/classes.csv")
+    assert [row["class"] for row in rows if row["flagged"] == "1"] == ["0"]
+    assert min(rows, key=lambda row: float(row["mask_norm"]))["class"] == "0"
+    assert number(done, "undefended", "attack_success_rate") > 0.7
+    assert number(done, "neural_cleanse", "attack_success_rate") < 0.2
+    assert number(done, "neural_cleanse", "clean_accuracy") > 0.85
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "words"),
+    [
+        ("spectral_signatures", 0.16, "no class stands out"),
+        ("activation_clustering", 0.0, "nothing was flagged"),
+        ("strip", 0.12, ""),
+    ],
+)
+def test_clean_data_are_not_accused_in_silence(name: str, most: float, words: str) -> None:
+    done = defended(NOTHING, {"name": name})
+    rows = table(done, f"seed-0/{name}/detection.csv")
+    assert sum(row["isolated"] == "1" for row in rows) <= most * len(rows)
+    assert any(words in message for message in done.warnings) or not words
+    assert number(done, name, "clean_accuracy") >= number(done, "clean", "clean_accuracy") - 0.03
+    assert "isolation_precision" not in done.results[name, 0]  # it has no meaning where nothing is poisoned
+
+
+def test_the_scores_of_every_sample_are_kept_beside_the_truth() -> None:
+    done = defended(BADNETS, {"name": "strip", "overlays": 4, "then": "nothing"})
+    rows = table(done, "seed-0/strip/detection.csv")
+    assert list(rows[0]) == ["index", "label", "suspicion", "isolated", "is_poisoned"]
+    assert sorted(int(row["index"]) for row in rows) == list(range(1437))
+    scores = [float(row["suspicion"]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    hits = [row for row in rows if row["isolated"] == "1" and row["is_poisoned"] == "1"]
+    assert len(hits) / 144 == pytest.approx(number(done, "strip", "isolation_recall"))
+
+
+def test_then_nothing_keeps_the_victim() -> None:
+    done = defended(BADNETS, {"name": "activation_clustering", "then": "nothing"})
+    assert (
+        done.results["activation_clustering", 0]["clean_loss"] == done.results["undefended", 0]["clean_loss"]
+    )
+
+
+def table(recorder: MemoryRecorder, name: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(recorder.files[name].decode())))

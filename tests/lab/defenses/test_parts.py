@@ -1,0 +1,114 @@
+"""The defences' arithmetic against values worked out by hand."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from app.specs.checks import check
+from app.specs.experiment import ExperimentSpec
+from app.specs.facts import BUILT_IN
+from tests.lab.defenses.cases import BADNETS, spec
+from tests.lab.memory import DIGITS_ONLY
+from worker.lab.data.datasets import load
+from worker.lab.defenses.activation_clustering import two_clusters
+from worker.lab.defenses.ft_sam import ETA, Sam
+from worker.lab.defenses.holdout import draw
+from worker.lab.defenses.mcr import bezier
+from worker.lab.defenses.nad import attention
+from worker.lab.defenses.neural_cleanse import anomaly_index
+from worker.lab.defenses.spectral_signatures import scores
+from worker.lab.training import Recipe
+
+
+def test_anomaly_index_counts_deviations_below_the_median() -> None:
+    # median 10, deviations 0 1 1 2 8: their median is 1
+    index = anomaly_index(torch.tensor([2.0, 9.0, 10.0, 11.0, 12.0]))
+    assert index.tolist() == pytest.approx([8 / 1.4826, 1 / 1.4826, 0, -1 / 1.4826, -2 / 1.4826])
+
+
+def test_the_curve_runs_from_end_to_end() -> None:
+    first, bend, last = ({"w": torch.tensor([value])} for value in (1.0, 5.0, 2.0))
+    assert [bezier(first, bend, last, t)["w"].item() for t in (0.0, 1.0)] == [1.0, 2.0]
+    assert bezier(first, bend, last, 0.5)["w"].item() == pytest.approx(0.25 * 1 + 0.5 * 5 + 0.25 * 2)
+
+
+def test_sam_takes_the_gradient_at_the_worst_point_and_applies_it_where_it_was() -> None:
+    weight = nn.Parameter(torch.tensor([2.0]))
+    recipe = Recipe(epochs=1, batch_size=1, learning_rate=0.1, momentum=0.0, weight_decay=0.0)
+    optimizer = Sam([weight], recipe, rho=0.5)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    # One weight: T g / |T g| is its sign, so the worst point is w + rho (|w| + eta); the gradient of w^2 there is twice it.
+    worst = 2.0 + 0.5 * (2.0 + ETA)
+    assert weight.item() == pytest.approx(2.0 - 0.1 * 2 * worst)
+
+
+def test_attention_maps_are_unit_vectors_of_mean_powers() -> None:
+    feature_map = torch.tensor([[[[1.0, 0.0]], [[-1.0, 2.0]]]])  # [1, 2 channels, 1, 2]
+    assert attention(feature_map, 2.0)[0].tolist() == pytest.approx([1 / 5**0.5, 2 / 5**0.5])
+
+
+def test_spectral_scores_are_squares_along_the_longest_axis() -> None:
+    points = torch.tensor([[3.0, 0.1], [-3.0, -0.1], [0.0, 1.0], [0.0, -1.0]])
+    found = scores(points)
+    assert found[:2].tolist() == pytest.approx([9.0, 9.0], rel=0.01)
+    assert found[2:].max() < 0.01
+
+
+def test_the_smaller_of_two_clusters_is_the_odd_one() -> None:
+    points = (
+        torch.cat([torch.zeros(12, 2), torch.full((4, 2), 5.0)]).double()
+        + torch.linspace(0, 0.1, 16)[:, None]
+    )
+    small, margin, silhouette = two_clusters(points, 0)
+    assert small.nonzero().flatten().tolist() == [12, 13, 14, 15]
+    assert margin[12:].min() > 0.9 > -0.9 > margin[:12].max()
+    assert silhouette > 0.9
+
+
+def test_the_clean_set_is_the_same_for_everybody_and_its_parts_are_apart() -> None:
+    train = load(ExperimentSpec().dataset, DIGITS_ONLY, 0).train
+    clean = draw(train, 10, 0.05, 0.2, seed=4)
+    again = draw(train, 10, 0.05, 0.2, seed=4)
+    other = draw(train, 10, 0.05, 0.2, seed=5)
+    assert torch.equal(clean.images, again.images)
+    assert not torch.equal(clean.images, other.images)
+    assert (len(clean.fit), len(clean.held_out)) == (58, 14)
+    assert torch.bincount(clean.fit.labels).min() >= 5
+    fit = {image.numpy().tobytes() for image in clean.fit.images}
+    held_out = {image.numpy().tobytes() for image in clean.held_out.images}
+    assert not fit & held_out
+    assert fit | held_out <= {image.numpy().tobytes() for image in train.images}
+
+
+def test_a_clean_set_without_an_image_of_every_class_is_refused() -> None:
+    whole = ExperimentSpec.model_validate(
+        spec(BADNETS, {"name": "strip"}, {"name": "nad", "clean_ratio": 0.001})
+    )
+    (problem,) = check(whole, BUILT_IN["digits"])
+    assert problem.field == "defenses.1.clean_ratio"
+    assert problem.value == 0.001
+    assert "0.00696" in problem.allowed
+
+
+@pytest.mark.parametrize(
+    "defense",
+    [
+        {"name": "nad", "betas": [1, 2]},
+        {"name": "strip", "then": "unlearn"},
+        {"name": "neural_cleanse", "then": "purge_and_retrain"},
+        {"name": "spectral_signatures", "clean_ratio": 0.1},
+        {"name": "nab", "isolation_epochs": 3},
+        {"name": "anp", "threshold": 1.0},
+    ],
+)
+def test_fields_that_make_no_sense_are_refused(defense: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=r"defenses\.0"):
+        ExperimentSpec.model_validate(spec(BADNETS, defense))

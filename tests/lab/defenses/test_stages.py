@@ -1,0 +1,81 @@
+"""Stages of repair and detection: made once, shared where they may be, resumed where they stopped."""
+
+import pytest
+
+from app.specs.experiment import ExperimentSpec
+from app.specs.stages import plan
+from tests.lab.defenses.cases import ALL, BADNETS, NOTHING, SHORT, STORE, Spec, spec
+from tests.lab.memory import MemoryRecorder, MemoryStore, experiment
+from worker.lab.contracts import CanceledError
+
+EPOCHS = 3
+
+
+def keys(whole: Spec) -> dict[tuple[str | None, str], str]:
+    return {(stage.arm, stage.kind): stage.key for stage in plan(ExperimentSpec.model_validate(whole))}
+
+
+def test_everything_is_computed_once_and_then_taken_from_the_cache() -> None:
+    store = MemoryStore()
+    whole = spec(BADNETS, *ALL, epochs=EPOCHS)
+    first = experiment(whole, store=store)
+    assert store.computed.count("victim") == 1
+    store.computed.clear()
+    again = experiment(whole, store=store)
+    assert store.computed == []
+    assert again.results == first.results
+    assert again.warnings == first.warnings != []
+    assert {n for n in first.files if n.endswith("csv")} == {n for n in again.files if n.endswith("csv")}
+
+
+@pytest.mark.parametrize("attack", [BADNETS, NOTHING])
+def test_repair_and_detection_hang_on_the_victim(attack: Spec) -> None:
+    """On its recipe and on the attack, and on no other defence."""
+    victim = "clean" if attack == NOTHING else "undefended"
+    plain = keys(spec(attack, *ALL, epochs=EPOCHS))
+    other = keys(spec(attack, *ALL, epochs=EPOCHS + 1))
+    alone = keys(spec(attack, {"name": "anp", **SHORT["anp"]}, epochs=EPOCHS))
+    assert plain[victim, "victim"] != other[victim, "victim"]
+    for arm in ("anp", "strip", "nab"):
+        changed = [plain[key] != other[key] for key in plain if key[0] == arm]
+        assert changed
+        assert all(changed)
+    assert alone.items() <= plain.items()
+
+
+def test_variants_share_the_stages_that_they_agree_on() -> None:
+    """Two distillations share their teacher; two prunings of other sizes of the clean set share nothing."""
+    nad = {"name": "nad", "teacher_epochs": 1, "epochs": 1}
+    found = keys(
+        spec(BADNETS, nad, {**nad, "arm": "other", "epochs": 2}, {**nad, "arm": "more", "clean_ratio": 0.1})
+    )
+    assert found["nad", "teacher"] == found["other", "teacher"] != found["more", "teacher"]
+    assert found["nad", "repair"] != found["other", "repair"]
+    strip = keys(spec(BADNETS, {"name": "strip"}, {"name": "strip", "arm": "look", "then": "nothing"}))
+    assert strip["strip", "detection"] == strip["look", "detection"]
+    assert ("look", "retrain") not in strip
+
+
+@pytest.mark.parametrize("name", ["ft_sam", "mcr", "anp", "i_bau", "neural_cleanse", "nab"])
+def test_a_run_that_was_stopped_ends_in_the_same_numbers(name: str) -> None:
+    """Also with Adam's moments, masks, a perturbation or costs of triggers between the epochs."""
+    fields = SHORT[name] | {"i_bau": {"rounds": 3}, "nab": {}}.get(name, {})
+    whole = spec(BADNETS, {"name": name, **fields}, epochs=EPOCHS)
+    expected = experiment(whole, store=STORE, checkpoint_seconds=1e9)
+    victim_key = keys(whole)["undefended", "victim"]
+    store = MemoryStore()
+    store.stages[victim_key] = STORE.stages[victim_key]
+
+    def stop() -> None:
+        if any(data for data in store.checkpoints.values()):
+            raise CanceledError("stopped by the test")
+
+    with pytest.raises(CanceledError):
+        experiment(whole, MemoryRecorder(stop), store)
+    assert store.checkpoints
+    resumed = experiment(whole, store=store)
+    assert any("resumed from a checkpoint" in line for line in resumed.lines)
+    measured = ("clean_accuracy", "clean_loss", "poisoned_loss")
+    for metric in measured:
+        assert resumed.results[name, 0][metric] == expected.results[name, 0][metric]
+    assert resumed.points[name, 0, "train_loss"] == expected.points[name, 0, "train_loss"]
