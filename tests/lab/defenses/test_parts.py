@@ -45,7 +45,7 @@ def test_sam_takes_the_gradient_at_the_worst_point_and_applies_it_where_it_was()
         return loss
 
     optimizer.step(closure)
-    # One weight: T g / |T g| is its sign, so the worst point is w + rho (|w| + eta); the gradient of w^2 there is twice it.
+    # With one weight, T g / |T g| is its sign: the worst point is w + rho (|w| + eta), the slope there twice that.
     worst = 2.0 + 0.5 * (2.0 + ETA)
     assert weight.item() == pytest.approx(2.0 - 0.1 * 2 * worst)
 

@@ -1,0 +1,131 @@
+"""Every repair and detection defence, and NAB, at its defaults on digits: accuracy kept and backdoor left.
+
+``python benchmarks/defenses_digits.py`` trains some 150 small models and writes docs/results/defenses-digits.md;
+half an hour on one core. Finished stages are kept under var/, so a second run only makes the table.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.specs.experiment import ExperimentSpec
+from worker.lab.experiment import run
+from worker.lab.local import FolderRecorder, FolderStore
+
+ROOT = Path(__file__).parent.parent
+TABLE = ROOT / "docs" / "results" / "defenses-digits.md"
+WORK = ROOT / "var" / "defenses-digits"
+ATTACKS: dict[str, dict[str, Any]] = {
+    "no attack": {"name": "none"},
+    "BadNets": {"name": "badnets"},
+    "Blend": {"name": "blend"},
+    "SIG, dirty label": {"name": "sig", "clean_label": False, "rate_of": "training_set"},
+}
+REPAIR = ("fine_tuning", "fine_pruning", "nad", "mcr", "ft_sam", "anp", "i_bau")
+DETECTION = ("spectral_signatures", "activation_clustering", "strip", "neural_cleanse")
+TRAINING = ("nab",)
+DEFENSES = (*REPAIR, *DETECTION, *TRAINING)
+INTRODUCTION = """# Defences on digits
+
+Made by `python benchmarks/defenses_digits.py`. 1,437 training images of 8x8, `small_cnn`, 30 epochs, every defence at
+its defaults, seeds {seeds}. Each cell is the mean of clean accuracy / attack success rate, in percent; on clean data
+there is only the accuracy. Poisoning rate 0.1 of the training set. SIG relabels here, because its clean-label form
+does not take hold on 8x8 images (attack success rate below 1 %). In brackets: of how many seeds the defence itself
+warned, by signs that need no truth.
+
+The clean set is 5 % of the training set: 72 images, of which 14 are held out. The published defaults were made for
+2,500 images of CIFAR-10, where the same epochs are some ten times as many steps.
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Table of defences on digits.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    seeds = parser.parse_args().seeds
+    torch.set_num_threads(1)
+    results: dict[str, list[dict[str, dict[str, Any]]]] = {title: [] for title in ATTACKS}
+    for seed in seeds:
+        for title, attack in ATTACKS.items():
+            results[title].append(arms(attack, seed))
+            print(f"seed {seed}, {title}: done", file=sys.stderr)
+    write(results, seeds)
+    print(TABLE.read_text())
+    return 0
+
+
+def arms(attack: dict[str, Any], seed: int) -> dict[str, dict[str, Any]]:
+    """One experiment: each arm's numbers, and under ``warnings`` what it warned of."""
+    spec = ExperimentSpec.model_validate(
+        {"attack": attack, "seeds": [seed], "defenses": [{"name": name} for name in DEFENSES]}
+    )
+    recorder = FolderRecorder(WORK / f"{attack['name']}-{seed}")
+    store = FolderStore(WORK / "stages")
+    try:
+        document = run(spec, recorder, store, data_dir=ROOT / "var" / "data", device="cpu")
+    finally:
+        recorder.close()
+    numbers = {arm["arm"]: dict(arm["seeds"][0]) for arm in document["arms"]}
+    for name, values in numbers.items():
+        values["warnings"] = [note["warning"] for note in recorder.notes if note["arm"] == name]
+    return numbers
+
+
+def write(results: dict[str, list[dict[str, dict[str, Any]]]], seeds: list[int]) -> None:
+    lines = [INTRODUCTION.format(seeds=", ".join(map(str, seeds)))]
+    lines += table(["model", *ATTACKS], ("victim", *DEFENSES), results, outcome)
+    lines += [
+        "",
+        "## What detection flagged",
+        "",
+        "Precision / recall of the flagged samples and AUROC of the scores against the truth, means over seeds; "
+        "Neural Cleanse accuses classes, not samples. NAB's are those of its isolation.",
+        "",
+    ]
+    poisoned = {title: rows for title, rows in results.items() if title != "no attack"}
+    by_sample = [name for name in (*DETECTION, *TRAINING) if name != "neural_cleanse"]
+    lines += table(["defence", *poisoned], by_sample, poisoned, detection)
+    TABLE.parent.mkdir(parents=True, exist_ok=True)
+    TABLE.write_text("\n".join(lines) + "\n")
+
+
+def table(
+    head: list[str],
+    names: tuple[str, ...] | list[str],
+    results: dict[str, list[dict[str, dict[str, Any]]]],
+    cell: Callable[[list[dict[str, Any]]], str],
+) -> list[str]:
+    """A Markdown table: one row a model, one column an attack."""
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name in names:
+        cells = []
+        for title, seeds in results.items():
+            arm = name if name != "victim" else "clean" if title == "no attack" else "undefended"
+            cells.append(cell([seed[arm] for seed in seeds]))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def outcome(seeds: list[dict[str, Any]]) -> str:
+    text = f"{100 * mean(seeds, 'clean_accuracy'):.1f}"
+    if seeds[0].get("attack_success_rate") is not None:
+        text += f" / {100 * mean(seeds, 'attack_success_rate'):.1f}"
+    warned = sum(bool(values["warnings"]) for values in seeds)
+    return text + (f" ({warned})" if warned else "")
+
+
+def detection(seeds: list[dict[str, Any]]) -> str:
+    precision, recall, auroc = (mean(seeds, f"isolation_{name}") for name in ("precision", "recall", "auroc"))
+    return f"{precision:.2f} / {recall:.2f}, {auroc:.3f}"
+
+
+def mean(seeds: list[dict[str, Any]], name: str) -> float:
+    return statistics.fmean(values[name] for values in seeds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
