@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.specs.experiment import ExperimentSpec
+from app.specs.experiment import ATTACK, ExperimentSpec
 from app.specs.facts import DatasetFacts
 from app.specs.summary import METRICS
 from worker.lab.attacks import PoisonedSet
@@ -84,6 +84,8 @@ class Report:
             values.append(value)
         self.marks.setdefault((arm, seed), []).append((run.planned.kind, run.first_step + 1))
         self.seconds[arm, seed] = self.seconds.get((arm, seed), 0.0) + outcome.seconds
+        if arm == ATTACK and outcome.history:
+            self._training_log(run, outcome)
         if "isolated" in outcome.tensors:
             self._isolation(run, outcome)
         if "class_flagged" in outcome.tensors:
@@ -135,6 +137,22 @@ class Report:
         )
         document = json.dumps({"spec": self.spec.model_dump(mode="json"), "arms": arms}, indent=1)
         self._file(Scope(), "results.json", "table", "application/json", document.encode())
+
+    def _training_log(self, run: StageRun, outcome: Outcome) -> None:
+        """What an attack recorded while it trained, one row an epoch."""
+        names = list(dict.fromkeys(name for name, _, _ in outcome.history))
+        epochs: dict[int, dict[str, float]] = {}
+        for name, epoch, value in outcome.history:
+            epochs.setdefault(epoch, {})[name] = value
+        text = io.StringIO()
+        table = csv.writer(text)
+        table.writerow(["epoch", *names])
+        table.writerows(
+            [epoch, *(f"{values[n]:.6g}" if n in values else "" for n in names)]
+            for epoch, values in epochs.items()
+        )
+        where = f"seed-{run.planned.seed}/{ATTACK}/{run.planned.kind}.csv"
+        self._file(run.scope, where, "data", "text/csv", text.getvalue().encode())
 
     def _isolation(self, run: StageRun, outcome: Outcome) -> None:
         """The samples in order of suspicion, beside the truth, as a table and as figures."""

@@ -19,7 +19,7 @@ from worker.lab.attacks.encoder_decoder import EncoderDecoder
 from worker.lab.compute import derive_seed
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
-from worker.lab.training import Batch, Recipe, to_input, train
+from worker.lab.training import Batch, Recipe, cosine, to_input, train
 
 SHOWN = 6
 CURVE_IMAGES = 1000
@@ -169,7 +169,7 @@ class InputAwareAttack(Attack[InputAware]):
             lab.recipe,
             epochs=self.spec.generator_epochs,
             learning_rate=self.spec.network_learning_rate,
-            schedule=steps_at(1 / 3, 1 / 2, 2 / 3, 5 / 6),
+            schedule=cosine,  # the authors step down over 600 epochs; fewer have to last until the end
             objective=objective,
             optimizer=both,
             memory={},
