@@ -13,6 +13,7 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor
 
+from app.specs.experiment import CLEAN
 from app.specs.stages import PlannedStage
 from worker.lab.compute import Compute
 from worker.lab.contracts import Recorder, Scope, StageStore
@@ -103,6 +104,13 @@ class StageRun:
         self._replay(points)
         share = epoch / max(1, epochs) * self.planned.epochs
         self.recorder.progress(self.scope, epoch, epochs, self.progress.fraction(share))
+
+    def rescue(self, tensors: dict[str, Tensor]) -> None:
+        """Keep the last finite state of a network whose training went astray."""
+        where = f"seed-{self.planned.seed}/{self.planned.arm}/last-finite.safetensors"
+        labels = {"arm": self.planned.arm, "seed": self.planned.seed, "backdoored": self.planned.arm != CLEAN}
+        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        self.recorder.artifact(self.scope, where, "checkpoint", "application/octet-stream", data, labels)
 
     def finish(self, tensors: dict[str, Tensor], **facts: Any) -> Outcome:
         """The stage's outcome, with the history and time taken."""

@@ -1,7 +1,8 @@
 """The one training loop. Everything that trains a network is a use of it."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -165,8 +166,10 @@ def train(
                 group["lr"] = recipe.learning_rate * recipe.schedule(share)
             x = to_input(recipe.augment(images[batch], drawn), run)
             losses[step] = _step(run, network, optimizer, objective, Batch(x, labels[batch], batch, drawn))
-        _must_be_finite(losses, epoch, network, before)
-        values = {"train_loss": losses.mean().item()} | (after_epoch(network, epoch) or {})
+        with _or_back_to(before, run, network, f"epoch {epoch}, batch"):
+            _check_finite(losses, network)
+        with _or_back_to(before, run, network, f"epoch {epoch}, after batch {len(batches)}:"):
+            values = {"train_loss": losses.mean().item()} | (after_epoch(network, epoch) or {})
         run.epoch_done(epoch, recipe.epochs, values)
         run.checkpoint(partial(_state, network, optimizer, recipe, epoch))
     return epoch
@@ -206,12 +209,27 @@ def to_input(images: Tensor, run: StageRun) -> Tensor:
     return images.to(torch.float32, memory_format=run.compute.memory_format).div_(255)
 
 
-def _must_be_finite(losses: Tensor, epoch: int, network: Network, before: dict[str, Tensor]) -> None:
+@contextmanager
+def _or_back_to(before: dict[str, Tensor], run: StageRun, network: Network, where: str) -> Iterator[None]:
+    """If a number is not finite, restore and keep the network as it was before this epoch, and say ``where``."""
+    try:
+        yield
+    except NonFiniteLossError as error:
+        network.load_state_dict(before)
+        run.rescue(before)
+        raise NonFiniteLossError(f"{where} {error}") from error
+
+
+def _check_finite(losses: Tensor, network: Network) -> None:
+    """One wait for the device an epoch: every batch's loss is looked at together, and what the last one left."""
     bad = torch.nonzero(~torch.isfinite(losses)).flatten()
     if len(bad):
-        network.load_state_dict(before)
-        batch = int(bad[0]) + 1
-        raise NonFiniteLossError(f"the loss became {losses[bad[0]].item()} at epoch {epoch}, batch {batch}")
+        raise NonFiniteLossError(f"{int(bad[0]) + 1}: the loss became {losses[bad[0]].item()}")
+    # Running statistics can overflow while the losses, normalised by each batch's own, still look sound.
+    if not torch.stack([torch.isfinite(tensor).all() for tensor in network.state_dict().values()]).all():
+        raise NonFiniteLossError(
+            f"{len(losses)}: the network's parameters or statistics are no longer finite"
+        )
 
 
 def _snapshot(network: Network) -> dict[str, Tensor]:

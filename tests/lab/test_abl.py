@@ -1,0 +1,129 @@
+"""ABL: its losses against hand-computed values, its ranking, and that it removes a backdoor."""
+
+import math
+
+import pytest
+import torch
+
+from app.specs.defense import Abl
+from tests.lab.memory import experiment
+from worker.lab.compute import choose
+from worker.lab.defenses.abl import accused_class, isolation_loss, lowest, smoothed_ranks, unlearning_loss
+from worker.lab.evaluation import sample_losses
+from worker.lab.networks.small_cnn import SmallCnn
+
+ROWS = torch.arange(2)
+
+
+def _value_and_gradient(
+    loss: object, values: list[float], rows: torch.Tensor = ROWS
+) -> tuple[float, list[float]]:
+    losses = torch.tensor(values, requires_grad=True)
+    value = loss(losses, rows)  # type: ignore[operator]
+    value.backward()
+    assert losses.grad is not None
+    return value.item(), losses.grad.tolist()
+
+
+@pytest.mark.parametrize(
+    ("loss", "reduction", "value", "gradient"),
+    [
+        # losses 0.2 and 1.0, gamma 0.5: the mean 0.6 is above gamma, one sample is below
+        ("local_gradient_ascent", "batch_mean", 0.6, [0.5, 0.5]),
+        ("local_gradient_ascent", "per_sample", (-0.2 + 1.0) / 2, [-0.5, 0.5]),
+        ("flooding", "batch_mean", 0.1 + 0.5, [0.5, 0.5]),
+        ("flooding", "per_sample", (0.3 + 0.5 + 0.5 + 0.5) / 2, [-0.5, 0.5]),
+    ],
+)
+def test_isolation_losses(loss: str, reduction: str, value: float, gradient: list[float]) -> None:
+    spec = Abl(isolation_loss=loss, isolation_reduction=reduction, gamma=0.5)  # type: ignore[arg-type]
+    got, slope = _value_and_gradient(isolation_loss(spec), [0.2, 1.0])
+    assert got == pytest.approx(value)
+    assert slope == pytest.approx(gradient)
+
+
+def test_batch_mean_ascends_below_gamma() -> None:
+    _, slope = _value_and_gradient(isolation_loss(Abl(gamma=0.5)), [0.2, 0.4])
+    assert slope == pytest.approx([-0.5, -0.5])
+
+
+def test_unlearning_losses() -> None:
+    isolated = torch.tensor([False, True])
+    joint = unlearning_loss(Abl(unlearning_objective="joint"), isolated)
+    assert _value_and_gradient(joint, [0.3, 0.8]) == (pytest.approx(0.3 - 0.8), pytest.approx([1, -1]))
+    ascent = unlearning_loss(Abl(unlearning_objective="ascent"), isolated)
+    assert _value_and_gradient(ascent, [0.8], torch.tensor([1])) == (pytest.approx(-0.8), pytest.approx([-1]))
+    unlikelihood = unlearning_loss(Abl(unlearning_objective="unlikelihood"), isolated)
+    p = math.exp(-0.8)
+    value, slope = _value_and_gradient(unlikelihood, [0.3, 0.8])
+    assert value == pytest.approx(0.3 - math.log(1 - p), rel=1e-5)
+    assert slope == pytest.approx([1, -p / (1 - p)], rel=1e-5)
+
+
+def test_unlikelihood_is_finite_where_the_network_is_certain() -> None:
+    loss = unlearning_loss(Abl(), torch.tensor([True, True]))
+    value, slope = _value_and_gradient(loss, [0.0, 1e-9])
+    assert math.isfinite(value)
+    assert all(math.isfinite(s) for s in slope)
+
+
+def test_unlearning_with_nothing_isolated_in_the_batch_is_plain_training() -> None:
+    loss = unlearning_loss(Abl(), torch.tensor([False, False]))
+    assert _value_and_gradient(loss, [0.2, 0.4]) == (pytest.approx(0.3), pytest.approx([0.5, 0.5]))
+
+
+def test_ranks_are_averaged_over_the_window_and_isolation_takes_the_lowest() -> None:
+    window = [torch.tensor([0.1, 0.5, 0.9]), torch.tensor([9.0, 0.3, 8.0])]
+    ranks = smoothed_ranks(window)
+    assert ranks.tolist() == [0.5, 0.25, 0.75]  # ranks (0, 1, 2) and (2, 0, 1), halved
+    assert lowest(ranks, 0.34).tolist() == [1]
+    assert lowest(ranks, 0.001).tolist() == [1]  # never less than one sample
+
+
+def test_the_ranking_does_not_depend_on_the_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network, images = SmallCnn(1, 10), torch.randint(256, (50, 1, 8, 8), dtype=torch.uint8)
+    labels, compute = torch.randint(10, (50,)), choose("cpu", "float32", compile=False)
+    whole = sample_losses(network, images, labels, compute)
+    monkeypatch.setattr("worker.lab.evaluation.BATCH", 7)
+    assert torch.allclose(sample_losses(network, images, labels, compute), whole, atol=1e-5)
+
+
+def test_accused_class_needs_a_majority() -> None:
+    assert accused_class(torch.tensor([4, 4, 4, 1])) == 4
+    assert accused_class(torch.tensor([4, 4, 1, 1])) == -1
+
+
+def test_presets_fill_what_is_not_given() -> None:
+    authors = Abl.model_validate({"name": "abl", "preset": "authors", "isolation_ratio": 0.02})
+    assert (authors.isolation_loss, authors.isolation_epochs, authors.isolation_ratio) == (
+        "flooding",
+        10,
+        0.02,
+    )
+    paper = Abl.model_validate({"name": "abl", "preset": "paper"})
+    assert (paper.isolation_reduction, paper.unlearning_objective) == ("per_sample", "joint")
+    assert Abl.model_validate(authors.model_dump()) == authors  # the canonical form means the same
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_abl_removes_badnets_from_digits(seed: int) -> None:
+    """The bar of the main job: ASR from >= 0.95 to <= 0.05 at no more than 0.03 of clean accuracy."""
+    spec = {"defenses": [{"name": "abl"}], "training": {"epochs": 15}, "seeds": [seed]}
+    done = experiment(spec, checkpoint_seconds=1e9)
+    undefended, defended = done.results["undefended", seed], done.results["abl", seed]
+    assert undefended["attack_success_rate"] >= 0.95  # type: ignore[operator]
+    assert defended["attack_success_rate"] <= 0.05  # type: ignore[operator]
+    assert defended["clean_accuracy"] >= 0.93  # type: ignore[operator]
+    assert defended["clean_accuracy"] >= undefended["clean_accuracy"] - 0.03  # type: ignore[operator]
+
+
+def test_wrong_isolation_is_warned_of() -> None:
+    """Unlearning that cannot work (no epochs) says that the isolated samples are still known."""
+    spec = {
+        "training": {"epochs": 1},
+        "defenses": [{"name": "abl", "finetune_epochs": 3, "unlearning_epochs": 0, "isolation_epochs": 12}],
+    }
+    done = experiment(spec, checkpoint_seconds=1e9)
+    assert any("still" in w or "at their label" in w for w in done.warnings)
