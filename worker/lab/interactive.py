@@ -48,7 +48,7 @@ def preview(payload: dict[str, Any], data_dir: Path) -> bytes:
             f"attack.name: {spec.attack.name!r} has no trigger to show: it changes no image at test time"
         )
     seed = int(payload.get("seed", 0))
-    test = TestSet.make(data.test, attack, _state(spec, data, attack, seed))
+    test = TestSet.make(data.test, attack, state_without_training(spec, data, attack, seed))
     assert test.triggered is not None
     assert test.targets is not None
     some = torch.linspace(0, len(test.triggered) - 1, min(PREVIEWED, len(test.triggered))).long()
@@ -98,7 +98,7 @@ def predict(
             raise SpecError("triggered: true is not allowed; this experiment has no attack")
         if not attack.has_trigger:
             raise SpecError(f"triggered: true is not allowed; {spec.attack.name!r} has no trigger")
-        state = load(trigger_state) if trigger_state else _state(spec, data, attack, seed)
+        state = load(trigger_state) if trigger_state else state_without_training(spec, data, attack, seed)
         pixels = attack.trigger(state)(pixels)
     compute = choose("cpu", "float32", compile=False)
     arms = []
@@ -123,7 +123,7 @@ def predict(
     }
 
 
-def _state(spec: ExperimentSpec, data: Dataset, attack: Attack[Any], seed: int) -> State:
+def state_without_training(spec: ExperimentSpec, data: Dataset, attack: Attack[Any], seed: int) -> State:
     """What a trigger that needs no training is made from. Raises SpecError if it needs some."""
 
     def no_training(*_: object) -> Any:

@@ -64,11 +64,11 @@ def digits(seed: int = 0) -> Dataset:
 
 def state_of(spec: ExperimentSpec, data: Dataset, seed: int = 0) -> dict[str, Tensor]:
     """State of a trigger that needs no training."""
-    from worker.lab.interactive import _state  # noqa: PLC0415
+    from worker.lab.interactive import state_without_training  # noqa: PLC0415
 
     made = make(spec.attack, data.facts)
     assert made is not None
-    return _state(spec, data, made, seed)
+    return state_without_training(spec, data, made, seed)
 
 
 def poisoned(spec: ExperimentSpec, data: Dataset, seed: int = 0) -> PoisonedSet:

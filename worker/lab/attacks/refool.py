@@ -56,12 +56,14 @@ class RefoolAttack(Attack[Refool]):
 
     def trigger(self, state: State) -> Trigger:
         weight, reflections = self.spec.weight, state["reflections"]
+        weighted = weight * reflections
         linear = (torch.arange(256, dtype=torch.float32) / 255) ** GAMMA * (1 - weight)
 
         def reflect(images: Tensor) -> Tensor:
             which = images.sum((1, 2, 3)) % len(reflections)
-            light = linear.to(images.device)[images.int()]
-            light += weight * reflections.to(images.device)[which]
+            # A table of the 256 bytes instead of a power each; index_select is the fast way to read it.
+            light = linear.to(images.device).index_select(0, images.int().flatten()).view(images.shape)
+            light += weighted.to(images.device)[which]
             return light.pow_(1 / GAMMA).mul_(255).round_().to(torch.uint8)
 
         return reflect

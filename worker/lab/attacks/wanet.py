@@ -39,12 +39,8 @@ class WaNetAttack(Attack[WaNet]):
         grid = self._grid(state["flow"])
 
         def warp(images: Tensor) -> Tensor:
-            n, c, h, w = images.shape
-            # The warp is the same for all, so images and channels are one axis.
-            flat = images.reshape(1, n * c, h, w).float()
-            return to_bytes(F.grid_sample(flat, grid.to(images.device), align_corners=True)).reshape(
-                n, c, h, w
-            )
+            everywhere = grid.to(images.device).expand(len(images), -1, -1, -1)
+            return to_bytes(F.grid_sample(images.float(), everywhere, align_corners=True))
 
         return warp
 
