@@ -1,5 +1,6 @@
 """A child process that is kept alive, dies with its parent, and takes its own children along."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -105,5 +106,8 @@ def before_exec(niceness: int, parent: int) -> Callable[[], None]:
             if os.getppid() != parent:  # it died before we could ask to be told
                 os._exit(1)
         os.nice(niceness)
+        # Linux schedules whole sessions against each other by the session's own niceness, not by its processes'.
+        with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as autogroup:
+            autogroup.write(str(niceness))
 
     return prepare
