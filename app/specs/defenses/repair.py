@@ -170,7 +170,7 @@ class Anp(_Repair):
     name: Literal["anp"] = "anp"
     steps: int = field(
         2000,
-        "Steps of optimising the masks.",
+        "Steps of optimising the masks, rounded to whole passes over the clean set.",
         unit="batches",
         source="Wu and Wang 2021, section 5.1",
         ge=1,

@@ -17,7 +17,7 @@ ONE_PIXEL: Spec = {"name": "badnets", "size": 1, "pattern": "white"}
         # 15 % of each class are dropped, so the poison has to be fewer than that in its class.
         ("spectral_signatures", {"name": "badnets", "poisoning_rate": 0.01}),
         # The poison has to be clearly the smaller part of its class.
-        ("activation_clustering", {"name": "badnets", "poisoning_rate": 0.05}),
+        ("activation_clustering", {"name": "badnets", "poisoning_rate": 0.03}),
         ("strip", BADNETS),
     ],
 )

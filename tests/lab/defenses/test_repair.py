@@ -46,6 +46,6 @@ def test_harm_is_told_by_the_held_out_images_alone() -> None:
 
 
 def test_nothing_to_prune_is_told() -> None:
-    done = defended(BADNETS, {"name": "anp", "steps": 20, "threshold": 0.001})
+    done = defended(BADNETS, {"name": "anp", "steps": 4, "learning_rate": 0.001, "threshold": 0.1})
     assert any("no neuron was pruned" in message for message in done.warnings)
     assert number(done, "anp", "clean_accuracy") == number(done, "undefended", "clean_accuracy")

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 import worker.lab.experiment
+from app.specs.dataset import Digits
 from tests.lab.defenses.cases import ALL, BADNETS, Spec, spec
-from tests.lab.memory import DIGITS_ONLY, MemoryRecorder, MemoryStore, experiment
+from tests.lab.memory import DIGITS_ONLY, experiment
 from worker.lab.data.datasets import Dataset, Split
 from worker.lab.defenses import defend
 from worker.lab.defenses.base import Defense, RepairDefense
@@ -26,13 +27,32 @@ ABL: Spec = {
 EVERY = spec(BADNETS, ABL, *ALL, epochs=3)
 
 
-def models(recorder: MemoryRecorder) -> dict[str, bytes]:
-    return {name: data for name, data in recorder.files.items() if name.endswith("model.safetensors")}
+@dataclasses.dataclass
+class Done:
+    """The weights of every arm, and what each defence was handed."""
+
+    weights: dict[str, bytes]
+    handed: list[Defense]
+
+
+def run_all() -> Done:
+    handed: list[Defense] = []
+
+    def watch(spec: Any, lab: Defense) -> Network:
+        handed.append(lab)
+        return defend(spec, lab)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker.lab.experiment, "defend", watch)
+        recorder = experiment(EVERY, checkpoint_seconds=1e9)
+    assert len(handed) == len(EVERY["defenses"])
+    files = {name: data for name, data in recorder.files.items() if name.endswith("model.safetensors")}
+    return Done(without_labels(files), handed)
 
 
 @pytest.fixture(scope="module")
-def plain() -> dict[str, bytes]:
-    return models(experiment(EVERY, checkpoint_seconds=1e9))
+def plain() -> Done:
+    return run_all()
 
 
 def without_labels(files: dict[str, bytes]) -> dict[str, bytes]:
@@ -40,21 +60,18 @@ def without_labels(files: dict[str, bytes]) -> dict[str, bytes]:
     return {name: data[8 + int.from_bytes(data[:8], "little") :] for name, data in files.items()}
 
 
-def test_no_test_image_changes_a_defended_model(
-    plain: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_test_image_changes_a_defended_model(plain: Done, monkeypatch: pytest.MonkeyPatch) -> None:
     real = worker.lab.experiment.load
 
-    def noise(*arguments: Any) -> Dataset:
+    def turned(*arguments: Any) -> Dataset:
         data = real(*arguments)
-        images = 255 - data.test.images.flip(2)
-        return dataclasses.replace(data, test=Split(images, data.test.labels.roll(7)))
+        return dataclasses.replace(data, test=Split(255 - data.test.images.flip(2), data.test.labels.roll(7)))
 
-    monkeypatch.setattr(worker.lab.experiment, "load", noise)
-    assert without_labels(models(experiment(EVERY, checkpoint_seconds=1e9))) == without_labels(plain)
+    monkeypatch.setattr(worker.lab.experiment, "load", turned)
+    assert run_all().weights == plain.weights
 
 
-def test_no_flag_changes_a_defended_model(plain: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_flag_changes_a_defended_model(plain: Done, monkeypatch: pytest.MonkeyPatch) -> None:
     real = worker.lab.experiment.rebuild
 
     def lying(*arguments: Any) -> Any:
@@ -62,31 +79,19 @@ def test_no_flag_changes_a_defended_model(plain: dict[str, bytes], monkeypatch: 
         return dataclasses.replace(poisoned, is_poisoned=~poisoned.is_poisoned)
 
     monkeypatch.setattr(worker.lab.experiment, "rebuild", lying)
-    assert without_labels(models(experiment(EVERY, checkpoint_seconds=1e9))) == without_labels(plain)
+    assert run_all().weights == plain.weights
 
 
-def test_no_test_tensor_hangs_on_what_a_defence_is_handed(monkeypatch: pytest.MonkeyPatch) -> None:
-    handed: list[Defense] = []
-
-    def watch(spec: Any, lab: Defense) -> Network:
-        handed.append(lab)
-        return defend(spec, lab)
-
-    monkeypatch.setattr(worker.lab.experiment, "defend", watch)
-    recorder, store = MemoryRecorder(), MemoryStore()
-    experiment(EVERY, recorder, store, checkpoint_seconds=1e9)
-    assert len(handed) == len(EVERY["defenses"])
-    data = worker.lab.experiment.load(
-        worker.lab.experiment.ExperimentSpec.model_validate(EVERY).dataset, DIGITS_ONLY, 0
-    )
+def test_no_test_tensor_hangs_on_what_a_defence_is_handed(plain: Done) -> None:
+    data = worker.lab.experiment.load(Digits(), DIGITS_ONLY, 0)
     secret = {image.numpy().tobytes() for image in data.test.images} - {
         image.numpy().tobytes() for image in data.train.images
     }
-    for lab in handed:
-        seen = [tensor for tensor in tensors(lab) if tensor.dtype == torch.uint8]
-        images = [image for tensor in seen for image in tensor.reshape(-1, 1, 8, 8)]
+    for lab in plain.handed:
+        found = list(tensors(lab))
+        images = [image for t in found if t.dtype == torch.uint8 for image in t.reshape(-1, 1, 8, 8)]
         assert not secret & {image.numpy().tobytes() for image in images}
-        assert not any(tensor.dtype == torch.bool for tensor in tensors(lab))
+        assert not any(tensor.dtype == torch.bool for tensor in found)
         if isinstance(lab, RepairDefense):
             assert len(images) == 72  # the clean set, and no more
 

@@ -110,14 +110,16 @@ def run(spec: Anp, lab: RepairDefense) -> Network:
         recipe = small_set_recipe(
             lab, len(fit), epochs=ROUNDS, learning_rate=spec.learning_rate, schedule=constant
         )
-        recipe = replace(recipe, weight_decay=0.0, objective=adversarial(spec))
+        # The clean set is small: it is repeated within an epoch until the steps are spread over all rounds.
+        batches = math.ceil(len(fit) / recipe.batch_size)
+        rounds = min(ROUNDS, math.ceil(spec.steps / batches))
+        rows = torch.arange(len(fit), device=fit.labels.device).repeat(
+            max(1, round(spec.steps / (rounds * batches)))
+        )
+        recipe = replace(recipe, epochs=rounds, weight_decay=0.0, objective=adversarial(spec))
         recipe.optimizer = lambda parameters, recipe: ClampedSgd(
             parameters, lr=recipe.learning_rate, momentum=recipe.momentum
         )
-        # The clean set is small: it is repeated within an epoch until the steps are spread over all rounds.
-        batches = math.ceil(len(fit) / recipe.batch_size)
-        repeats = max(1, round(spec.steps / (ROUNDS * batches)))
-        rows = torch.arange(len(fit), device=fit.labels.device).repeat(repeats)
         lab.fit_on(stage, masked, fit, recipe, rows=rows)
         return stage.finish({"masks": torch.cat([mask.detach() for mask in masked.masks])})
 
