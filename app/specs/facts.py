@@ -43,6 +43,8 @@ def allocate(counts: tuple[int, ...], total: int) -> tuple[int, ...]:
     whole = sum(counts)
     if total > whole:
         raise ValueError(f"cannot allocate {total} of {whole}")
+    if total == 0:
+        return (0,) * len(counts)
     shares = [count * total // whole for count in counts]
     by_remainder = sorted(range(len(counts)), key=lambda c: (-(counts[c] * total % whole), c))
     for c in by_remainder[: total - sum(shares)]:
