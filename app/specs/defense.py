@@ -106,7 +106,7 @@ class Abl(Defense):
         source=f"{PAPER}; {CODE}; Welleck et al. 2020",
     )
     unlearning_epochs: int = field(
-        30, "At most so many passes of unlearning.", unit="epochs", source=HERE, ge=0, le=500
+        10, "At most so many passes of unlearning.", unit="epochs", source=HERE, ge=0, le=500
     )
     unlearning_learning_rate: float = field(
         5e-4, "Learning rate of unlearning, constant.", source=CODE, gt=0, le=1
@@ -114,7 +114,7 @@ class Abl(Defense):
     holdout_ratio: float = field(
         0.1,
         "Share of the training set kept out of fine-tuning and unlearning, to watch accuracy with. "
-        "Drawn from the third of each class that ranks least suspicious. 0: unlearning is not watched.",
+        "Drawn from the less suspicious half of the classes not accused. 0: unlearning is not watched.",
         unit="fraction",
         source=HERE,
         ge=0,
@@ -123,7 +123,7 @@ class Abl(Defense):
     max_accuracy_drop: float = field(
         0.05,
         "Keep the last unlearning epoch at which accuracy on the hold-out had fallen by no more than this, "
-        "and stop after twenty epochs in a row below it.",
+        "and stop after five epochs in a row below it.",
         unit="fraction",
         source=HERE,
         gt=0,
