@@ -28,6 +28,10 @@ def test_the_poison_is_found_and_purged(name: str, attack: Spec) -> None:
     assert number(done, name, "isolation_auroc") > 0.9
     assert number(done, name, "attack_success_rate") < 0.1
     assert number(done, name, "clean_accuracy") > number(done, "undefended", "clean_accuracy") - 0.05
+    if name == "activation_clustering":
+        rows = table(done, f"seed-0/{name}/classes.csv")
+        assert rows[0]["flagged"] == "1"
+        assert max(rows, key=lambda row: float(row["silhouette"]))["class"] == "0"
 
 
 def test_neural_cleanse_finds_the_class_and_unlearns_its_trigger() -> None:

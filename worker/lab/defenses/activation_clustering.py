@@ -57,7 +57,8 @@ def run(spec: ActivationClustering, lab: DetectionDefense) -> Network:
         points = features(lab.victim, lab.images, lab.compute)
         suspicion = torch.zeros(len(points), device=points.device)
         flagged = torch.zeros_like(lab.labels, dtype=torch.bool)
-        silhouettes, sizes = [], []
+        silhouettes = torch.full((lab.facts.classes,), torch.nan)
+        sizes = silhouettes.clone()
         for label in range(lab.facts.classes):
             rows = (lab.labels == label).nonzero().flatten()
             if len(rows) < 2 * spec.components:  # too few to tell two groups apart
@@ -65,12 +66,13 @@ def run(spec: ActivationClustering, lab: DetectionDefense) -> Network:
             seed = derive_seed("activation clustering", lab.seed, label) % 2**32
             small, margin, silhouette = two_clusters(reduced(points[rows], spec.components), seed)
             size = small.double().mean().item()
-            silhouettes.append(round(silhouette, 4))
-            sizes.append(round(size, 4))
+            silhouettes[label], sizes[label] = silhouette, size
             # Comparable across classes: how deep in the odd cluster, weighed by how separate the clusters are.
             suspicion[rows] = (margin * max(silhouette, 0.0)).to(suspicion.device)
             if size < spec.max_size and silhouette >= spec.min_silhouette:
                 flagged[rows[small.to(rows.device)]] = True
-        return flag(lab, stage, suspicion, flagged, silhouettes=silhouettes, sizes=sizes)
+        found = torch.bincount(lab.labels[flagged], minlength=lab.facts.classes) > 0
+        by_class = {"class_silhouette": silhouettes, "class_small_share": sizes, "class_flagged": found}
+        return flag(lab, stage, suspicion, flagged, by_class)
 
     return conclude(lab, spec.then, lab.stage("detection", detect))

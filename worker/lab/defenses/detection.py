@@ -15,10 +15,15 @@ TOO_MANY = 0.5  # of a class or of the set: flagging more is no detection
 
 
 def flag(
-    lab: DetectionDefense, run: StageRun, suspicion: Tensor, flagged: Tensor, **facts: object
+    lab: DetectionDefense,
+    run: StageRun,
+    suspicion: Tensor,
+    flagged: Tensor,
+    by_class: dict[str, Tensor] | None = None,
 ) -> Outcome:
     """The outcome of a detection: ``suspicion`` ``[N]``, higher is worse, and ``flagged`` bool ``[N]``.
 
+    ``by_class`` are findings ``[K]`` for the table of classes, named ``class_*``.
     Has it scored against the truth, and warns of what looks wrong without it.
     """
     rows = flagged.nonzero().flatten()
@@ -37,7 +42,7 @@ def flag(
         )
         if emptied:
             lab.warn(run, f"most images of these classes were flagged: {names}")
-    return run.finish({"suspicion": suspicion, "isolated": rows}, flagged=len(rows), **facts)
+    return run.finish({"suspicion": suspicion, "isolated": rows} | (by_class or {}))
 
 
 def conclude(lab: DetectionDefense, then: Then, detection: Outcome) -> Network:

@@ -42,7 +42,8 @@ def prune(spec: FinePruning, lab: RepairDefense, stage: StageRun) -> Outcome:
     cut(network, order[:count])
     if count == 0:
         lab.warn(stage, "no channel could be pruned within the bound; only fine-tuning was done")
-    return stage.finish(state(network), pruned=count, channels=len(order))
+    lab.recorder.log(f"pruned {count} of {len(order)} channels")
+    return stage.finish(state(network))
 
 
 def prunable(network: Network, order: Tensor, lab: RepairDefense, max_drop: float) -> int:

@@ -60,9 +60,7 @@ def relabel(spec: Nab, lab: TrainingDefense, stage: StageRun, suspects: Tensor) 
             stage,
             f"the relabelling model is right on only {right:.0%} of {len(held_out)} held-out clean images",
         )
-    return stage.finish(
-        {"labels": predict(network, lab.images[suspects], lab.compute).argmax(1)}, accuracy=right
-    )
+    return stage.finish({"labels": predict(network, lab.images[suspects], lab.compute).argmax(1)})
 
 
 def learn(spec: Nab, lab: TrainingDefense, stage: StageRun, suspects: Tensor, labelled: Outcome) -> Outcome:

@@ -178,8 +178,7 @@ def invert(spec: NeuralCleanse, lab: DetectionDefense, clean: CleanSet, stage: S
             "class_mask_norm": memory["size"],
             "class_anomaly_index": anomaly,
             "class_flagged": flagged,
-        },
-        flagged=names,
+        }
     )
 
 

@@ -47,7 +47,11 @@ def repaired(
     lost = (before - after) * images
     if lost > max(1.5, ACCURACY_LOST * images):  # a single image may be chance
         lab.warn(run, f"accuracy on {images} held-out clean images fell from {before:.0%} to {after:.0%}")
-    return run.finish(state(network), held_out_before=before, held_out_after=after, **facts)
+    lab.recorder.log(
+        f"accuracy on {images} held-out clean images: {before:.3f} before, {after:.3f} after"
+        + "".join(f"; {name} {value}" for name, value in facts.items())
+    )
+    return run.finish(state(network))
 
 
 def network_of(lab: Defense, outcome: Outcome) -> Network:

@@ -54,6 +54,6 @@ def run(spec: Strip, lab: DetectionDefense) -> Network:
                 f"{share:.1%} of the training set was flagged, no more than the false positives to expect "
                 f"({spec.false_positive_rate:.1%}); it may well be clean, or the trigger too weak for this test",
             )
-        return flag(lab, stage, -found, flagged, threshold=threshold)
+        return flag(lab, stage, -found, flagged)
 
     return conclude(lab, spec.then, lab.stage("detection", detect))
