@@ -30,6 +30,7 @@ class Results(BaseModel):
 
     experiment_id: str
     arms: list[ArmResults]
+    warnings: list[str] = Field([], description="Warnings that concern no single arm, such as the attack's.")
 
 
 class Series(BaseModel):

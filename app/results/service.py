@@ -11,22 +11,10 @@ from app.core.errors import NotFoundError
 from app.core.validation import shown
 from app.experiments import repository as experiments
 from app.results import repository
-from app.results.schemas import ArmResults, Metrics, Results, Series
-from app.results.statistics import aggregate, thin
+from app.results.schemas import Aggregate, ArmResults, Metrics, Results, Series
+from app.results.thinning import thin
 from app.specs.experiment import ExperimentSpec
-
-METRICS = (
-    "clean_accuracy",
-    "attack_success_rate",
-    "robust_accuracy",
-    "clean_loss",
-    "poisoned_loss",
-    "train_accuracy",
-    "isolation_precision",
-    "isolation_recall",
-    "isolation_auroc",
-    "seconds",
-)
+from app.specs.summary import METRICS, summarise
 
 
 def results(context: Context, experiment_id: str) -> Results:
@@ -41,14 +29,19 @@ def results(context: Context, experiment_id: str) -> Results:
     seeds: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in arms}
     for row in values:
         seeds.setdefault(row.arm, {}).setdefault(row.seed, {})[row.metric] = _finite(row.value)
+    of_all = [note.message for note in notes if note.arm not in seeds]
     for note in notes:
-        entry = seeds.setdefault(note.arm, {}).setdefault(note.seed, {})
+        if note.arm not in seeds:
+            continue
+        entry = seeds[note.arm].setdefault(note.seed, {})
         if note.kind == "error":
             entry["error"] = note.message
         else:
             entry.setdefault("warnings", []).append(note.message)
     return Results(
-        experiment_id=experiment_id, arms=[_arm(arm, entries) for arm, entries in seeds.items() if entries]
+        experiment_id=experiment_id,
+        arms=[_arm(arm, entries) for arm, entries in seeds.items() if entries],
+        warnings=of_all,
     )
 
 
@@ -57,7 +50,7 @@ def _arm(arm: str, entries: dict[int, dict[str, Any]]) -> ArmResults:
     columns = {n: [e[n] for e in entries.values() if isinstance(e.get(n), float)] for n in names}
     return ArmResults(
         arm=arm,
-        aggregate={name: aggregate(column) for name, column in columns.items() if column},
+        aggregate={n: Aggregate.model_validate(summarise(column)) for n, column in columns.items() if column},
         seeds=[
             {"seed": seed, **{n: entries[seed][n] for n in names if n in entries[seed]}}
             for seed in sorted(entries)

@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 METRICS = (
@@ -26,12 +27,6 @@ METRICS = (
 )
 """Every metric of a result, in the order in which tables show them."""
 
-# Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom; beyond, the normal's.
-_T95 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-
 
 def summarise(values: Iterable[float | None]) -> dict[str, float | int | None] | None:
     """Mean and 95 % Student-t interval of the values that are not None; None if there is no such value.
@@ -44,9 +39,39 @@ def summarise(values: Iterable[float | None]) -> dict[str, float | int | None] |
     mean, n = statistics.fmean(numbers), len(numbers)
     if n == 1:
         return {"mean": mean, "low": None, "high": None, "n": 1}
-    quantile = _T95[n - 2] if n - 2 < len(_T95) else 1.96
-    half = quantile * statistics.stdev(numbers) / math.sqrt(n)
+    half = t_quantile(0.975, n - 1) * statistics.stdev(numbers) / math.sqrt(n)
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
+
+
+@cache
+def t_quantile(p: float, df: int) -> float:
+    """The quantile of Student's t distribution for ``p`` in (0.5, 1), by bisection."""
+    low, high = 0.0, 1.0
+    while _t_cdf(high, df) < p:
+        high *= 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_cdf(middle, df) < p else (low, middle)
+    return (low + high) / 2
+
+
+def _t_cdf(t: float, df: int) -> float:
+    """P(T <= t) for t >= 0; Abramowitz and Stegun, 26.7.3 (odd ``df``) and 26.7.4 (even ``df``)."""
+    theta = math.atan(t / math.sqrt(df))
+    cosine = math.cos(theta)
+    if df % 2:
+        term, total = cosine, 0.0
+        for k in range(1, (df - 1) // 2 + 1):
+            total += term
+            term *= cosine**2 * 2 * k / (2 * k + 1)
+        inside = 2 / math.pi * (theta + math.sin(theta) * total)
+    else:
+        term, total = 1.0, 0.0
+        for k in range(1, df // 2 + 1):
+            total += term
+            term *= cosine**2 * (2 * k - 1) / (2 * k)
+        inside = math.sin(theta) * total
+    return (1 + inside) / 2
 
 
 def arms_document(arms: Iterable[str], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
