@@ -23,7 +23,7 @@ from app.commands.following import follow
 from app.settings import Settings
 
 SPEC = Path(app.__file__).parent.parent / "examples" / "digits-badnets-abl.json"
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 STOP_SECONDS = 60.0
 
 
