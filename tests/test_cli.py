@@ -1,5 +1,6 @@
 """The `bdlab` command as a user meets it: real processes, real exit codes, the live service."""
 
+import functools
 import json
 import os
 import signal
@@ -163,7 +164,15 @@ def test_the_demo_says_what_the_numbers_say(left: float, words: str) -> None:
 
 def test_an_interrupted_demo_leaves_nothing_running(tmp_path: Path) -> None:
     environment = {**os.environ, "BDLAB_HOME": str(tmp_path), "BDLAB_BROKER_URL": "redis://nowhere:1"}
-    with subprocess.Popen([BDLAB, "demo"], env=environment, stderr=subprocess.PIPE, text=True) as demo:
+    # Where tests run in the background, Ctrl-C is ignored and children inherit that.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        [BDLAB, "demo"],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed,  # noqa: PLW1509  # it takes no lock
+    ) as demo:
         assert demo.stderr
         assert "Submitted digits-badnets-abl.json to http://127.0.0.1:" in demo.stderr.readline()
         assert "stop it first" in fails(2, "demo", BDLAB_HOME=str(tmp_path))

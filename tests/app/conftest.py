@@ -140,7 +140,13 @@ def valkey() -> Iterator[Valkey]:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """An API without a broker; experiments stay queued until a test takes them."""
     home = tmp_path_factory.mktemp("home")
-    settings = Settings(home=home, interactive_timeout=0.5, max_body_bytes=20_000, max_image_bytes=100_000)
+    settings = Settings(
+        home=home,
+        data_dir=home / "data",
+        interactive_timeout=0.5,
+        max_body_bytes=20_000,
+        max_image_bytes=100_000,
+    )
     with serve(settings) as running:
         yield running
 
