@@ -157,7 +157,6 @@ class SeedLab:
         self.poisoned: PoisonedSet = rebuild(data.train, poisoned.tensors)
         self.test = TestSet.make(data.test, attack, self.poisoned.state)
         self.curve_test = self._curve_test(attack, self.poisoned.state)
-        self.seconds = 0.0
         self.victims: dict[str, dict[str, Tensor]] = {}
         report.poisoned_set(seed, self.poisoned, poisoned.tensors["index"], self.test)
         self.stealth = attack_files.keep(
@@ -195,7 +194,6 @@ class SeedLab:
 
     def run_arm(self, arm: str) -> dict[str, float | None]:
         """Train or defend, measure, and keep the model. Returns the arm's final numbers."""
-        self.seconds = 0.0
         scope = Scope(arm, self.seed)
         if arm == CLEAN:
             network, train_on = self.victim(arm, self.data.train), self.data.train
@@ -212,7 +210,9 @@ class SeedLab:
             values |= self.stealth
         values["seconds"] = self.report.seconds_of(arm, self.seed)
         asr = values["attack_success_rate"]
-        backdoored = arm != CLEAN and asr is not None and (arm == UNDEFENDED or asr > STILL_BACKDOORED)
+        # Without a success rate (an attack on one image alone) the label errs on the side of caution.
+        attacked = arm != CLEAN and self.spec.attack.name != "none"
+        backdoored = attacked and (arm == UNDEFENDED or asr is None or asr > STILL_BACKDOORED)
         self.keep(scope, network, backdoored)
         self.report.arm_done(arm, self.seed, self.test, network, self.compute)
         self.here.recorder.result(scope, values)
