@@ -19,7 +19,7 @@ class Compute:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Channels-last pays on tensor cores only; on a CPU it slows small networks down (measured)."""
+        """Channels-last for tensor cores. CPUs differ (docs/results/speed.md), so there the plain layout is kept."""
         return torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
 
     def autocast(self) -> AbstractContextManager[object]:
