@@ -91,9 +91,9 @@ whether every seed holds the bound: success at least 95 (clean-label attacks 85)
 """
 NOTES = """
 Hidden trigger and Poison Frogs have no bound here. Their papers fine-tune a model that shares its features with the
-attacker's; this victim is trained from nothing, and it takes changes that anyone would see: a watermark of 0.6 shows more
-of the target image than of the poison's own. At the papers' values neither attack takes hold on digits.
-Poison Frogs has one target image a seed: its success is 0 or 100.
+attacker's; this victim is trained from nothing, and it takes changes that anyone would see: a watermark of 0.6 shows
+more of the target image than of the poison's own. At the papers' values neither attack takes hold on digits. Poison
+Frogs has one target image a seed: its success is 0 or 100.
 
 How visible the triggers are, on test images, mean over the seeds (grey levels from 0 to 255):
 
