@@ -1,0 +1,107 @@
+"""A table as CSV, Markdown or LaTeX: rows in, text out, with what each format must have escaped."""
+
+import csv as csv_writer
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+Cell = str | int | float | bool | None
+Row = Mapping[str, Cell]
+DIGITS = 4
+"""Significant digits of a number where people read it; CSV keeps all of them."""
+
+_MARKDOWN = re.compile(r"[\\`*|<>\[\]]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "_": r"\_",
+    "%": r"\%",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "±": r"$\pm$",
+    "−": r"$-$",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """Cells lie in a row under ``key``, which is also the head of a CSV column; people see ``heading``."""
+
+    key: str
+    heading: str = ""
+
+    @property
+    def title(self) -> str:
+        return self.heading or self.key
+
+
+def columns(*keys: str) -> list[Column]:
+    """Columns that people see by their keys."""
+    return [Column(key) for key in keys]
+
+
+def csv(columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    """RFC 4180 with a head of keys and line feeds. An empty cell is None; numbers keep every digit."""
+    text = io.StringIO()
+    writer = csv_writer.writer(text, lineterminator="\n")
+    writer.writerow([column.key for column in columns])
+    writer.writerows([_plain(row.get(column.key)) for column in columns] for row in rows)
+    return text.getvalue()
+
+
+def markdown(columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    """A pipe table of GitHub's Markdown. Columns of numbers are set to the right."""
+    heads = [_markdown(column.title) for column in columns]
+    rules = ["---:" if _numeric(column, rows) else "---" for column in columns]
+    body = [[_markdown(shown(row.get(column.key))) for column in columns] for row in rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (heads, rules, *body))
+
+
+def latex(columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    """A ``tabular`` with the rules of the package booktabs. Columns of numbers are set to the right."""
+    layout = "".join("r" if _numeric(column, rows) else "l" for column in columns)
+    head = " & ".join(_latex(column.title) for column in columns)
+    body = (" & ".join(_latex(shown(row.get(column.key))) for column in columns) for row in rows)
+    lines = [
+        rf"\begin{{tabular}}{{{layout}}}",
+        r"\toprule",
+        rf"{head} \\",
+        r"\midrule",
+        *(rf"{line} \\" for line in body),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def shown(cell: Cell) -> str:
+    """A cell as people read it: nothing for None, a number with four significant digits."""
+    if isinstance(cell, float):
+        return f"{cell:.{DIGITS}g}"
+    return "" if cell is None else str(_plain(cell))
+
+
+def _plain(cell: Cell) -> Cell:
+    return str(cell).lower() if isinstance(cell, bool) else cell
+
+
+def _numeric(column: Column, rows: Sequence[Row]) -> bool:
+    cells = [cell for row in rows if (cell := row.get(column.key)) is not None]
+    return bool(cells) and all(isinstance(cell, int | float) and not isinstance(cell, bool) for cell in cells)
+
+
+def _markdown(text: str) -> str:
+    return " ".join(_MARKDOWN.sub(r"\\\g<0>", text).split())
+
+
+def _latex(text: str) -> str:
+    return " ".join("".join(_LATEX.get(character, character) for character in text).split())
