@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -41,6 +41,24 @@ def summarise(values: Iterable[float | None]) -> dict[str, float | int | None] |
         return {"mean": mean, "low": None, "high": None, "n": 1}
     half = t_quantile(0.975, n - 1) * statistics.stdev(numbers) / math.sqrt(n)
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
+
+
+EFFECTIVENESS = "defense_effectiveness"
+"""Name of `defense_effectiveness` among the metrics. It is derived from two arms, so no arm records it."""
+
+
+def defense_effectiveness(
+    before: Mapping[str, float | None], after: Mapping[str, float | None]
+) -> float | None:
+    """The defence effectiveness rating (Wu et al. 2022): ``(max(0, ASR drop) - max(0, CA drop) + 1) / 2``.
+
+    ``before`` are the undefended arm's numbers, ``after`` the defended one's, of the same experiment and seed.
+    In [0, 1]: one half is what doing nothing gets, 1 a backdoor removed at no cost. None if a number is missing.
+    """
+    names = ("attack_success_rate", "clean_accuracy")
+    drops = [(before.get(name), after.get(name)) for name in names]
+    attack, clean = (max(0.0, b - a) if b is not None and a is not None else None for b, a in drops)
+    return None if attack is None or clean is None else (attack - clean + 1) / 2
 
 
 @cache
