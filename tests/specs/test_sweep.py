@@ -1,0 +1,146 @@
+"""Expansion of sweeps, and what a study's parts must be."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from app.specs.experiment import ExperimentSpec
+from app.specs.study import StudyParts, StudySpec
+from app.specs.sweep import Cell, PathError, SweepSpec, cell, coordinates
+
+BASE: dict[str, Any] = {"attack": {"name": "badnets"}, "defenses": [{"name": "abl"}, {"name": "nad"}]}
+
+
+def cells(**fields: Any) -> list[Cell]:
+    spec = SweepSpec.model_validate(fields)
+    return [cell(spec, number, where) for number, where in enumerate(coordinates(spec))]
+
+
+def test_a_grid_is_every_combination_and_the_last_path_varies_fastest() -> None:
+    made = cells(base=BASE, grid={"training.epochs": [1, 2], "attack.poisoning_rate": [0.1, 0.2]})
+    assert [tuple(c.coordinates.values()) for c in made] == [(0.1, 1), (0.1, 2), (0.2, 1), (0.2, 2)]
+    assert [c.number for c in made] == [0, 1, 2, 3]
+    assert made[2].document == {
+        "attack": {"name": "badnets", "poisoning_rate": 0.2},
+        "defenses": BASE["defenses"],
+        "training": {"epochs": 1},
+    }
+
+
+def test_a_path_may_lead_into_a_list_and_a_short_one_is_set_first() -> None:
+    (made,) = cells(
+        base=BASE, grid={"attack.alpha": [0.3], "attack": [{"name": "blend"}], "defenses.1.arm": ["b"]}
+    )
+    assert made.document["attack"] == {"name": "blend", "alpha": 0.3}
+    assert made.document["defenses"] == [{"name": "abl"}, {"name": "nad", "arm": "b"}]
+    assert BASE["defenses"][1] == {"name": "nad"}
+
+
+def test_a_preset_that_is_swept_fills_the_other_fields() -> None:
+    """So overrides must act on what the client wrote, not on the spec with its defaults filled in."""
+    made = cells(base=BASE, grid={"defenses.0.preset": ["steady", "paper"]})
+    epochs = [ExperimentSpec.model_validate(c.document).defenses[0].isolation_epochs for c in made]  # type: ignore[union-attr]
+    assert epochs == [24, 20]
+
+
+def test_a_list_of_overrides_is_one_cell_each() -> None:
+    made = cells(overrides=[{"seeds": 3}, {"seeds": [1, 2], "training.epochs": 5}])
+    assert [c.document for c in made] == [{"seeds": [3]}, {"seeds": [1, 2], "training": {"epochs": 5}}]
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("defenses.2.gamma", "2 is no place in a list of 2"),
+        ("defenses.x", "x is no place"),
+        ("attack.name.x", "neither an object nor a list"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_named(path: str, words: str) -> None:
+    with pytest.raises(PathError, match=words) as caught:
+        cells(base=BASE, grid={path: [1]})
+    assert (caught.value.path, caught.value.value) == (path, 1)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"grid": {"seeds": [1]}, "overrides": [{"seeds": 2}]},
+        {"grid": {"seeds": []}},
+        {"grid": {"a..b": [1]}},
+        {"grid": {"": [1]}},
+        {"overrides": [{}]},
+        {"grid": {"seeds": [1]}, "base": {"training": {"learning_rate": float("nan")}}},
+        {"grid": {"name": ["a\0b"]}},
+        {"grid": {"name": ["\ud800"]}},
+        {"grid": {"seeds": [1]}, "bases": {}},
+    ],
+)
+def test_what_is_no_sweep_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        SweepSpec.model_validate(fields)
+
+
+VALUES = st.lists(st.integers(0, 9) | st.text("ab", max_size=2) | st.booleans(), min_size=1, max_size=4)
+
+
+@given(st.dictionaries(st.sampled_from(["a", "b.c", "b.d.e", "f.0", "g"]), VALUES, min_size=1))
+def test_every_cell_holds_what_its_coordinates_say(grid: dict[str, list[Any]]) -> None:
+    spec = SweepSpec(base={"b": {"kept": 1}, "f": [0, 1]}, grid=grid)
+    places = list(coordinates(spec))
+    assert len(places) == spec.size
+    assert {repr(sorted(p.items())) for p in places} == {
+        repr(sorted(p.items())) for p in coordinates(SweepSpec(grid=dict(reversed(grid.items()))))
+    }
+    for number, where in enumerate(places):
+        document: Any = cell(spec, number, where).document
+        assert document["b"]["kept"] == 1
+        for path, value in where.items():
+            here = document
+            for part in path.split("."):
+                here = here[int(part)] if isinstance(here, list) else here[part]
+            assert here == value
+
+
+def test_a_sweep_is_counted_without_being_made() -> None:
+    assert SweepSpec(grid={f"p{i}": list(range(1000)) for i in range(32)}).size == 1000**32
+
+
+def study(**fields: Any) -> StudySpec:
+    return StudySpec.model_validate({"attacks": [{"attack": {"name": "badnets"}}], **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"attacks": []}, "at least 1"),
+        ({"attacks": [{"attack": {"name": "sig"}}, {"attack": {"name": "sig", "amplitude": 9}}]}, "label"),
+        (
+            {"attacks": [{"attack": {"name": "sig"}}, {"attack": {"name": "sig"}, "label": "b"}]},
+            "'sig' and 'b'",
+        ),
+        ({"defenses": [{"name": "abl"}, {"name": "abl", "arm": "b"}]}, "'abl' and 'b' are equal"),
+        ({"seeds": [1, 1]}, "seeds must differ"),
+        ({"epochs": 3}, "Extra inputs"),
+    ],
+)
+def test_what_is_no_study_is_refused(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        study(**fields)
+
+
+def test_extending_twice_is_extending_once() -> None:
+    more = StudyParts.model_validate(
+        {"defenses": [{"name": "nad"}], "seeds": [1], "attacks": [{"attack": {"name": "sig"}}]}
+    )
+    once = study().extended(more)
+    assert [d.arm_name for d in once.defenses] == ["nad"]
+    assert [a.row for a in once.attacks] == ["badnets", "sig"]
+    assert once.seeds == (0, 1)
+    assert once.extended(more) == once
+    with pytest.raises(ValidationError, match="label"):
+        once.extended(StudyParts.model_validate({"attacks": [{"attack": {"name": "sig", "amplitude": 9}}]}))
