@@ -5,12 +5,13 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from app.artifacts.routes import router as artifacts
 from app.catalog.routes import router as catalog
 from app.core import errors, openapi
 from app.core.context import Context
+from app.core.gate import guard
 from app.core.http import Surround
 from app.experiments.events import router as events
 from app.experiments.routes import router as experiments
@@ -39,7 +40,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.state.context.close()
 
     app = _Api(
-        title="backdoor-lab", version=version("backdoor-lab"), description=DESCRIPTION, lifespan=lifespan
+        title="backdoor-lab",
+        version=version("backdoor-lab"),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        dependencies=[Depends(guard)],
     )
     app.state.telemetry = Telemetry()
     errors.install(app)

@@ -6,10 +6,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.artifacts.tables import Artifact
+from app.experiments.tables import Experiment
 
 
 def get(session: Session, artifact_id: str) -> Artifact | None:
-    return session.get(Artifact, artifact_id)
+    """The file, if its experiment is one that the session sees."""
+    query = select(Artifact).join(Experiment, Experiment.id == Artifact.experiment_id)
+    return session.scalars(query.where(Artifact.id == artifact_id)).one_or_none()
 
 
 def of(

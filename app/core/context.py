@@ -1,6 +1,6 @@
-"""What the routes work with: opened once when the API starts."""
+"""What the routes work with: opened once when the API starts, then bound to who sent each request."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -8,19 +8,24 @@ from fastapi import Depends, Request
 from app.core.broker import Broker
 from app.core.database import Database
 from app.core.objects import Objects
-from app.core.security import Signer, make_signer
+from app.core.security import NOBODY, Principal, Signer, make_signer
 from app.settings import Settings
 
 
 @dataclass(frozen=True)
 class Context:
-    """The settings, and the connections that they describe."""
+    """The settings, and the connections that they describe.
+
+    A route's ``Ctx`` is bound to the request's ``principal``: its ``database`` shows the rows of that owner alone
+    (`app.core.owners`). A public route's is bound to nobody, and its database shows all.
+    """
 
     settings: Settings
     database: Database
     objects: Objects
     broker: Broker
     signer: Signer
+    principal: Principal = NOBODY
 
     @classmethod
     def open(cls, settings: Settings) -> "Context":
@@ -33,6 +38,10 @@ class Context:
             make_signer(settings),
         )
 
+    def of(self, principal: Principal) -> "Context":
+        """The same for one request; costs nothing."""
+        return replace(self, principal=principal, database=self.database.of(principal.owner_id))
+
     def close(self) -> None:
         self.broker.close()
         self.database.close()
@@ -40,7 +49,8 @@ class Context:
 
 async def _context(request: Request) -> Context:
     context: Context = request.app.state.context  # a coroutine, so that no thread is spent on it
-    return context
+    principal: Principal | None = request.scope.get("principal")
+    return context.of(principal) if principal is not None else context
 
 
 Ctx = Annotated[Context, Depends(_context)]

@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from sqlalchemy.types import TypeDecorator
 Json = JSON().with_variant(JSONB(), "postgresql")
 BigId = BigInteger().with_variant(Integer(), "sqlite")
 """A key that the database counts up; SQLite does so only for a plain INTEGER."""
+
+OWNER = "owner"
+"""Under this key a session's ``info`` holds the owner whose rows it sees; without it the session sees all."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -100,17 +104,26 @@ class Database:
         self.engine = make_engine(url)
         self._writer = sessionmaker(self.engine, expire_on_commit=False)
         self._reader = sessionmaker(self.engine.execution_options(readonly=True), expire_on_commit=False)
+        self._info: dict[str, str] = {}
+        self.whole = self
+        """The same database with the rows of all owners."""
+
+    def of(self, owner_id: str) -> "Database":
+        """The same database with the rows of one owner alone, see `app.core.owners`; costs nothing."""
+        part = copy(self.whole)
+        part._info = {OWNER: owner_id}
+        return part
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """A transaction that commits at the end, or rolls back on an error."""
-        with self._writer.begin() as session:
+        with self._writer(info=self._info) as session, session.begin():
             yield session
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """A session for queries alone; it never waits for a writer."""
-        with self._reader() as session:
+        with self._reader(info=self._info) as session:
             yield session
 
     def close(self) -> None:

@@ -16,11 +16,12 @@ from sqlalchemy import Connection, Engine
 
 import migrations
 from app.artifacts import tables as artifacts
+from app.core import owners
 from app.core.database import Base, make_engine
 from app.experiments import tables as experiments
 from app.results import tables as results
 
-TABLES = (artifacts, experiments, results)
+TABLES = (owners, artifacts, experiments, results)
 """Every module that declares tables; imported so that `Base.metadata` is whole."""
 
 

@@ -1,13 +1,67 @@
-"""The service's own secret, with which it signs what it hands out and wants back unchanged."""
+"""Who asks, and what for; and the service's own secret, with which it signs what it wants back unchanged.
+
+Every route is closed unless it says otherwise. By default GET and HEAD need the scope ``read``, every other method
+``write``. A route that differs says so right above its function: ``@needs(ADMIN)``, ``@needs(READ)`` for a POST that
+changes nothing, ``@public`` for one that is for everybody. `app.core.gate` enforces it before the route runs.
+"""
 
 import os
 import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
 from hashlib import sha256
 from hmac import compare_digest
 from hmac import new as hmac
 from pathlib import Path
+from typing import Any, TypeVar
 
+from app.core.owners import LOCAL
 from app.settings import Settings
+
+READ, WRITE, BACKDOORED, ADMIN = "read", "write", "artifacts:backdoored", "admin"
+SCOPES = {
+    READ: "look at everything of the owner's",
+    WRITE: "submit, change and delete",
+    BACKDOORED: "download models and data that carry a backdoor",
+    ADMIN: "manage keys and limits, and read the audit log, of all owners",
+}
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who sent a request. ``key`` is the prefix of the API key; None while the service is open."""
+
+    owner_id: str = LOCAL
+    owner: str = LOCAL
+    scopes: frozenset[str] = frozenset(SCOPES)
+    key: str | None = None
+
+
+NOBODY = Principal(owner_id="", owner="", scopes=frozenset())
+"""Whoever asks for a public route."""
+
+
+def needs(scope: str) -> Callable[[Endpoint], Endpoint]:
+    """Declare the scope that a route needs, where it is not the one that follows from the method."""
+
+    def mark(endpoint: Endpoint) -> Endpoint:
+        endpoint.scope = scope  # type: ignore[attr-defined]
+        return endpoint
+
+    return mark
+
+
+def public(endpoint: Endpoint) -> Endpoint:
+    """Declare that a route is for everybody, key or not."""
+    return needs("")(endpoint)
+
+
+def scope_of(endpoint: Callable[..., Any] | None, method: str) -> str:
+    """The scope that a route needs; empty for a public one."""
+    default = READ if method in ("GET", "HEAD", "OPTIONS") else WRITE
+    scope: str = getattr(endpoint, "scope", default)
+    return scope
 
 
 class Signer:

@@ -1,4 +1,7 @@
-"""Queries about experiments. Each function is given an open session; none commits."""
+"""Queries about experiments. Each function is given an open session; none commits.
+
+On a request's session they see the owner's experiments alone (`app.core.owners`).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -119,7 +122,7 @@ def log(session: Session, experiment_id: str, offset: int, limit: int) -> Sequen
 
 def remembered(session: Session, key: str) -> Idempotency | None:
     """The first answer to an Idempotency-Key."""
-    return session.get(Idempotency, key)
+    return session.scalars(select(Idempotency).where(Idempotency.key == key)).one_or_none()
 
 
 def cached(session: Session, keys: Sequence[str]) -> set[str]:

@@ -7,22 +7,23 @@ from sqlalchemy import BigInteger, ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.core.database import Base, BigId, Json, UtcDateTime, new_id
+from app.core.owners import LOCAL, Owned, owned_index
 
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELED = "queued", "running", "succeeded", "failed", "canceled"
 TERMINAL = (SUCCEEDED, FAILED, CANCELED)
 EXPERIMENT = "experiments.id"
 
 
-class Experiment(Base):
+class Experiment(Owned, Base):
     """One spec, one row. ``attempt`` is the fencing token: only the worker that holds it may write."""
 
     __tablename__ = "experiments"
     __table_args__ = (
-        Index("ix_experiments_created", "created_at", "id"),
-        Index("ix_experiments_status_created", "status", "created_at", "id"),
-        Index("ix_experiments_dataset_created", "dataset", "created_at", "id"),
-        Index("ix_experiments_model_created", "model", "created_at", "id"),
-        Index("ix_experiments_attack_created", "attack", "created_at", "id"),
+        owned_index("ix_experiments_created", "created_at", "id"),
+        owned_index("ix_experiments_status_created", "status", "created_at", "id"),
+        owned_index("ix_experiments_dataset_created", "dataset", "created_at", "id"),
+        owned_index("ix_experiments_model_created", "model", "created_at", "id"),
+        owned_index("ix_experiments_attack_created", "attack", "created_at", "id"),
         Index("ix_experiments_lease", "status", "lease_expires_at"),
     )
 
@@ -135,11 +136,14 @@ class Stage(Base):
     last_used_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
-class Idempotency(Base):
-    """The first answer to an Idempotency-Key."""
+class Idempotency(Owned, Base):
+    """The first answer to an Idempotency-Key; each owner has keys of their own."""
 
     __tablename__ = "idempotency"
 
+    owner_id: Mapped[str] = mapped_column(
+        String(36), ForeignKey("owners.id"), primary_key=True, default=LOCAL
+    )
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
     body_hash: Mapped[str] = mapped_column(String(64))
     experiment_id: Mapped[str] = mapped_column(String(36))

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.core.context import Ctx
+from app.core.security import public
 from app.health import service
 from app.health.schemas import Liveness, Readiness
 
@@ -16,12 +17,14 @@ NOT_READY: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/healthz", summary="Is the process alive?")
+@public
 async def healthz() -> Liveness:
     """Answers as long as the process does; touches nothing else."""
     return Liveness()
 
 
 @router.get("/readyz", summary="Is everything there?", responses=NOT_READY)
+@public
 def readyz(context: Ctx, response: Response) -> Readiness:
     """Database, broker, object store, and a live worker on each queue. 503 if any is missing."""
     found = service.readiness(context)

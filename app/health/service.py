@@ -40,7 +40,7 @@ def live_workers(context: Context) -> dict[str, list[str]]:
     alive: dict[str, list[str]] = {EXPERIMENTS: [], INTERACTIVE: []}
     since = utcnow() - timedelta(seconds=WORKER_SECONDS)
     query = select(WorkerHeartbeat).where(WorkerHeartbeat.seen_at >= since).order_by(WorkerHeartbeat.name)
-    with context.database.reading() as session:
+    with context.database.whole.reading() as session:
         for worker in session.scalars(query):
             alive.setdefault(worker.queue, []).append(worker.name)
     return alive

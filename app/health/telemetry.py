@@ -59,7 +59,7 @@ class _State(Collector):
         yield from families
 
     def _families(self) -> Iterator[GaugeMetricFamily]:
-        with self._context.database.reading() as session:
+        with self._context.database.whole.reading() as session:
             counts = dict.fromkeys((QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELED), 0)
             query = select(Experiment.status, func.count()).group_by(Experiment.status)
             counts |= dict(session.execute(query).all())
