@@ -20,8 +20,9 @@ from app.core import owners
 from app.core.database import Base, make_engine
 from app.experiments import tables as experiments
 from app.results import tables as results
+from app.sweeps import tables as sweeps
 
-TABLES = (owners, artifacts, experiments, results)
+TABLES = (owners, artifacts, experiments, results, sweeps)
 """Every module that declares tables; imported so that `Base.metadata` is whole."""
 
 

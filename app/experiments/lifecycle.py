@@ -8,10 +8,11 @@ Whoever changes an experiment locks its row first. Events of one experiment ther
 order of their ids, and a reader that remembers the last id misses none.
 """
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Literal
 
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from app.core.database import utcnow
@@ -26,6 +27,7 @@ from app.experiments.tables import (
     Experiment,
     Outbox,
 )
+from app.results.tables import ArmNote
 
 Outcome = Literal["succeeded", "failed", "canceled"]
 LOST, WAITING = "lost", "waiting"
@@ -166,6 +168,24 @@ def enqueue(
     experiment.lease_expires_at = None
     session.add(Outbox(experiment_id=experiment.id, not_before=now + timedelta(seconds=delay)))
     emit(session, experiment.id, "state", _state(experiment, reason))
+
+
+def announce(session: Session, experiments: Sequence[Experiment]) -> None:
+    """What `enqueue` does, for new experiments that are queued already and that nobody else can see yet."""
+    session.add_all(Outbox(experiment_id=e.id, not_before=e.queued_at) for e in experiments)
+    session.add_all(
+        Event(experiment_id=e.id, at=e.queued_at, type="state", data=_state(e, None)) for e in experiments
+    )
+    session.flush()
+
+
+def restart(session: Session, experiment: Experiment, attempts: int) -> None:
+    """Queue a locked experiment that has ended once more, with so many attempts that may be lost."""
+    experiment.attempts_left = attempts
+    experiment.started_at = experiment.finished_at = experiment.cancel_requested_at = None
+    experiment.error, experiment.progress = None, {}
+    session.execute(delete(ArmNote).where(ArmNote.experiment_id == experiment.id))
+    enqueue(session, experiment, reason="retry")
 
 
 def emit(session: Session, experiment_id: str, kind: str, data: dict[str, Any]) -> None:

@@ -131,9 +131,9 @@ def cached(session: Session, keys: Sequence[str]) -> set[str]:
     return set(session.scalars(query))
 
 
-def object_keys(session: Session, experiment_id: str) -> set[str]:
-    """The objects of an experiment's artifacts."""
-    return set(session.scalars(select(Artifact.object_key).where(Artifact.experiment_id == experiment_id)))
+def object_keys(session: Session, ids: Sequence[str]) -> set[str]:
+    """The objects of the experiments' artifacts."""
+    return set(session.scalars(select(Artifact.object_key).where(Artifact.experiment_id.in_(ids))))
 
 
 def referenced(session: Session, keys: set[str]) -> set[str]:

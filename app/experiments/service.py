@@ -1,27 +1,27 @@
 """What can be done with experiments. Every function has committed when it returns."""
 
 import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import delete
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.catalog.datasets import Known, MissingDatasetError, known
 from app.core import pagination
 from app.core.context import Context
-from app.core.database import utcnow
 from app.core.errors import ConflictError, InvalidError, NotFoundError, summary
 from app.core.objects import ObjectStoreError
 from app.core.validation import FieldError, shown
 from app.experiments import lifecycle, repository
+from app.experiments.creation import Planned, create
+from app.experiments.idempotency import once
 from app.experiments.present import present
 from app.experiments.repository import Filters, Order
 from app.experiments.schemas import ExperimentOut, StageOut, Validation
-from app.experiments.tables import RUNNING, TERMINAL, Experiment, Idempotency, Label
-from app.results.tables import ArmNote
+from app.experiments.tables import RUNNING, TERMINAL, Experiment
 from app.specs.base import digest
 from app.specs.checks import check
 from app.specs.experiment import ExperimentSpec
@@ -36,32 +36,12 @@ def submit(context: Context, spec: ExperimentSpec, key: str | None) -> tuple[dic
     Returns the experiment as JSON, and True if it is a replay of the first answer to ``key``.
     Raises InvalidError for a spec that cannot run, and for a ``key`` that was used with another body.
     """
-    checked(context, spec)
-    body_hash = digest(spec)
-    try:
-        with context.database.writing() as session:
-            first = repository.remembered(session, key) if key else None
-            if first is not None:
-                return _replay(first, body_hash), True
-            answer = _create(context, session, spec)
-            if key:
-                session.add(
-                    Idempotency(
-                        key=key,
-                        body_hash=body_hash,
-                        experiment_id=answer["id"],
-                        response=answer,
-                        created_at=utcnow(),
-                    )
-                )
-            return answer, False
-    except IntegrityError:
-        # Two requests with the same key at once: the other one was first.
-        with context.database.reading() as session:
-            first = repository.remembered(session, key) if key else None
-        if first is None:
-            raise
-        return _replay(first, body_hash), True
+    ready = planned(context, spec)
+
+    def make(session: Session) -> ExperimentOut:
+        return present(session, create(session, [ready], context.settings.max_attempts))[0]
+
+    return once(context, key, digest(spec), ExperimentOut, make)
 
 
 def checked(context: Context, spec: ExperimentSpec) -> Known:
@@ -88,9 +68,14 @@ def checked(context: Context, spec: ExperimentSpec) -> Known:
     return data
 
 
+def planned(context: Context, spec: ExperimentSpec) -> Planned:
+    """The spec with its stages, once it is found to fit its data set. Raises InvalidError."""
+    return Planned(spec, plan(spec, checked(context, spec).version))
+
+
 def validate(context: Context, spec: ExperimentSpec) -> Validation:
     """A dry run: what would be computed, and what is already there."""
-    stages = plan(spec, checked(context, spec).version)
+    stages = planned(context, spec).stages
     with context.database.reading() as session:
         ready = repository.cached(session, [stage.key for stage in stages])
     listed = [StageOut(kind=s.kind, arm=s.arm, seed=s.seed, key=s.key, cached=s.key in ready) for s in stages]
@@ -147,11 +132,7 @@ def retry(context: Context, experiment_id: str) -> ExperimentOut:
         experiment = _found(lifecycle.lock(session, experiment_id), experiment_id)
         if experiment.status not in TERMINAL:
             raise ConflictError(f"the experiment is {experiment.status}; only an ended one can be retried")
-        experiment.attempts_left = context.settings.max_attempts
-        experiment.started_at = experiment.finished_at = experiment.cancel_requested_at = None
-        experiment.error, experiment.progress = None, {}
-        session.execute(delete(ArmNote).where(ArmNote.experiment_id == experiment_id))
-        lifecycle.enqueue(session, experiment, reason="retry")
+        lifecycle.restart(session, experiment, context.settings.max_attempts)
         return present(session, [experiment])[0]
 
 
@@ -163,46 +144,24 @@ def remove(context: Context, experiment_id: str) -> None:
             raise ConflictError(
                 f"the experiment is running; first POST /v1/experiments/{experiment_id}:cancel"
             )
-        keys = repository.object_keys(session, experiment_id)
-        session.execute(delete(Experiment).where(Experiment.id == experiment_id))
-        orphans = keys - repository.referenced(session, keys)
-    for key in orphans:
+        orphans = delete_rows(session, [experiment_id])
+    delete_objects(context, orphans)
+
+
+def delete_rows(session: Session, ids: Sequence[str]) -> set[str]:
+    """Delete experiments that do not run and are locked. Returns the objects that nobody needs any more."""
+    keys = repository.object_keys(session, ids)
+    session.execute(delete(Experiment).where(Experiment.id.in_(ids)))
+    return keys - repository.referenced(session, keys)
+
+
+def delete_objects(context: Context, keys: Iterable[str]) -> None:
+    """Delete objects after the transaction that removed the last rows which named them."""
+    for key in keys:
         try:
             context.objects.delete(key)
         except ObjectStoreError as error:  # the rows are gone; a file that nobody refers to does no harm
             log.warning("a file was left behind: %s", error)
-
-
-def _create(context: Context, session: Session, spec: ExperimentSpec) -> dict[str, Any]:
-    now = utcnow()
-    experiment = Experiment(
-        name=spec.name,
-        spec=spec.model_dump(mode="json"),
-        spec_hash=spec.spec_hash,
-        dataset=spec.dataset.name,
-        model=spec.model.name,
-        attack=spec.attack.name,
-        created_at=now,
-        queued_at=now,
-        attempt=0,
-        attempts_left=context.settings.max_attempts,
-        progress={},
-        labels=[
-            *(Label(kind="tag", key=key, value=value) for key, value in spec.tags.items()),
-            *(Label(kind="defense", key=name, value="") for name in sorted({d.name for d in spec.defenses})),
-        ],
-    )
-    session.add(experiment)
-    session.flush()
-    lifecycle.enqueue(session, experiment)
-    return present(session, [experiment])[0].model_dump(mode="json")
-
-
-def _replay(first: Idempotency, body_hash: str) -> dict[str, Any]:
-    if first.body_hash != body_hash:
-        raise InvalidError("Idempotency-Key: this key was used before, with another body")
-    # Read and written anew, because PostgreSQL keeps no order of keys.
-    return ExperimentOut.model_validate(first.response).model_dump(mode="json")
 
 
 def _found(experiment: Experiment | None, experiment_id: str) -> Experiment:

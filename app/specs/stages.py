@@ -67,3 +67,21 @@ def plan(spec: ExperimentSpec, data_version: str = "") -> list[PlannedStage]:
             for kind, fields, epochs in defense.stages():
                 parent = add(kind, defense.arm_name, [defense.name, fields], parent, epochs)
     return stages
+
+
+def arm_keys(spec: ExperimentSpec, stages: list[PlannedStage]) -> dict[tuple[str, int], str]:
+    """For each arm and seed the content-address of its numbers, given the `plan` of ``spec``.
+
+    Two arms with equal keys have equal numbers, in whatever experiments they are and whatever they are called:
+    the same defence, on the same poisoned set, victim and seed, computed on the same device.
+    """
+    poisoned = {stage.seed: stage.key for stage in stages if stage.kind == "poisoned_set"}
+    last = {
+        (stage.arm, stage.seed): stage.key for stage in stages
+    }  # an arm's later stages replace its earlier ones
+    defenses = {d.arm_name: d.model_dump(mode="json", exclude={"arm"}) for d in spec.defenses}
+    return {
+        (arm, seed): digest(["arm", spec.device, poisoned[seed], last[arm, seed], defenses.get(arm)])
+        for seed in spec.seeds
+        for arm in spec.arms
+    }

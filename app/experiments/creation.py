@@ -1,0 +1,60 @@
+"""New experiments: their rows, what they are found by, and the messages that announce them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sqlalchemy.orm import Session
+
+from app.core.database import utcnow
+from app.experiments import lifecycle
+from app.experiments.tables import QUEUED, Experiment, Label
+from app.specs.experiment import ExperimentSpec
+from app.specs.stages import PlannedStage, arm_keys
+from app.sweeps.tables import ArmKey
+
+
+class Planned(NamedTuple):
+    """A spec that was found to fit its data set, and the stages that it is made of."""
+
+    spec: ExperimentSpec
+    stages: list[PlannedStage]
+
+
+def create(session: Session, planned: Sequence[Planned], attempts: int) -> list[Experiment]:
+    """Write the experiments and the messages that announce them, in a few statements however many they are.
+
+    Workers take them in this order. ``attempts`` is how many of their attempts may be lost.
+    """
+    experiments = [_row(one.spec, attempts) for one in planned]
+    session.add_all(experiments)
+    session.flush()
+    lifecycle.announce(session, experiments)
+    session.add_all(
+        ArmKey(experiment_id=experiment.id, arm=arm, seed=seed, key=key)
+        for experiment, one in zip(experiments, planned, strict=True)
+        for (arm, seed), key in arm_keys(one.spec, one.stages).items()
+    )
+    session.flush()
+    return experiments
+
+
+def _row(spec: ExperimentSpec, attempts: int) -> Experiment:
+    now = utcnow()
+    return Experiment(
+        name=spec.name,
+        status=QUEUED,
+        spec=spec.model_dump(mode="json"),
+        spec_hash=spec.spec_hash,
+        dataset=spec.dataset.name,
+        model=spec.model.name,
+        attack=spec.attack.name,
+        created_at=now,
+        queued_at=now,
+        attempt=0,
+        attempts_left=attempts,
+        progress={},
+        labels=[
+            *(Label(kind="tag", key=key, value=value) for key, value in spec.tags.items()),
+            *(Label(kind="defense", key=name, value="") for name in sorted({d.name for d in spec.defenses})),
+        ],
+    )
