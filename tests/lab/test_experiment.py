@@ -1,12 +1,15 @@
 """A whole experiment through its front door: arms, files, cache, resume, faults."""
 
 import csv
+import io
 import json
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load
 
@@ -68,6 +71,7 @@ def test_files_of_a_run(done: MemoryRecorder) -> None:
         "seed-3/predictions.png",
         "seed-3/poisoned_indices.json",
         "seed-3/abl/isolation.csv",
+        "seed-3/abl/isolation_images.png",
         "seed-3/abl/isolation_losses.png",
         "seed-3/clean/model.safetensors",
         "seed-3/undefended/model.safetensors",
@@ -78,6 +82,19 @@ def test_files_of_a_run(done: MemoryRecorder) -> None:
     rows = list(csv.DictReader(done.files["seed-3/abl/isolation.csv"].decode().splitlines()))
     assert len(rows) == 200
     assert sorted(int(row["index"]) for row in rows if row["is_poisoned"] == "1") == indices
+
+
+def test_the_most_suspicious_images_are_on_a_sheet_in_the_order_of_the_ranking(done: MemoryRecorder) -> None:
+    rows = list(csv.DictReader(done.files["seed-3/abl/isolation.csv"].decode().splitlines()))
+    name = "seed-3/abl/isolation_images.png"
+    details = done.details[name]
+    assert details["indices"] == [int(row["index"]) for row in rows]
+    pixels = np.asarray(Image.open(io.BytesIO(done.files[name])))
+    assert pixels.shape == (10 * 8, 20 * 8)  # 200 images of 8 x 8
+    for place, row in enumerate(rows):
+        y, x = (8 * part for part in divmod(place, details["columns"]))
+        corner = pixels[y + 6 : y + 8, x + 6 : x + 8].tolist()
+        assert (corner in ([[0, 255], [255, 0]], [[255, 0], [0, 255]])) == (row["is_poisoned"] == "1"), place
 
 
 def test_checkpoints_say_what_they_are(done: MemoryRecorder, tmp_path: Any) -> None:

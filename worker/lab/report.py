@@ -17,9 +17,11 @@ from worker.lab.compute import Compute
 from worker.lab.contracts import Recorder, Scope
 from worker.lab.evaluation import TestSet, predict
 from worker.lab.networks import Network
+from worker.lab.sprites import COLUMNS, sheet
 from worker.lab.stages import Outcome, StageRun
 
 SHOWN = 8  # test images in a grid
+MOST_SUSPICIOUS = 200  # training images on an isolation's sheet
 Series = dict[str, tuple[list[int], list[float]]]
 
 
@@ -41,10 +43,12 @@ class Report:
         self.answers: dict[tuple[str, int], list[str]] = {}
         self.truth: dict[int, Tensor] = {}
         self.labels: dict[int, Tensor] = {}
+        self.images = torch.empty(0)  # of the seed at work alone: a set may fill much of a GPU
 
     def poisoned_set(self, seed: int, poisoned: PoisonedSet, index: Tensor, test: TestSet) -> None:
         """Which samples were poisoned, and what the trigger does to test images."""
         self.truth[seed], self.labels[seed] = poisoned.is_poisoned.cpu(), poisoned.labels.cpu()
+        self.images = poisoned.images
         if test.triggered is None or test.targets is None:
             return
         scope = Scope(None, seed)
@@ -172,6 +176,7 @@ class Report:
         order = suspicion.argsort(descending=True, stable=True)
         where = f"seed-{seed}/{arm}/{run.planned.kind}"
         self._table(run.scope, f"{where}.csv", {"index": order} | {n: c[order] for n, c in columns.items()})
+        self._suspects(run.scope, f"{where}_images.png", order[:MOST_SUSPICIOUS])
         if losses is not None:
             self._figure(
                 run.scope,
@@ -191,6 +196,14 @@ class Report:
                 _array(truth),
                 int(isolated.sum()),
             )
+
+    def _suspects(self, scope: Scope, name: str, rows: Tensor) -> None:
+        """The training images ``rows`` as the defence saw them, in this order; `details` tell how to cut them out."""
+        images = self.images[rows.to(self.images.device)]
+        details = {"columns": min(len(rows), COLUMNS), "height": images.shape[2], "width": images.shape[3]}
+        self.recorder.artifact(
+            scope, name, "data", "image/png", sheet(images), details | {"indices": rows.tolist()}
+        )
 
     def _classes(self, run: StageRun, outcome: Outcome) -> None:
         """What a detection found of each class: every tensor ``class_*`` ``[K]`` that the stage left."""
