@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from app.specs.dataset import DatasetSpec, Imported
+from app.specs.dataset import DatasetSpec, Imported, Uploaded
 from app.specs.facts import BUILT_IN, DatasetFacts
 
 NO_FILE_NEEDED = "digits"
@@ -27,6 +27,8 @@ def known(spec: DatasetSpec, folder: Path) -> Known:
 
     Where ``folder`` does not exist at all, the workers keep the data elsewhere and the built-in facts do.
     """
+    if isinstance(spec, Uploaded):
+        raise MissingDatasetError("an uploaded data set is known to the service alone")
     if isinstance(spec, Imported):
         return _imported(folder / "imported" / f"{spec.key}.safetensors", spec.key)
     if folder.is_dir() and not present(spec.name, folder):

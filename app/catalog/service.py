@@ -11,7 +11,7 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 from app.catalog import datasets
 from app.catalog.schemas import Catalog, DatasetEntry, Entry
 from app.core.validation import members, name_of
-from app.specs.dataset import Imported
+from app.specs.dataset import Imported, Uploaded
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import BUILT_IN
 from app.specs.training import Augmentation
@@ -40,6 +40,10 @@ def _datasets(folder: Path) -> list[DatasetEntry]:
     for entry in _entries("dataset"):
         if entry.name == name_of(Imported):
             template = entry
+            continue
+        if entry.name == name_of(Uploaded):
+            command = "bdlab datasets upload FILE"
+            entries.append(DatasetEntry(**entry.model_dump(), present=None, facts=None, command=command))
             continue
         present = datasets.present(entry.name, folder)
         more = {

@@ -6,6 +6,9 @@ from pydantic import Field
 
 from app.specs.base import Spec, field
 
+UPLOAD_ID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
+"""Ids of uploads, which are also names of files on the workers."""
+
 
 class _Subset(Spec):
     """Fields that every data set shares."""
@@ -56,4 +59,11 @@ class Imported(_Subset):
     )
 
 
-DatasetSpec = Annotated[Digits | Cifar10 | Gtsrb | Imported, Field(discriminator="name")]
+class Uploaded(_Subset):
+    """A data set that was sent to `POST /v1/datasets`, once its check has found it ready."""
+
+    name: Literal["uploaded"] = "uploaded"
+    dataset_id: str = field(..., "The id that `POST /v1/datasets` gave.", pattern=UPLOAD_ID)
+
+
+DatasetSpec = Annotated[Digits | Cifar10 | Gtsrb | Imported | Uploaded, Field(discriminator="name")]

@@ -6,7 +6,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from app.specs.attack import AttackSpec, BadNets
 from app.specs.base import Spec, digest, field
-from app.specs.dataset import DatasetSpec, Digits
+from app.specs.dataset import UPLOAD_ID, DatasetSpec, Digits
 from app.specs.defense import DefenseSpec
 from app.specs.model import ModelSpec, SmallCnn
 from app.specs.training import TrainingSpec
@@ -19,6 +19,12 @@ TagValue = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
+class Victim(Spec):
+    """A model of the user's own, sent to `POST /v1/models`, once its check has found it ready."""
+
+    model_id: str = field(..., "The id that `POST /v1/models` gave.", pattern=UPLOAD_ID)
+
+
 class ExperimentSpec(Spec):
     """What a client sends: everything that decides an experiment's numbers, and how to find it again."""
 
@@ -27,6 +33,13 @@ class ExperimentSpec(Spec):
     model: ModelSpec = field(SmallCnn(), "Victim's architecture.")
     attack: AttackSpec = field(BadNets(), "How the training set is poisoned.")
     defenses: tuple[DefenseSpec, ...] = field((), "Defences; each makes an arm of its own.", max_length=32)
+    victim: Victim | None = field(
+        None,
+        "Take this model for the arm `undefended` (with no attack: `clean`) instead of training it, for every seed. "
+        "Repair and detection start from it; defences that train a model of their own do not use it. `model` and "
+        "`dataset` must fit it. Null: train the victim.",
+        exclude_if=lambda victim: victim is None,  # specs without one keep their canonical form and hash
+    )
     training: TrainingSpec = field(TrainingSpec(), "How the clean and undefended arms are trained.")
     reference: bool = field(False, "Also train the clean arm: the same victim on the unpoisoned set.")
     seeds: tuple[Seed, ...] = field(
@@ -55,6 +68,11 @@ class ExperimentSpec(Spec):
         head = (CLEAN,) if self.reference or self.attack.name == "none" else ()
         undefended = () if self.attack.name == "none" else (UNDEFENDED,)
         return (*head, *undefended, *(d.arm_name for d in self.defenses))
+
+    @property
+    def victim_arm(self) -> str:
+        """The arm of the model that repair and detection start from: undefended, or clean if nothing is poisoned."""
+        return CLEAN if self.attack.name == "none" else UNDEFENDED
 
     @property
     def spec_hash(self) -> str:

@@ -4,6 +4,18 @@ from app.specs.base import Spec, field
 from app.specs.dataset import DatasetSpec
 
 
+class Shape(Spec):
+    """What a network must know of the images that it classifies."""
+
+    channels: int = field(..., "1 (grey) or 3 (RGB).", ge=1, le=3)
+    height: int = field(..., "Image height.", unit="pixels", ge=1, le=1024)
+    width: int = field(..., "Image width.", unit="pixels", ge=1, le=1024)
+    classes: int = field(..., "Number of classes.", ge=2, le=10_000)
+
+    def __str__(self) -> str:
+        return f"{self.channels}x{self.height}x{self.width}, {self.classes} classes"
+
+
 class DatasetFacts(Spec):
     """Shape and class counts of a data set as an experiment uses it."""
 
@@ -25,6 +37,13 @@ class DatasetFacts(Spec):
     @property
     def test_size(self) -> int:
         return sum(self.test_counts)
+
+    @property
+    def shape(self) -> Shape:
+        """The part that a network depends on. Nothing here bounds it: the data set is there and was checked."""
+        return Shape.model_construct(
+            channels=self.channels, height=self.height, width=self.width, classes=self.classes
+        )
 
     def subset(self, spec: DatasetSpec) -> "DatasetFacts":
         """The facts left once ``spec.train_size`` and ``spec.test_size`` are applied."""

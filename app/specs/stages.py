@@ -27,13 +27,18 @@ class PlannedStage(NamedTuple):
     """Expected work in training epochs, for progress; the real number may be smaller."""
 
 
-def plan(spec: ExperimentSpec, data_version: str = "") -> list[PlannedStage]:
+def plan(spec: ExperimentSpec, data_version: str = "", victim_version: str = "") -> list[PlannedStage]:
     """Every stage of ``spec``, in the order in which a worker computes them.
 
-    ``data_version`` is the digest of an imported data set's content; sets with a name of their own need none.
+    ``data_version`` is the digest of an imported or uploaded data set's content; sets with a name of their own need
+    none. ``victim_version`` is the SHA-256 of the file of a victim that the user brings; empty if it is trained.
     """
     stages: list[PlannedStage] = []
-    dataset = {"dataset": spec.dataset.model_dump(mode="json"), "version": data_version}
+    # An upload's id decides nothing; its content does.
+    dataset = {
+        "dataset": spec.dataset.model_dump(mode="json", exclude={"dataset_id"}),
+        "version": data_version,
+    }
     victim = {"model": spec.model.model_dump(mode="json"), "training": spec.training.model_dump(mode="json")}
     attackers_recipe = {
         "model": victim["model"],
@@ -57,10 +62,14 @@ def plan(spec: ExperimentSpec, data_version: str = "") -> list[PlannedStage]:
         attack = spec.attack.model_dump(mode="json", exclude={"export"})
         poisoned = add("poisoned_set", None, attack, prepared, 1)
         model = ""
-        if CLEAN in spec.arms:
-            model = add("victim", CLEAN, victim, clean_data, spec.training.epochs)
-        if UNDEFENDED in spec.arms:
-            model = add("victim", UNDEFENDED, victim, poisoned, spec.training.epochs)
+        for arm, data in ((CLEAN, clean_data), (UNDEFENDED, poisoned)):
+            if arm not in spec.arms:
+                continue
+            if victim_version and arm == spec.victim_arm:
+                # The recipe stays in the key, because repair and detection inherit it from there.
+                model = add("victim", arm, {**victim, "brought": victim_version}, poisoned, 0)
+            else:
+                model = add("victim", arm, victim, data, spec.training.epochs)
         for defense in spec.defenses:
             # Repair and detection start from the victim: the undefended one, or the clean one if nothing is poisoned.
             parent = digest([poisoned, victim]) if defense.kind == "training" else model

@@ -29,6 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
         help="folder of data sets",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="overrides the spec's device")
+    parser.add_argument(
+        "--victim", type=Path, help="model.safetensors to start from instead of training the victim"
+    )
     options = parser.parse_args(arguments)
     try:
         spec = ExperimentSpec.model_validate_json(options.spec.read_bytes())
@@ -44,7 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
     recorder = FolderRecorder(options.out, echo=sys.stderr)
     store = FolderStore(options.cache or options.out / "stages")
     try:
-        results = run(spec, recorder, store, data_dir=options.data, device=options.device)
+        results = run(
+            spec, recorder, store, data_dir=options.data, device=options.device, victim=options.victim
+        )
     except LabError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1

@@ -17,10 +17,12 @@ from app.specs.experiment import ATTACK, CLEAN, UNDEFENDED, ExperimentSpec
 from app.specs.facts import DatasetFacts
 from app.specs.stages import PlannedStage, plan
 from app.specs.summary import arms_document
+from app.specs.victims import check_victim
 from worker.lab import attack_files
 from worker.lab.attacks import Attack, AttackLab, PoisonedSet, Prepared, State, make
 from worker.lab.attacks.poisoning import choose as choose_poisoned
 from worker.lab.attacks.poisoning import poison, rebuild
+from worker.lab.brought import Brought, read
 from worker.lab.compute import Compute, choose
 from worker.lab.contracts import (
     CanceledError,
@@ -63,12 +65,14 @@ def run(
     data_dir: Path,
     device: str | None = None,
     checkpoint_seconds: float = 30.0,
+    victim: Path | None = None,
 ) -> dict[str, Any]:
     """Run every arm for every seed; returns ``{"arms": [...]}``.
 
+    ``victim`` is the safetensors file of the model that the spec's victim names; without one the victim is trained.
     An arm that raises a LabError is reported to the recorder and the others go on. ``device`` overrides the spec's.
-    Raises SpecError or DatasetMissingError before any work, CanceledError and StageBusyError from within, and the
-    last arm's error if no arm at all came to a result.
+    Raises SpecError, BadModelError or DatasetMissingError before any work, CanceledError and StageBusyError from
+    within, and the last arm's error if no arm at all came to a result.
     """
     facts, version = facts_of(spec.dataset, data_dir)
     if problems := check(spec, facts):
@@ -77,9 +81,10 @@ def run(
         compute = choose(device or spec.device, spec.training.precision, spec.training.compile)
     except ValueError as error:
         raise SpecError(str(error)) from error
-    stages = plan(spec, version)
+    brought = bring(spec, facts, victim)
+    stages = plan(spec, version, brought.sha256 if brought else "")
     progress = Progress(sum(stage.epochs for stage in stages))
-    surroundings = Surroundings(recorder, store, compute, progress, checkpoint_seconds, stages)
+    surroundings = Surroundings(recorder, store, compute, progress, checkpoint_seconds, stages, brought)
     report = Report(spec, facts.subset(spec.dataset), recorder)
     rows: list[dict[str, Any]] = []
     failure: LabError | None = None
@@ -120,6 +125,7 @@ class Surroundings:
     progress: Progress
     checkpoint_seconds: float
     plan: list[PlannedStage]
+    brought: Brought | None
 
     def stage_run(self, kind: str, arm: str | None, seed: int) -> StageRun:
         """The run of the planned stage, its steps following those of the arm's stages before it."""
@@ -219,10 +225,13 @@ class SeedLab:
         return values
 
     def victim(self, arm: str, split: Split) -> Network:
-        """The undefended (or clean) victim, trained by the experiment's recipe."""
+        """The undefended (or clean) victim, trained by the experiment's recipe, or brought by the user."""
         network = self.new_network("victim", split.images)
+        brought = self.here.brought if arm == self.spec.victim_arm else None
 
         def compute(run: StageRun) -> Outcome:
+            if brought is not None:
+                return run.finish(brought.tensors)
             train(
                 run,
                 network,
@@ -234,7 +243,7 @@ class SeedLab:
             return run.finish(state(network))
 
         self.victims[arm] = self.stage("victim", arm, compute).tensors
-        return load_state(network, self.victims[arm], self.compute.device)
+        return load_state(stamped_like(network, self.victims[arm]), self.victims[arm], self.compute.device)
 
     def defend(self, spec: DefenseSpec) -> Network:
         """The defended model. A defence is handed what its kind may see; flags and test set stay in the harness."""
@@ -264,7 +273,7 @@ class SeedLab:
 
     def trained_victim(self) -> Network:
         """A copy of the victim that repair and detection start from; its arm has run before theirs."""
-        arm = UNDEFENDED if UNDEFENDED in self.spec.arms else CLEAN
+        arm = self.spec.victim_arm
         if arm not in self.victims:
             raise LabError(f"there is no model to defend: the {arm} arm failed")
         network = self.new_network("victim", self.poisoned.images)
@@ -307,10 +316,27 @@ class SeedLab:
         )
 
 
+def bring(spec: ExperimentSpec, facts: DatasetFacts, victim: Path | None) -> Brought | None:
+    """The user's model, found to fit the spec. Raises SpecError, BadModelError."""
+    if victim is None:
+        if spec.victim is not None:
+            raise SpecError(
+                f"victim.model_id: the file of model {spec.victim.model_id} is needed, and none was given"
+            )
+        return None
+    brought = read(victim, spec.model, facts.shape)
+    if problems := check_victim(spec, spec.model, facts.shape, brought.stamped, facts):
+        raise SpecError("; ".join(map(str, problems)))
+    return brought
+
+
+def stamped_like(network: Network, tensors: dict[str, Tensor]) -> Network:
+    """``network``, or a stamping one around it if ``tensors`` are those of one."""
+    return Stamped.around(network, tensors) if "stamp_mask" in tensors else network
+
+
 def load_model(spec: ExperimentSpec, facts: DatasetFacts, tensors: dict[str, Tensor]) -> Network:
     """A network of ``spec`` with the weights of a stored checkpoint, ready to predict on the CPU."""
-    network = build(spec.model, facts, "load")
-    if "stamp_mask" in tensors:
-        network = Stamped.around(network, tensors)
+    network = stamped_like(build(spec.model, facts, "load"), tensors)
     network.load_state_dict(tensors)
     return network.eval().to(torch.device("cpu"))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.specs.dataset import DatasetSpec, Digits, Imported
+from app.specs.dataset import DatasetSpec, Digits, Imported, Uploaded
 from app.specs.facts import BUILT_IN, DatasetFacts, allocate
 from worker.lab.compute import derive_seed
 from worker.lab.contracts import DatasetMissingError
@@ -62,7 +62,7 @@ def load(spec: DatasetSpec, data_dir: Path, seed: int) -> Dataset:
 
 def facts_of(spec: DatasetSpec, data_dir: Path) -> tuple[DatasetFacts, str]:
     """Facts of the whole set, and the version of its content, without loading any pixels of a built-in set."""
-    if isinstance(spec, Imported):
+    if isinstance(spec, Imported | Uploaded):
         whole = _whole(spec, data_dir)
         return whole.facts, whole.version
     return BUILT_IN[spec.name], ""
@@ -76,6 +76,11 @@ def _whole(spec: DatasetSpec, data_dir: Path) -> Dataset:
             data_dir / "imported" / f"{spec.key}.safetensors",
             f"bdlab data import FILE --name {spec.key}",
         )
+    elif isinstance(spec, Uploaded):
+        path, command = (
+            uploaded_path(spec.dataset_id, data_dir),
+            "a worker of the service that it was sent to",
+        )
     else:
         path, command = data_dir / f"{spec.name}.safetensors", f"bdlab data fetch {spec.name}"
     if not path.is_file():
@@ -83,7 +88,12 @@ def _whole(spec: DatasetSpec, data_dir: Path) -> Dataset:
     tensors, facts, version = files.read(path)
     train = Split(torch.from_numpy(tensors["x_train"]), torch.from_numpy(tensors["y_train"]))
     test = Split(torch.from_numpy(tensors["x_test"]), torch.from_numpy(tensors["y_test"]))
-    return Dataset(train, test, facts, version if isinstance(spec, Imported) else "")
+    return Dataset(train, test, facts, version if isinstance(spec, Imported | Uploaded) else "")
+
+
+def uploaded_path(dataset_id: str, data_dir: Path) -> Path:
+    """Where an uploaded data set lies once a worker has fetched it."""
+    return data_dir / "uploaded" / f"{dataset_id}.safetensors"
 
 
 @lru_cache(maxsize=1)

@@ -2,7 +2,7 @@
 
 import torch
 
-from app.specs.facts import DatasetFacts
+from app.specs.facts import DatasetFacts, Shape
 from app.specs.model import ModelSpec, PreActResNet18, ResNet18, SmallCnn, WideResNet16x1
 from worker.lab.compute import derive_seed
 from worker.lab.networks import preact_resnet18, resnet18, small_cnn, wide_resnet
@@ -11,7 +11,7 @@ from worker.lab.networks.base import Network
 __all__ = ["Network", "build"]
 
 
-def build(spec: ModelSpec, facts: DatasetFacts, seed: object) -> Network:
+def build(spec: ModelSpec, facts: DatasetFacts | Shape, seed: object) -> Network:
     """A freshly initialised network on the CPU; its weights follow from ``seed`` alone."""
     # torch's initialisers draw from the global generator only: fork it, so that nothing outside is changed.
     with torch.random.fork_rng(devices=[]):
