@@ -11,13 +11,14 @@ from app.artifacts.routes import router as artifacts
 from app.catalog.routes import router as catalog
 from app.core import errors, openapi
 from app.core.context import Context
-from app.core.gate import guard
 from app.core.http import Surround
 from app.experiments.events import router as events
 from app.experiments.routes import router as experiments
 from app.health.routes import router as health
 from app.health.telemetry import Telemetry
 from app.interactive.routes import router as interactive
+from app.keys.gate import Gate, guard
+from app.keys.routes import router as keys
 from app.results.routes import router as results
 from app.settings import Settings
 
@@ -36,6 +37,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.context = Context.open(chosen)
+        app.state.gate = Gate(app.state.context)
         yield
         app.state.context.close()
 
@@ -54,7 +56,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         max_form=chosen.max_image_bytes,
         observe=app.state.telemetry.observe,
     )
-    for router in (experiments, results, events, artifacts, interactive, catalog, health):
+    for router in (experiments, results, events, artifacts, interactive, catalog, keys, health):
         app.include_router(router)
     return app
 

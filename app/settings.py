@@ -32,9 +32,23 @@ class Settings(BaseSettings):
     secret: SecretStr = Field(
         SecretStr(""), description="Signs cursors; empty: a file under home. Needed with several API hosts."
     )
+    key_pepper: SecretStr = Field(
+        SecretStr(""),
+        description="Goes into the digests of API keys; empty: the secret. Changing it voids all keys.",
+    )
+    quota_queued: int | None = Field(None, description="Most queued experiments of one owner.", ge=0)
+    quota_running: int | None = Field(None, description="Most running experiments of one owner.", ge=0)
+    quota_device_seconds: int | None = Field(
+        None, description="Most seconds on workers' devices of one owner in 30 days.", ge=0
+    )
+    quota_bytes: int | None = Field(None, description="Most stored bytes of one owner.", ge=0)
+    rate_limit: int | None = Field(None, description="Most requests of one owner in a minute.", ge=1)
 
     max_body_bytes: int = Field(1_048_576, description="Largest accepted JSON body.", gt=0)
     max_image_bytes: int = Field(4_194_304, description="Largest accepted uploaded image.", gt=0)
+    max_sweep_cells: int = Field(
+        1000, description="Most cells of a sweep, and most arms x seeds of a study.", ge=1
+    )
     interactive_timeout: float = Field(
         20.0, description="How long the API waits for a preview or prediction.", gt=0
     )

@@ -40,7 +40,9 @@ class Context:
 
     def of(self, principal: Principal) -> "Context":
         """The same for one request; costs nothing."""
-        return replace(self, principal=principal, database=self.database.of(principal.owner_id))
+        return replace(
+            self, principal=principal, database=self.database.of(principal.owner_id, principal.limits)
+        )
 
     def close(self) -> None:
         self.broker.close()

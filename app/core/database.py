@@ -19,8 +19,8 @@ Json = JSON().with_variant(JSONB(), "postgresql")
 BigId = BigInteger().with_variant(Integer(), "sqlite")
 """A key that the database counts up; SQLite does so only for a plain INTEGER."""
 
-OWNER = "owner"
-"""Under this key a session's ``info`` holds the owner whose rows it sees; without it the session sees all."""
+OWNER, LIMITS = "owner", "limits"
+"""Keys of a session's ``info``: the owner whose rows it sees, without whom it sees all, and the owner's limits."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -104,14 +104,17 @@ class Database:
         self.engine = make_engine(url)
         self._writer = sessionmaker(self.engine, expire_on_commit=False)
         self._reader = sessionmaker(self.engine.execution_options(readonly=True), expire_on_commit=False)
-        self._info: dict[str, str] = {}
+        self._info: dict[str, Any] = {}
         self.whole = self
         """The same database with the rows of all owners."""
 
-    def of(self, owner_id: str) -> "Database":
-        """The same database with the rows of one owner alone, see `app.core.owners`; costs nothing."""
+    def of(self, owner_id: str, limits: object = None) -> "Database":
+        """The same database with the rows of one owner alone, see `app.core.owners`; costs nothing.
+
+        The owner's ``limits`` are for `app.keys.quotas`.
+        """
         part = copy(self.whole)
-        part._info = {OWNER: owner_id}
+        part._info = {OWNER: owner_id, LIMITS: limits}
         return part
 
     @contextmanager

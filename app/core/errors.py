@@ -35,6 +35,27 @@ class BadRequestError(AppError):
     status, kind = HTTPStatus.BAD_REQUEST, "bad-request"
 
 
+class UnauthorizedError(AppError):
+    """There is no API key with the request, or not one that is good."""
+
+    status, kind = HTTPStatus.UNAUTHORIZED, "unauthorized"
+
+
+class ForbiddenError(AppError):
+    """The API key is good, but not for this; the message names the scope."""
+
+    status, kind = HTTPStatus.FORBIDDEN, "forbidden"
+
+
+class TooManyError(AppError):
+    """A limit of the owner's is reached; the message says which."""
+
+    status, kind = HTTPStatus.TOO_MANY_REQUESTS, "too-many"
+
+    def __init__(self, detail: str, *, retry_after: int) -> None:
+        super().__init__(detail, headers={"Retry-After": str(retry_after)})
+
+
 class NotFoundError(AppError):
     """There is no such thing."""
 

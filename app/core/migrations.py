@@ -16,13 +16,29 @@ from sqlalchemy import Connection, Engine
 
 import migrations
 from app.artifacts import tables as artifacts
+from app.audit import tables as audit
 from app.core import owners
 from app.core.database import Base, make_engine
 from app.experiments import tables as experiments
+from app.keys import tables as keys
+from app.leaderboard import tables as leaderboard
+from app.reproductions import tables as reproductions
 from app.results import tables as results
+from app.search import tables as search
 from app.sweeps import tables as sweeps
 
-TABLES = (owners, artifacts, experiments, results, sweeps)
+TABLES = (
+    owners,
+    artifacts,
+    audit,
+    experiments,
+    keys,
+    leaderboard,
+    reproductions,
+    results,
+    search,
+    sweeps,
+)
 """Every module that declares tables; imported so that `Base.metadata` is whole."""
 
 

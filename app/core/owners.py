@@ -15,6 +15,7 @@ after the parent was found on the same session. Core statements on ``Table`` obj
 do not use them there. Relay and workers work on sessions without an owner, which see all.
 """
 
+from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -48,6 +49,20 @@ class Owner(Base):
     max_device_seconds: Mapped[int | None] = mapped_column(BigInteger)
     max_bytes: Mapped[int | None] = mapped_column(BigInteger)
     max_requests: Mapped[int | None] = mapped_column()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an owner may have and do; None is no limit."""
+
+    queued: int | None = None
+    running: int | None = None
+    device_seconds: int | None = None
+    bytes: int | None = None
+    requests: int | None = None
+
+
+UNLIMITED = Limits()
 
 
 class Owned:

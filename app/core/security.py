@@ -2,7 +2,7 @@
 
 Every route is closed unless it says otherwise. By default GET and HEAD need the scope ``read``, every other method
 ``write``. A route that differs says so right above its function: ``@needs(ADMIN)``, ``@needs(READ)`` for a POST that
-changes nothing, ``@public`` for one that is for everybody. `app.core.gate` enforces it before the route runs.
+changes nothing, ``@public`` for one that is for everybody. `app.keys.gate` enforces it before the route runs.
 """
 
 import os
@@ -15,7 +15,7 @@ from hmac import new as hmac
 from pathlib import Path
 from typing import Any, TypeVar
 
-from app.core.owners import LOCAL
+from app.core.owners import LOCAL, UNLIMITED, Limits
 from app.settings import Settings
 
 READ, WRITE, BACKDOORED, ADMIN = "read", "write", "artifacts:backdoored", "admin"
@@ -36,6 +36,7 @@ class Principal:
     owner: str = LOCAL
     scopes: frozenset[str] = frozenset(SCOPES)
     key: str | None = None
+    limits: Limits = UNLIMITED
 
 
 NOBODY = Principal(owner_id="", owner="", scopes=frozenset())
@@ -80,8 +81,13 @@ class Signer:
 
 def make_signer(settings: Settings) -> Signer:
     """A signer with the secret of the settings, or of the file ``secret`` under home, made at the first start."""
+    return Signer(secret_of(settings))
+
+
+def secret_of(settings: Settings) -> bytes:
+    """The secret itself."""
     given = settings.secret.get_secret_value()
-    return Signer(given.encode() if given else _from_file(settings.home_dir / "secret"))
+    return given.encode() if given else _from_file(settings.home_dir / "secret")
 
 
 def _from_file(path: Path) -> bytes:

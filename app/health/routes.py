@@ -38,6 +38,7 @@ def readyz(context: Ctx, response: Response) -> Readiness:
     response_class=Response,
     responses={200: {"description": "Prometheus' text format.", "content": {"text/plain": {}}}},
 )
+@public
 def metrics(request: Request, context: Ctx) -> Response:
     """Experiments by status, age of the queue, live workers, and request times by route."""
     return Response(request.app.state.telemetry.render(context), media_type=CONTENT_TYPE_LATEST)

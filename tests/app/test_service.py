@@ -110,8 +110,8 @@ def test_every_example_works(service: Service, document: dict[str, Any]) -> None
         experiment = service.submit()
         if path.endswith(":retry"):
             service.end(experiment["id"])
-        if "artifact_id" in path:
-            continue  # tests/app/test_artifacts.py
+        if "artifact_id" in path or "keys" in operation["tags"]:
+            continue  # tests/app/test_artifacts.py and test_keys.py
         url = path.replace("{experiment_id}", experiment["id"])
         query = {
             p["name"]: example[0] if isinstance(example := p["schema"]["examples"][0], list) else example
