@@ -21,6 +21,7 @@ from app.keys.gate import Gate, guard
 from app.keys.routes import router as keys
 from app.results.routes import router as results
 from app.settings import Settings
+from app.sweeps.routes import router as sweeps
 
 DESCRIPTION = """
 Backdoor attacks and defences as experiments: submit a spec, follow it, read its numbers and files.
@@ -56,7 +57,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         max_form=chosen.max_image_bytes,
         observe=app.state.telemetry.observe,
     )
-    for router in (experiments, results, events, artifacts, interactive, catalog, keys, health):
+    for router in (experiments, sweeps, results, events, artifacts, interactive, catalog, keys, health):
         app.include_router(router)
     return app
 

@@ -9,15 +9,14 @@ from app.core.database import utcnow
 from app.experiments import lifecycle
 from app.experiments.tables import QUEUED, Experiment, Label
 from app.specs.experiment import ExperimentSpec
-from app.specs.stages import PlannedStage, arm_keys
 from app.sweeps.tables import ArmKey
 
 
 class Planned(NamedTuple):
-    """A spec that was found to fit its data set, and the stages that it is made of."""
+    """A spec that was found to fit its data set, and by arm and seed the content-address of its numbers."""
 
     spec: ExperimentSpec
-    stages: list[PlannedStage]
+    keys: dict[tuple[str, int], str]
 
 
 def create(session: Session, planned: Sequence[Planned], attempts: int) -> list[Experiment]:
@@ -32,7 +31,7 @@ def create(session: Session, planned: Sequence[Planned], attempts: int) -> list[
     session.add_all(
         ArmKey(experiment_id=experiment.id, arm=arm, seed=seed, key=key)
         for experiment, one in zip(experiments, planned, strict=True)
-        for (arm, seed), key in arm_keys(one.spec, one.stages).items()
+        for (arm, seed), key in one.keys.items()
     )
     session.flush()
     return experiments

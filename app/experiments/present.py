@@ -5,23 +5,25 @@ from collections.abc import Sequence
 from sqlalchemy.orm import Session
 
 from app.experiments import repository
-from app.experiments.schemas import ArmSummary, AttemptOut, ExperimentOut, Failure, Links, Progress
+from app.experiments.schemas import ArmSummary, AttemptOut, ExperimentOut, Failure, Links, Progress, SweepRef
 from app.experiments.tables import Experiment
 from app.specs.experiment import ExperimentSpec
 
 
 def present(session: Session, experiments: Sequence[Experiment]) -> list[ExperimentOut]:
-    """The experiments with their attempts and summaries: two more queries, however many they are."""
+    """The experiments with their attempts and summaries: three more queries, however many they are."""
     ids = [experiment.id for experiment in experiments]
     attempts = repository.attempts(session, ids)
     summaries = repository.summaries(session, ids)
-    return [_one(e, attempts[e.id], summaries[e.id]) for e in experiments]
+    sweeps = repository.sweeps(session, ids)
+    return [_one(e, attempts[e.id], summaries[e.id], sweeps.get(e.id)) for e in experiments]
 
 
 def _one(
     experiment: Experiment,
     attempts: Sequence[object],
     summary: dict[str, dict[str, float | None]],
+    sweep: object | None,
 ) -> ExperimentOut:
     spec = ExperimentSpec.model_validate(experiment.spec)
     return ExperimentOut(
@@ -40,6 +42,7 @@ def _one(
         attempts_left=experiment.attempts_left,
         summary=[ArmSummary(arm=arm, **summary[arm]) for arm in spec.arms if arm in summary],
         error=Failure.model_validate(experiment.error) if experiment.error else None,
+        sweep=SweepRef.model_validate(sweep, from_attributes=True) if sweep is not None else None,
         links=_links(experiment.id),
     )
 

@@ -6,14 +6,15 @@ On a request's session they see the owner's experiments alone (`app.core.owners`
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, exists, func, select, tuple_
+from sqlalchemy import ColumnElement, Row, exists, func, select, tuple_
 from sqlalchemy.orm import Session
 
 from app.artifacts.tables import Artifact
 from app.experiments.tables import Attempt, Event, Experiment, Idempotency, Label, LogLine, Stage
 from app.results.tables import ResultValue
+from app.sweeps.tables import Sweep, SweepExperiment
 
 Order = Literal["created_at", "-created_at"]
 SUMMARY_METRICS = ("clean_accuracy", "attack_success_rate")
@@ -21,7 +22,8 @@ SUMMARY_METRICS = ("clean_accuracy", "attack_success_rate")
 
 @dataclass(frozen=True)
 class Filters:
-    """Which experiments a list shows; None is any. ``tags`` are pairs that must all be there."""
+    """Which experiments a list shows; None is any. ``tags`` are pairs that must all be there; ``sweep`` is the id of
+    a sweep or study that uses them."""
 
     status: str | None = None
     dataset: str | None = None
@@ -29,6 +31,7 @@ class Filters:
     attack: str | None = None
     defense: str | None = None
     tags: tuple[tuple[str, str], ...] = ()
+    sweep: str | None = None
 
 
 def get(session: Session, experiment_id: str) -> Experiment | None:
@@ -67,6 +70,9 @@ def _conditions(filters: Filters) -> list[ColumnElement[bool]]:
                 Label.value == value,
             )
         )
+    if filters.sweep is not None:
+        used = SweepExperiment.experiment_id == Experiment.id, SweepExperiment.sweep_id == filters.sweep
+        conditions.append(exists().where(*used))
     return conditions
 
 
@@ -90,6 +96,16 @@ def summaries(session: Session, ids: Sequence[str]) -> dict[str, dict[str, dict[
     for experiment_id, arm, metric, value in rows:
         found[experiment_id].setdefault(arm, {})[metric] = value
     return found
+
+
+def sweeps(session: Session, ids: Sequence[str]) -> dict[str, Row[str, str, str, dict[str, Any]]]:
+    """By experiment, the sweep or study that submitted it: (..., id, kind, coordinates)."""
+    rows = session.execute(
+        select(SweepExperiment.experiment_id, Sweep.id, Sweep.kind, SweepExperiment.coordinates)
+        .join(Sweep, Sweep.id == SweepExperiment.sweep_id)
+        .where(SweepExperiment.experiment_id.in_(ids), SweepExperiment.made)
+    )
+    return {row.experiment_id: row for row in rows}
 
 
 def events(session: Session, experiment_id: str, after: int, limit: int) -> Sequence[Event]:

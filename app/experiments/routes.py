@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from app.core.context import Ctx
 from app.core.errors import InvalidError, MediaTypeError
 from app.core.openapi import problems
+from app.core.security import READ, needs
 from app.core.validation import FieldError, shown
 from app.experiments import service
 from app.experiments.repository import Filters, Order
@@ -85,6 +86,7 @@ def submit(
 @router.post(
     "/experiments:validate", summary="Check a spec without running it", responses=problems(400, 413, 415, 422)
 )
+@needs(READ)
 def validate(context: Ctx, spec: Spec, _json: JsonBody) -> Validation:
     """The canonical spec, its hash, its arms, and which of its stages are already cached. Nothing is stored."""
     return service.validate(context, spec)
@@ -103,6 +105,7 @@ def listing(
         list[str] | None,
         Query(description="key:value; may be repeated, all must fit", examples=[["study:example"]]),
     ] = None,
+    sweep: Annotated[str | None, Query(description="Id of a sweep or study that uses the experiment")] = None,
     order: Annotated[Order, Query(description="`-created_at` is the newest first")] = "-created_at",
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(description="From the `next` link of the page before")] = None,
@@ -111,7 +114,7 @@ def listing(
 
     Experiments that are submitted meanwhile neither shift nor repeat what later pages show.
     """
-    filters = Filters(status, dataset, model, attack, defense, tuple(_pairs(tag or [])))
+    filters = Filters(status, dataset, model, attack, defense, tuple(_pairs(tag or [])), sweep)
     experiments, following = service.listing(context, filters, order, cursor, limit)
     link = None
     if following is not None:

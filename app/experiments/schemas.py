@@ -62,6 +62,14 @@ class Links(BaseModel):
     predict: str
 
 
+class SweepRef(BaseModel):
+    """The sweep or study that submitted an experiment."""
+
+    id: str
+    kind: Literal["sweep", "study"]
+    coordinates: dict[str, Any] = Field(description="Where in it the experiment lies.")
+
+
 class ExperimentOut(BaseModel):
     """An experiment and how it stands."""
 
@@ -82,6 +90,7 @@ class ExperimentOut(BaseModel):
     attempts_left: int = Field(description="How many more attempts may be lost before it fails.")
     summary: list[ArmSummary]
     error: Failure | None
+    sweep: SweepRef | None = Field(None, description="Null if it was submitted by itself.")
     links: Links
 
 

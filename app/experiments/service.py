@@ -22,10 +22,11 @@ from app.experiments.present import present
 from app.experiments.repository import Filters, Order
 from app.experiments.schemas import ExperimentOut, StageOut, Validation
 from app.experiments.tables import RUNNING, TERMINAL, Experiment
+from app.search import indexing
 from app.specs.base import digest
 from app.specs.checks import check
 from app.specs.experiment import ExperimentSpec
-from app.specs.stages import plan
+from app.specs.stages import PlannedStage, arm_keys, plan
 
 log = logging.getLogger(__name__)
 
@@ -69,16 +70,21 @@ def checked(context: Context, spec: ExperimentSpec) -> Known:
 
 
 def planned(context: Context, spec: ExperimentSpec) -> Planned:
-    """The spec with its stages, once it is found to fit its data set. Raises InvalidError."""
-    return Planned(spec, plan(spec, checked(context, spec).version))
+    """The spec with its arms' keys, once it is found to fit its data set. Raises InvalidError."""
+    return Planned(spec, arm_keys(spec, stages(context, spec)))
+
+
+def stages(context: Context, spec: ExperimentSpec) -> list[PlannedStage]:
+    """What a worker would compute, once the spec is found to fit its data set. Raises InvalidError."""
+    return plan(spec, checked(context, spec).version)
 
 
 def validate(context: Context, spec: ExperimentSpec) -> Validation:
     """A dry run: what would be computed, and what is already there."""
-    stages = planned(context, spec).stages
+    found = stages(context, spec)
     with context.database.reading() as session:
-        ready = repository.cached(session, [stage.key for stage in stages])
-    listed = [StageOut(kind=s.kind, arm=s.arm, seed=s.seed, key=s.key, cached=s.key in ready) for s in stages]
+        ready = repository.cached(session, [stage.key for stage in found])
+    listed = [StageOut(kind=s.kind, arm=s.arm, seed=s.seed, key=s.key, cached=s.key in ready) for s in found]
     return Validation(
         spec=spec,
         spec_hash=spec.spec_hash,
@@ -151,6 +157,7 @@ def remove(context: Context, experiment_id: str) -> None:
 def delete_rows(session: Session, ids: Sequence[str]) -> set[str]:
     """Delete experiments that do not run and are locked. Returns the objects that nobody needs any more."""
     keys = repository.object_keys(session, ids)
+    indexing.forget(session, ids)
     session.execute(delete(Experiment).where(Experiment.id.in_(ids)))
     return keys - repository.referenced(session, keys)
 

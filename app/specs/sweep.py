@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from app.specs.base import Spec, field
+from app.specs.base import Spec, canonical_json, field
 
 SEEDS = "seeds"
 Path = Annotated[str, StringConstraints(pattern=r"^[^.\s]+(\.[^.\s]+)*$", max_length=200)]
@@ -92,6 +92,11 @@ def cell(spec: SweepSpec, number: int, where: dict[str, Any]) -> Cell:
         except LookupError as error:
             raise PathError(path, where[path], str(error.args[0])) from None
     return Cell(number, where, document)
+
+
+def described(where: dict[str, Any]) -> str:
+    """A cell's coordinates for people, such as ``attack.poisoning_rate=0.1, seeds=[0]``."""
+    return ", ".join(f"{path}={canonical_json(where[path])}" for path in sorted(where))
 
 
 def _put(value: Any, path: list[str], new: Any) -> Any:

@@ -113,6 +113,9 @@ def test_every_example_works(service: Service, document: dict[str, Any]) -> None
         if "artifact_id" in path or "keys" in operation["tags"]:
             continue  # tests/app/test_artifacts.py and test_keys.py
         url = path.replace("{experiment_id}", experiment["id"])
+        if "{sweep_id}" in path:
+            made = service.http.post("/v1/sweeps", json={"grid": {"seeds": [0, 1]}}).json()
+            url = path.replace("{sweep_id}", made["id"])
         query = {
             p["name"]: example[0] if isinstance(example := p["schema"]["examples"][0], list) else example
             for p in operation.get("parameters", [])
