@@ -21,6 +21,7 @@ from app.core.objects import Objects, put_content
 from app.experiments import lifecycle
 from app.experiments.tables import Experiment, LogLine
 from app.results.tables import ArmNote, MetricPoint, ResultValue
+from app.search import indexing
 from worker.lab.contracts import ArtifactKind, LabError, Scope
 from worker.lease import Lease
 from worker.upsert import insert_into, upsert
@@ -191,6 +192,7 @@ class SqlRecorder:
             self._write_note(session, (arm, seed), WARNING, message)
         for key, message in batch.errors.items():
             session.execute(delete(ResultValue).where(*_of(ResultValue, experiment, key)))
+            indexing.refresh(session, experiment, key[0])
             self._write_note(session, key, ERROR, message)
         for key, values in batch.results.items():
             self._write_result(session, key, values)
@@ -228,6 +230,8 @@ class SqlRecorder:
             ResultValue(experiment_id=experiment, arm=arm, seed=seed, metric=metric, value=value)
             for metric, value in values.items()
         )
+        session.flush()
+        indexing.refresh(session, experiment, arm)
         self._emit(session, "result", key, {"values": values})
 
     def _write_artifact(self, row: dict[str, Any]) -> None:

@@ -1,0 +1,66 @@
+"""GET /v1/leaderboard."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Query, Response
+
+from app.core import tabular
+from app.core.context import Ctx
+from app.core.openapi import problems
+from app.core.queries import only_known
+from app.leaderboard import service, tables_out
+from app.leaderboard.schemas import Fronts, Leaderboard
+
+router = APIRouter(prefix="/v1", tags=["results"], dependencies=[Depends(only_known)])
+
+Dataset = Annotated[
+    str,
+    Query(description="Its name; an imported one is `imported/KEY`.", examples=["cifar10"], max_length=80),
+]
+Model = Annotated[str, Query(examples=["resnet18"], max_length=64)]
+Rate = Annotated[
+    float | None, Query(description="Only settings with this poisoning rate.", gt=0, le=1, examples=[0.1])
+]
+
+
+@router.get(
+    "/leaderboard",
+    summary="Attacks against defences",
+    response_model=Leaderboard,
+    responses={200: tabular.documented("csv", "markdown", "latex", "parquet"), **problems(422)},
+)
+def leaderboard(
+    context: Ctx,
+    dataset: Dataset = "digits",
+    model: Model = "small_cnn",
+    poisoning_rate: Rate = None,
+    format: tabular.FormatQuery = None,
+    accept: Annotated[str | None, Header()] = None,
+) -> Response:
+    """For each attack and defence the clean accuracy, the attack success rate and the defence effectiveness rating.
+
+    Means with 95 % intervals and counts over seeds. Settings are never mixed: a cell shows the one setting of its
+    pair that has the most seeds, and links to it. Published numbers stand beside ours and name their source; they
+    were not measured here. CSV and parquet have one row a cell, Markdown and LaTeX are a matrix for people.
+    """
+    board = service.leaderboard(context, dataset, model, poisoning_rate)
+    kind = tabular.chosen(format, accept)
+    if kind == "json":
+        return Response(board.model_dump_json(), media_type="application/json", headers={"Vary": "Accept"})
+    columns, rows = (
+        tables_out.matrix(board)
+        if kind in ("markdown", "latex")
+        else (tables_out.LONG, tables_out.long(board))
+    )
+    return tabular.respond(kind, columns, rows, "leaderboard")
+
+
+@router.get("/leaderboard/pareto", summary="Accuracy against safety", responses=problems(422))
+def pareto(
+    context: Ctx,
+    dataset: Dataset = "digits",
+    model: Model = "small_cnn",
+    poisoning_rate: Rate = None,
+) -> Fronts:
+    """For each attack the defences as points (clean accuracy, 1 - attack success rate), and which are on the front."""
+    return service.fronts(context, dataset, model, poisoning_rate)

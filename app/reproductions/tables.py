@@ -1,0 +1,17 @@
+"""Which experiments repeat which."""
+
+from sqlalchemy import ForeignKey, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.core.database import Base
+
+
+class Reproduction(Base):
+    """An experiment that computes another one afresh. It outlives the original, whose id it then still names."""
+
+    __tablename__ = "reproductions"
+
+    experiment_id: Mapped[str] = mapped_column(
+        ForeignKey("experiments.id", ondelete="CASCADE"), primary_key=True
+    )
+    original_id: Mapped[str] = mapped_column(String(36), index=True)
