@@ -8,7 +8,6 @@ with it (on Linux).
 import fcntl
 import http.client
 import importlib.util
-import ipaddress
 import os
 import signal
 import socket
@@ -26,6 +25,9 @@ from app import embedded
 from app.children import Child
 from app.core import migrations
 from app.core.broker import EXPERIMENTS, INTERACTIVE
+from app.core.database import Database
+from app.keys.addresses import is_loopback
+from app.keys.repository import any_key
 from app.settings import Settings
 
 START_SECONDS = 120.0
@@ -52,20 +54,20 @@ def up(settings: Settings, host: str = "127.0.0.1", port: int = 8000) -> int:
         signal.signal(number, ask_to_stop)
     try:
         with ExitStack() as stack:
-            _check_host(host)
             _check_worker()
             stack.enter_context(_only_one(settings.home_dir))
+            _upgrade(settings)
+            _check_keys(settings, host)
             listener = stack.enter_context(_listen(host, port))
             url = _url(listener)
             say(f"starting under {settings.home_dir}")
-            _upgrade(settings)
             tree = Tree(settings, listener.fileno())
             stack.callback(tree.stop)
             tree.start(stop)
             _wait_until_ready(tree, listener, stop)
             if not stop.is_set():
                 stack.enter_context(_address_file(settings.home_dir / "address", url))
-                say(f"ready at {url} (Ctrl-C stops)")
+                say(f"ready at {url}: the dashboard; the API page is {url}/docs (Ctrl-C stops)")
             while not stop.wait(0.1):
                 tree.keep()
             say("stopping")
@@ -163,22 +165,30 @@ def _environment(settings: Settings) -> dict[str, str]:
         "home": settings.home_dir,
         "data_dir": settings.datasets,
         "secret": settings.secret.get_secret_value(),  # as text it is a row of stars
+        "key_pepper": settings.key_pepper.get_secret_value(),
     }
     ours = {f"BDLAB_{name.upper()}": str(value) for name, value in values.items() if value is not None}
     caches = {name: str(settings.home_dir / "cache" / name.lower()) for name in CACHES}
     return caches | os.environ | ours | {"PYTHONUNBUFFERED": "1"}
 
 
-def _check_host(host: str) -> None:
+def _check_keys(settings: Settings, host: str) -> None:
+    """Without keys: say that the service is open, and refuse to listen to other machines. Raises StartError."""
+    database = Database(settings.database)
     try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
+        with database.reading() as session:
+            if any_key(session):
+                return
+    finally:
+        database.close()
+    if not is_loopback(host):
         raise StartError(
-            f"host {host!r} is not this machine alone; there is no authentication yet, "
-            "so only 127.0.0.1, ::1 and localhost are accepted"
+            f"host {host!r} lets other machines in, and there is no API key yet; make one with `bdlab keys create`, "
+            "or listen on 127.0.0.1"
         )
+    say(
+        "there is no API key: whoever uses this machine may do everything; `bdlab keys create` closes the service"
+    )
 
 
 def _check_worker() -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.commands.demo import findings
 from app.commands.tables import percent
+from app.results.reading import findings
 from tests.conftest import BDLAB, Stack
 from tests.processes import alive, command_line, descendants
 from tests.quick import QUICK
@@ -151,11 +151,11 @@ def test_percent_shows_the_interval_if_there_is_one() -> None:
 def test_the_demo_says_what_the_numbers_say(left: float, words: str) -> None:
     def arm(name: str, accuracy: float, success: float) -> dict[str, object]:
         means = {"clean_accuracy": accuracy, "attack_success_rate": success, "seconds": 10.0}
-        return {"arm": name, "seeds": [], "aggregate": {k: {"mean": v} for k, v in means.items()}}
+        return {"arm": name, "seeds": [], "aggregate": {k: {"mean": v, "n": 1} for k, v in means.items()}}
 
-    results = {"experiment_id": "7", "arms": [arm("undefended", 0.97, 0.99), arm("abl", 0.95, left)]}
+    arms = [arm("undefended", 0.97, 0.99), arm("abl", 0.95, left)]
     spec = {"attack": {"name": "badnets", "target_class": 0}, "defenses": [{"name": "abl"}]}
-    said = " ".join(findings(results, spec))  # type: ignore[arg-type]
+    said = " ".join(finding.text for finding in findings(arms, spec))
     assert "The attack (badnets) works" in said
     assert "99.0 %" in said
     assert words in said

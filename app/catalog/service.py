@@ -30,6 +30,11 @@ def catalog(folder: Path) -> Catalog:
     )
 
 
+def names(field: str) -> list[str]:
+    """What a field of the spec can be called, such as every attack, in the order of the catalog."""
+    return [str(name_of(model)) for model in members(ExperimentSpec.model_fields[field].annotation)]
+
+
 def _entries(field: str) -> list[Entry]:
     return [_entry(model) for model in members(ExperimentSpec.model_fields[field].annotation)]
 

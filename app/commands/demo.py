@@ -9,17 +9,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 import app
 from app.children import Child
 from app.client import Client
-from app.client_types import Results
 from app.commands.common import NO_SERVICE, OK, AsJson, CommandError, address, err, out, print_json
 from app.commands.experiments import read_spec
 from app.commands.following import follow
+from app.results.reading import findings
 from app.settings import Settings
 
 SPEC = Path(app.__file__).parent.parent / "examples" / "digits-badnets-abl.json"
@@ -44,7 +44,7 @@ def demo(
     with _service(home, folder / "service.log") as (service, url), Client(url, patience=30) as client:
         code = _run(client, folder, as_json)
         if keep and code == OK:
-            err.print(f"\nThe service is up at {url}, its API page at {url}/docs. Ctrl-C stops it.")
+            err.print(f"\nThe service is up: dashboard at {url}, API page at {url}/docs. Ctrl-C stops it.")
             _wait_for_end(service)
     raise typer.Exit(code)
 
@@ -53,6 +53,7 @@ def _run(client: Client, folder: Path, as_json: bool) -> int:
     """Submit, follow, and write down what came of it; returns the exit code."""
     id = client.submit(read_spec(str(SPEC)))["id"]
     err.print(f"Submitted {SPEC.name} to {client.url} as experiment {id}")
+    err.print(f"Watch it at {client.url}/experiments/{id}", markup=False, soft_wrap=True)
     code = follow(client, id, as_json=as_json)
     if code != OK:
         return code
@@ -65,41 +66,12 @@ def _run(client: Client, folder: Path, as_json: bool) -> int:
     if as_json:
         print_json({"experiment_id": id, "results": results, "figures": [str(path) for path in figures]})
         return OK
-    out.print(" ".join(findings(results, client.experiment(id)["spec"])))
+    said = findings(results["arms"], client.experiment(id)["spec"])
+    out.print(" ".join(finding.text for finding in said))
     out.print(f"\nNumbers: {_shown(folder / 'results.json')}\nFigures:")
     for path in figures:
         out.print(f"  {_shown(path)}", markup=False)
     return OK
-
-
-def findings(results: Results, spec: dict[str, Any]) -> Iterator[str]:
-    """What the numbers say, in sentences: did the attack work, did the defence, and what did it cost."""
-    means = {
-        arm["arm"]: {name: value["mean"] for name, value in arm["aggregate"].items() if value}
-        for arm in results["arms"]
-    }
-    attacked = means["undefended"]
-    worked = attacked["attack_success_rate"] >= 0.9
-    yield (
-        f"The attack ({spec['attack']['name']}) {'works' if worked else 'does not work well'}: with its trigger on, "
-        f"{_percent(attacked['attack_success_rate'])} of the test images of other classes are taken for class "
-        f"{spec['attack']['target_class']}, while accuracy on clean images is {_percent(attacked['clean_accuracy'])}."
-    )
-    for defense in spec["defenses"]:
-        arm = defense.get("arm") or defense["name"]
-        defended = means.get(arm, {})
-        if "attack_success_rate" not in defended:
-            yield f"{arm} gave no result; see the warnings."
-            continue
-        removed = defended["attack_success_rate"] <= 0.1
-        change = 100 * (defended["clean_accuracy"] - attacked["clean_accuracy"])
-        yield (
-            f"{arm.upper()} {'removes' if removed else 'does not remove'} the backdoor: "
-            f"{_percent(defended['attack_success_rate'])} are still taken for it. "
-            f"The cost: accuracy on clean images changes by {change:+.1f} points, to "
-            f"{_percent(defended['clean_accuracy'])}, and training takes {defended['seconds']:.0f} s "
-            f"instead of {attacked['seconds']:.0f} s."
-        )
 
 
 @contextmanager
@@ -141,10 +113,6 @@ def _wait_for_end(service: Child) -> None:
     with suppress(KeyboardInterrupt):
         if service.process is not None:
             service.process.wait()
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f} %"
 
 
 def _shown(path: Path) -> str:

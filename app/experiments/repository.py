@@ -23,7 +23,7 @@ SUMMARY_METRICS = ("clean_accuracy", "attack_success_rate")
 @dataclass(frozen=True)
 class Filters:
     """Which experiments a list shows; None is any. ``tags`` are pairs that must all be there; ``sweep`` is the id of
-    a sweep or study that uses them."""
+    a sweep or study that uses them; ``text`` is part of the name, in any case."""
 
     status: str | None = None
     dataset: str | None = None
@@ -32,6 +32,7 @@ class Filters:
     defense: str | None = None
     tags: tuple[tuple[str, str], ...] = ()
     sweep: str | None = None
+    text: str | None = None
 
 
 def get(session: Session, experiment_id: str) -> Experiment | None:
@@ -73,6 +74,8 @@ def _conditions(filters: Filters) -> list[ColumnElement[bool]]:
     if filters.sweep is not None:
         used = SweepExperiment.experiment_id == Experiment.id, SweepExperiment.sweep_id == filters.sweep
         conditions.append(exists().where(*used))
+    if filters.text is not None:
+        conditions.append(func.lower(Experiment.name).contains(filters.text.lower(), autoescape=True))
     return conditions
 
 

@@ -106,6 +106,9 @@ def listing(
         Query(description="key:value; may be repeated, all must fit", examples=[["study:example"]]),
     ] = None,
     sweep: Annotated[str | None, Query(description="Id of a sweep or study that uses the experiment")] = None,
+    text: Annotated[
+        str | None, Query(min_length=1, max_length=200, description="Part of the name, in any case")
+    ] = None,
     order: Annotated[Order, Query(description="`-created_at` is the newest first")] = "-created_at",
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(description="From the `next` link of the page before")] = None,
@@ -114,7 +117,7 @@ def listing(
 
     Experiments that are submitted meanwhile neither shift nor repeat what later pages show.
     """
-    filters = Filters(status, dataset, model, attack, defense, tuple(_pairs(tag or [])), sweep)
+    filters = Filters(status, dataset, model, attack, defense, tuple(pairs(tag or [])), sweep, text)
     experiments, following = service.listing(context, filters, order, cursor, limit)
     link = None
     if following is not None:
@@ -183,7 +186,8 @@ def _json(model: ExperimentOut | Page, headers: dict[str, str] | None = None, st
     )
 
 
-def _pairs(tags: list[str]) -> list[tuple[str, str]]:
+def pairs(tags: list[str]) -> list[tuple[str, str]]:
+    """The key and value of each ``key:value``. Raises InvalidError."""
     pairs = []
     for text in tags:
         match = _TAG.fullmatch(text)

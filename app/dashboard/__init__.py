@@ -1,0 +1,5 @@
+"""Pages for people at ``/``: server-rendered, without a build step, working without a network."""
+
+from app.dashboard import actions, api_page, routes, submitting
+
+DASHBOARD = (routes.router, actions.router, submitting.router, api_page.router)

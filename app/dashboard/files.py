@@ -1,0 +1,112 @@
+"""An experiment's files as its pages show them: figures with words for those who do not see them, and rankings."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from app.artifacts.schemas import ArtifactOut
+from app.experiments.schemas import ExperimentOut
+
+TITLES = {
+    "samples.png": (
+        "What the trigger does",
+        "Test images without the trigger of {attack}, with it, and the difference.",
+    ),
+    "predictions.png": (
+        "What the models answer",
+        "Test images with the trigger of {attack}, and the class that each arm's model gives them; "
+        "the table of results counts the same over the whole test set.",
+    ),
+    "curves.png": (
+        "Training curves",
+        "Loss, clean accuracy and attack success of every arm over its epochs, as in the live curves above.",
+    ),
+    "dataset.png": (
+        "The training data",
+        "Training images of each class of {dataset}, before any is poisoned.",
+    ),
+    "results.png": ("The table of results", "The numbers of the table of results above, as a picture."),
+    "_losses.png": (
+        "Losses when isolation ends",
+        "Histogram of the training loss of each image under {arm}, clean images against poisoned ones; "
+        "those that were set aside are hatched.",
+    ),
+    "_ranking.png": (
+        "How well the ranking finds the poison",
+        "Precision against recall over every cut of the ranking of {arm}, and poison found against images taken.",
+    ),
+}
+"""Title and alternative text by the end of a file's name."""
+
+
+class Figure(NamedTuple):
+    """A picture and what it shows."""
+
+    artifact: ArtifactOut
+    title: str
+    alt: str
+
+
+class Ranking(NamedTuple):
+    """The files of one arm and seed that hold its ranking of the training images."""
+
+    arm: str
+    seed: int
+    table: ArtifactOut
+    sheet: ArtifactOut | None
+
+
+class Tab(NamedTuple):
+    """A page of an experiment."""
+
+    href: str
+    name: str
+
+
+def figures(files: Sequence[ArtifactOut], experiment: ExperimentOut) -> dict[int | None, list[Figure]]:
+    """Every figure by its seed, those of the whole experiment (None) first; pictures of a seed by their name."""
+    found: dict[int | None, list[Figure]] = {}
+    for file in sorted(
+        (f for f in files if f.kind == "figure"), key=lambda f: (f.seed is not None, f.seed or 0)
+    ):
+        title, text = next(
+            (told for end, told in TITLES.items() if file.name.endswith(end)),
+            (
+                file.name.rpartition("/")[2].removesuffix(".png").replace("_", " "),
+                "A picture that {attack} leaves.",
+            ),
+        )
+        alt = text.format(
+            attack=experiment.spec.attack.name,
+            dataset=experiment.spec.dataset.name,
+            arm=file.arm or "the arm",
+        )
+        where = f" ({file.arm})" if file.arm and file.arm != "attack" else ""
+        found.setdefault(file.seed, []).append(Figure(file, title + where, alt))
+    return found
+
+
+def rankings(files: Sequence[ArtifactOut]) -> list[Ranking]:
+    """The rankings that defences left, in the order of arm and seed: tables that have a column of suspicion."""
+    by_name = {file.name: file for file in files}
+    found = [
+        Ranking(file.arm, file.seed, file, by_name.get(file.name.removesuffix(".csv") + "_images.png"))
+        for file in files
+        if file.name.endswith(("/isolation.csv", "/detection.csv")) and file.arm and file.seed is not None
+    ]
+    return sorted(found, key=lambda ranking: (ranking.arm, ranking.seed))
+
+
+def models(files: Sequence[ArtifactOut]) -> list[int]:
+    """The seeds that have a trained model to ask."""
+    return sorted({f.seed for f in files if f.name.endswith("/model.safetensors") and f.seed is not None})
+
+
+def tabs(experiment: ExperimentOut, files: Sequence[ArtifactOut]) -> list[Tab]:
+    """The pages that an experiment has, as far as it has come."""
+    here = f"/experiments/{experiment.id}"
+    found = [Tab(here, "Overview")]
+    if models(files):
+        found.append(Tab(f"{here}/explore", "Predictions"))
+    if rankings(files):
+        found.append(Tab(f"{here}/isolation", "Isolation"))
+    return found

@@ -1,0 +1,86 @@
+"""Fields of a form from the JSON schema of a part of the spec, as the catalog gives it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+from app.catalog.schemas import Entry
+
+Kind = Literal["integer", "number", "boolean", "choice", "json", "text"]
+RANGE = (
+    ("minimum", "at least"),
+    ("exclusiveMinimum", "more than"),
+    ("maximum", "at most"),
+    ("exclusiveMaximum", "less than"),
+)
+
+
+class FormField(NamedTuple):
+    """One hyper-parameter. ``name`` is its path within its part, with dots; an empty input leaves the default."""
+
+    name: str
+    kind: Kind
+    default: str
+    hint: str
+    source: str
+    choices: tuple[str, ...]
+    bounds: dict[str, Any]
+
+
+def fields(entry: Entry) -> list[FormField]:
+    """Every field of a catalog entry but its name and key, nested ones in their place."""
+    return list(_fields(entry.schema_, entry.defaults, entry.schema_.get("$defs", {}), ""))
+
+
+def _fields(
+    schema: Mapping[str, Any], defaults: Mapping[str, Any], known: Mapping[str, Any], prefix: str
+) -> Iterator[FormField]:
+    for name, given in schema["properties"].items():
+        if name in ("name", "key"):
+            continue
+        default = defaults.get(name)
+        if "$ref" in given:
+            yield from _fields(
+                known[given["$ref"].rpartition("/")[2]], default or {}, known, f"{prefix}{name}."
+            )
+            continue
+        some: Mapping[str, Any] = next((s for s in given.get("anyOf", ()) if s.get("type") != "null"), {})
+        yield _field(prefix + name, {**given, **some, "description": given.get("description", "")}, default)
+
+
+def _field(name: str, given: Mapping[str, Any], default: Any) -> FormField:
+    kind = _kind(given)
+    bounds = {}
+    if kind in ("integer", "number"):
+        bounds = {"step": 1 if kind == "integer" else "any"}
+        bounds |= {
+            short: given[long] for long, short in (("minimum", "min"), ("maximum", "max")) if long in given
+        }
+    limits = [f"{word} {given[key]:g}" for key, word in RANGE if key in given]
+    allowed = f"{' and '.join(limits)} {given.get('unit', '')}".strip() if limits else given.get("unit", "")
+    hint = " ".join(part for part in (given["description"], f"({allowed})" if allowed else "") if part)
+    return FormField(
+        name, kind, _text(default), hint, given.get("source", ""), tuple(given.get("enum", ())), bounds
+    )
+
+
+def _kind(given: Mapping[str, Any]) -> Kind:
+    if "enum" in given:
+        return "choice"
+    kinds: dict[str, Kind] = {
+        "integer": "integer",
+        "number": "number",
+        "boolean": "boolean",
+        "array": "json",
+        "object": "json",
+    }
+    return kinds.get(given.get("type", ""), "text")
+
+
+def _text(default: Any) -> str:
+    """A default as it would be typed; nothing for null."""
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    if isinstance(default, str):
+        return default
+    return "" if default is None else json.dumps(default)

@@ -1,0 +1,170 @@
+"""The dashboard's pages. They show what the JSON API says, through the same services."""
+
+from typing import Annotated
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, ConfigDict
+
+from app.artifacts import service as artifacts
+from app.artifacts.schemas import ArtifactOut
+from app.catalog import service as catalog
+from app.core.context import Context, Ctx
+from app.core.errors import InvalidError, NotFoundError
+from app.core.validation import shown
+from app.dashboard import files
+from app.dashboard.pages import PageRoute, page
+from app.dashboard.timeline import timeline
+from app.dashboard.words import METRICS
+from app.experiments import service as experiments
+from app.experiments.repository import Filters
+from app.experiments.routes import pairs
+from app.experiments.schemas import ExperimentOut, StageOut, Status
+from app.health import service as health
+from app.results import service as results
+from app.results.reading import findings
+from app.results.schemas import Results
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+PER_PAGE = 30
+STATUSES = ("queued", "running", "succeeded", "failed", "canceled")
+
+
+class ListQuery(BaseModel):
+    """The filter form of the list; an empty field filters nothing."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str = ""
+    status: Status | str = ""
+    attack: str = ""
+    defense: str = ""
+    tag: str = ""
+    cursor: str | None = None
+
+
+@router.get("/")
+def index(request: Request, context: Ctx, query: Annotated[ListQuery, Query()]) -> Response:
+    """Experiments, the newest first."""
+    if query.status and query.status not in STATUSES:
+        raise InvalidError(f"status: {shown(query.status)} is none; allowed: {', '.join(STATUSES)}")
+    filters = Filters(
+        status=query.status or None,
+        attack=query.attack or None,
+        defense=query.defense or None,
+        tags=tuple(pairs(query.tag.split())),
+        text=query.text or None,
+    )
+    found, following = experiments.listing(context, filters, "-created_at", query.cursor, PER_PAGE)
+    given = {n: v for n, v in query.model_dump(exclude={"cursor"}).items() if v}
+    return page(
+        request,
+        "experiments.html",
+        experiments=found,
+        query=query,
+        statuses=STATUSES,
+        attacks=catalog.names("attack"),
+        defenses=catalog.names("defenses"),
+        here=f"/?{request.url.query}",
+        first=f"/?{urlencode(given)}" if query.cursor else None,
+        next=f"/?{urlencode(given | {'cursor': following})}" if following else None,
+        filtered=bool(given),
+    )
+
+
+@router.get("/experiments/{experiment_id}")
+def experiment(request: Request, context: Ctx, experiment_id: str) -> Response:
+    """One experiment: how it stands, what its numbers say, its figures and files."""
+    found, stored = _experiment(context, experiment_id)
+    numbers = results.results(context, experiment_id)
+    arms, spec = [arm.model_dump() for arm in numbers.arms], found.spec.model_dump(mode="json")
+    return page(
+        request,
+        "experiment.html",
+        experiment=found,
+        spec=spec,
+        arms=arms,
+        columns=[n for n in METRICS if any(n in arm["aggregate"] for arm in arms)],
+        noted=_notes(numbers),
+        findings=list(findings(arms, spec)),
+        timeline=timeline(found, _stages(context, found)),
+        figures=files.figures(stored, found),
+        files=stored,
+        tabs=files.tabs(found, stored),
+        active=found.status in ("queued", "running"),
+    )
+
+
+@router.get("/experiments/{experiment_id}/explore")
+def explore(request: Request, context: Ctx, experiment_id: str) -> Response:
+    """Ask every arm's model about one test image, with the trigger and without."""
+    found, stored = _experiment(context, experiment_id)
+    facts = experiments.checked(context, found.spec).facts
+    return page(
+        request,
+        "explore.html",
+        experiment=found,
+        seeds=files.models(stored),
+        class_names=facts.class_names,
+        most=facts.subset(found.spec.dataset).test_size - 1,
+        tabs=files.tabs(found, stored),
+    )
+
+
+@router.get("/experiments/{experiment_id}/isolation")
+def isolation(
+    request: Request,
+    context: Ctx,
+    experiment_id: str,
+    arm: Annotated[str | None, Query()] = None,
+    seed: Annotated[int | None, Query()] = None,
+) -> Response:
+    """Which training images an arm suspected, in order, beside the truth."""
+    found, stored = _experiment(context, experiment_id)
+    rankings = files.rankings(stored)
+    fitting = [r for r in rankings if arm in (None, r.arm) and seed in (None, r.seed)]
+    if not fitting:
+        raise NotFoundError("there is no such ranking of the training images, or none yet")
+    return page(
+        request,
+        "isolation.html",
+        experiment=found,
+        rankings=rankings,
+        chosen=fitting[0],
+        tabs=files.tabs(found, stored),
+    )
+
+
+@router.get("/workers")
+def workers(request: Request, context: Ctx) -> Response:
+    """Who works, what waits, and whether everything is there."""
+    waiting = {
+        status: experiments.listing(context, Filters(status=status), "created_at", None, PER_PAGE)[0]
+        for status in ("running", "queued")
+    }
+    return page(request, "workers.html", ready=health.readiness(context), waiting=waiting)
+
+
+def _experiment(context: Context, experiment_id: str) -> tuple[ExperimentOut, list[ArtifactOut]]:
+    found = experiments.get(context, experiment_id)
+    return found, artifacts.listing(context, experiment_id, None, None, None).artifacts
+
+
+def _stages(context: Context, found: ExperimentOut) -> list[StageOut]:
+    """The stages that the experiment is made of; none if its data set is not on this host any more."""
+    try:
+        return experiments.validate(context, found.spec).stages
+    except InvalidError:
+        return []
+
+
+def _notes(numbers: Results) -> list[str]:
+    """Every warning, and every error that ended an arm, with the arm and seed that it is about."""
+    said = list(numbers.warnings)
+    for arm in numbers.arms:
+        for row in arm.seeds:
+            where = f"{arm.arm}, seed {row['seed']}"
+            said += [f"{where}: {text}" for text in row.get("warnings", [])]
+            if "error" in row:
+                said.append(f"{where} failed: {row['error']}")
+    return said
