@@ -50,25 +50,26 @@ def load(spec: DatasetSpec, data_dir: Path, seed: int) -> Dataset:
 
     Raises DatasetMissingError with the command that gets the set.
     """
-    whole = _whole(spec, data_dir)
-    facts = whole.facts.subset(spec)
+    every = whole(spec, data_dir)
+    facts = every.facts.subset(spec)
     return Dataset(
-        _subset(whole.train, facts.train_counts, derive_seed("train subset", seed)),
-        _subset(whole.test, facts.test_counts, derive_seed("test subset", seed)),
+        _subset(every.train, facts.train_counts, derive_seed("train subset", seed)),
+        _subset(every.test, facts.test_counts, derive_seed("test subset", seed)),
         facts,
-        whole.version,
+        every.version,
     )
 
 
 def facts_of(spec: DatasetSpec, data_dir: Path) -> tuple[DatasetFacts, str]:
     """Facts of the whole set, and the version of its content, without loading any pixels of a built-in set."""
     if isinstance(spec, Imported | Uploaded):
-        whole = _whole(spec, data_dir)
-        return whole.facts, whole.version
+        every = whole(spec, data_dir)
+        return every.facts, every.version
     return BUILT_IN[spec.name], ""
 
 
-def _whole(spec: DatasetSpec, data_dir: Path) -> Dataset:
+def whole(spec: DatasetSpec, data_dir: Path) -> Dataset:
+    """All of a data set on the CPU, whatever subset ``spec`` asks for. Raises DatasetMissingError."""
     if isinstance(spec, Digits):
         return _digits()
     if isinstance(spec, Imported):

@@ -9,6 +9,7 @@ from worker.lab.contracts import LabError
 from worker.lab.data import files
 from worker.lab.data.checking import BadSourceError, Checked, Source, check
 from worker.lab.data.readers import images, npz, parquet
+from worker.lab.data.readers.decoding import MAX_TOTAL_BYTES
 
 KEY = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 """Same as `app.specs.dataset.Imported.key`."""
@@ -46,11 +47,7 @@ def import_(
     """
     name = built_in or key or _key_of(source)
     _check_name(name)
-    if test_fraction is not None and not 0 < test_fraction < 1:
-        raise BadSourceError(f"--test-fraction {test_fraction} is not allowed; above 0 and below 1")
-    if size is not None and not 1 <= size <= 1024:
-        raise BadSourceError(f"--size {size} is not allowed; 1 to 1024 pixels")
-    checked = check(_read(source, test, size), test_fraction=test_fraction, split_seed=split_seed)
+    checked = read(source, test=test, test_fraction=test_fraction, split_seed=split_seed, size=size)
     if name in STORED:
         checked = as_built_in(name, checked)
     path = path_of(name, data_dir)
@@ -58,6 +55,23 @@ def import_(
         return _unchanged(path, name, checked)
     facts, sha256 = files.write(path, **vars(checked))
     return Stored(spec_of(name), path, facts, sha256)
+
+
+def read(
+    source: Path,
+    *,
+    test: Path | None = None,
+    test_fraction: float | None,
+    split_seed: int,
+    size: int | None,
+    most_bytes: int = MAX_TOTAL_BYTES,
+) -> Checked:
+    """``source`` as arrays that were found in order; decoded they have at most ``most_bytes``. Raises LabError."""
+    if test_fraction is not None and not 0 < test_fraction < 1:
+        raise BadSourceError(f"--test-fraction {test_fraction} is not allowed; above 0 and below 1")
+    if size is not None and not 1 <= size <= 1024:
+        raise BadSourceError(f"--size {size} is not allowed; 1 to 1024 pixels")
+    return check(_read(source, test, size, most_bytes), test_fraction=test_fraction, split_seed=split_seed)
 
 
 def path_of(name: str, data_dir: Path) -> Path:
@@ -86,7 +100,7 @@ def _key_of(source: Path) -> str:
     return re.sub(r"[^a-z0-9_-]+", "-", stem).strip("-_")
 
 
-def _read(source: Path, test: Path | None, size: int | None) -> Source:
+def _read(source: Path, test: Path | None, size: int | None, most_bytes: int) -> Source:
     for path in (source, test):
         if path is not None and not path.exists():
             raise BadSourceError(f"no such file or folder: {path}")
@@ -98,10 +112,12 @@ def _read(source: Path, test: Path | None, size: int | None) -> Source:
     if size is not None and kind == "npz":
         raise BadSourceError("--size is for pictures; arrays in an .npz are taken as they are")
     if kind == "npz":
-        return npz.read(source)
+        return npz.read(source, most_bytes)
     if kind == "parquet":
-        return parquet.read(source, test, size)
-    return images.read_zip(source, size) if kind == "zip" else images.read_folder(source, size)
+        return parquet.read(source, test, size, most_bytes)
+    if kind == "zip":
+        return images.read_zip(source, size, most_bytes)
+    return images.read_folder(source, size, most_bytes)
 
 
 def _kind(source: Path) -> str:

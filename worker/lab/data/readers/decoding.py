@@ -13,7 +13,9 @@ from worker.lab.data.checking import BadSourceError
 MAX_SIDE = 4096
 """Largest accepted side of a picture, in pixels: a small file can claim to be a huge picture."""
 MAX_TOTAL_BYTES = 16 * 2**30
-"""Largest accepted data set once decoded, in bytes."""
+"""Largest accepted data set once decoded, in bytes, where nobody says otherwise."""
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
+"""Pillow knows more, some of which run other programs."""
 
 
 class ImageStack:
@@ -23,8 +25,8 @@ class ImageStack:
     be equally large. Transparency is dropped.
     """
 
-    def __init__(self, count: int, size: int | None) -> None:
-        self._count, self._size = count, size
+    def __init__(self, count: int, size: int | None, most_bytes: int = MAX_TOTAL_BYTES) -> None:
+        self._count, self._size, self._most_bytes = count, size, most_bytes
         self._filled = 0
         self._grey = True
         self._pixels: NDArray[np.uint8] | None = None
@@ -35,12 +37,14 @@ class ImageStack:
         pixels = self._decode(name, data)
         if self._pixels is None:
             shape = (self._count, 3, *pixels.shape[:2])
-            if np.prod(shape, dtype=float) > MAX_TOTAL_BYTES:
+            if np.prod(shape, dtype=float) > self._most_bytes:
                 raise BadSourceError(
                     f"{self._count} pictures like {name} ({_size(pixels)}) exceed "
-                    f"{MAX_TOTAL_BYTES >> 30} GiB; give a smaller --size"
+                    f"{self._most_bytes >> 20} MiB; give a smaller --size"
                 )
             self._pixels, self._first = np.empty(shape, np.uint8), name
+        if self._filled == self._count:
+            raise BadSourceError(f"{name}: there are more pictures than the {self._count} that were claimed")
         height, width = self._pixels.shape[2:]
         if pixels.shape[:2] != (height, width):
             raise BadSourceError(
@@ -60,7 +64,7 @@ class ImageStack:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow warns of large pictures; ours is an error
-                picture: Image.Image = Image.open(io.BytesIO(data))
+                picture: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
             if max(picture.size) > MAX_SIDE:
                 raise BadSourceError(
                     f"{name} is {picture.width}x{picture.height}; at most {MAX_SIDE} pixels a side"

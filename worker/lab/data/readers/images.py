@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from worker.lab.data.checking import Array, BadSourceError, Source
-from worker.lab.data.readers.decoding import MAX_TOTAL_BYTES, ImageStack
+from worker.lab.data.readers.decoding import ImageStack
+from worker.lab.data.readers.zips import open_zip
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 MAX_FILE_BYTES = 64 * 2**20
@@ -18,23 +19,31 @@ _LITTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 Load = Callable[[PurePosixPath], bytes]
 
 
-def read_folder(folder: Path, size: int | None) -> Source:
+def read_folder(folder: Path, size: int | None, most_bytes: int) -> Source:
     """The pictures below ``folder``. Raises BadSourceError."""
     paths = [PurePosixPath(p.relative_to(folder).as_posix()) for p in folder.rglob("*") if p.is_file()]
-    return _read(str(folder), paths, lambda path: (folder / path).read_bytes(), size)
+    return _read(str(folder), paths, lambda path: (folder / path).read_bytes(), size, most_bytes)
 
 
-def read_zip(path: Path, size: int | None) -> Source:
+def read_zip(path: Path, size: int | None, most_bytes: int) -> Source:
     """The pictures in the zip at ``path``, which is never unpacked to disk. Raises BadSourceError."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = _members(archive)
-            return _read(str(path), list(members), lambda name: archive.read(members[name]), size)
+        with open_zip(path) as archive:
+            members = _members(archive, most_bytes)
+            return _read(
+                str(path), list(members), lambda name: _content(archive, members[name]), size, most_bytes
+            )
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
         raise BadSourceError(f"{path} is not a readable zip: {error}") from error
 
 
-def _members(archive: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInfo]:
+def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """The bytes of a member, and no more than it claims: read without a number, zipfile unpacks all there is."""
+    with archive.open(member) as file:
+        return file.read(member.file_size + 1)
+
+
+def _members(archive: zipfile.ZipFile, most_bytes: int) -> dict[PurePosixPath, zipfile.ZipInfo]:
     """The files of ``archive`` by path, none of them dangerous."""
     members: dict[PurePosixPath, zipfile.ZipInfo] = {}
     total = 0
@@ -53,25 +62,25 @@ def _members(archive: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInfo]:
         if path in members:
             raise BadSourceError(f"the zip holds {name!r} twice")
         total += member.file_size
-        if member.file_size > MAX_FILE_BYTES or total > MAX_TOTAL_BYTES:
+        if member.file_size > MAX_FILE_BYTES or total > most_bytes:
             raise BadSourceError(
                 f"the zip unpacks too large at {name!r}: at most {MAX_FILE_BYTES >> 20} MiB a file "
-                f"and {MAX_TOTAL_BYTES >> 30} GiB in all"
+                f"and {most_bytes >> 20} MiB in all"
             )
         members[path] = member
     return members
 
 
-def _read(source: str, paths: list[PurePosixPath], load: Load, size: int | None) -> Source:
+def _read(source: str, paths: list[PurePosixPath], load: Load, size: int | None, most_bytes: int) -> Source:
     paths = [p for p in paths if not _LITTER & set(p.parts) and not any(q.startswith(".") for q in p.parts)]
     splits = _by_split(_without_wrapper(paths), source)
     names = _class_order({path.parts[depth] for depth, files in splits.values() for path, _ in files})
     if "train" not in splits:
         raise BadSourceError(f"{source} holds a test folder but no train folder")
-    x, y = _stack(*splits["train"], names, load, size)
+    x, y = _stack(*splits["train"], names, load, size, most_bytes)
     if "test" not in splits:
         return Source(x, y, class_names=names)
-    x_test, y_test = _stack(*splits["test"], names, load, size)
+    x_test, y_test = _stack(*splits["test"], names, load, size, most_bytes)
     return Source(x, y, x_test, y_test, names)
 
 
@@ -116,10 +125,10 @@ def _class_order(names: set[str]) -> tuple[str, ...]:
 
 
 def _stack(
-    depth: int, files: list[Named], names: tuple[str, ...], load: Load, size: int | None
+    depth: int, files: list[Named], names: tuple[str, ...], load: Load, size: int | None, most_bytes: int
 ) -> tuple[Array, Array]:
     label = {name: i for i, name in enumerate(names)}
-    stack = ImageStack(len(files), size)
+    stack = ImageStack(len(files), size, most_bytes)
     for _, full in files:
         stack.add(str(full), load(full))
     return stack.array(), np.array([label[path.parts[depth]] for path, _ in files], np.int64)

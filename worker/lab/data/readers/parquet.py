@@ -11,9 +11,10 @@ from worker.lab.data.readers.decoding import ImageStack
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels")
+BATCH_ROWS = 64  # encoded pictures that are in memory at once
 
 
-def read(train: Path, test: Path | None, size: int | None) -> Source:
+def read(train: Path, test: Path | None, size: int | None, most_bytes: int) -> Source:
     """One file, a pair, or a folder with ``train*.parquet`` and ``test*.parquet``. Raises BadSourceError."""
     if train.is_dir():
         parts = {part: sorted(train.rglob(f"{part}*.parquet")) for part in ("train", "test")}
@@ -21,34 +22,44 @@ def read(train: Path, test: Path | None, size: int | None) -> Source:
             raise BadSourceError(f"{train} holds no train*.parquet")
     else:
         parts = {"train": [train], "test": [test] if test else []}
-    x, y, names = _read_files(parts["train"], size)
+    x, y, names = _read_files(parts["train"], size, most_bytes)
     if not parts["test"]:
         return Source(x, y, class_names=names)
-    x_test, y_test, _ = _read_files(parts["test"], size)
+    x_test, y_test, _ = _read_files(parts["test"], size, most_bytes)
     return Source(x, y, x_test, y_test, names)
 
 
-def _read_files(paths: list[Path], size: int | None) -> tuple[Array, Array, tuple[str, ...] | None]:
+def _read_files(
+    paths: list[Path], size: int | None, most_bytes: int
+) -> tuple[Array, Array, tuple[str, ...] | None]:
     try:
         import pyarrow as pa  # noqa: PLC0415  # heavy, and not needed elsewhere
         import pyarrow.parquet as pq  # noqa: PLC0415
     except ImportError as error:
         raise BadSourceError("reading parquet needs the package pyarrow, which is not installed") from error
     try:
-        files = [pq.ParquetFile(path) for path in paths]
-        stack = ImageStack(sum(file.metadata.num_rows for file in files), size)
+        files = [pq.ParquetFile(path, read_dictionary=_shared(pq.read_metadata(path))) for path in paths]
+        stack = ImageStack(sum(file.metadata.num_rows for file in files), size, most_bytes)
         labels: list[Array] = []
         for path, file in zip(paths, files, strict=True):
             image, label = _columns(path, file.schema_arrow)
             row = 0
-            for batch in file.iter_batches(batch_size=1024, columns=[image, label]):
-                for picture in batch.column(image).to_pylist():
-                    stack.add(f"{path.name} row {row}", _bytes(picture, f"{path.name} row {row}"))
+            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=[image, label]):
+                for picture in batch.column(image):
+                    stack.add(f"{path.name} row {row}", _bytes(picture.as_py(), f"{path.name} row {row}"))
                     row += 1
                 labels.append(_labels(batch.column(label), path))
+            if row != file.metadata.num_rows:
+                raise BadSourceError(f"{path} claims {file.metadata.num_rows} rows and holds {row}")
         return stack.array(), np.concatenate(labels), _class_names(files[0].schema_arrow)
     except (pa.ArrowException, OSError) as error:
         raise BadSourceError(f"{paths[0]} is not readable parquet: {error}") from error
+
+
+def _shared(metadata: Any) -> list[str]:
+    """The columns of image bytes. As dictionaries a picture that many rows share is in memory once, not once a row."""
+    paths = {metadata.schema.column(i).path for i in range(metadata.num_columns)}
+    return sorted(paths & {leaf for name in IMAGE_COLUMNS for leaf in (name, f"{name}.bytes")})
 
 
 def _columns(path: Path, schema: Any) -> tuple[str, str]:
