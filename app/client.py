@@ -34,16 +34,21 @@ _V1 = "/v1/experiments"
 
 
 class Client:
-    """Talks to one service. For ``patience`` seconds a broken connection, or a 503, is tried again.
+    """Talks to one service. For ``patience`` seconds a broken connection, a 429 or a 503 is tried again.
 
     Only calls that may safely be repeated are: reading, and submitting, which carries an Idempotency-Key.
     Every method raises UnreachableError, or ApiError with what the service said.
     """
 
-    def __init__(self, url: str, *, patience: float = 10.0, timeout: float = 30.0) -> None:
+    def __init__(
+        self, url: str, *, api_key: str | None = None, patience: float = 10.0, timeout: float = 30.0
+    ) -> None:
+        """``api_key``: None takes the environment's BDLAB_API_KEY, if there is one."""
         self.url = url.rstrip("/")
         self._patience = patience
-        self._http = httpx2.Client(base_url=self.url, timeout=timeout)
+        key = api_key if api_key is not None else os.environ.get("BDLAB_API_KEY")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx2.Client(base_url=self.url, timeout=timeout, headers=headers)
 
     def __enter__(self) -> Self:
         return self
@@ -217,6 +222,10 @@ class Client:
         """Attacks, defences, data sets and models, with JSON schema, defaults and sources."""
         return self._object("GET", "/v1/catalog", repeat=True)
 
+    def me(self) -> Json:
+        """Whose key this is, its scopes, and how much of the owner's quotas is used."""
+        return self._object("GET", "/v1/me", repeat=True)
+
     def ready(self) -> bool:
         """Whether database, broker, object store and workers are all there."""
         try:
@@ -242,7 +251,7 @@ class Client:
             except httpx2.InvalidURL as error:
                 raise UnreachableError(f"{self.url} is not an address: {error}") from error
             else:
-                busy = response.status_code == 503 and repeat
+                busy = response.status_code in (429, 503) and repeat
                 if not busy or time.monotonic() + pause > end:
                     if response.status_code >= 400:
                         raise error_from(response)

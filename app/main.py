@@ -6,12 +6,17 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import Depends, FastAPI
+from fastapi.staticfiles import StaticFiles
 
 from app.artifacts.routes import router as artifacts
+from app.audit.routes import router as audit
+from app.audit.trail import Trail
 from app.catalog.routes import router as catalog
 from app.core import errors, openapi
 from app.core.context import Context
 from app.core.http import Surround
+from app.dashboard import DASHBOARD
+from app.dashboard.pages import STATIC
 from app.experiments.events import router as events
 from app.experiments.routes import router as experiments
 from app.health.routes import router as health
@@ -19,7 +24,9 @@ from app.health.telemetry import Telemetry
 from app.interactive.routes import router as interactive
 from app.keys.gate import Gate, guard
 from app.keys.routes import router as keys
+from app.leaderboard.routes import router as leaderboard
 from app.results.routes import router as results
+from app.search.routes import router as search
 from app.settings import Settings
 from app.sweeps.routes import router as sweeps
 
@@ -39,6 +46,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.context = Context.open(chosen)
         app.state.gate = Gate(app.state.context)
+        app.state.gate.say_if_open()
         yield
         app.state.context.close()
 
@@ -48,22 +56,42 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description=DESCRIPTION,
         lifespan=lifespan,
         dependencies=[Depends(guard)],
+        docs_url=None,  # the dashboard's own, which needs no other server
+        redoc_url=None,
     )
     app.state.telemetry = Telemetry()
     errors.install(app)
+    app.add_middleware(Trail)
     app.add_middleware(
         Surround,
         max_body=chosen.max_body_bytes,
         max_form=chosen.max_image_bytes,
         observe=app.state.telemetry.observe,
     )
-    for router in (experiments, sweeps, results, events, artifacts, interactive, catalog, keys, health):
+    for router in (
+        sweeps,
+        experiments,
+        results,
+        search,
+        leaderboard,
+        events,
+        artifacts,
+        interactive,
+        catalog,
+        keys,
+        audit,
+        health,
+        *DASHBOARD,
+    ):
         app.include_router(router)
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
     return app
 
 
 class _Api(FastAPI):
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            self.openapi_schema = openapi.add_problem_schema(super().openapi())
+            self.openapi_schema = openapi.add_security(
+                openapi.add_problem_schema(super().openapi()), self.routes
+            )
         return self.openapi_schema

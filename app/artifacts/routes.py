@@ -8,9 +8,11 @@ from fastapi.responses import StreamingResponse
 
 from app.artifacts import service
 from app.artifacts.schemas import Artifacts, Kind
+from app.audit.trail import mark
 from app.core.context import Ctx
-from app.core.errors import NotFoundError
+from app.core.errors import ForbiddenError, NotFoundError
 from app.core.openapi import problems
+from app.core.security import BACKDOORED
 
 router = APIRouter(prefix="/v1", tags=["artifacts"])
 BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
@@ -50,7 +52,11 @@ async def content(
     if_none_match: Annotated[str | None, Header()] = None,
     if_range: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """The file as it was stored. The ETag is its SHA-256. Weights that carry a backdoor say `X-Backdoored: true`."""
+    """The file as it was stored. The ETag is its SHA-256.
+
+    Models and training data that carry a backdoor say `X-Backdoored: true`, and need a key with the scope
+    `artifacts:backdoored`.
+    """
     artifact = await run_in_threadpool(service.find, context, artifact_id)
     tag = f'"{artifact.sha256}"'
     headers = {
@@ -62,6 +68,9 @@ async def content(
     }
     if artifact.details.get("backdoored"):
         headers["X-Backdoored"] = "true"
+        mark(request)
+        if BACKDOORED not in context.principal.scopes:
+            raise ForbiddenError(f"this file carries a backdoor; it needs a key with the scope {BACKDOORED!r}")
     if if_none_match and ("*" in if_none_match or tag in if_none_match):
         return Response(status_code=304, headers=headers)
     wanted = None

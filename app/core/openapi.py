@@ -1,11 +1,15 @@
 """How the API documents itself: the problems that a route can answer, and worked examples."""
 
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
+from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic import BaseModel, Field
+from starlette.routing import BaseRoute
 
 from app.core.errors import MEDIA_TYPE
+from app.core.security import SCOPES, scope_of
 
 
 class FieldFault(BaseModel):
@@ -29,12 +33,15 @@ class Problem(BaseModel):
 
 WHEN = {
     400: "The request cannot be read.",
+    401: "There is no API key, or not a good one.",
+    403: "The API key lacks the scope, which the detail names.",
     404: "There is no such thing.",
     409: "The state does not allow it; the detail says what would.",
     413: "The body is too large.",
     415: "The body is of the wrong type.",
     416: "The range lies outside the file.",
     422: "A field is wrong; `errors` names each with what is allowed.",
+    429: "A limit of the owner's is reached; try again after `Retry-After` seconds.",
     502: "The interactive worker broke on the request.",
     503: "Something does not answer; try again after `Retry-After` seconds.",
 }
@@ -61,4 +68,25 @@ def add_problem_schema(document: dict[str, Any]) -> dict[str, Any]:
         # FastAPI's own, added where a route does not declare a 422; such a route has nothing to refuse.
         if "application/json" in operation["responses"].get("422", {}).get("content", {}):
             del operation["responses"]["422"]
+    return document
+
+
+def add_security(document: dict[str, Any], routes: Iterable[BaseRoute]) -> dict[str, Any]:
+    """Say of every operation which scope its API key needs, and how it is refused without."""
+    bearer = "An API key, made by `bdlab keys create`. Its scopes: " + "; ".join(
+        f"`{scope}`: {text}" for scope, text in SCOPES.items()
+    )
+    schemes = {"apiKey": {"type": "http", "scheme": "bearer", "description": bearer}}
+    document["components"]["securitySchemes"] = schemes
+    for route in iter_route_contexts(list(routes)):
+        if not isinstance(route.original_route, APIRoute):
+            continue
+        for method in route.methods or ():
+            operation = document["paths"].get(route.path_format, {}).get(method.lower())
+            if operation is None:
+                continue
+            scope = scope_of(route.endpoint, method)
+            operation["security"] = [{"apiKey": [scope]}] if scope else []
+            if scope:
+                operation["responses"] |= {str(k): v for k, v in problems(401, 403, 429).items()}
     return document

@@ -9,6 +9,7 @@ from starlette.datastructures import UploadFile
 from app.core.context import Ctx
 from app.core.errors import BadRequestError, InvalidError, MediaTypeError, summary
 from app.core.openapi import problems
+from app.core.security import READ, needs
 from app.core.validation import FieldError, field_errors
 from app.experiments.routes import JsonBody
 from app.interactive import service
@@ -67,6 +68,7 @@ PREDICT_BODY: dict[str, Any] = {
         **problems(400, 413, 415, 422, 502, 503),
     },
 )
+@needs(READ)
 async def preview(
     context: Ctx, request: Annotated[PreviewRequest, Body(openapi_examples=PREVIEWS)], _json: JsonBody
 ) -> Response:
@@ -81,6 +83,7 @@ async def preview(
     responses=problems(400, 404, 409, 413, 415, 422, 502, 503),
     openapi_extra={"requestBody": PREDICT_BODY},
 )
+@needs(READ)
 async def predict(experiment_id: str, request: Request, context: Ctx) -> dict[str, Any]:
     """Class and probabilities from each arm's model, for an uploaded image or one of the test set.
 

@@ -6,7 +6,6 @@ As long as no key was ever made the service is open, but to this machine alone.
 
 import base64
 import binascii
-import ipaddress
 import logging
 import time
 from datetime import timedelta
@@ -15,7 +14,7 @@ from urllib.parse import urlsplit
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from app.core.context import Context
 from app.core.database import utcnow
@@ -23,6 +22,7 @@ from app.core.errors import ForbiddenError, TooManyError, UnauthorizedError
 from app.core.owners import LOCAL, Owner
 from app.core.security import Principal, scope_of
 from app.keys import repository
+from app.keys.addresses import is_address, is_loopback
 from app.keys.limits import limits_of
 from app.keys.rates import Rates
 from app.keys.secrets import Pepper, prefix_of
@@ -81,10 +81,15 @@ class Gate:
             _check_local(request)
         return found
 
-    def is_open(self) -> bool:
-        """Whether no key was ever made."""
-        with self._context.database.whole.reading() as session:
-            return not repository.any_key(session)
+    def say_if_open(self) -> None:
+        """Tell the log that no key was ever made, if so."""
+        try:
+            with self._context.database.whole.reading() as session:
+                closed = repository.any_key(session)
+        except SQLAlchemyError:  # the API starts although its database is away, or is not migrated yet
+            return
+        if not closed:
+            log.warning("there is no API key: whoever uses this machine may do everything; see %s", COMMAND)
 
     def _look_up(self, key: str) -> Principal | str:
         """Whose key this is, or why it is refused."""
@@ -137,13 +142,13 @@ def _credential(header: str) -> str:
 def _check_local(request: Request) -> None:
     """While the service is open: only for this machine, under a name that no foreign web page can have."""
     host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-    if "." in host and not host.endswith(".localhost") and not _is_address(host):
+    if "." in host and not host.endswith(".localhost") and not is_address(host):
         raise ForbiddenError(
             f"as long as there is no API key this machine alone is served, under localhost, not {host!r}; "
             f"make one with {COMMAND}"
         )
     peer = request.client.host if request.client else ""
-    if _is_address(peer) and not is_loopback(peer):
+    if is_address(peer) and not is_loopback(peer):
         raise UnauthorizedError(
             f"as long as there is no API key this machine alone is served; make one with {COMMAND} where the "
             "service runs",
@@ -159,20 +164,3 @@ def _check_origin(request: Request) -> None:
     foreign = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
     if foreign or request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
         raise ForbiddenError("this request comes from a page of another site")
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine's own loopback."""
-    if not _is_address(host):
-        return host == "localhost"
-    address = ipaddress.ip_address(host)
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return (mapped or address).is_loopback

@@ -1,0 +1,39 @@
+"""GET /v1/audit."""
+
+from typing import Annotated
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Query
+
+from app.audit import repository
+from app.audit.schemas import Audit, AuditOut
+from app.core import pagination
+from app.core.context import Ctx
+from app.core.openapi import problems
+from app.core.security import ADMIN, needs
+
+router = APIRouter(prefix="/v1", tags=["keys"])
+
+
+@router.get("/audit", summary="The audit log", responses=problems(400, 422))
+@needs(ADMIN)
+def audit(
+    context: Ctx,
+    owner: Annotated[str | None, Query(max_length=100, examples=["vision-team"])] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(description="From the `next` link of the page before")] = None,
+) -> Audit:
+    """Every request that could change something, with who sent it and how it ended, and every download of models or
+    data that carry a backdoor. Of all owners, the newest first. Nothing can change or delete an entry."""
+    before = None
+    if cursor is not None:
+        before = int(pagination.decode(context.signer, ["audit", owner], cursor)[0])
+    with context.database.whole.reading() as session:
+        rows = repository.page(session, owner, before, limit + 1)
+    entries = [AuditOut.model_validate(row, from_attributes=True) for row in rows[:limit]]
+    link = None
+    if len(rows) > limit:
+        following = pagination.encode(context.signer, ["audit", owner], [str(entries[-1].id)])
+        query = {"owner": owner, "limit": limit, "cursor": following}
+        link = f"/v1/audit?{urlencode({k: v for k, v in query.items() if v is not None})}"
+    return Audit(entries=entries, next=link)
