@@ -22,12 +22,14 @@ from app.core.database import Database
 from app.core.objects import Objects, ObjectStoreError
 from app.experiments import lifecycle
 from app.experiments.tables import Experiment
+from app.keys import running
+from app.reproductions.tables import Reproduction
 from app.settings import Settings
 from app.specs.experiment import ExperimentSpec
-from worker.lab.contracts import CanceledError, LabError, StageBusyError
+from worker.lab.contracts import CanceledError, LabError, StageBusyError, StageStore
 from worker.lease import Lease, StoppedError
 from worker.recorder import SqlRecorder
-from worker.store import SqlStageStore
+from worker.store import FreshStore, SqlStageStore
 
 SHUT_DOWN = "the worker shut down"
 REASON_CHARACTERS = 2000
@@ -48,14 +50,16 @@ class End:
 def attempt(experiment_id: str, worker: str, settings: Settings, run: Run) -> str | None:
     """Try one experiment with ``run``, which has the signature of `worker.lab.experiment.run`.
 
-    Returns how it ended, or None if the experiment is not queued: a message is only a hint.
+    Returns how it ended, or None if the experiment is not queued, or may not run yet: a message is only a hint.
     """
     database, objects = Database(settings.database), Objects(settings.objects)
     try:
         with database.writing() as session:
-            number = lifecycle.claim(session, experiment_id, worker, settings.lease_seconds)
+            held = running.hold_back(session, experiment_id, settings)
+            number = None if held else lifecycle.claim(session, experiment_id, worker, settings.lease_seconds)
         if number is None:
-            log.info("experiment %s is not queued; nothing to do", experiment_id)
+            why = "its owner runs as many as allowed" if held else "it is not queued"
+            log.info("experiment %s: nothing to do, %s", experiment_id, why)
             return None
         log.info("experiment %s: attempt %d", experiment_id, number)
         lease = Lease(database, settings, experiment_id, number)
@@ -74,7 +78,10 @@ def _run(lease: Lease, recorder: SqlRecorder, objects: Objects, settings: Settin
     try:
         with lease.database.reading() as session:
             spec = ExperimentSpec.model_validate(session.get_one(Experiment, lease.experiment_id).spec)
-        store = SqlStageStore(lease, objects, before_save=lambda: lease.persist(recorder.flush))
+            afresh = session.get(Reproduction, lease.experiment_id) is not None
+        store: StageStore = SqlStageStore(lease, objects, before_save=lambda: lease.persist(recorder.flush))
+        if afresh:
+            store = FreshStore(store, lease.experiment_id)
         run(
             spec,
             recorder,

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from app.core.database import utcnow
 from app.experiments import lifecycle
 from app.experiments.tables import QUEUED, Experiment, Label
+from app.keys import quotas
 from app.specs.experiment import ExperimentSpec
 from app.sweeps.tables import ArmKey
 
@@ -23,7 +24,9 @@ def create(session: Session, planned: Sequence[Planned], attempts: int) -> list[
     """Write the experiments and the messages that announce them, in a few statements however many they are.
 
     Workers take them in this order. ``attempts`` is how many of their attempts may be lost.
+    Raises TooManyError if a quota of the session's owner does not let all of them in.
     """
+    quotas.admit(session, len(planned))
     experiments = [_row(one.spec, attempts) for one in planned]
     session.add_all(experiments)
     session.flush()

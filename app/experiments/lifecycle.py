@@ -27,6 +27,7 @@ from app.experiments.tables import (
     Experiment,
     Outbox,
 )
+from app.keys import quotas, usage
 from app.results.tables import ArmNote
 
 Outcome = Literal["succeeded", "failed", "canceled"]
@@ -180,7 +181,11 @@ def announce(session: Session, experiments: Sequence[Experiment]) -> None:
 
 
 def restart(session: Session, experiment: Experiment, attempts: int) -> None:
-    """Queue a locked experiment that has ended once more, with so many attempts that may be lost."""
+    """Queue a locked experiment that has ended once more, with so many attempts that may be lost.
+
+    Raises TooManyError if a quota of the session's owner is used up.
+    """
+    quotas.admit(session, 1)
     experiment.attempts_left = attempts
     experiment.started_at = experiment.finished_at = experiment.cancel_requested_at = None
     experiment.error, experiment.progress = None, {}
@@ -208,7 +213,9 @@ def _owned(session: Session, experiment_id: str, attempt: int) -> Experiment | N
 
 def _close_attempt(session: Session, experiment: Experiment, outcome: str, reason: str | None) -> Attempt:
     row = session.get_one(Attempt, (experiment.id, experiment.attempt))
-    row.finished_at, row.outcome, row.reason = utcnow(), outcome, reason
+    now = utcnow()
+    row.finished_at, row.outcome, row.reason = now, outcome, reason
+    usage.add(session, experiment.owner_id, row.started_at, now)
     return row
 
 

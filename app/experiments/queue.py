@@ -13,21 +13,20 @@ from app.experiments.tables import QUEUED, RUNNING, Experiment, Idempotency, Out
 BATCH = 200
 
 
-def due(session: Session) -> Sequence[Outbox]:
-    """Messages that should be sent by now, the oldest first."""
-    return session.scalars(
-        select(Outbox)
-        .where(Outbox.published_at.is_(None), Outbox.not_before <= utcnow())
-        .order_by(Outbox.id)
-        .limit(BATCH)
-    ).all()
+def due(session: Session, without: Sequence[str] = ()) -> Sequence[Outbox]:
+    """Messages that should be sent by now, the oldest first, but none of the owners ``without``."""
+    query = select(Outbox).where(Outbox.published_at.is_(None), Outbox.not_before <= utcnow())
+    if without:
+        query = query.join(Experiment, Experiment.id == Outbox.experiment_id)
+        query = query.where(Experiment.owner_id.not_in(without))
+    return session.scalars(query.order_by(Outbox.id).limit(BATCH)).all()
 
 
-def queued(session: Session, ids: Sequence[str]) -> set[str]:
-    """Those of the experiments that still wait for a worker."""
-    return set(
-        session.scalars(select(Experiment.id).where(Experiment.id.in_(ids), Experiment.status == QUEUED))
-    )
+def queued(session: Session, ids: Sequence[str]) -> dict[str, str]:
+    """Those of the experiments that still wait for a worker, with their owners."""
+    query = select(Experiment.id, Experiment.owner_id)
+    query = query.where(Experiment.id.in_(ids), Experiment.status == QUEUED)
+    return dict(session.execute(query).all())
 
 
 def mark_published(session: Session, message_ids: Sequence[int]) -> None:

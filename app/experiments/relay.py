@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.core.broker import EXPERIMENTS, Broker, BrokerError
 from app.core.database import Database
 from app.experiments import queue
+from app.keys import running
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
 def step(settings: Settings, database: Database, broker: Broker) -> None:
     """One round. Leases come first, so that a broker that is down does not keep them from being seen."""
     _reap(database)
-    _publish(database, broker)
+    _publish(settings, database, broker)
     _republish(settings, database, broker)
 
 
@@ -60,14 +61,21 @@ def _reap(database: Database) -> None:
                 log.warning("the lease on experiment %s ran out", experiment_id)
 
 
-def _publish(database: Database, broker: Broker) -> None:
+def _publish(settings: Settings, database: Database, broker: Broker) -> None:
+    """Send what is due, except what an owner's limit on running experiments holds back."""
     with database.reading() as session:
-        messages = queue.due(session)
+        rooms = running.rooms(session, settings)
+        messages = queue.due(session, without=[owner for owner, room in rooms.items() if room <= 0])
         waiting = queue.queued(session, [m.experiment_id for m in messages])
     done: list[int] = []
     try:
         for message in messages:
-            if message.experiment_id in waiting:
+            owner = waiting.get(message.experiment_id)
+            if owner in rooms:
+                if rooms[owner] <= 0:
+                    continue
+                rooms[owner] -= 1
+            if owner is not None:
                 broker.send_experiment(message.experiment_id)
             done.append(message.id)
     finally:

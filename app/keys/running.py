@@ -1,0 +1,65 @@
+"""How many experiments of an owner run at a time.
+
+The relay sends no more messages than there is room for. A message is only a hint, and may wait with the broker while
+others are claimed, so the claim looks again: an experiment that finds no room goes back to the relay with a new
+message. Whoever has no room is left out of the relay's query, so owners do not stand in each other's way.
+"""
+
+from datetime import timedelta
+
+from sqlalchemy import ColumnElement, exists, func, or_, select
+from sqlalchemy.orm import Session
+
+from app.core.database import utcnow
+from app.core.owners import LOCAL, Owner
+from app.experiments.tables import QUEUED, RUNNING, Experiment, Outbox
+from app.keys.limits import limits_of
+from app.settings import Settings
+
+
+def rooms(session: Session, settings: Settings) -> dict[str, int]:
+    """How many messages may be sent for each owner that has a limit; what was sent lately counts as running."""
+    limited: ColumnElement[bool] = Owner.max_running.is_not(None)
+    if settings.quota_running is not None:
+        limited = or_(limited, Owner.id != LOCAL)
+    owners = session.scalars(select(Owner).where(limited)).all()
+    if not owners:
+        return {}
+    sent = exists().where(
+        Outbox.experiment_id == Experiment.id,
+        Outbox.published_at > utcnow() - timedelta(seconds=settings.republish_seconds),
+    )
+    query = (
+        select(Experiment.owner_id, func.count())
+        .where(
+            Experiment.owner_id.in_([owner.id for owner in owners]),
+            (Experiment.status == RUNNING) | ((Experiment.status == QUEUED) & sent),
+        )
+        .group_by(Experiment.owner_id)
+    )
+    taken = dict(session.execute(query).all())
+    return {owner.id: _most(owner, settings) - taken.get(owner.id, 0) for owner in owners}
+
+
+def hold_back(session: Session, experiment_id: str, settings: Settings) -> bool:
+    """Before a claim, in its transaction: True, with a new message for the relay, if the owner has no room."""
+    row = session.execute(
+        select(Experiment.owner_id, Experiment.status).where(Experiment.id == experiment_id)
+    ).one_or_none()
+    if row is None or row.status != QUEUED:
+        return False
+    # Two workers must not both find the last place free.
+    owner = session.get_one(Owner, row.owner_id, with_for_update=True)
+    if limits_of(owner, settings).running is None:
+        return False
+    query = select(func.count()).where(Experiment.owner_id == owner.id, Experiment.status == RUNNING)
+    if (session.scalar(query) or 0) < _most(owner, settings):
+        return False
+    session.add(Outbox(experiment_id=experiment_id, not_before=utcnow()))
+    return True
+
+
+def _most(owner: Owner, settings: Settings) -> int:
+    most = limits_of(owner, settings).running
+    assert most is not None
+    return most
