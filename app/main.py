@@ -28,6 +28,7 @@ from app.leaderboard.routes import router as leaderboard
 from app.results.routes import router as results
 from app.search.routes import router as search
 from app.settings import Settings
+from app.studies.routes import router as studies
 from app.sweeps.routes import router as sweeps
 
 DESCRIPTION = """
@@ -70,6 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     for router in (
         sweeps,
+        studies,
         experiments,
         results,
         search,

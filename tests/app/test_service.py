@@ -116,6 +116,9 @@ def test_every_example_works(service: Service, document: dict[str, Any]) -> None
         if "{sweep_id}" in path:
             made = service.http.post("/v1/sweeps", json={"grid": {"seeds": [0, 1]}}).json()
             url = path.replace("{sweep_id}", made["id"])
+        if "{study_id}" in path:
+            made = service.http.post("/v1/studies", json={"attacks": [{"attack": {"name": "sig"}}]}).json()
+            url = path.replace("{study_id}", made["id"])
         query = {
             p["name"]: example[0] if isinstance(example := p["schema"]["examples"][0], list) else example
             for p in operation.get("parameters", [])
