@@ -159,12 +159,15 @@ def _stages(context: Context, found: ExperimentOut) -> list[StageOut]:
 
 
 def _notes(numbers: Results) -> list[str]:
-    """Every warning, and every error that ended an arm, with the arm and seed that it is about."""
-    said = list(numbers.warnings)
+    """Every warning, and every error that ended an arm, once, with the arm and the seeds that it is about."""
+    told: dict[tuple[str, str], list[int]] = {}
     for arm in numbers.arms:
         for row in arm.seeds:
-            where = f"{arm.arm}, seed {row['seed']}"
-            said += [f"{where}: {text}" for text in row.get("warnings", [])]
-            if "error" in row:
-                said.append(f"{where} failed: {row['error']}")
-    return said
+            failed = [f"failed: {row['error']}"] if "error" in row else []
+            for text in [*row.get("warnings", []), *failed]:
+                told.setdefault((arm.arm, text), []).append(row["seed"])
+    said = [
+        f"{arm}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}: {text}"
+        for (arm, text), seeds in told.items()
+    ]
+    return [*numbers.warnings, *said]

@@ -32,7 +32,7 @@ const Charts = (() => {
         y: { distr: chart.log ? 3 : 1, range: chart.percent ? [-0.02, 1.04] : undefined },
       },
       axes: [
-        axis({ label: chart.xLabel, labelSize: 22, size: 34, values: (u, ticks) => ticks.map((t) => (t == null ? "" : chart.percentX ? `${Math.round(100 * t)} %` : String(Number(t.toPrecision(3))))) }),
+        axis({ label: chart.xLabel, labelSize: 22, size: 34, space: 45, incrs: chart.percentX ? undefined : chart.whole ? [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000] : undefined, values: (u, ticks) => ticks.map((t) => (t == null ? "" : chart.percentX ? `${Math.round(100 * t)} %` : String(Number(t.toPrecision(3))))) }),
         axis({
           label: chart.yLabel, labelSize: 20, size: 56,
           values: (u, ticks) => ticks.map((t) => (t == null ? "" : chart.percent ? `${Math.round(100 * t)} %` : String(Number(t.toPrecision(3))))),

@@ -33,7 +33,7 @@
         return { name: s.arm, place: shown.indexOf(s.arm), values };
       });
       const last = found.map((s) => `${s.arm} ends at ${say(s.values.at(-1), panel.percent)} after ${s.steps.at(-1)} epochs`);
-      Charts.draw({ box: boxes[i], title: panel.title, says: `${panel.title}: ${last.join("; ")}.`, x, lines, xLabel: "epoch", yLabel: panel.percent ? "" : "nats", percent: panel.percent });
+      Charts.draw({ box: boxes[i], title: panel.title, says: `${panel.title}: ${last.join("; ")}.`, x, lines, xLabel: "epoch", whole: true, yLabel: panel.percent ? "" : "nats", percent: panel.percent });
     });
   }
 

@@ -13,10 +13,12 @@
     return lines.map((cells) => Object.fromEntries(head.map((name, i) => [name, Number(cells[i])])));
   }
 
+  // Every chart gets its place before the first is drawn, because its width depends on how many there are.
+  const planned = [];
   function chart(title, says, more) {
     const place = document.createElement("div");
     document.getElementById("charts").append(place);
-    Charts.draw({ box: place, title, says, ...more });
+    planned.push({ box: place, title, says, ...more });
   }
 
   function curve(rows, poison, isolated) {
@@ -30,7 +32,7 @@
     }
     const [recall, at] = points[isolated - 1] || [0, 0];
     chart("Precision against recall, over every cut", `At the chosen cut precision is ${percent(at)} and recall ${percent(recall)}.`, {
-      x, lines: [{ name: "precision", place: 0, values: precision }, { name: "cut", place: 1, values: cut }],
+      x, lines: [{ name: "precision", place: 0, values: precision }, { name: "chosen cut", place: 1, values: cut }],
       percent: true, percentX: true, xLabel: "recall: poison found", yLabel: "precision",
     });
   }
@@ -71,7 +73,8 @@
         const truth = document.createElement("strong");
         truth.textContent = row.is_poisoned ? "poisoned" : "clean";
         truth.className = row.is_poisoned ? "bad" : "good";
-        item.append(canvas, `#${row.index}, label ${row.label}`, document.createElement("br"), truth, row.isolated ? ", set aside" : "");
+        item.append(canvas, `#${row.index}, label ${row.label}`, document.createElement("br"), truth);
+        if (row.isolated) item.append(document.createElement("br"), "set aside");
         list.append(item);
       }
       more.hidden = next >= most;
@@ -90,6 +93,7 @@
     if (poison) curve(rows, poison, isolated);
     if ("loss" in rows[0]) histogram(rows, "loss", "Loss");
     histogram(rows, "suspicion", "Suspicion");
+    planned.forEach(Charts.draw);
     thumbnails(rows);
   }).catch((error) => { said.textContent = `The ranking cannot be read: ${error.message}`; });
 })();
