@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from hashlib import sha256
 
@@ -11,7 +11,7 @@ from sqlalchemy import or_, update
 from app.core.database import utcnow
 from app.core.objects import Objects, ObjectStoreError
 from app.experiments.tables import Stage
-from worker.lab.contracts import StageBusyError
+from worker.lab.contracts import StageBusyError, StageStore
 from worker.lease import Lease, StoppedError
 from worker.upsert import insert_into, upsert
 
@@ -126,6 +126,36 @@ class SqlStageStore:
     def _write(self, row: dict[str, object]) -> None:
         with self._lease.writing() as session:
             upsert(session, Stage, [row], ["key"])
+
+
+class FreshStore:
+    """A `StageStore` in which an experiment finds nothing but what it computed itself, in whichever attempt.
+
+    Every key is salted with the experiment's id. Nothing else differs, so claims, checkpoints and resuming work as
+    they always do, and a stage that the arms share is still computed once.
+    """
+
+    def __init__(self, store: StageStore, experiment_id: str) -> None:
+        self._store = store
+        self._salt = f"{experiment_id}:".encode()
+
+    def load(self, key: str) -> bytes | None:
+        return self._store.load(self._salted(key))
+
+    def save(self, key: str, kind: str, data: bytes) -> None:
+        self._store.save(self._salted(key), kind, data)
+
+    def load_checkpoint(self, key: str) -> bytes | None:
+        return self._store.load_checkpoint(self._salted(key))
+
+    def save_checkpoint(self, key: str, data: bytes) -> None:
+        self._store.save_checkpoint(self._salted(key), data)
+
+    def claim(self, key: str, kind: str) -> AbstractContextManager[None]:
+        return self._store.claim(self._salted(key), kind)
+
+    def _salted(self, key: str) -> str:
+        return sha256(self._salt + key.encode()).hexdigest()
 
 
 def _stage(key: str) -> str:

@@ -64,6 +64,6 @@ def _flat(prefix: str, fields: dict[str, Any]) -> Iterator[Fact]:
 
 
 def dataset_label(dataset: dict[str, Any]) -> str:
-    """How the leaderboard calls a data set: by its name, an imported one by its key."""
-    key = dataset.get("key")
+    """How the leaderboard calls a data set: by its name, an imported or uploaded one by its key or id too."""
+    key = dataset.get("key") or dataset.get("dataset_id")
     return f"{dataset['name']}/{key}" if key else str(dataset["name"])

@@ -1,7 +1,9 @@
 """A whole experiment as one call: poison, train, defend, measure, draw."""
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,8 @@ from worker.lab.defenses.base import (
 )
 from worker.lab.defenses.holdout import CleanSet, draw
 from worker.lab.evaluation import TestSet, accuracy, evaluate, isolation_quality
+from worker.lab.manifest import NAME as MANIFEST
+from worker.lab.manifest import StageDone, manifest
 from worker.lab.networks import Network, build
 from worker.lab.networks.stamped import Stamped
 from worker.lab.report import Report
@@ -74,6 +78,7 @@ def run(
     Raises SpecError, BadModelError or DatasetMissingError before any work, CanceledError and StageBusyError from
     within, and the last arm's error if no arm at all came to a result.
     """
+    began = datetime.now(UTC)
     facts, version = facts_of(spec.dataset, data_dir)
     if problems := check(spec, facts):
         raise SpecError("; ".join(map(str, problems)))
@@ -112,6 +117,10 @@ def run(
         raise failure
     arms = arms_document(spec.arms, rows)
     report.experiment_done(arms)
+    sha256 = brought.sha256 if brought else None
+    document = manifest(spec, data_dir, compute, surroundings.done, arms, began, sha256)
+    text = json.dumps(document, indent=1).encode()
+    recorder.artifact(Scope(), MANIFEST, "data", "application/json", text, {})
     return {"arms": arms}
 
 
@@ -126,6 +135,7 @@ class Surroundings:
     checkpoint_seconds: float
     plan: list[PlannedStage]
     brought: Brought | None
+    done: list[StageDone] = field(default_factory=list)
 
     def stage_run(self, kind: str, arm: str | None, seed: int) -> StageRun:
         """The run of the planned stage, its steps following those of the arm's stages before it."""
@@ -195,6 +205,7 @@ class SeedLab:
         """Compute a planned stage or take it from the store."""
         run = self.here.stage_run(kind, arm, self.seed)
         outcome = run.run(compute)
+        self.here.done.append(StageDone.of(run, outcome))
         self.report.stage_done(run, outcome)
         return outcome
 

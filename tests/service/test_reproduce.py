@@ -1,0 +1,57 @@
+"""A real run computed afresh, killed on the way: the same numbers, bit for bit."""
+
+import json
+import os
+import signal
+from typing import Any
+
+import pytest
+
+from app.specs.experiment import ExperimentSpec
+from tests.conftest import Stack
+from tests.service.specs import numbers, spec
+
+
+def test_a_reproduction_takes_nothing_from_the_cache_and_survives_a_kill(stack: Stack) -> None:
+    original = stack.wait(stack.submit(spec(seed=31, epochs=40, images=300, reference=False, defenses=[])))[
+        "id"
+    ]
+    again = stack.post(f"/v1/experiments/{original}:reproduce")["id"]
+
+    def training() -> bool:
+        progress = stack.experiment(again)["progress"]
+        return progress.get("arm") == "undefended" and bool(progress.get("epoch"))
+
+    stack.eventually(training, 60, "the undefended arm was not reached")
+    os.kill(stack.training_pid(), signal.SIGKILL)
+    ended = stack.wait(again)
+    assert [tried["outcome"] for tried in ended["attempts"]] == ["lost", "succeeded"]
+    text = stack.client.get(f"/v1/experiments/{again}/logs", headers={"Accept": "text/plain"}).text
+    assert "undefended, victim: started" in text
+    assert "resumed from a checkpoint" in text
+    found = stack.get(f"/v1/experiments/{again}/reproduction")
+    assert found["verdict"] == "agrees", found
+    assert found["tolerance"]["fractions"] == 0
+    assert found["agreeing"] == len(found["metrics"]) >= 10
+    assert numbers(stack.results(again)) == numbers(stack.results(original))
+
+
+def test_a_manifest_is_enough_to_run_elsewhere(stack: Stack, original: str) -> None:
+    manifest = stack.get(f"/v1/experiments/{original}/manifest")
+    assert ExperimentSpec.model_validate(manifest["spec"]) == ExperimentSpec.model_validate(WANTED)
+    assert manifest["spec_hash"] == stack.experiment(original)["spec_hash"]
+    assert manifest["device"]["type"] == "cpu"
+    assert manifest["device"]["threads"] == 1
+    assert {"torch", "numpy", "backdoor-lab"} <= set(manifest["packages"])
+    assert len(manifest["data"]["sha256"]) == len(manifest["code"]["sha256"]) == 64
+    assert [(stage["kind"], stage["arm"]) for stage in manifest["stages"]] == [
+        ("poisoned_set", None),
+        ("victim", "undefended"),
+    ]
+    assert not any(stage["from_store"] for stage in manifest["stages"])
+    assert manifest["began_at"] < manifest["ended_at"]
+    assert numbers(manifest["results"]) == numbers(stack.results(original))
+    artifacts = stack.get(f"/v1/experiments/{original}/artifacts", kind="data")["artifacts"]
+    (stored,) = [a for a in artifacts if a["name"] == "manifest.json"]
+    content = stack.client.get(stored["content"]).content
+    assert json.loads(content) == manifest

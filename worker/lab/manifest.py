@@ -1,0 +1,142 @@
+"""What made a result: enough to make it again elsewhere, and to see why it came out differently.
+
+The manifest of a run holds the spec with every default, the content-address of every stage, digests of data and
+code, the versions of all packages that decide numbers, the device, the times, and the numbers themselves.
+"""
+
+import hashlib
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import app.specs
+from app.specs.experiment import ExperimentSpec
+from app.specs.stages import LAB_VERSION
+from worker.lab.compute import Compute
+from worker.lab.data.datasets import whole
+from worker.lab.stages import Outcome, StageRun
+
+FORMAT = 1
+NAME = "manifest.json"
+PACKAGES = ("backdoor-lab", "torch", "torchvision", "numpy", "scikit-learn", "safetensors", "pydantic")
+
+
+class StageDone(NamedTuple):
+    """A stage that a run had. ``from_store``: it was there already, from this experiment or another."""
+
+    kind: str
+    arm: str | None
+    seed: int
+    key: str
+    from_store: bool
+    seconds: float
+
+    @classmethod
+    def of(cls, run: StageRun, outcome: Outcome) -> "StageDone":
+        planned = run.planned
+        found = bool(outcome.facts.get("cached", False))
+        return cls(planned.kind, planned.arm, planned.seed, planned.key, found, round(outcome.seconds, 3))
+
+
+def manifest(
+    spec: ExperimentSpec,
+    data_dir: Path,
+    compute: Compute,
+    stages: list[StageDone],
+    arms: list[dict[str, Any]],
+    began: datetime,
+    victim: str | None,
+) -> dict[str, Any]:
+    """The manifest as JSON. ``began``: when the run that ends now did; ``victim``: SHA-256 of a brought model."""
+    return {
+        "format": FORMAT,
+        "spec": spec.model_dump(mode="json"),
+        "spec_hash": spec.spec_hash,
+        "seeds": list(spec.seeds),
+        "command": "python -m worker.lab spec.json --out DIR",
+        "data": {"name": spec.dataset.name, "sha256": data_digest(spec, data_dir)},
+        "victim_sha256": victim,
+        "code": {"lab_version": LAB_VERSION, "sha256": code_digest()},
+        "packages": packages(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device(compute),
+        "stages": [stage._asdict() for stage in stages],
+        "began_at": began.isoformat(),
+        "ended_at": datetime.now(UTC).isoformat(),
+        "results": {"arms": arms},
+    }
+
+
+def device(compute: Compute) -> dict[str, Any]:
+    """What computed, and in which arithmetic."""
+    common = {
+        "type": compute.device.type,
+        "bfloat16": compute.bfloat16,
+        "compile": compute.compile,
+        "threads": torch.get_num_threads(),
+    }
+    if compute.device.type != "cuda":
+        return {**common, "name": _processor()}
+    cudnn: int = torch.backends.cudnn.version() or 0
+    return {
+        **common,
+        "name": torch.cuda.get_device_name(compute.device),
+        "cuda": torch.version.cuda,
+        "cudnn": cudnn,
+    }
+
+
+def data_digest(spec: ExperimentSpec, data_dir: Path) -> str:
+    """SHA-256 over the images and labels of the whole set, training before test."""
+    data = whole(spec.dataset, data_dir)
+    digest = hashlib.sha256()
+    for split in (data.train, data.test):
+        for tensor in (split.images, split.labels):
+            digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+@cache
+def code_digest() -> str:
+    """SHA-256 over the sources of the lab and of the experiment language, by path."""
+    digest = hashlib.sha256()
+    for root in (Path(__file__).parent, Path(app.specs.__file__).parent):
+        for path in sorted(root.rglob("*.py")):
+            digest.update(f"{root.name}/{path.relative_to(root).as_posix()}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def packages() -> dict[str, str]:
+    """Versions of the packages that decide numbers, as far as they are installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else f"{platform.machine()}, {os.cpu_count()} threads, {sys.platform}"
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    array: Any = tensor.contiguous().numpy()
+    return memoryview(array).cast("B")
