@@ -25,11 +25,14 @@ from app.interactive.routes import router as interactive
 from app.keys.gate import Gate, guard
 from app.keys.routes import router as keys
 from app.leaderboard.routes import router as leaderboard
+from app.reproductions.routes import router as reproductions
 from app.results.routes import router as results
 from app.search.routes import router as search
 from app.settings import Settings
 from app.studies.routes import router as studies
 from app.sweeps.routes import router as sweeps
+from app.uploads.routes import STREAMED
+from app.uploads.routes import router as uploads
 
 DESCRIPTION = """
 Backdoor attacks and defences as experiments: submit a spec, follow it, read its numbers and files.
@@ -68,6 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         max_body=chosen.max_body_bytes,
         max_form=chosen.max_image_bytes,
         observe=app.state.telemetry.observe,
+        streamed=STREAMED,
     )
     for router in (
         sweeps,
@@ -76,9 +80,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         results,
         search,
         leaderboard,
+        reproductions,
         events,
         artifacts,
         interactive,
+        uploads,
         catalog,
         keys,
         audit,

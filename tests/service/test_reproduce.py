@@ -12,10 +12,16 @@ from tests.conftest import Stack
 from tests.service.specs import numbers, spec
 
 
-def test_a_reproduction_takes_nothing_from_the_cache_and_survives_a_kill(stack: Stack) -> None:
-    original = stack.wait(stack.submit(spec(seed=31, epochs=40, images=300, reference=False, defenses=[])))[
-        "id"
-    ]
+WANTED: dict[str, Any] = spec(seed=31, epochs=40, images=300, reference=False, defenses=[])
+
+
+@pytest.fixture(scope="module")
+def original(stack: Stack) -> str:
+    """A finished experiment."""
+    return str(stack.wait(stack.submit(WANTED))["id"])
+
+
+def test_a_reproduction_takes_nothing_from_the_cache_and_survives_a_kill(stack: Stack, original: str) -> None:
     again = stack.post(f"/v1/experiments/{original}:reproduce")["id"]
 
     def training() -> bool:
