@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from app.reproductions.schemas import Difference, MetricAgreement, Tolerance
+from app.specs.summary import NO_FRACTIONS
 
 FRACTION_TOLERANCE = 0.02
 """Absolute; on 10,000 test images about four standard errors of an accuracy near 0.9 and 0.5 alike."""
 RELATIVE_TOLERANCE = 0.05
 """Of the larger number, for what is no fraction: losses, distances in pixels."""
-NO_FRACTIONS = frozenset({"clean_loss", "poisoned_loss", "psnr", "l_inf", "l_2"})
 NEVER_EQUAL = frozenset({"seconds"})
 
 _DECISIVE = (

@@ -27,6 +27,9 @@ METRICS = (
 )
 """Every metric of a result, in the order in which tables show them."""
 
+NO_FRACTIONS = frozenset({"clean_loss", "poisoned_loss", "psnr", "l_inf", "l_2", "seconds"})
+"""Metrics that are no share in [0, 1]; every other one is shown to people in percent."""
+
 
 def summarise(values: Iterable[float | None]) -> dict[str, float | int | None] | None:
     """Mean and 95 % Student-t interval of the values that are not None; None if there is no such value.

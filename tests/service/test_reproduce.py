@@ -11,7 +11,6 @@ from app.specs.experiment import ExperimentSpec
 from tests.conftest import Stack
 from tests.service.specs import numbers, spec
 
-
 WANTED: dict[str, Any] = spec(seed=31, epochs=40, images=300, reference=False, defenses=[])
 
 

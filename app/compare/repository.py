@@ -1,0 +1,50 @@
+"""Queries about several experiments at once."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app.experiments.tables import Experiment
+from app.results.tables import MetricPoint, ResultValue
+
+Numbers = dict[str, dict[str, dict[str, dict[int, float]]]]
+"""Experiment -> arm -> metric -> seed -> value."""
+
+
+def experiments(session: Session, ids: Sequence[str]) -> dict[str, Experiment]:
+    return {e.id: e for e in session.scalars(select(Experiment).where(Experiment.id.in_(ids)))}
+
+
+def numbers(session: Session, ids: Sequence[str]) -> Numbers:
+    """Final numbers; those that are null are left out."""
+    columns = (
+        ResultValue.experiment_id,
+        ResultValue.arm,
+        ResultValue.metric,
+        ResultValue.seed,
+        ResultValue.value,
+    )
+    query = select(*columns).where(ResultValue.experiment_id.in_(ids))
+    found: Numbers = {i: {} for i in ids}
+    for experiment_id, arm, metric, seed, value in session.execute(query.order_by(ResultValue.seed)):
+        if value is not None:
+            found[experiment_id].setdefault(arm, {}).setdefault(metric, {})[seed] = value
+    return found
+
+
+def curves(
+    session: Session, ids: Sequence[str], names: Sequence[str]
+) -> dict[tuple[str, str, str], list[tuple[int, float]]]:
+    """Means over seeds: (experiment, arm, name) -> (step, value) in order."""
+    columns = (MetricPoint.experiment_id, MetricPoint.arm, MetricPoint.name, MetricPoint.step)
+    query = (
+        select(*columns, func.avg(MetricPoint.value))
+        .where(MetricPoint.experiment_id.in_(ids), MetricPoint.name.in_(names))
+        .group_by(*columns)
+        .order_by(*columns)
+    )
+    found: dict[tuple[str, str, str], list[tuple[int, float]]] = {}
+    for experiment_id, arm, name, step, value in session.execute(query):
+        found.setdefault((experiment_id, arm, name), []).append((step, value))
+    return found
