@@ -12,6 +12,7 @@ from app.artifacts.routes import router as artifacts
 from app.audit.routes import router as audit
 from app.audit.trail import Trail
 from app.catalog.routes import router as catalog
+from app.compare.routes import router as compare
 from app.core import errors, openapi
 from app.core.context import Context
 from app.core.http import Surround
@@ -80,6 +81,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         results,
         search,
         leaderboard,
+        compare,
         reproductions,
         events,
         artifacts,
