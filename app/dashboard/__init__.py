@@ -1,5 +1,5 @@
 """Pages for people at ``/``: server-rendered, without a build step, working without a network."""
 
-from app.dashboard import actions, api_page, routes, submitting
+from app.dashboard import actions, api_page, boards, routes, submitting
 
-DASHBOARD = (routes.router, actions.router, submitting.router, api_page.router)
+DASHBOARD = (routes.router, actions.router, boards.router, submitting.router, api_page.router)

@@ -75,7 +75,7 @@ def _conditions(filters: Filters) -> list[ColumnElement[bool]]:
         used = SweepExperiment.experiment_id == Experiment.id, SweepExperiment.sweep_id == filters.sweep
         conditions.append(exists().where(*used))
     if filters.text is not None:
-        conditions.append(func.lower(Experiment.name).contains(filters.text.lower(), autoescape=True))
+        conditions.append(Experiment.name.icontains(filters.text, autoescape=True))
     return conditions
 
 

@@ -76,13 +76,17 @@ def _attack(
 def _defence(name: str, defended: Mapping[str, float], attacked: Mapping[str, float]) -> Finding:
     removed = defended["attack_success_rate"] <= REMOVED
     change = 100 * (defended["clean_accuracy"] - attacked["clean_accuracy"])
+    time = (
+        f", and training takes {defended['seconds']:.0f} s instead of {attacked['seconds']:.0f} s"
+        if "seconds" in defended and "seconds" in attacked
+        else ""
+    )
     return Finding(
         "good" if removed else "bad",
         f"{name.upper()} {'removes' if removed else 'does not remove'} the backdoor: "
         f"{_percent(defended['attack_success_rate'])} are still taken for it. "
         f"The cost: accuracy on clean images changes by {change:+.1f} points, to "
-        f"{_percent(defended['clean_accuracy'])}, and training takes {defended['seconds']:.0f} s "
-        f"instead of {attacked['seconds']:.0f} s.",
+        f"{_percent(defended['clean_accuracy'])}{time}.",
     )
 
 

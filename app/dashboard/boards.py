@@ -1,0 +1,95 @@
+"""Pages of many experiments at once: the leaderboard, sweeps, studies; and the page of keys."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, ConfigDict
+
+from app.core.context import Ctx
+from app.core.security import ADMIN
+from app.dashboard.pages import PageRoute, page
+from app.keys import routes as keys
+from app.leaderboard import service as leaderboard
+from app.studies import service as studies
+from app.sweeps import service as sweeps
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+PER_PAGE = 50
+
+
+class BoardQuery(BaseModel):
+    """Which board; a rate that is empty is any."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    board: str = "digits small_cnn"
+    rate: str = ""
+
+
+@router.get("/leaderboard")
+def board(request: Request, context: Ctx, query: Annotated[BoardQuery, Query()]) -> Response:
+    """Attacks against defences: what was measured here, and beside it what others published."""
+    dataset, _, model = query.board.partition(" ")
+    rate = float(query.rate) if query.rate.replace(".", "", 1).isdigit() else None
+    found = leaderboard.leaderboard(context, dataset, model or "small_cnn", rate)
+    names = [f"{one.dataset} {one.model}" for one in found.boards]
+    return page(
+        request,
+        "leaderboard.html",
+        board=found,
+        chosen=f"{found.dataset} {found.model}",
+        names=list(dict.fromkeys([*names, f"{found.dataset} {found.model}"])),
+        rate="" if rate is None else query.rate,
+        ours={(cell.attack, cell.defense): cell for cell in found.cells},
+        quoted={
+            place: [c for c in found.published if (c.attack, c.defense) == place]
+            for place in {(c.attack, c.defense) for c in found.published}
+        },
+    )
+
+
+@router.get("/sweeps")
+def listing(request: Request, context: Ctx) -> Response:
+    """The newest sweeps and studies."""
+    found, more = sweeps.listing(context, None, PER_PAGE)
+    tables, more_tables = studies.listing(context, None, PER_PAGE)
+    return page(
+        request,
+        "sweeps.html",
+        groups=[("Studies", "/studies", tables, more_tables), ("Sweeps", "/sweeps", found, more)],
+        most=PER_PAGE,
+    )
+
+
+@router.get("/sweeps/{sweep_id}")
+def sweep(
+    request: Request, context: Ctx, sweep_id: str, cursor: Annotated[str | None, Query()] = None
+) -> Response:
+    """The cells of a sweep with their numbers."""
+    found = sweeps.get(context, sweep_id)
+    cells, following = sweeps.cells(context, sweep_id, None, cursor, PER_PAGE)
+    names = list(dict.fromkeys(name for cell in cells for name in cell.coordinates))
+    return page(request, "sweep.html", sweep=found, cells=cells, names=names, next=following)
+
+
+@router.get("/studies/{study_id}")
+def study(request: Request, context: Ctx, study_id: str) -> Response:
+    """The attack x defence matrix of a study."""
+    return page(
+        request,
+        "study.html",
+        study=studies.get(context, study_id),
+        table=studies.table(context, study_id),
+    )
+
+
+@router.get("/keys")
+def people(request: Request, context: Ctx) -> Response:
+    """Who the reader is, how much of the quotas is used, and, for an administrator, every key."""
+    admin = ADMIN in context.principal.scopes
+    return page(
+        request,
+        "keys.html",
+        me=keys.me(context),
+        listed=keys.listing(context, limit=200).keys if admin else None,
+    )

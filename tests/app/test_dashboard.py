@@ -1,0 +1,184 @@
+"""The dashboard's pages without a browser: what they hold, how heavy they are, what they refuse."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.dashboard.pages import STATIC
+from app.results.reading import findings
+from tests.app.conftest import Service
+from tests.app.numbers import arm, done
+from tests.app.people import people, submitted
+
+HOSTILE = '<script>alert("x")</script>'
+NUMBERS = {
+    ("undefended", 0): arm(0.98, 1.0),
+    ("abl", 0): arm(0.97, 0.01) | {"isolation_precision": 0.9, "isolation_recall": 0.1},
+}
+SPEC = {"name": HOSTILE, "defenses": [{"name": "abl"}], "tags": {"study": "pages"}}
+BUDGET = 200_000
+
+
+@pytest.fixture(scope="module")
+def finished(service: Service) -> Any:
+    return done(service, SPEC, NUMBERS)
+
+
+def paths(experiment_id: str) -> list[str]:
+    here = f"/experiments/{experiment_id}"
+    return [
+        "/",
+        "/new",
+        "/new/attack?name=refool",
+        "/new/defense?name=abl&number=3",
+        "/workers",
+        "/sweeps",
+        "/leaderboard",
+        "/leaderboard?board=cifar10+resnet18",
+        "/keys",
+        here,
+        f"{here}/explore",
+        "/experiments/unknown",
+    ]
+
+
+def test_pages_hold_nothing_inline_and_stay_light(service: Service, finished: Any) -> None:
+    for path in paths(finished["id"]):
+        answer = service.http.get(path)
+        assert answer.headers["content-type"].startswith("text/html"), path
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert HOSTILE not in answer.text
+        assert not re.search(r"<script(?![^>]* src=)|<style|\sstyle=|\son\w+=|https?://", answer.text), path
+        files = set(re.findall(r'(?:src|href)="/static/([^"]+)"', answer.text))
+        weight = len(answer.content) + sum((STATIC / name).stat().st_size for name in files)
+        assert weight < BUDGET, path
+        for name in files:
+            assert service.http.get(f"/static/{name}").status_code == 200
+
+
+def test_an_experiment_says_in_words_what_its_numbers_say(service: Service, finished: Any) -> None:
+    text = service.http.get(f"/experiments/{finished['id']}").text
+    assert "The attack (badnets) works" in text
+    assert "ABL removes the backdoor: 1.0 % are still taken for it" in text
+    assert "accuracy on clean images changes by -1.0 points" in text
+    assert "90.0 % are poisoned, and 10.0 % of all poison is among them" in text
+    assert "three seeds or more" in text
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "words"),
+    [
+        ("/experiments/unknown", 404, "there is no experiment"),
+        ("/experiments/unknown/isolation", 404, "there is no experiment"),
+        ("/new/attack?name=unknown", 404, "there is no attack"),
+        ("/?status=unknown", 422, "allowed: queued, running"),
+        ("/?colour=red", 422, "colour"),
+        ("/?tag=nonsense", 422, "allowed: key:value"),
+        ("/?cursor=nonsense", 400, "not a cursor"),
+    ],
+)
+def test_refusals_are_pages(service: Service, path: str, status: int, words: str) -> None:
+    answer = service.http.get(path)
+    assert answer.status_code == status
+    assert answer.headers["content-type"].startswith("text/html")
+    assert words in answer.text
+
+
+def test_the_list_is_paged_and_filtered(service: Service) -> None:
+    for number in range(33):
+        service.submit({"name": f"100% of page {number}", "attack": {"name": "blend"}})
+    first = service.http.get("/?attack=blend").text
+    assert first.count('<tr id="e-') == 30
+    following = re.search(r'href="(/\?[^"]+cursor=[^"]+)"', first)
+    assert following is not None
+    rest = service.http.get(following[1].replace("&amp;", "&")).text
+    assert rest.count('<tr id="e-') == 3
+    assert "Older" not in rest
+    assert service.http.get("/?text=PAGE+32").text.count('<tr id="e-') == 1
+    assert service.http.get("/?attack=blend&status=failed").text.count('<tr id="e-') == 0
+
+
+def test_experiments_are_found_by_part_of_their_name(service: Service) -> None:
+    wanted = service.submit({"name": "50%_Done ÄRGER"})["id"]
+    service.submit({"name": "500 Done"})
+    for text in ("50%", "%_d", "DONE Ä"):
+        found = service.http.get("/v1/experiments", params={"text": text}).json()["experiments"]
+        assert wanted in [one["id"] for one in found], text
+        assert "500 Done" not in [one["name"] for one in found], text
+    assert service.http.get("/v1/experiments", params={"text": ""}).status_code == 422
+
+
+def test_buttons_cancel_retry_and_delete(service: Service) -> None:
+    id = service.submit()["id"]
+    answer = service.http.post(f"/experiments/{id}/cancel", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, f"/experiments/{id}")
+    assert service.get(id)["status"] == "canceled"
+    assert service.http.post(f"/experiments/{id}/retry", follow_redirects=False).status_code == 303
+    assert service.get(id)["status"] == "queued"
+    answer = service.http.post(f"/experiments/{id}/delete", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    assert service.http.get(f"/v1/experiments/{id}").status_code == 404
+    assert service.http.post(f"/experiments/{id}/delete", follow_redirects=False).status_code == 404
+
+
+def test_a_form_on_another_site_changes_nothing(service: Service) -> None:
+    id = service.submit()["id"]
+    for headers in ({"Origin": "https://elsewhere.example"}, {"Sec-Fetch-Site": "cross-site"}):
+        answer = service.http.post(f"/experiments/{id}/cancel", headers=headers, follow_redirects=False)
+        assert answer.status_code == 403
+    assert service.get(id)["status"] == "queued"
+
+
+def test_the_form_has_every_field_of_every_attack_defence_model_and_data_set(service: Service) -> None:
+    catalog = service.http.get("/v1/catalog").json()
+    kinds = {"attack": "attacks", "defense": "defenses", "model": "models", "dataset": "datasets"}
+    seen = 0
+    for part, kind in kinds.items():
+        for entry in catalog[kind]:
+            form = service.http.get(f"/new/{part}", params={"name": entry["name"]}).text
+            for field, schema in entry["schema"]["properties"].items():
+                if field not in ("name", "key"):
+                    assert f'data-field="{field}"' in form, (entry["name"], field)
+                    assert schema["description"].split(". ")[0][:30].replace("'", "&#39;") in form
+                    seen += 1
+    assert seen > 200
+    assert 'data-field="augmentation.flip"' in service.http.get("/new").text
+
+
+def test_a_browser_is_asked_for_a_key_and_sees_its_owners_experiments(tmp_path: Path) -> None:
+    with people(tmp_path) as made:
+        submitted(made.of("ann"), name="Of Ann")
+        asked = made.service.http.get("/", headers={"Accept": "text/html"})
+        assert asked.status_code == 401
+        assert asked.headers["www-authenticate"].startswith("Basic ")
+        for owner, rows in (("ann", 1), ("bob", 0)):
+            shown = made.service.http.get("/", auth=("anyone", made.key(owner, "read"))).text
+            assert shown.count('<tr id="e-') == rows
+
+
+def read(attack: dict[str, Any], **means: dict[str, float]) -> str:
+    arms = [
+        {"arm": name, "aggregate": {k: {"mean": v, "n": 3} for k, v in values.items()}}
+        for name, values in means.items()
+    ]
+    return " ".join(finding.text for finding in findings(arms, {"attack": attack, "defenses": []}))
+
+
+def test_other_attacks_are_read_by_what_they_aim_at() -> None:
+    on_one = {"name": "poison_frogs", "target_class": 6}
+    said = read(on_one, undefended={"clean_accuracy": 0.9, "target_image_hit": 1.0})
+    assert "on one image alone, which is taken for class 6 in 100.0 % of the runs" in said
+    cyclic = {"name": "badnets", "target_class": 0, "label_mode": "all_to_all"}
+    weak = {"clean_accuracy": 0.9, "attack_success_rate": 0.2}
+    said = read(cyclic, undefended=weak, clean={"clean_accuracy": 0.95})
+    assert "does not work well" in said
+    assert "taken for the class after their own" in said
+    assert "changes that by -5.0 points" in said
+    assert "means over 3 seeds" in said
+    assert read({"name": "none"}, clean={"clean_accuracy": 0.9}) == (
+        "Numbers are means over 3 seeds with their 95 % interval."
+    )
