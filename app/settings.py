@@ -46,6 +46,15 @@ class Settings(BaseSettings):
 
     max_body_bytes: int = Field(1_048_576, description="Largest accepted JSON body.", gt=0)
     max_image_bytes: int = Field(4_194_304, description="Largest accepted uploaded image.", gt=0)
+    max_upload_bytes: int = Field(
+        1_073_741_824, description="Largest accepted file of a model or a data set.", gt=0
+    )
+    max_dataset_bytes: int = Field(
+        2_147_483_648, description="Largest accepted uploaded data set once it is unpacked.", gt=0
+    )
+    check_seconds: float = Field(
+        900.0, description="Longest check of an upload; one that takes longer is tried again.", ge=1
+    )
     max_sweep_cells: int = Field(
         1000, description="Most cells of a sweep, and most arms x seeds of a study.", ge=1
     )

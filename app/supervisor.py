@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app import embedded
 from app.children import Child
 from app.core import migrations
-from app.core.broker import EXPERIMENTS, INTERACTIVE
+from app.core.broker import CHECKS, EXPERIMENTS, INTERACTIVE
 from app.core.database import Database
 from app.keys.addresses import is_loopback
 from app.keys.repository import any_key
@@ -97,9 +97,11 @@ class Tree:
         python = sys.executable
         training = [python, *CELERY, "worker.celery", *WORKER, EXPERIMENTS]
         interactive = [python, *CELERY, "worker.interactive", *WORKER, INTERACTIVE, "--pool", "solo"]
+        checking = [python, *CELERY, "worker.checks", *WORKER, CHECKS]
         self.workers = [
             self._child("worker", training, settings.worker_niceness),
             self._child("interactive", interactive, settings.worker_niceness // 2),
+            self._child("checks", checking, settings.worker_niceness),
         ]
         self.relay = self._child("relay", [python, "-m", "app.experiments.relay"])
         self.api = self._child("api", [python, "-m", "app.server", str(listener)], descriptors=(listener,))

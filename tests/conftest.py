@@ -35,6 +35,7 @@ CHILDREN = {
     "relay": "app.experiments.relay",
     "worker": "worker.celery",
     "interactive": "worker.interactive",
+    "checks": "worker.checks",
 }
 
 

@@ -30,6 +30,7 @@ from worker.lab.contracts import CanceledError, LabError, StageBusyError, StageS
 from worker.lease import Lease, StoppedError
 from worker.recorder import SqlRecorder
 from worker.store import FreshStore, SqlStageStore
+from worker.uploads import at_hand
 
 SHUT_DOWN = "the worker shut down"
 REASON_CHARACTERS = 2000
@@ -82,13 +83,15 @@ def _run(lease: Lease, recorder: SqlRecorder, objects: Objects, settings: Settin
         store: StageStore = SqlStageStore(lease, objects, before_save=lambda: lease.persist(recorder.flush))
         if afresh:
             store = FreshStore(store, lease.experiment_id)
-        run(
-            spec,
-            recorder,
-            store,
-            data_dir=settings.datasets,
-            checkpoint_seconds=settings.checkpoint_seconds,
-        )
+        with at_hand(spec, lease.database, objects, settings.datasets, lease.persist) as files:
+            run(
+                spec,
+                recorder,
+                store,
+                data_dir=settings.datasets,
+                checkpoint_seconds=settings.checkpoint_seconds,
+                **files,
+            )
     except StageBusyError as error:
         return End("requeued", str(error), settings.stage_busy_seconds)
     except CanceledError:

@@ -1,9 +1,10 @@
 """The Celery application of the workers.
 
-Two kinds of worker, each with a queue and a process of its own:
+Three kinds of worker, each with a queue and a process of its own:
 
 - ``celery -A worker.celery worker -Q experiments`` trains. Its parent imports no torch, because a process that
   has touched CUDA cannot fork; every experiment gets a fresh child.
+- ``celery -A worker.checks worker -Q checks`` checks what users send, each file in a fresh child.
 - ``celery -A worker.interactive worker -Q interactive --pool solo`` answers previews and predictions.
 
 A message is acknowledged as soon as a worker has it: SQL, not the broker, knows what is still to be done. With
@@ -19,7 +20,16 @@ from typing import Any
 from billiard.process import active_children  # type: ignore[import-untyped]
 from celery import Celery, signals
 
-from app.core.broker import EXPERIMENTS, INTERACTIVE, PREDICT, PREVIEW, RESULT_SECONDS, RUN_EXPERIMENT
+from app.core.broker import (
+    CHECK_UPLOAD,
+    CHECKS,
+    EXPERIMENTS,
+    INTERACTIVE,
+    PREDICT,
+    PREVIEW,
+    RESULT_SECONDS,
+    RUN_EXPERIMENT,
+)
 from app.settings import Settings
 from worker.registry import Registration
 
@@ -37,6 +47,7 @@ def make_app(settings: Settings) -> Celery:
         accept_content=["json"],
         task_routes={
             RUN_EXPERIMENT: {"queue": EXPERIMENTS},
+            CHECK_UPLOAD: {"queue": CHECKS},
             PREVIEW: {"queue": INTERACTIVE},
             PREDICT: {"queue": INTERACTIVE},
         },

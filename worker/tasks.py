@@ -1,15 +1,23 @@
-"""The three tasks. Each imports the lab when it runs, so that whoever forks children stays free of torch."""
+"""The four tasks. Each imports the lab when it runs, so that whoever forks children stays free of torch."""
 
 import base64
+import logging
 import os
 from typing import Any
 
-from app.core.broker import EXPERIMENTS, PREDICT, PREVIEW, RUN_EXPERIMENT
+from pydantic import TypeAdapter
+
+from app.core.broker import CHECK_UPLOAD, EXPERIMENTS, PREDICT, PREVIEW, RUN_EXPERIMENT
 from app.core.objects import Objects
+from app.specs.dataset import DatasetSpec
 from app.specs.experiment import ExperimentSpec
 from worker.attempt import attempt
 from worker.celery import app, settings, worker_name
 from worker.lab.contracts import LabError
+from worker.uploads import fetch_dataset
+
+_DATASET: TypeAdapter[DatasetSpec] = TypeAdapter(DatasetSpec)
+log = logging.getLogger(__name__)
 
 
 @app.task(name=RUN_EXPERIMENT)
@@ -28,12 +36,24 @@ def _run(*args: Any, **options: Any) -> dict[str, Any]:
     return run(*args, **options)
 
 
+@app.task(name=CHECK_UPLOAD, time_limit=int(settings.check_seconds))
+def check_upload(upload_id: str) -> None:
+    """Check a model or a data set that a user sent, if it still waits for that."""
+    from worker.checking import check  # noqa: PLC0415
+
+    status = check(upload_id, settings)
+    log.info("upload %s: %s", upload_id, status or "nothing to do")
+
+
 @app.task(name=PREVIEW, ignore_result=False)
 def preview(payload: dict[str, Any]) -> dict[str, Any]:
     """Clean, triggered and residual samples as ``{"picture": <base64 PNG>}``, or ``{"error": ...}``."""
     from worker.lab import interactive  # noqa: PLC0415
 
     try:
+        fetch_dataset(
+            _DATASET.validate_python(payload["dataset"]), Objects(settings.objects), settings.datasets
+        )
         picture = interactive.preview(payload, settings.datasets)
     except LabError as error:
         return {"error": str(error)}
@@ -49,10 +69,11 @@ def predict(payload: dict[str, Any]) -> dict[str, Any]:
     checkpoints = {arm: objects.get(key) for arm, key in payload["checkpoints"].items()}
     if gone := sorted(arm for arm, data in checkpoints.items() if data is None):
         return {"error": f"the stored model is gone: {', '.join(gone)}"}
-    image = payload["image"]
+    image, spec = payload["image"], ExperimentSpec.model_validate(payload["spec"])
     try:
+        fetch_dataset(spec.dataset, objects, settings.datasets)
         return interactive.predict(
-            ExperimentSpec.model_validate(payload["spec"]),
+            spec,
             {arm: data for arm, data in checkpoints.items() if data is not None},
             data_dir=settings.datasets,
             index=payload["index"],

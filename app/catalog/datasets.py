@@ -12,10 +12,12 @@ LONGEST_HEADER = 10_000_000
 
 
 class Known(NamedTuple):
-    """What this host knows of a data set. ``version`` is the digest of an imported set's content."""
+    """What this host knows of a data set. ``version`` is the digest of an imported or uploaded set's content;
+    ``victim`` the SHA-256 of the model that a spec on it starts from."""
 
     facts: DatasetFacts
     version: str = ""
+    victim: str = ""
 
 
 class MissingDatasetError(Exception):

@@ -1,6 +1,7 @@
 """Messages to the workers, sent by name: the control plane never imports a worker's code.
 
-``bdlab.run_experiment(experiment_id)`` goes to the queue ``experiments`` and has no result. The two tasks on
+``bdlab.run_experiment(experiment_id)`` goes to the queue ``experiments`` and ``bdlab.check_upload(upload_id)`` to the
+queue ``checks``; they have no result. The two tasks on
 the queue ``interactive`` have one, a JSON object, with files inside it as base64 text:
 
 - ``bdlab.preview(payload)``, payload ``{"dataset", "attack", "seed"}`` -> ``{"picture": <PNG>}``
@@ -14,8 +15,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 from uuid import uuid4
 
-EXPERIMENTS, INTERACTIVE = "experiments", "interactive"
+EXPERIMENTS, INTERACTIVE, CHECKS = "experiments", "interactive", "checks"
 RUN_EXPERIMENT, PREVIEW, PREDICT = "bdlab.run_experiment", "bdlab.preview", "bdlab.predict"
+CHECK_UPLOAD = "bdlab.check_upload"
 RESULT_SECONDS = 60.0
 SOCKET_SECONDS = 3.0
 
@@ -55,6 +57,10 @@ class Broker:
     def send_experiment(self, experiment_id: str) -> None:
         """Tell the workers that an experiment waits. Raises BrokerError."""
         self._send(RUN_EXPERIMENT, experiment_id, EXPERIMENTS)
+
+    def send_check(self, upload_id: str) -> None:
+        """Tell the workers that an upload is to be checked. Raises BrokerError."""
+        self._send(CHECK_UPLOAD, upload_id, CHECKS)
 
     def ask(self, task: str, payload: dict[str, Any], expires: float) -> str:
         """Send an interactive task that no worker takes up after ``expires`` seconds.

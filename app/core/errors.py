@@ -74,6 +74,12 @@ class TooLargeError(AppError):
     status, kind = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-large"
 
 
+class StalledError(AppError):
+    """The body does not come, or comes too slowly."""
+
+    status, kind = HTTPStatus.REQUEST_TIMEOUT, "stalled"
+
+
 class MediaTypeError(AppError):
     """The body is of a type that this route does not read."""
 

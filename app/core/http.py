@@ -24,8 +24,19 @@ Observe = Callable[[str, str, int, float], None]
 class Surround:
     """The outermost middleware, in plain ASGI so that streams pass through it untouched."""
 
-    def __init__(self, app: ASGIApp, max_body: int, max_form: int, observe: Observe) -> None:
-        """``max_form`` is the limit for multipart bodies, which carry an image; ``max_body`` for all others."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_body: int,
+        max_form: int,
+        observe: Observe,
+        streamed: frozenset[str] = frozenset(),
+    ) -> None:
+        """``max_form`` is the limit for multipart bodies, which carry an image; ``max_body`` for all others.
+
+        What is sent by POST to the paths in ``streamed`` goes to the route as it comes, which has limits of its own.
+        """
+        self.streamed = streamed
         self.app = app
         self.max_body = max_body
         self.max_form = max_form + FORM_OVERHEAD
@@ -50,7 +61,8 @@ class Surround:
         try:
             if "\0" in scope["path"] or b"%00" in scope["query_string"]:
                 raise BadRequestError("the URL holds the character U+0000, which nothing here is called by")
-            body = await self._body(headers, receive)
+            streamed = scope["method"] == "POST" and scope["path"] in self.streamed
+            body = receive if streamed else await self._body(headers, receive)
             await self.app(scope, body, sending)
         except (BadRequestError, TooLargeError) as error:
             answer = problem(

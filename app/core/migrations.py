@@ -26,6 +26,7 @@ from app.reproductions import tables as reproductions
 from app.results import tables as results
 from app.search import tables as search
 from app.sweeps import tables as sweeps
+from app.uploads import tables as uploads
 
 TABLES = (
     owners,
@@ -38,6 +39,7 @@ TABLES = (
     results,
     search,
     sweeps,
+    uploads,
 )
 """Every module that declares tables; imported so that `Base.metadata` is whole."""
 

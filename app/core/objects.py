@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -14,7 +15,8 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
-CHUNK = 256 * 1024
+CHUNK, PART = 256 * 1024, 5 * 2**20
+"""Bytes at a time: what is read, and what is written (the least that S3 takes)."""
 
 
 class ObjectStoreError(Exception):
@@ -38,6 +40,29 @@ class Objects:
         """Write an object, replacing what was there."""
         with _errors(f"cannot write {key!r}"):
             obstore.put(self._store, key, data)
+
+    async def put_stream(self, key: str, pieces: AsyncIterator[bytes]) -> None:
+        """Write an object from ``pieces``, a few MiB of which are in memory at once. What they raise is raised, and
+        nothing is kept."""
+        with _errors(f"cannot write {key!r}"):
+            await obstore.put_async(self._store, key, pieces, chunk_size=PART, max_concurrency=2)
+
+    def download(self, key: str, path: Path) -> str | None:
+        """Write the object to a file, piece by piece. Returns its SHA-256, or None if there is no such object."""
+        digest = sha256()
+        with path.open("wb") as file, _errors(f"cannot read {key!r}"):
+            try:
+                for chunk in obstore.get(self._store, key).stream(min_chunk_size=CHUNK):
+                    digest.update(chunk)
+                    file.write(chunk)
+            except FileNotFoundError:
+                return None
+        return digest.hexdigest()
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Write an object from a file, piece by piece."""
+        with _errors(f"cannot write {key!r}"):
+            obstore.put(self._store, key, path, chunk_size=PART, max_concurrency=2)
 
     def get(self, key: str) -> bytes | None:
         """The whole object, or None if there is none."""

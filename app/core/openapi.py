@@ -36,6 +36,7 @@ WHEN = {
     401: "There is no API key, or not a good one.",
     403: "The API key lacks the scope, which the detail names.",
     404: "There is no such thing.",
+    408: "The body does not come, or comes too slowly.",
     409: "The state does not allow it; the detail says what would.",
     413: "The body is too large.",
     415: "The body is of the wrong type.",

@@ -11,6 +11,7 @@ from app.experiments.tables import QUEUED, Experiment, Label
 from app.keys import quotas
 from app.specs.experiment import ExperimentSpec
 from app.sweeps.tables import ArmKey
+from app.uploads.facts import hold, uses
 
 
 class Planned(NamedTuple):
@@ -27,6 +28,7 @@ def create(session: Session, planned: Sequence[Planned], attempts: int) -> list[
     Raises TooManyError if a quota of the session's owner does not let all of them in.
     """
     quotas.admit(session, len(planned))
+    hold(session, {use for one in planned for use in uses(one.spec)})
     experiments = [_row(one.spec, attempts) for one in planned]
     session.add_all(experiments)
     session.flush()
@@ -58,5 +60,6 @@ def _row(spec: ExperimentSpec, attempts: int) -> Experiment:
         labels=[
             *(Label(kind="tag", key=key, value=value) for key, value in spec.tags.items()),
             *(Label(kind="defense", key=name, value="") for name in sorted({d.name for d in spec.defenses})),
+            *(Label(kind=kind, key=upload_id, value="") for kind, upload_id in uses(spec)),
         ],
     )

@@ -15,6 +15,7 @@ from app.core.database import Database
 from app.experiments import queue
 from app.keys import running
 from app.settings import Settings
+from app.uploads.relay import announce
 
 log = logging.getLogger(__name__)
 LONGEST_PAUSE = 30.0
@@ -50,6 +51,7 @@ def step(settings: Settings, database: Database, broker: Broker) -> None:
     _reap(database)
     _publish(settings, database, broker)
     _republish(settings, database, broker)
+    announce(database, broker, settings.republish_seconds)
 
 
 def _reap(database: Database) -> None:

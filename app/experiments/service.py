@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from app.catalog.datasets import Known, MissingDatasetError, known
+from app.catalog.datasets import Known
 from app.core import pagination
 from app.core.context import Context
 from app.core.errors import ConflictError, InvalidError, NotFoundError, summary
@@ -27,6 +27,7 @@ from app.specs.base import digest
 from app.specs.checks import check
 from app.specs.experiment import ExperimentSpec
 from app.specs.stages import PlannedStage, arm_keys, plan
+from app.uploads import facts as uploads
 
 log = logging.getLogger(__name__)
 
@@ -46,27 +47,22 @@ def submit(context: Context, spec: ExperimentSpec, key: str | None) -> tuple[dic
 
 
 def checked(context: Context, spec: ExperimentSpec) -> Known:
-    """What is known of the spec's data set, once the spec is found to fit it. Raises InvalidError."""
+    """What is known of the spec's data set and victim, once the spec is found to fit them. Raises InvalidError."""
     faults = [
         FieldError(field=field, value=shown(text), message="the character U+0000 cannot be stored")
         for field, text in [("name", spec.name), *((f"tags.{k}", v) for k, v in spec.tags.items())]
         if "\0" in text
     ]
-    try:
-        data = known(spec.dataset, context.settings.datasets)
-    except MissingDatasetError as error:
-        field, value = (
-            ("key", spec.dataset.key) if spec.dataset.name == "imported" else ("name", spec.dataset.name)
-        )
-        fault = FieldError(field=f"dataset.{field}", value=value, message=str(error))
-        raise InvalidError(summary([fault]), [fault]) from error
+    with context.database.reading() as session:
+        data = uploads.facts_of(session, spec.dataset, context.settings.datasets)
+        victim = uploads.victim_of(session, spec)
     faults += [
         FieldError(field=p.field, value=shown(p.value), message=f"allowed: {p.allowed}")
-        for p in check(spec, data.facts)
+        for p in (*check(spec, data.facts), *uploads.problems(spec, victim, data.facts))
     ]
     if faults:
         raise InvalidError(summary(faults), faults)
-    return data
+    return data if victim is None else data._replace(victim=victim.sha256)
 
 
 def planned(context: Context, spec: ExperimentSpec) -> Planned:
@@ -76,7 +72,8 @@ def planned(context: Context, spec: ExperimentSpec) -> Planned:
 
 def stages(context: Context, spec: ExperimentSpec) -> list[PlannedStage]:
     """What a worker would compute, once the spec is found to fit its data set. Raises InvalidError."""
-    return plan(spec, checked(context, spec).version)
+    known = checked(context, spec)
+    return plan(spec, known.version, known.victim)
 
 
 def validate(context: Context, spec: ExperimentSpec) -> Validation:

@@ -56,8 +56,8 @@ class Experiment(Owned, Base):
 
 
 class Label(Base):
-    """What an experiment can be found by besides its columns: each tag (kind ``tag``: key and value), and
-    each defence (kind ``defense``: the key is its name)."""
+    """What an experiment can be found by besides its columns: each tag (kind ``tag``: key and value), each
+    defence (kind ``defense``: the key is its name), and each upload (``model``, ``dataset``: the key is its id)."""
 
     __tablename__ = "experiment_labels"
     __table_args__ = (Index("ix_experiment_labels_lookup", "kind", "key", "value", "experiment_id"),)

@@ -17,6 +17,7 @@ from app.core.errors import TooManyError
 from app.core.owners import UNLIMITED, Limits, Owner
 from app.experiments.tables import QUEUED, RUNNING, Attempt, Experiment
 from app.keys import repository
+from app.uploads.tables import Upload
 
 DAYS = 30
 RETRY_QUEUE, RETRY_TIME, RETRY_BYTES = 60, 3600, 3600
@@ -64,11 +65,13 @@ def device_seconds(session: Session) -> float:
 
 
 def stored_bytes(session: Session) -> int:
-    """Bytes of the files of the owner's experiments. Equal files are stored once but counted each time."""
-    total = session.scalar(
+    """Bytes of the files of the owner's experiments, and of what the owner sent. Equal files of experiments are
+    stored once but counted each time."""
+    made = session.scalar(
         select(func.sum(Artifact.size)).join(Experiment, Experiment.id == Artifact.experiment_id)
     )
-    return int(total or 0)
+    given = session.scalar(select(func.sum(Upload.size)))
+    return int(made or 0) + int(given or 0)
 
 
 def _count(session: Session, status: str) -> int:

@@ -10,6 +10,7 @@ from fastapi.routing import APIRoute, iter_route_contexts
 from app.core.security import ADMIN, scope_of
 from app.main import create_app
 from tests.app.people import ALL, People, people, stored, submitted
+from tests.app.sending import sent_dataset, sent_model
 
 PUBLIC = {"/healthz", "/readyz", "/metrics", "/docs"}
 """Routes for everybody. A route gets here by ``@public``, and only if it shows nothing of anybody's."""
@@ -56,6 +57,8 @@ THINGS: dict[str, Make] = {
     "artifact_id": lambda made, client: stored(made.service, submitted(client)),
     "sweep_id": sweep,
     "study_id": study,
+    "model_id": lambda _people, client: sent_model(client),
+    "dataset_id": lambda _people, client: sent_dataset(client),
 }
 """How a person makes the thing that a path's parameter names; returns its id."""
 

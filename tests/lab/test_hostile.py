@@ -108,7 +108,7 @@ def rows_that_are_not_there(path: Path) -> None:
 
 
 FILES: list[tuple[str, Callable[[Path], None], str]] = [
-    ("bomb.npz", zip_bomb, "unpacks to 300 MiB; at most 64"),
+    ("bomb.npz", zip_bomb, "unpacks to 300.0 MiB; at most 64.0"),
     ("claim.npz", header_that_claims_more, "the header claims 3072000000 bytes, and the archive holds 100"),
     ("less.zip", member_that_claims_less, "Bad CRC-32"),
     ("contents.zip", endless_contents, "the table of contents has 69 MiB"),

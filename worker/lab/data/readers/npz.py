@@ -25,7 +25,9 @@ def read(path: Path, most_bytes: int) -> Source:
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
         raise BadSourceError(f"{path} is not an .npz archive that can be read: {error}") from error
     if total > most_bytes:
-        raise BadSourceError(f"{path} unpacks to {total >> 20} MiB; at most {most_bytes >> 20} are accepted")
+        raise BadSourceError(
+            f"{path} unpacks to {total / 2**20:.1f} MiB; at most {most_bytes / 2**20:.1f} are accepted"
+        )
     with np.load(path) as arrays:
         wanted = ["x_train", "y_train"]
         if "x_test" in arrays.files or "y_test" in arrays.files:
