@@ -19,6 +19,8 @@ from worker.lab.evaluation import TestSet
 from worker.lab.stealth import stealth
 
 SHEET_IMAGES_A_CLASS = 10
+POISONED = {"backdoored": True}
+"""Label of training data that put a backdoor into a model: the service hands them out to few."""
 
 
 def keep(
@@ -59,8 +61,11 @@ class _Files:
         self.recorder = recorder
         self.seed = seed
 
-    def add(self, name: str, kind: Any, media_type: str, data: bytes) -> None:
-        self.recorder.artifact(Scope(None, self.seed), f"seed-{self.seed}/{name}", kind, media_type, data, {})
+    def add(
+        self, name: str, kind: Any, media_type: str, data: bytes, labels: dict[str, Any] | None = None
+    ) -> None:
+        scope = Scope(None, self.seed)
+        self.recorder.artifact(scope, f"seed-{self.seed}/{name}", kind, media_type, data, labels or {})
 
 
 def _draw(files: _Files, spec: ExperimentSpec, data: Dataset, prepared: Prepared) -> None:
@@ -100,12 +105,12 @@ def _export(files: _Files, data: Dataset, poisoned: PoisonedSet) -> None:
     truth = {
         name: getattr(poisoned, name).cpu().numpy() for name in ("is_poisoned", "is_cross", "clean_labels")
     }
-    labels = {"y_train": poisoned.labels.cpu().numpy(), "y_test": data.test.labels.cpu().numpy()}
+    classes = {"y_train": poisoned.labels.cpu().numpy(), "y_test": data.test.labels.cpu().numpy()}
     names = {"class_names": np.array(data.facts.class_names)}
-    everything: dict[str, Any] = {**arrays, **labels, **truth, **names}
+    everything: dict[str, Any] = {**arrays, **classes, **truth, **names}
     out = io.BytesIO()
     np.savez_compressed(out, **everything)
-    files.add("poisoned_train.npz", "data", "application/zip", out.getvalue())
+    files.add("poisoned_train.npz", "data", "application/zip", out.getvalue(), POISONED)
     try:
         import pyarrow as pa  # noqa: PLC0415  # heavy, and needed for this alone
         import pyarrow.parquet as pq  # noqa: PLC0415
@@ -117,13 +122,16 @@ def _export(files: _Files, data: Dataset, poisoned: PoisonedSet) -> None:
     for part, more in (("train", truth), ("test", {})):
         columns = {
             "image": [{"bytes": _png(image), "path": None} for image in arrays[f"x_{part}"]],
-            "label": labels[f"y_{part}"],
+            "label": classes[f"y_{part}"],
             **more,
         }
         table = pa.table(columns).replace_schema_metadata(metadata)
         out = io.BytesIO()
         pq.write_table(table, out)
-        files.add(f"poisoned_{part}.parquet", "data", "application/vnd.apache.parquet", out.getvalue())
+        labels = POISONED if part == "train" else {}
+        files.add(
+            f"poisoned_{part}.parquet", "data", "application/vnd.apache.parquet", out.getvalue(), labels
+        )
 
 
 def _png(image: Any) -> bytes:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.lab.attacks.helpers import run_in
+from tests.lab.memory import experiment
 from worker.lab.data import files
 from worker.lab.data.importing import import_
 
@@ -51,3 +52,19 @@ def test_nothing_is_exported_unasked(tmp_path):
     run_in(tmp_path, {"name": "badnets"})
     assert not list((tmp_path / "out").rglob("poisoned_train.*"))
     assert (tmp_path / "out/seed-0/poisoned_indices.json").is_file()
+
+
+def test_only_training_data_that_carry_a_backdoor_are_labelled():
+    done = experiment(
+        {
+            "dataset": {"name": "digits", "train_size": 300, "test_size": 100},
+            "model": {"name": "small_cnn", "width": 8},
+            "attack": {"name": "badnets", "export": True},
+            "training": {"epochs": 1},
+        }
+    )
+    labelled = {
+        name for name, details in done.details.items() if details.get("backdoored") and "poisoned" in name
+    }
+    assert "seed-0/poisoned_train.npz" in labelled
+    assert labelled <= {"seed-0/poisoned_train.npz", "seed-0/poisoned_train.parquet"}
