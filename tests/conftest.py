@@ -26,6 +26,7 @@ QUICK = {
     "BDLAB_WORKER_THREADS": "1",
     "BDLAB_WORKER_NICENESS": "0",
     "BDLAB_STORAGE_PATIENCE_SECONDS": "2",
+    "BDLAB_CHECK_SECONDS": "30",
 }
 START_SECONDS, STOP_SECONDS = 90.0, 40.0
 TERMINAL = ("succeeded", "failed", "canceled")
