@@ -19,7 +19,7 @@ class Experiment(Owned, Base):
 
     __tablename__ = "experiments"
     __table_args__ = (
-        owned_index("ix_experiments_created", "created_at", "id"),
+        owned_index("ix_experiments_created", "created_at", "id", "name"),
         owned_index("ix_experiments_status_created", "status", "created_at", "id"),
         owned_index("ix_experiments_dataset_created", "dataset", "created_at", "id"),
         owned_index("ix_experiments_model_created", "model", "created_at", "id"),
