@@ -6,6 +6,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 from app.core.database import Base, BigId
 from app.core.owners import Owned, owned_index
 
+_PAIR = ("dataset", "model", "attack", "defense")
+
 
 class LeaderboardSetting(Owned, Base):
     """An attack and a defence with all their fields, on one data set and model. ``seeds``: how many are done.
@@ -16,7 +18,8 @@ class LeaderboardSetting(Owned, Base):
     __tablename__ = "leaderboard_settings"
     __table_args__ = (
         UniqueConstraint("owner_id", "setting"),
-        owned_index("ix_leaderboard_settings_pair", "dataset", "model", "attack", "defense", "seeds", "id"),
+        owned_index("ix_leaderboard_settings_pair", *_PAIR, "seeds", "id"),
+        owned_index("ix_leaderboard_settings_rate", *_PAIR, "poisoning_rate", "seeds", "id"),
     )
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)

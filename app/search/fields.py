@@ -117,8 +117,8 @@ def near(name: str) -> list[str]:
     short = [_SHORT[name.lower()]] if name.lower() in _SHORT else []
     last = name.rpartition(".")[2]
     same_end = [known_name for known_name in known() if known_name.rpartition(".")[2] == last]
-    close = get_close_matches(name, known(), 5, 0.6)
-    return list(dict.fromkeys([*short, *same_end, *close]))[:5]
+    near_by, further = (get_close_matches(name, known(), 5, cutoff) for cutoff in (0.8, 0.6))
+    return list(dict.fromkeys([*short, *near_by, *same_end, *further]))[:5]
 
 
 def _leaves(path: str, annotation: Any) -> list[tuple[str, bool, bool]]:

@@ -59,7 +59,8 @@ def _behind(columns: list[Any], after: Position, descending: bool) -> ColumnElem
 def _fewest(session: Session, where: tuple[Condition, ...]) -> Any | None:
     """The row ids of the owner, or of the condition, that fits the fewest; None if each fits more than `FEW`."""
     best, fewest = None, FEW + 1
-    for ids in (select(ResultRow.id), *(_ids(condition) for condition in where if _selects(condition))):
+    selecting = (condition for condition in where if _selects(condition))
+    for ids in (select(ResultRow.id), *(_ids(condition, where) for condition in selecting)):
         bounded = ids.limit(FEW + 1).subquery()
         count = session.scalar(select(func.count()).select_from(bounded)) or 0
         if count < fewest:
@@ -72,8 +73,11 @@ def _selects(condition: Condition) -> bool:
     return condition.op != "!=" and condition.value is not None and condition.field.name != "seeds"
 
 
-def _ids(condition: Condition) -> Select[Any]:
-    """The ids of the rows that fit, of all owners where that is quicker; `page` then keeps the owner's own."""
+def _ids(condition: Condition, where: tuple[Condition, ...]) -> Select[Any]:
+    """The ids of the rows that fit; of all owners where that is quicker, for `page` keeps the owner's own.
+
+    Conditions on the same part of the spec are looked at together: each may fit many rows, and both none.
+    """
     field, value = condition.field, condition.value
     compare = _COMPARE[condition.op]
     match field.source:
@@ -83,11 +87,18 @@ def _ids(condition: Condition) -> Select[Any]:
             )
         case "spec":
             facts = _facts(value)
-            joined = facts.__table__.join(_ROWS, _ROWS.c[f"{field.part}_id"] == facts.part_id)
+            part: Any = getattr(ResultRow, f"{field.part}_id")
+            others = [
+                c for c in where if c is not condition and c.field.part == field.part and c.value is not None
+            ]
             return (
-                select(_ROWS.c.id)
-                .select_from(joined)
-                .where(facts.path == field.key, compare(facts.value, value))
+                select(ResultRow.id)
+                .select_from(facts)
+                .outerjoin(ResultRow, part == facts.part_id)
+                .where(
+                    facts.path == field.key, compare(facts.value, value), func.coalesce(ResultRow.id, 0) > 0
+                )
+                .where(*(_of_part(facts.part_id, other) for other in others))
             )
         case "tag":
             label: Any = Label.__table__
@@ -98,8 +109,19 @@ def _ids(condition: Condition) -> Select[Any]:
             table: Any = Experiment.__table__
             joined = table.join(_ROWS, _ROWS.c.experiment_id == table.c.id)
             return select(_ROWS.c.id).select_from(joined).where(compare(table.c[field.key], value))
+        case _ if field.key == "experiment_id":
+            return select(_ROWS.c.id).where(compare(_ROWS.c.experiment_id, value))
         case _:
             return select(ResultRow.id).where(compare(getattr(ResultRow, field.key), value))
+
+
+def _of_part(part: Any, condition: Condition) -> ColumnElement[bool]:
+    """Whether the part with this id fits a condition on one of its fields."""
+    fact = aliased(_facts(condition.value))
+    compare = _COMPARE[condition.op]
+    return exists().where(
+        fact.part_id == part, fact.path == condition.field.key, compare(fact.value, condition.value)
+    )
 
 
 def _test(condition: Condition) -> ColumnElement[bool]:

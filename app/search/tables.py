@@ -58,13 +58,13 @@ class ResultRow(Owned, Base):
         owned_index("ix_result_rows_owner_name", "name", "id"),
         owned_index("ix_result_rows_owner_arm", "arm", "id"),
         owned_index("ix_result_rows_owner_created", "created_at", "id"),
-        Index("ix_result_rows_dataset", "dataset_id", "id"),
-        Index("ix_result_rows_model", "model_id", "id"),
-        Index("ix_result_rows_attack", "attack_id", "id"),
-        Index("ix_result_rows_training", "training_id", "id"),
-        Index("ix_result_rows_other", "other_id", "id"),
-        Index("ix_result_rows_defense", "defense_id", "id"),
-        Index("ix_result_rows_setting", "setting", "id"),
+        owned_index("ix_result_rows_owner_dataset", "dataset_id", "id"),
+        owned_index("ix_result_rows_owner_model", "model_id", "id"),
+        owned_index("ix_result_rows_owner_attack", "attack_id", "id"),
+        owned_index("ix_result_rows_owner_training", "training_id", "id"),
+        owned_index("ix_result_rows_owner_other", "other_id", "id"),
+        owned_index("ix_result_rows_owner_defense", "defense_id", "id"),
+        owned_index("ix_result_rows_owner_setting", "setting", "id"),
     )
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)

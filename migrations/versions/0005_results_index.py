@@ -44,6 +44,10 @@ def upgrade() -> None:
             "ix_leaderboard_settings_pair",
             ["owner_id", "dataset", "model", "attack", "defense", "seeds", "id"],
         )
+        batch_op.create_index(
+            "ix_leaderboard_settings_rate",
+            ["owner_id", "dataset", "model", "attack", "defense", "poisoning_rate", "seeds", "id"],
+        )
 
     op.create_table(
         "spec_numbers",
@@ -162,17 +166,17 @@ def upgrade() -> None:
         sa.UniqueConstraint("experiment_id", "arm", name=op.f("uq_result_rows_experiment_id_arm")),
     )
     with op.batch_alter_table("result_rows") as batch_op:
-        batch_op.create_index("ix_result_rows_attack", ["attack_id", "id"])
-        batch_op.create_index("ix_result_rows_dataset", ["dataset_id", "id"])
-        batch_op.create_index("ix_result_rows_defense", ["defense_id", "id"])
-        batch_op.create_index("ix_result_rows_model", ["model_id", "id"])
-        batch_op.create_index("ix_result_rows_other", ["other_id", "id"])
+        batch_op.create_index("ix_result_rows_owner_attack", ["owner_id", "attack_id", "id"])
+        batch_op.create_index("ix_result_rows_owner_dataset", ["owner_id", "dataset_id", "id"])
+        batch_op.create_index("ix_result_rows_owner_defense", ["owner_id", "defense_id", "id"])
+        batch_op.create_index("ix_result_rows_owner_model", ["owner_id", "model_id", "id"])
+        batch_op.create_index("ix_result_rows_owner_other", ["owner_id", "other_id", "id"])
         batch_op.create_index("ix_result_rows_owner", ["owner_id", "id"])
         batch_op.create_index("ix_result_rows_owner_arm", ["owner_id", "arm", "id"])
         batch_op.create_index("ix_result_rows_owner_created", ["owner_id", "created_at", "id"])
         batch_op.create_index("ix_result_rows_owner_name", ["owner_id", "name", "id"])
-        batch_op.create_index("ix_result_rows_setting", ["setting", "id"])
-        batch_op.create_index("ix_result_rows_training", ["training_id", "id"])
+        batch_op.create_index("ix_result_rows_owner_setting", ["owner_id", "setting", "id"])
+        batch_op.create_index("ix_result_rows_owner_training", ["owner_id", "training_id", "id"])
 
     op.create_table(
         "result_means",
