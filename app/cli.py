@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from typer.exceptions import Abort, TyperException
 
 from app.client_errors import ApiError, BdlabError, NotFoundError
-from app.commands import artifacts, data, demo, experiments, keys, service
+from app.commands import artifacts, data, demo, experiments, keys, service, studies, sweeps
 from app.commands.common import BAD_INPUT, NO_SERVICE, NOT_FOUND, CommandError
 
 app = typer.Typer(
@@ -33,6 +33,8 @@ app.command()(experiments.cancel)
 app.command()(experiments.retry)
 app.command()(experiments.predict)
 app.command()(experiments.catalog)
+app.add_typer(sweeps.app, name="sweep")
+app.add_typer(studies.app, name="study")
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(data.app, name="data")
 app.add_typer(keys.app, name="keys")

@@ -26,6 +26,7 @@ from app.client_errors import (
     WaitTimeoutError,
     error_from,
 )
+from app.client_sweeps import Studies, Sweeps
 from app.client_types import TERMINAL, Artifact, Event, Experiment, LogLine, Results
 from app.specs.experiment import ExperimentSpec
 
@@ -49,6 +50,7 @@ class Client:
         key = api_key if api_key is not None else os.environ.get("BDLAB_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx2.Client(base_url=self.url, timeout=timeout, headers=headers)
+        self.sweeps, self.studies = Sweeps(self), Studies(self)
 
     def __enter__(self) -> Self:
         return self

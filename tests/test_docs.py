@@ -14,6 +14,7 @@ import typer.main
 import yaml
 
 from app.cli import app
+from app.commands.many import SubmitsFiles
 from app.settings import Settings
 from app.specs.checks import check
 from app.specs.experiment import ExperimentSpec
@@ -119,6 +120,8 @@ def test_every_bdlab_command_in_the_documents_exists(name: str, line: str) -> No
     command: Any = typer.main.get_command(app)
     words = [word for word in shlex.split(line)[1:] if word not in ("...",)]
     while words and hasattr(command, "commands") and not words[0].startswith("-"):
+        if isinstance(command, SubmitsFiles) and words[0] not in command.commands:
+            words.insert(0, "submit")
         assert words[0] in command.commands, line
         command = command.commands[words.pop(0)]
     options = {option for parameter in command.params for option in parameter.opts}

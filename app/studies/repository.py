@@ -15,7 +15,7 @@ MEASURED = (CLEAN_ACCURACY, "attack_success_rate")
 
 
 def done(session: Session, keys: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """By key, the newest succeeded experiment that has these numbers, and the arm that they are of."""
+    """By key, the oldest succeeded experiment that has these numbers, and the arm that they are of."""
     measured = exists().where(
         ResultValue.experiment_id == ArmKey.experiment_id,
         ResultValue.arm == ArmKey.arm,
@@ -31,7 +31,7 @@ def done(session: Session, keys: Sequence[str]) -> dict[str, tuple[str, str]]:
             .where(
                 ArmKey.key.in_(keys[start : start + KEYS_A_QUERY]), Experiment.status == SUCCEEDED, measured
             )
-            .order_by(Experiment.created_at, Experiment.id)
+            .order_by(Experiment.created_at.desc(), Experiment.id.desc())  # an older one replaces a newer
         )
         found |= {key: (experiment_id, arm) for key, experiment_id, arm in rows}
     return found

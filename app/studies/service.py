@@ -128,7 +128,7 @@ def _fill(context: Context, session: Session, study: Sweep, spec: StudySpec, key
     planned = [
         (one, {"attack": places[0].row, "seed": places[0].seed}) for one, places in filling.experiments
     ]
-    made = fleet.add(context, session, study, planned)
+    made = fleet.add(context, session, study, planned) if planned else []
     experiments = {place: (experiment_id, arm) for place, (experiment_id, arm) in filling.found.items()}
     for experiment, (_, places) in zip(made, filling.experiments, strict=True):
         experiments |= {place: (experiment.id, place.arm) for place in places}

@@ -1,5 +1,7 @@
 """Sweeps over HTTP: whole validation, cells, roll-up, cancel, retry, delete."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -269,3 +271,12 @@ def test_pages_of_sweeps_and_of_cells(service: Service) -> None:
     assert rest["next"] is None
     for bad in (first.json()["next"][:-3], page["next"].replace("limit", "status=queued&limit")):
         assert service.http.get(bad).status_code == 400
+
+
+@pytest.mark.parametrize("kind", ["sweeps", "studies"])
+def test_every_example_can_run(service: Service, kind: str) -> None:
+    examples = sorted((Path(__file__).parents[2] / "examples" / kind).glob("*.json"))
+    assert examples
+    for example in examples:
+        answer = service.http.post(f"/v1/{kind}:validate", json=json.loads(example.read_text()))
+        assert answer.status_code == 200, answer.text
