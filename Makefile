@@ -54,6 +54,9 @@ format: $(READY)  ## rewrite the code in the house style
 bench: $(READY)  ## run the benchmarks
 	@for b in benchmarks/[a-z]*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
 
+screenshots: $(READY)  ## every page of the dashboard as a picture, in docs/images/dashboard
+	@$(BIN)/python -m tests.dashboard.screenshots
+
 lock: $(READY)  ## pin the requirements anew
 	@cd requirements && for set in api "api worker" "api worker dev"; do \
 	  name=$$(echo $$set | awk '{print $$NF}'); \
@@ -64,6 +67,6 @@ clean:  ## remove the environment and everything the service wrote
 	rm -rf $(VENV) var .pytest_cache .mypy_cache .ruff_cache
 
 help:  ## this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.PHONY: setup demo up test data check format bench lock clean help
+.PHONY: setup demo up test data check format bench screenshots lock clean help

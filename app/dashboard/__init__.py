@@ -1,5 +1,12 @@
 """Pages for people at ``/``: server-rendered, without a build step, working without a network."""
 
-from app.dashboard import actions, api_page, boards, routes, submitting
+from app.dashboard import actions, api_page, boards, comparing, routes, submitting
 
-DASHBOARD = (routes.router, actions.router, boards.router, submitting.router, api_page.router)
+DASHBOARD = (
+    routes.router,
+    actions.router,
+    boards.router,
+    comparing.router,
+    submitting.router,
+    api_page.router,
+)

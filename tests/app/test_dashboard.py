@@ -69,6 +69,15 @@ def test_an_experiment_says_in_words_what_its_numbers_say(service: Service, fini
     assert "three seeds or more" in text
 
 
+def test_two_experiments_are_compared(service: Service, finished: Any) -> None:
+    other = done(service, SPEC | {"name": "Other", "training": {"epochs": 3}}, {("abl", 0): arm(0.9, 0.5)})
+    text = service.http.get("/compare", params={"ids": [finished["id"], other["id"]]}).text
+    assert "training.epochs" in text
+    assert "attack.name" not in text
+    assert "(+49.0 %)" in text
+    assert service.http.get("/compare", params={"ids": finished["id"]}).status_code == 422
+
+
 @pytest.mark.parametrize(
     ("path", "status", "words"),
     [

@@ -112,8 +112,15 @@ def test_the_list_filters_and_stays_up_to_date(tab: NewTab, stack: Stack, done: 
     expect(page.locator("#list tbody tr")).to_have_count(1)
     page.get_by_role("link", name="Show all").click()
     new = stack.submit({**QUICK, "name": "Came later", "seeds": [0]})
+    ours = page.locator(f"#e-{done['id']} input")
+    ours.check()
     expect(page.locator(f"#e-{new}")).to_be_visible(timeout=15_000)
     stack.wait(new)
+    expect(ours).to_be_checked()  # also after the list came anew
+    page.locator(f"#e-{new} input").check()
+    page.get_by_role("button", name="Compare the ticked").click()
+    expect(page.get_by_role("img", name="Attack success: ")).to_be_visible()
+    assert walk.accessibility() == []
     assert walk.faults == []
 
 

@@ -1,0 +1,29 @@
+"""Experiments side by side."""
+
+from string import ascii_uppercase
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from app.compare import service
+from app.core.context import Ctx
+from app.dashboard.pages import PageRoute, page
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+CURVES = ["clean_accuracy", "attack_success_rate"]
+SHOWN = ("clean_accuracy", "attack_success_rate", "robust_accuracy", "isolation_precision", "seconds")
+
+
+@router.get("/compare")
+def compare(request: Request, context: Ctx, ids: Annotated[list[str], Query()]) -> Response:
+    """Which fields of the specs differ, the numbers of each arm with paired differences, and the curves overlaid."""
+    found = service.compare(context, ",".join(ids), CURVES, 2)
+    return page(
+        request,
+        "compare.html",
+        found=found,
+        letters=ascii_uppercase,
+        ids=",".join(one.id for one in found.experiments),
+        differing=[field for field in found.spec if not field.same],
+        arms=[(arm.arm, [row for row in arm.metrics if row.metric in SHOWN]) for arm in found.arms],
+    )
