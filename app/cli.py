@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from typer.exceptions import Abort, TyperException
 
 from app.client_errors import ApiError, BdlabError, NotFoundError
-from app.commands import artifacts, data, demo, experiments, keys, service, studies, sweeps
+from app.commands import artifacts, data, demo, experiments, keys, service, studies, sweeps, uploads
 from app.commands.common import BAD_INPUT, NO_SERVICE, NOT_FOUND, CommandError
 
 app = typer.Typer(
@@ -37,6 +37,8 @@ app.add_typer(sweeps.app, name="sweep")
 app.add_typer(studies.app, name="study")
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(data.app, name="data")
+app.add_typer(uploads.models, name="models")
+app.add_typer(uploads.datasets, name="datasets")
 app.add_typer(keys.app, name="keys")
 app.command()(demo.demo)
 app.command()(service.migrate)
