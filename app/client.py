@@ -28,6 +28,7 @@ from app.client_errors import (
 )
 from app.client_sweeps import Studies, Sweeps
 from app.client_types import TERMINAL, Artifact, Event, Experiment, LogLine, Results
+from app.client_uploads import Datasets, Models
 from app.specs.experiment import ExperimentSpec
 
 Json = dict[str, Any]
@@ -51,6 +52,7 @@ class Client:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx2.Client(base_url=self.url, timeout=timeout, headers=headers)
         self.sweeps, self.studies = Sweeps(self), Studies(self)
+        self.models, self.datasets = Models(self), Datasets(self)
 
     def __enter__(self) -> Self:
         return self
