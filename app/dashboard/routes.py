@@ -15,7 +15,7 @@ from app.core.validation import shown
 from app.dashboard import files
 from app.dashboard.pages import PageRoute, page
 from app.dashboard.timeline import timeline
-from app.dashboard.words import METRICS
+from app.dashboard.words import METRICS, STAGES
 from app.experiments import service as experiments
 from app.experiments.repository import Filters
 from app.experiments.routes import pairs
@@ -91,6 +91,7 @@ def experiment(request: Request, context: Ctx, experiment_id: str) -> Response:
         figures=files.figures(stored, found),
         files=stored,
         tabs=files.tabs(found, stored),
+        stages=STAGES,
         active=found.status in ("queued", "running"),
     )
 

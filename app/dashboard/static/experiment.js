@@ -3,6 +3,7 @@
 (() => {
   const id = document.getElementById("experiment").dataset.id;
   const base = `/v1/experiments/${id}`;
+  const STAGES = JSON.parse(document.getElementById("experiment").dataset.stages);
   const PANELS = [
     { title: "Accuracy on clean test images", metrics: ["clean_accuracy"], percent: true },
     { title: "Attack success", metrics: ["attack_success_rate"], percent: true },
@@ -40,6 +41,8 @@
   const order = (arm) => ["clean", "undefended"].indexOf(arm) >>> 0;
   const say = (value, percent) => (value == null ? "nothing" : percent ? `${(100 * value).toFixed(1)} %` : value.toPrecision(3));
 
+  const span = (seconds) => (seconds < 100 ? `${Math.ceil(seconds)} s` : `${Math.ceil(seconds / 60)} min`);
+
   // At most one call in `pause` milliseconds, and one more for what came meanwhile.
   function calmly(call, pause) {
     let again = false, busy = false;
@@ -65,10 +68,10 @@
       const bar = document.getElementById("fraction");
       if (!bar) return;
       bar.value = now.fraction;
-      const left = now.seconds_left == null ? "" : `, about ${Math.ceil(now.seconds_left)} s left`;
+      const left = now.seconds_left == null ? "" : `, about ${span(now.seconds_left)} left`;
       const where = [`seed ${now.seed}`, now.arm].filter((part) => part != null).join(", ");
       document.getElementById("now").textContent =
-        `${Math.round(100 * now.fraction)} %: ${where}: ${now.stage.replaceAll("_", " ")}, epoch ${now.epoch} of ${now.epochs}${left}`;
+        `${Math.round(100 * now.fraction)} %: ${where}: ${STAGES[now.stage] || now.stage.replaceAll("_", " ")}, epoch ${now.epoch} of ${now.epochs}${left}`;
       redraw();
     });
     for (const kind of ["state", "result", "warning", "artifact"]) {

@@ -58,7 +58,7 @@
       const field = place === undefined ? path.slice(box.dataset.part.length + 1) : inner;
       return inputs(box).find((input) => input.dataset.field === field || field.startsWith(`${input.dataset.field}[`));
     }
-    return inputs(form).find((input) => !input.closest("[data-part]") && path.split(/[.[]/)[0] === input.dataset.field);
+    return inputs(form).find((input) => !input.closest("[data-part]") && path.split(/[.[]/)[0] === input.dataset.field.split(".")[0]);
   }
 
   function clear() {
