@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from typer.exceptions import Abort, TyperException
 
 from app.client_errors import ApiError, BdlabError, NotFoundError
-from app.commands import artifacts, data, demo, experiments, keys, service, studies, sweeps, uploads
+from app.commands import artifacts, data, demo, experiments, keys, results, service, studies, sweeps, uploads
 from app.commands.common import BAD_INPUT, NO_SERVICE, NOT_FOUND, CommandError
 
 app = typer.Typer(
@@ -26,7 +26,11 @@ app = typer.Typer(
 app.command()(service.up)
 app.command()(experiments.submit)
 app.command()(experiments.watch)
-app.command()(experiments.results)
+app.command()(results.results)
+app.command()(results.leaderboard)
+app.command()(results.compare)
+app.command()(results.reproduce)
+app.command()(results.reproduction)
 app.command()(experiments.logs)
 app.command("list")(experiments.list_)
 app.command()(experiments.cancel)

@@ -26,6 +26,7 @@ from app.client_errors import (
     WaitTimeoutError,
     error_from,
 )
+from app.client_results import ResultsCalls
 from app.client_sweeps import Studies, Sweeps
 from app.client_types import TERMINAL, Artifact, Event, Experiment, LogLine, Results
 from app.client_uploads import Datasets, Models
@@ -35,7 +36,7 @@ Json = dict[str, Any]
 _V1 = "/v1/experiments"
 
 
-class Client:
+class Client(ResultsCalls):
     """Talks to one service. For ``patience`` seconds a broken connection, a 429 or a 503 is tried again.
 
     Only calls that may safely be repeated are: reading, and submitting, which carries an Idempotency-Key.

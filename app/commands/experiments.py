@@ -1,4 +1,4 @@
-"""`bdlab submit|watch|list|results|logs|cancel|retry|predict|catalog`."""
+"""`bdlab submit|watch|list|logs|cancel|retry|predict|catalog`."""
 
 import base64
 import json
@@ -85,22 +85,6 @@ def list_(
         print_json(found)
     else:
         out.print(tables.experiments(found))
-
-
-def results(
-    id: ExperimentId,
-    csv: Annotated[bool, typer.Option("--csv", help="Print CSV, one row per arm and seed.")] = False,
-    url: Url = None,
-    as_json: AsJson = False,
-) -> None:
-    """Print an experiment's results: mean and 95 % interval of every arm."""
-    with connect(url) as client:
-        if csv:
-            typer.echo(client.results_csv(id), nl=False)
-        elif as_json:
-            print_json(client.results(id))
-        else:
-            out.print(tables.results(client.results(id), client.experiment(id)["name"]))
 
 
 def logs(

@@ -1,9 +1,10 @@
 """Queries about the leaderboard."""
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import NamedTuple
 
-from sqlalchemy import String, column, select, tuple_, values
+from sqlalchemy import CTE, String, column, select, text, tuple_
 from sqlalchemy.orm import Session
 
 from app.leaderboard.tables import LeaderboardSetting, LeaderboardValue
@@ -44,9 +45,7 @@ def best(
     poisoning_rate: float | None,
 ) -> Sequence[LeaderboardSetting]:
     """For each pair of attack and defence the setting with the most seeds, the newest among equals."""
-    wanted = (
-        values(column("attack", String), column("defense", String), name="wanted").data(list(pairs)).cte()
-    )
+    wanted = _wanted(tuple(pairs))
     inner = select(LeaderboardSetting.id).where(
         LeaderboardSetting.dataset == dataset,
         LeaderboardSetting.model == model,
@@ -60,6 +59,18 @@ def best(
     ids = session.scalars(select(newest.correlate(wanted).scalar_subquery()).select_from(wanted)).all()
     chosen = [i for i in ids if i is not None]
     return session.scalars(select(LeaderboardSetting).where(LeaderboardSetting.id.in_(chosen))).all()
+
+
+@cache
+def _wanted(pairs: tuple[tuple[str, str], ...]) -> CTE:
+    """The pairs as a table. Written out, and not as parameters, so that the statement is compiled only once."""
+    for name in {name for pair in pairs for name in pair}:
+        if not name.isidentifier():
+            raise ValueError(f"{name!r} is no name of an attack or a defence")
+    rows = " UNION ALL ".join(
+        f"SELECT '{attack}' AS attack, '{defense}' AS defense" for attack, defense in pairs
+    )
+    return text(rows).columns(column("attack", String), column("defense", String)).cte("wanted")
 
 
 def seeds(session: Session, settings: Sequence[LeaderboardSetting]) -> dict[int, list[SeedRow]]:

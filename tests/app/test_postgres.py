@@ -18,9 +18,14 @@ from app.core import migrations
 from app.core.database import Database, make_engine
 from app.experiments import lifecycle, queue
 from app.results.tables import ResultValue
+from app.search import plans
 from app.settings import Settings
+from app.uploads import repository
 from tests.app.conftest import QUICK, Service
+from tests.app.numbers import arm, done
+from tests.app.sending import MODEL, post, sent_model, weights
 from tests.app.test_audit import check_append_only
+from worker.checking import check
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +142,69 @@ def test_sweeps_and_studies(
         for link in (links["self"], study["links"]["self"]):
             assert service.http.delete(link).status_code == 204
         assert service.http.get(experiment["links"]["self"]).status_code == 200  # another study uses it
+
+
+def test_results_are_searched_and_ranked(
+    url: str,
+    tmp_path: Path,
+    serving: Callable[[Settings], AbstractContextManager[Service]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with serving(Settings(home=tmp_path, database_url=url)) as service:
+        made = [
+            done(
+                service,
+                {"attack": {"name": name}, "defenses": [{"name": "abl"}], "tags": {"set": "search"}},
+                {("undefended", 0): arm(0.9, 1.0), ("abl", 0): arm(0.8 + n / 100, 0.1 * n)},
+            )["id"]
+            for n, name in enumerate(("badnets", "sig", "blend"))
+        ]
+        for few in (plans.FEW, 0):
+            monkeypatch.setattr(plans, "FEW", few)
+            for sort, expected in (
+                ("-results.clean_accuracy", made[::-1]),
+                ("attack.name", [made[0], made[2], made[1]]),
+                ("created_at", made),
+            ):
+                query = {
+                    "where": ["tag.set=search", "arm=abl", "attack.name!=null"],
+                    "sort": sort,
+                    "limit": 2,
+                }
+                first = service.http.get("/v1/results", params=query).json()
+                second = service.http.get(first["next"]).json()
+                rows = first["rows"] + second["rows"]
+                assert [row["experiment_id"] for row in rows] == expected, (few, sort)
+        cells = service.http.get("/v1/leaderboard").json()["cells"]
+        assert {(cell["attack"], cell["defense"]) for cell in cells} == {
+            (attack, defense) for attack in ("badnets", "sig", "blend") for defense in ("undefended", "abl")
+        }
+        compared = service.http.get("/v1/compare", params={"ids": ",".join(made)}).json()
+        assert compared["arms"][1]["metrics"][0]["differences"][2]["mean"] == pytest.approx(0.02)
+        assert service.http.delete(f"/v1/experiments/{made[0]}").status_code == 204
+        assert len(service.http.get("/v1/leaderboard").json()["cells"]) == 4
+
+
+def test_an_upload_from_end_to_end(
+    url: str, tmp_path: Path, serving: Callable[[Settings], AbstractContextManager[Service]]
+) -> None:
+    settings = Settings(home=tmp_path, database_url=url)
+    with serving(settings) as service, ThreadPoolExecutor(4) as pool:
+        data = weights()
+        ids = set(pool.map(lambda _: sent_model(service.http, data), range(4)))
+        assert len(ids) == 1
+        [model_id] = ids
+        with service.database.reading() as session:
+            assert repository.due(session) == {model_id: True}
+            assert repository.waiting(session) == 1
+        assert check(model_id, settings) == "ready"
+        spec = {"model": MODEL, "victim": {"model_id": model_id}}
+        experiment = service.submit(spec)
+        assert service.http.delete(f"/v1/models/{model_id}").status_code == 409
+        assert service.http.get("/v1/models?limit=1&status=ready").json()["models"][0]["id"] == model_id
+        service.http.post(experiment["links"]["cancel"])
+        assert service.http.delete(experiment["links"]["self"]).status_code == 204
+        assert service.http.delete(f"/v1/models/{model_id}").status_code == 204
+        odd = weights(labels={"backdoored": "tr\0ue"})
+        answer = post(service.http, "/v1/models", odd, {"model": MODEL, "dataset": {"name": "digits"}})
+        assert check(answer.json()["id"], settings) == "ready"

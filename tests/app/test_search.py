@@ -2,15 +2,20 @@
 
 import csv
 import io
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from sqlalchemy import delete, select
+from sqlalchemy import delete, event, select
+from sqlalchemy.orm import Session
 
+from app.core.database import utcnow
+from app.core.owners import LOCAL
 from app.experiments.tables import Experiment
 from app.results.tables import ResultValue
 from app.search import indexing, plans
+from app.search.grammar import parse
 from app.search.tables import ResultRow
 from tests.app.conftest import Service
 from tests.app.numbers import arm, done, record
@@ -250,7 +255,78 @@ def test_an_owner_finds_the_own_results_alone(service: Service, made: dict[str, 
 
 
 def plans_for(sort: str) -> Any:
-    from app.search.grammar import parse  # noqa: PLC0415
-
     question = parse(["attack.name=sig"], sort, None)
     return question.where, question.order
+
+
+@pytest.mark.parametrize(
+    ("where", "sort", "index"),
+    [
+        ([], None, "ix_result_rows_owner_created"),
+        (
+            ["attack.name!=sig", "results.psnr>=3", "tag.a=b", "status=failed"],
+            "name",
+            "ix_result_rows_owner_name",
+        ),
+        (["arm!=abl"], "-results.clean_accuracy", "ix_result_means_value"),
+        (["arm!=abl"], "attack.poisoning_rate", "ix_result_rows_owner_attack"),
+        (["seeds=1"], "-defense.name", "ix_result_rows_owner_defense"),
+    ],
+)
+@pytest.mark.parametrize("later", [False, True], ids=["first page", "later page"])
+def test_rows_are_walked_by_an_index_and_never_sorted(
+    service: Service,
+    monkeypatch: pytest.MonkeyPatch,
+    where: list[str],
+    sort: str | None,
+    index: str,
+    later: bool,
+) -> None:
+    monkeypatch.setattr(plans, "FEW", -1)
+    question = parse(where, sort, None)
+    after: list[Any] | None = None
+    if later:
+        first: Any = 0.5 if question.order.field.number else utcnow() if sort is None else "m"
+        after = [first, 5] if question.order.field.source != "spec" else [first, 5, 7]
+    plan = explained(service, lambda session: plans.page(session, question.where, question.order, after, 50))
+    assert any(index in step for step in plan), plan
+    assert not any(step.startswith("SCAN") or "TEMP B-TREE" in step for step in plan), plan
+
+
+@pytest.mark.parametrize(
+    ("where", "index"),
+    [
+        ("attack.poisoning_rate>=0.4", "ix_spec_numbers_value"),
+        ("attack.name=sig", "ix_spec_texts_value"),
+        ("results.clean_accuracy<=0.1", "ix_result_means_value"),
+        ("tag.study=a", "ix_experiment_labels_lookup"),
+        ("setting=0123456789abcdef", "ix_result_rows_owner_setting"),
+        ("experiment_id=x", "sqlite_autoindex_result_rows_1"),
+    ],
+)
+def test_a_condition_that_fits_few_is_looked_up_by_its_index(
+    service: Service, where: str, index: str
+) -> None:
+    question = parse([where], None, None)
+    plan = explained(service, lambda session: session.execute(plans._ids(question.where[0], question.where)))
+    assert index in plan[0], plan
+    assert not any(step.startswith("SCAN") for step in plan), plan
+
+
+def explained(service: Service, ask: Callable[[Session], Any]) -> list[str]:
+    """SQLite's plan for the last statement that ``ask`` sends."""
+    database = service.database.of(LOCAL)
+    statements: list[tuple[str, Any]] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        statements.append((statement, parameters))
+
+    event.listen(database.engine, "before_cursor_execute", note)
+    try:
+        with database.reading() as session:
+            ask(session)
+            statement, parameters = statements[-1]
+            rows = session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+    finally:
+        event.remove(database.engine, "before_cursor_execute", note)
+    return [row[3] for row in rows]
