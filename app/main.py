@@ -6,7 +6,6 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import Depends, FastAPI
-from fastapi.staticfiles import StaticFiles
 
 from app.artifacts.routes import router as artifacts
 from app.audit.routes import router as audit
@@ -17,7 +16,7 @@ from app.core import errors, openapi
 from app.core.context import Context
 from app.core.http import Surround
 from app.dashboard import DASHBOARD
-from app.dashboard.pages import STATIC
+from app.dashboard.pages import STATIC, Static
 from app.experiments.events import router as events
 from app.experiments.routes import router as experiments
 from app.health.routes import router as health
@@ -94,7 +93,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         *DASHBOARD,
     ):
         app.include_router(router)
-    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    app.mount("/static", Static(directory=STATIC), name="static")
     return app
 
 

@@ -9,6 +9,7 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
+from fastapi.staticfiles import StaticFiles
 
 from app.core.errors import AppError, summary
 from app.core.validation import field_errors
@@ -54,6 +55,15 @@ def page(
     """``template`` with ``values`` as an answer under the content-security policy."""
     text = environment().get_template(template).render(path=request.url.path, **values)
     return HTMLResponse(text, status_code=status, headers=HEADERS | {"Content-Security-Policy": policy})
+
+
+class Static(StaticFiles):
+    """The pages' own files. Browsers keep them, but ask before each use, so that a new version is seen at once."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
 
 
 class PageRoute(APIRoute):

@@ -57,7 +57,10 @@ def test_pages_hold_nothing_inline_and_stay_light(service: Service, finished: An
         weight = len(answer.content) + sum((STATIC / name).stat().st_size for name in files)
         assert weight < BUDGET, path
         for name in files:
-            assert service.http.get(f"/static/{name}").status_code == 200
+            file = service.http.get(f"/static/{name}")
+            assert (file.status_code, file.headers["cache-control"]) == (200, "no-cache")
+            same = service.http.get(f"/static/{name}", headers={"If-None-Match": file.headers["etag"]})
+            assert same.status_code == 304
 
 
 def test_an_experiment_says_in_words_what_its_numbers_say(service: Service, finished: Any) -> None:
