@@ -133,7 +133,9 @@ def _look_at_model(upload: Upload, path: Path, database: Database, settings: Set
         "shape": shape.model_dump(mode="json"),
         "stamped": found.stamped,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "labels": {name: header.labels[name][:LONGEST_NAME] for name in LABELS if name in header.labels},
+        "labels": {
+            name: _printable(header.labels[name])[:LONGEST_NAME] for name in LABELS if name in header.labels
+        },
     }
     return Found(facts)
 
@@ -172,7 +174,8 @@ def _finish(database: Database, objects: Objects, upload: Upload, found: Found) 
         gone = row is None and repository.get(session, upload.kind, upload.id) is None
         if row is not None:
             row.status = READY if found.reason is None else REFUSED
-            row.reason, row.facts, row.version = _printable(found.reason), found.facts, found.version
+            row.reason = None if found.reason is None else _printable(found.reason)
+            row.facts, row.version = found.facts, found.version
             row.checked_at, row.claimed_until = utcnow(), None
     if row is None and not gone:
         return None
@@ -207,10 +210,9 @@ def _in_words_of_the_api(message: str, folder: Path) -> str:
     return message.replace(f"{folder}/", "")
 
 
-def _printable(reason: str | None) -> str | None:
-    if reason is None:
-        return None
-    return reason.replace("\0", "?").encode(errors="replace").decode()[:REASON_CHARACTERS]
+def _printable(text: str) -> str:
+    """``text`` as every database can keep it."""
+    return text.replace("\0", "?").encode(errors="replace").decode()[:REASON_CHARACTERS]
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:

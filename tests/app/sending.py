@@ -7,21 +7,21 @@ from typing import Any
 import httpx2
 import numpy as np
 
-from app.specs.facts import BUILT_IN, Shape
+from app.specs.facts import BUILT_IN
 from app.specs.model import SmallCnn
 
 MODEL = {"name": "small_cnn", "width": 4}
 ABOUT = {"model": MODEL, "dataset": {"name": "digits"}}
 
 
-def weights(seed: int = 0, shape: Shape = BUILT_IN["digits"].shape, **changes: Any) -> bytes:
-    """A sound safetensors file of `MODEL`, but for ``changes`` (see tests/lab/test_brought.py)."""
+def weights(seed: int = 0, labels: dict[str, str] | None = None, **changes: Any) -> bytes:
+    """A sound safetensors file of `MODEL` for digits, but for ``changes`` (see tests/lab/test_brought.py)."""
     from safetensors.torch import save  # noqa: PLC0415  # brings torch, which most tests of the API do without
 
     from worker.lab.networks import build  # noqa: PLC0415
 
-    tensors = dict(build(SmallCnn(width=4), shape, seed).state_dict())
-    return save(tensors | {name.replace("__", "."): tensor for name, tensor in changes.items()})
+    tensors = dict(build(SmallCnn(width=4), BUILT_IN["digits"].shape, seed).state_dict())
+    return save(tensors | {name.replace("__", "."): tensor for name, tensor in changes.items()}, labels)
 
 
 def pictures(images: int = 40, **changes: Any) -> bytes:
