@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 
 from app.core.context import Ctx
 from app.core.openapi import problems
+from app.core.queries import only_known
 from app.core.security import READ, needs
 from app.experiments.routes import JsonBody
 from app.specs.study import StudyParts, StudySpec
@@ -14,7 +15,7 @@ from app.studies.pages import MEDIA_TYPES, Format
 from app.studies.schemas import StudyOut, StudyPage, StudyValidation, Table
 from app.sweeps.answers import Cursor, IdempotencyKey, Limit, States, accepted, as_json, paged
 
-router = APIRouter(prefix="/v1", tags=["studies"])
+router = APIRouter(prefix="/v1", tags=["studies"], dependencies=[Depends(only_known)])
 
 EXAMPLES: dict[str, Any] = {
     "digits": {
@@ -76,7 +77,7 @@ def listing(request: Request, context: Ctx, limit: Limit = 50, cursor: Cursor = 
 
 
 @router.get(
-    "/studies/{study_id}", response_model=StudyOut, summary="How a study stands", responses=problems(404)
+    "/studies/{study_id}", response_model=StudyOut, summary="How a study stands", responses=problems(404, 422)
 )
 def get(study_id: str, context: Ctx) -> Response:
     """The request, how many cells are in each state, and how the experiments stand that fill them."""
@@ -125,7 +126,7 @@ def extend(study_id: str, context: Ctx, more: More, _json: JsonBody) -> Response
     status_code=202,
     response_model=StudyOut,
     summary="Cancel a study",
-    responses=problems(404),
+    responses=problems(404, 422),
 )
 def cancel(study_id: str, context: Ctx) -> Response:
     """Cancel the experiments that this study submitted and that have not ended. Numbers that are there stay."""
@@ -145,7 +146,9 @@ def retry(study_id: str, context: Ctx, state: States = None) -> Response:
     return as_json(service.retry(context, study_id, state or ["failed"]), status=202)
 
 
-@router.delete("/studies/{study_id}", status_code=204, summary="Delete a study", responses=problems(404, 409))
+@router.delete(
+    "/studies/{study_id}", status_code=204, summary="Delete a study", responses=problems(404, 409, 422)
+)
 def remove(study_id: str, context: Ctx) -> None:
     """Delete a study and the experiments that it submitted, unless another sweep or study uses them too."""
     service.remove(context, study_id)

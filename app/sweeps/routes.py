@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Request, Response
+from fastapi import APIRouter, Body, Depends, Request, Response
 
 from app.core.context import Ctx
 from app.core.openapi import problems
+from app.core.queries import only_known
 from app.core.security import READ, needs
 from app.experiments.routes import JsonBody
 from app.experiments.schemas import Status
@@ -14,7 +15,7 @@ from app.sweeps import service
 from app.sweeps.answers import Cursor, IdempotencyKey, Limit, States, accepted, as_json, paged
 from app.sweeps.schemas import CellPage, SweepOut, SweepPage, SweepValidation
 
-router = APIRouter(prefix="/v1", tags=["sweeps"])
+router = APIRouter(prefix="/v1", tags=["sweeps"], dependencies=[Depends(only_known)])
 
 EXAMPLES: dict[str, Any] = {
     "grid": {
@@ -82,7 +83,7 @@ def listing(request: Request, context: Ctx, limit: Limit = 50, cursor: Cursor = 
 
 
 @router.get(
-    "/sweeps/{sweep_id}", response_model=SweepOut, summary="How a sweep stands", responses=problems(404)
+    "/sweeps/{sweep_id}", response_model=SweepOut, summary="How a sweep stands", responses=problems(404, 422)
 )
 def get(sweep_id: str, context: Ctx) -> Response:
     """The request, how many experiments are in each state, and the share of the work that is done."""
@@ -113,7 +114,7 @@ def cells(
     status_code=202,
     response_model=SweepOut,
     summary="Cancel a sweep",
-    responses=problems(404),
+    responses=problems(404, 422),
 )
 def cancel(sweep_id: str, context: Ctx) -> Response:
     """Cancel every experiment that has not ended; those that have keep their results. Doing it twice does no harm."""
@@ -133,7 +134,9 @@ def retry(sweep_id: str, context: Ctx, state: States = None) -> Response:
     return as_json(service.retry(context, sweep_id, state or ["failed"]), status=202)
 
 
-@router.delete("/sweeps/{sweep_id}", status_code=204, summary="Delete a sweep", responses=problems(404, 409))
+@router.delete(
+    "/sweeps/{sweep_id}", status_code=204, summary="Delete a sweep", responses=problems(404, 409, 422)
+)
 def remove(sweep_id: str, context: Ctx) -> None:
     """Delete a sweep and the experiments that it submitted, unless another sweep or study uses them too."""
     service.remove(context, sweep_id)

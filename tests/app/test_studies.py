@@ -388,3 +388,9 @@ def test_a_study_that_needs_nothing_new_passes_a_full_quota(tmp_path: Path) -> N
         submitted(ann)
         assert ann.post("/v1/studies", json={**body, "seeds": [1]}).status_code == 429
         assert ann.post("/v1/studies", json=body).json()["reused"] == 1
+
+
+def test_an_unknown_parameter_is_refused(service: Service) -> None:
+    answer = service.http.get("/v1/studies?limitt=3")
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "limitt")
+    assert "did you mean limit" in answer.json()["detail"]

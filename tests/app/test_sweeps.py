@@ -280,3 +280,9 @@ def test_every_example_can_run(service: Service, kind: str) -> None:
     for example in examples:
         answer = service.http.post(f"/v1/{kind}:validate", json=json.loads(example.read_text()))
         assert answer.status_code == 200, answer.text
+
+
+def test_an_unknown_parameter_is_refused(service: Service) -> None:
+    answer = service.http.get("/v1/sweeps?limitt=3")
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "limitt")
+    assert "did you mean limit" in answer.json()["detail"]
