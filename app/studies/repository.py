@@ -15,7 +15,10 @@ MEASURED = (CLEAN_ACCURACY, "attack_success_rate")
 
 
 def done(session: Session, keys: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """By key, the oldest succeeded experiment that has these numbers, and the arm that they are of."""
+    """By key, the oldest succeeded experiment that has these numbers, and the arm that they are of.
+
+    Until the transaction ends nobody can delete these experiments.
+    """
     measured = exists().where(
         ResultValue.experiment_id == ArmKey.experiment_id,
         ResultValue.arm == ArmKey.arm,
@@ -32,6 +35,7 @@ def done(session: Session, keys: Sequence[str]) -> dict[str, tuple[str, str]]:
                 ArmKey.key.in_(keys[start : start + KEYS_A_QUERY]), Experiment.status == SUCCEEDED, measured
             )
             .order_by(Experiment.created_at.desc(), Experiment.id.desc())  # an older one replaces a newer
+            .with_for_update(read=True, key_share=True, of=Experiment)
         )
         found |= {key: (experiment_id, arm) for key, experiment_id, arm in rows}
     return found

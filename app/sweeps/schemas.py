@@ -42,22 +42,27 @@ class Links(BaseModel):
     retry: str
 
 
-class SweepOut(Standing):
-    """A sweep and how it stands."""
+class SweepSummary(Standing):
+    """A sweep as lists show it."""
 
     id: str
     name: str
-    spec: SweepSpec = Field(description="The request.")
     created_at: datetime
     cells: int = Field(description="How many cells it has.")
     missing: int = Field(description="How many of them have no experiment any more, because it was deleted.")
     links: Links
 
 
+class SweepOut(SweepSummary):
+    """A sweep and how it stands."""
+
+    spec: SweepSpec = Field(description="The request.")
+
+
 class SweepPage(BaseModel):
     """One page of sweeps."""
 
-    sweeps: list[SweepOut]
+    sweeps: list[SweepSummary]
     next: str | None = Field(description="Link to the next page; null on the last.")
 
 

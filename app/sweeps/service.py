@@ -18,7 +18,7 @@ from app.specs.experiment import ExperimentSpec
 from app.specs.sweep import SweepSpec
 from app.sweeps import fleet, repository
 from app.sweeps.expansion import expand
-from app.sweeps.schemas import CellOut, Links, SweepOut, SweepValidation
+from app.sweeps.schemas import CellOut, Links, SweepOut, SweepSummary, SweepValidation
 from app.sweeps.tables import SWEEP, Sweep, SweepCell
 
 KEYS_A_QUERY = 1000
@@ -47,7 +47,7 @@ def submit(context: Context, spec: SweepSpec, key: str | None) -> tuple[dict[str
             for one, experiment in zip(sound, made, strict=True)
         )
         session.flush()
-        return _present(session, [sweep])[0]
+        return _present(session, sweep)
 
     return once(context, key, digest([SWEEP, spec.model_dump(mode="json")]), SweepOut, make)
 
@@ -72,14 +72,14 @@ def count_cached(session: Session, keys: set[str]) -> int:
 def get(context: Context, sweep_id: str) -> SweepOut:
     """Raises NotFoundError."""
     with context.database.reading() as session:
-        return _present(session, [fleet.found(repository.get(session, SWEEP, sweep_id), SWEEP, sweep_id)])[0]
+        return _present(session, fleet.found(repository.get(session, SWEEP, sweep_id), SWEEP, sweep_id))
 
 
-def listing(context: Context, cursor: str | None, limit: int) -> tuple[list[SweepOut], str | None]:
+def listing(context: Context, cursor: str | None, limit: int) -> tuple[list[SweepSummary], str | None]:
     """One page, the newest first, and the cursor of the next one if there is one."""
     with context.database.reading() as session:
         sweeps, following = fleet.page(context, session, SWEEP, cursor, limit)
-        return _present(session, sweeps), following
+        return _summaries(session, sweeps), following
 
 
 def cells(
@@ -104,7 +104,7 @@ def cancel(context: Context, sweep_id: str) -> SweepOut:
     with context.database.writing() as session:
         sweep = fleet.found(repository.lock(session, SWEEP, sweep_id), SWEEP, sweep_id)
         fleet.cancel(session, sweep)
-        return _present(session, [sweep])[0]
+        return _present(session, sweep)
 
 
 def retry(context: Context, sweep_id: str, statuses: Sequence[str]) -> SweepOut:
@@ -112,7 +112,7 @@ def retry(context: Context, sweep_id: str, statuses: Sequence[str]) -> SweepOut:
     with context.database.writing() as session:
         sweep = fleet.found(repository.lock(session, SWEEP, sweep_id), SWEEP, sweep_id)
         fleet.retry(context, session, sweep, statuses)
-        return _present(session, [sweep])[0]
+        return _present(session, sweep)
 
 
 def remove(context: Context, sweep_id: str) -> None:
@@ -120,14 +120,18 @@ def remove(context: Context, sweep_id: str) -> None:
     fleet.remove(context, SWEEP, sweep_id)
 
 
-def _present(session: Session, sweeps: Sequence[Sweep]) -> list[SweepOut]:
+def _present(session: Session, sweep: Sweep) -> SweepOut:
+    (known,) = _summaries(session, [sweep])
+    return SweepOut(**dict(known), spec=SweepSpec.model_validate(sweep.spec))
+
+
+def _summaries(session: Session, sweeps: Sequence[Sweep]) -> list[SweepSummary]:
     ids = [sweep.id for sweep in sweeps]
     standings, counted = fleet.standings(session, ids), repository.cell_counts(session, ids)
     return [
-        SweepOut(
+        SweepSummary(
             id=sweep.id,
             name=sweep.name,
-            spec=SweepSpec.model_validate(sweep.spec),
             created_at=sweep.created_at,
             cells=counted[sweep.id][0],
             missing=counted[sweep.id][0] - counted[sweep.id][1],
