@@ -20,7 +20,7 @@ from tests.dashboard.conftest import DESKTOP, FLAGS, PHONE
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "docs/images"
 EVERY = IMAGES / "dashboard"
-SETTINGS = {"BDLAB_WORKER_THREADS": "0", "BDLAB_CHECKPOINT_SECONDS": "30"}
+PATIENCE = 900.0
 README = ("experiment", "predictions", "isolation")
 LARGEST = 150_000  # bytes of a picture in the README
 
@@ -33,7 +33,7 @@ def main() -> int:
     shutil.rmtree(EVERY, ignore_errors=True)
     EVERY.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        stack = Stack(Path(folder) / "home", **SETTINGS)
+        stack = Stack(Path(folder) / "home")
         stack.start()
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         try:
@@ -53,8 +53,10 @@ def prepare(stack: Stack) -> dict[str, str]:
     example = json.loads((ROOT / "examples/digits-badnets-abl.json").read_text())
     done = stack.submit(example)
     study = stack.post("/v1/studies", STUDY)["id"]
-    stack.wait(done, timeout=300)
-    stack.eventually(lambda: stack.get(f"/v1/studies/{study}")["status"] == "succeeded", 300, "the study")
+    stack.wait(done, timeout=PATIENCE)
+    stack.eventually(
+        lambda: stack.get(f"/v1/studies/{study}")["status"] == "succeeded", PATIENCE, "the study"
+    )
     busy = stack.submit({**example, "name": "At work", "seeds": [7], "training": {"epochs": 300}})
     stack.submit({**example, "name": "Waits for its turn", "seeds": [8]})
     stack.eventually(lambda: stack.experiment(busy)["progress"].get("epoch"), 60, "no epoch was trained")
