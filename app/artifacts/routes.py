@@ -70,7 +70,9 @@ async def content(
         headers["X-Backdoored"] = "true"
         mark(request)
         if BACKDOORED not in context.principal.scopes:
-            raise ForbiddenError(f"this file carries a backdoor; it needs a key with the scope {BACKDOORED!r}")
+            raise ForbiddenError(
+                f"this file carries a backdoor; it needs a key with the scope {BACKDOORED!r}"
+            )
     if if_none_match and ("*" in if_none_match or tag in if_none_match):
         return Response(status_code=304, headers=headers)
     wanted = None
