@@ -4,6 +4,7 @@ The upload's row is claimed by a conditional UPDATE, with the number of the atte
 dies leaves a claim that runs out, after which the relay announces the upload again.
 """
 
+import errno
 import logging
 import signal
 import tempfile
@@ -14,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from pydantic import TypeAdapter
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.core.database import Database, utcnow
 from app.core.errors import InvalidError
@@ -29,6 +31,8 @@ from worker.lab.contracts import LabError
 from worker.memory import at_most
 
 REASON_CHARACTERS = 1000
+MACHINE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE)
+"""Faults of this machine; all others that come of reading a local file are the file's own."""
 AGAIN_SECONDS = 10.0
 SLACK_BYTES = 768 * 2**20
 """What libraries take to read any file at all."""
@@ -92,17 +96,23 @@ def _look(upload: Upload, folder: Path, database: Database, objects: Objects, se
         most = settings.max_dataset_bytes
         with at_most(COPIES * most + SLACK_BYTES):
             return _look_at_dataset(upload, path, objects, most)
-    except LabError as error:
-        return Found(reason=_in_words_of_the_api(str(error), folder))
-    except MemoryError:
-        return Found(reason="reading the file takes more memory than a data set of the allowed size does")
-    except (ObjectStoreError, OSError):
-        raise
-    except (
-        Exception
-    ) as error:  # the readers of others raise all sorts of things on files that were made to break them
-        log.warning("upload %s cannot be read", upload.id, exc_info=True)
-        return Found(reason=f"the file cannot be read: {type(error).__name__}")
+    except Exception as error:
+        return Found(reason=_why(error, folder))
+
+
+def _why(error: Exception, folder: Path) -> str:
+    """Why the file is refused. Raises the error again if it is not the file's fault."""
+    if isinstance(error, ObjectStoreError | SQLAlchemyError):
+        raise error
+    if isinstance(error, OSError) and error.errno in MACHINE_FAULTS:
+        raise error
+    if isinstance(error, LabError):
+        return _in_words_of_the_api(str(error), folder)
+    if isinstance(error, MemoryError):
+        return "reading the file takes more memory than a data set of the allowed size does"
+    # The readers of others raise all sorts of things on files that were made to break them.
+    log.warning("the file cannot be read", exc_info=error)
+    return f"the file cannot be read: {type(error).__name__}"
 
 
 def _look_at_model(upload: Upload, path: Path, database: Database, settings: Settings) -> Found:

@@ -90,6 +90,21 @@ def test_finite_numbers_that_make_no_finite_answer(file: Callable[..., Path]) ->
     assert refused(file(std=torch.zeros(1, 1, 1, 1))) == "the model's answer to random images is not finite"
 
 
+def test_large_images_cost_no_memory(tmp_path: Path) -> None:
+    wide, shape = SmallCnn(width=64), Shape(channels=3, height=1024, width=1024, classes=2)
+    save_file(dict(build(wide, shape, 0).state_dict()), tmp_path / "wide.safetensors")
+    code = (
+        "import resource, sys; from pathlib import Path; from app.specs.facts import Shape\n"
+        "from app.specs.model import SmallCnn; from worker.lab.brought import read\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
+        f"read(Path({str(tmp_path / 'wide.safetensors')!r}), SmallCnn(width=64), Shape(**{shape.model_dump()}))\n"
+        "print(peak() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 300 * 1024  # KiB; a feature map of such images has 512 MiB
+
+
 class Bomb:
     def __reduce__(self) -> Any:
         return (Path.touch, (Path("/tmp/this-must-never-be-touched"),))
