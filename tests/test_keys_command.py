@@ -24,25 +24,20 @@ def test_keys_are_made_listed_used_limited_and_revoked(tmp_path: Path) -> None:
     assert limits.stdout == "ann: running 2, bytes 5\n"
     with serve(Settings(home=tmp_path)) as service:
         there = {"BDLAB_URL": service.url, "BDLAB_API_KEY": key}
-        assert bdlab("list", "--json", **there).returncode == 0
-        assert "write" in fails(2, "submit", "-", stdin="{}", **there)
+        assert "'write'" in fails(2, "submit", "-", stdin="{}", **there)
         assert "API key" in fails(2, "list", BDLAB_URL=service.url, BDLAB_API_KEY="")
         headers = {"Authorization": f"Bearer {key}"}
         quotas = service.http.get("/v1/me", headers=headers).json()["quotas"]
         assert (quotas["running"]["limit"], quotas["bytes"]["limit"]) == (2, 5)
     revoked = json.loads(bdlab("keys", "revoke", prefix, "--json", **home).stdout)
     assert (revoked["prefix"], revoked["revoked_at"] is None) == (prefix, False)
-    assert "revoked" in bdlab("keys", "list", **home).stdout
 
 
 @pytest.mark.parametrize(
     ("code", "words", "named"),
     [
         (2, ["create", "--scope", "root"], "root"),
-        (2, ["create", "--owner", "a b"], "a b"),
-        (2, ["create", "--expires-in-days", "0"], "expires_in_days"),
         (4, ["revoke", "nothing"], "nothing"),
-        (4, ["limits", "nobody"], "nobody"),
     ],
 )
 def test_what_is_wrong_is_one_line(tmp_path: Path, code: int, words: list[str], named: str) -> None:
