@@ -3,16 +3,17 @@
 from typing import Annotated
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 
 from app.audit import repository
 from app.audit.schemas import Audit, AuditOut
 from app.core import pagination
 from app.core.context import Ctx
 from app.core.openapi import problems
+from app.core.queries import only_known
 from app.core.security import ADMIN, needs
 
-router = APIRouter(prefix="/v1", tags=["keys"])
+router = APIRouter(prefix="/v1", tags=["keys"], dependencies=[Depends(only_known)])
 
 
 @router.get("/audit", summary="The audit log", responses=problems(400, 422))

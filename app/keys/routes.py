@@ -3,18 +3,19 @@
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Path, Query
+from fastapi import APIRouter, Body, Depends, Path, Query
 
 from app.core import pagination
 from app.core.context import Ctx
 from app.core.openapi import problems
+from app.core.queries import only_known
 from app.core.security import ADMIN, needs
 from app.experiments.routes import JsonBody
 from app.keys import quotas, service
 from app.keys.schemas import KeyOut, KeyRequest, Keys, LimitsIn, Me, NewKeyOut, OwnerOut, Owners, Use
 from app.keys.secrets import Pepper
 
-router = APIRouter(prefix="/v1", tags=["keys"])
+router = APIRouter(prefix="/v1", tags=["keys"], dependencies=[Depends(only_known)])
 
 KEYS: dict[str, Any] = {
     "reader": {
@@ -34,7 +35,7 @@ KeyId = Annotated[str, Path(description="The key's id, or its prefix.")]
 OwnerName = Annotated[str, Path(description="The owner's name.")]
 
 
-@router.get("/me", summary="Who am I?")
+@router.get("/me", summary="Who am I?", responses=problems(422))
 def me(context: Ctx) -> Me:
     """The owner that the key acts for, the key's scopes, and how much of the owner's quotas is used."""
     who = context.principal
@@ -81,14 +82,14 @@ def listing(context: Ctx, limit: Limit = 50, cursor: Cursor = None) -> Keys:
     return Keys(keys=keys, next=_link("keys", following, limit))
 
 
-@router.get("/keys/{key_id}", summary="One API key", responses=problems(404))
+@router.get("/keys/{key_id}", summary="One API key", responses=problems(404, 422))
 @needs(ADMIN)
 def get(key_id: KeyId, context: Ctx) -> KeyOut:
     """What is known of a key; never its secret part."""
     return service.get(context.database, key_id)
 
 
-@router.post("/keys/{key_id}:revoke", summary="Revoke an API key", responses=problems(404))
+@router.post("/keys/{key_id}:revoke", summary="Revoke an API key", responses=problems(404, 422))
 @needs(ADMIN)
 def revoke(key_id: KeyId, context: Ctx) -> KeyOut:
     """The key is refused from now on, by other API processes within a second. Doing it twice does no harm."""
@@ -105,7 +106,7 @@ def owners(context: Ctx, limit: Limit = 50, cursor: Cursor = None) -> Owners:
     return Owners(owners=found, next=_link("owners", following, limit))
 
 
-@router.get("/owners/{owner}/limits", summary="An owner's limits", responses=problems(404))
+@router.get("/owners/{owner}/limits", summary="An owner's limits", responses=problems(404, 422))
 @needs(ADMIN)
 def get_limits(owner: OwnerName, context: Ctx) -> OwnerOut:
     """The owner's own limits; those that are null are as in the settings."""

@@ -212,3 +212,9 @@ def test_the_client_sends_its_key_also_for_streams_and_files(
     ):
         client.me()
     assert error.value.status == 401
+
+
+@pytest.mark.parametrize("path", ["/v1/me", "/v1/keys", "/v1/owners", "/v1/audit", "/v1/owners/root/limits"])
+def test_an_unknown_parameter_is_an_error(made: People, path: str) -> None:
+    answer = made.of("root").get(path, params={"ower": "ann"})
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "ower")
