@@ -28,6 +28,7 @@ context.configure(
     compare_type=True,
     render_item=render,
     transaction_per_migration=False,
+    transactional_ddl=True,  # also on SQLite: all revisions or none, and whoever comes second waits
 )
 with context.begin_transaction():
     if connection.dialect.name == "postgresql":

@@ -24,7 +24,7 @@ def test_the_curl_examples_work_in_their_order(stack: Stack, tmp_path: Path) -> 
     )
     assert done.returncode == 0, done.stderr + stack.logs()
     assert r"attack.name & defense.name" in done.stdout
-    assert "experiment_id,created_at,tag.study,attack.target_class" in done.stdout
+    assert "experiment_id,created_at,tag.study,attack.name,attack.target_class" in done.stdout
     assert "difference to the first (95 % interval)" in done.stdout
     assert '"verdict":"agrees"' in done.stdout
     assert (tmp_path / "results.parquet").read_bytes().startswith(b"PAR1")

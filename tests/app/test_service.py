@@ -106,10 +106,16 @@ def test_every_route_is_documented(document: dict[str, Any]) -> None:
 
 def test_every_example_works(service: Service, document: dict[str, Any]) -> None:
     """Bodies as given; paths of a real experiment; each query parameter that has an example."""
-    expected = {"/v1/previews": 503, "/v1/experiments/{experiment_id}/predict": 409, "/readyz": 503}
+    expected = {
+        "/v1/previews": 503,
+        "/v1/experiments/{experiment_id}/predict": 409,
+        "/v1/experiments/{experiment_id}/manifest": 404,  # as long as it has not run
+        "/v1/experiments/{experiment_id}/reproduction": 404,  # it is none
+        "/readyz": 503,
+    }
     for method, path, operation in operations(document):
         experiment = service.submit()
-        if path.endswith(":retry"):
+        if path.endswith((":retry", ":reproduce")):
             service.end(experiment["id"])
         if "artifact_id" in path or {"keys", "uploads"} & set(operation["tags"]):
             continue  # tests/app/test_artifacts.py, test_keys.py and test_uploads.py
@@ -125,6 +131,8 @@ def test_every_example_works(service: Service, document: dict[str, Any]) -> None
             for p in operation.get("parameters", [])
             if p["in"] == "query" and "examples" in p["schema"]
         }
+        if path == "/v1/compare":
+            query["ids"] = f"{experiment['id']},{service.submit()['id']}"
         body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
         for example in [e["value"] for e in body.get("examples", {}).values()] or [None]:
             headers = {"Accept": "application/json"}
