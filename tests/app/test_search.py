@@ -2,7 +2,9 @@
 
 import csv
 import io
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -10,13 +12,15 @@ import pytest
 from sqlalchemy import delete, event, select
 from sqlalchemy.orm import Session
 
-from app.core.database import utcnow
+from app.core import migrations
+from app.core.database import Database, make_engine, utcnow
 from app.core.owners import LOCAL
 from app.experiments.tables import Experiment
 from app.results.tables import ResultValue
 from app.search import indexing, plans
 from app.search.grammar import parse
 from app.search.tables import ResultRow
+from app.specs.experiment import ExperimentSpec
 from tests.app.conftest import Service
 from tests.app.numbers import arm, done, record
 
@@ -330,3 +334,27 @@ def explained(service: Service, ask: Callable[[Session], Any]) -> list[str]:
     finally:
         event.remove(database.engine, "before_cursor_execute", note)
     return [row[3] for row in rows]
+
+
+def test_the_revision_that_makes_the_index_fills_it(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'old.sqlite3'}"
+    migrations.upgrade(url, "0004")
+    spec = json.dumps(ExperimentSpec().model_dump(mode="json"))
+    engine = make_engine(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO experiments (id, owner_id, name, status, spec, spec_hash, dataset, model, attack, created_at,"
+            " queued_at, attempt, attempts_left, progress) VALUES ('e', 'local', 'old', 'succeeded', ?, 'h', 'digits',"
+            " 'small_cnn', 'badnets', '2026-01-01 00:00:00', '2026-01-01 00:00:00', 1, 3, '{}')",
+            (spec,),
+        )
+        connection.exec_driver_sql(
+            "INSERT INTO result_values VALUES ('e', 'undefended', 0, 'clean_accuracy', 0.75)"
+        )
+    engine.dispose()
+    migrations.upgrade(url)
+    database = Database(url)
+    with database.of(LOCAL).reading() as session:
+        question = parse(["attack.name=badnets", "results.clean_accuracy>=0.75"], None, None)
+        assert len(plans.page(session, question.where, question.order, None, 10)) == 1
+    database.close()
