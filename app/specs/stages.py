@@ -74,7 +74,9 @@ def plan(spec: ExperimentSpec, data_version: str = "", victim_version: str = "")
             # Repair and detection start from the victim: the undefended one, or the clean one if nothing is poisoned.
             parent = digest([poisoned, victim]) if defense.kind == "training" else model
             for kind, fields, epochs in defense.stages():
-                parent = add(kind, defense.arm_name, [defense.name, fields], parent, epochs)
+                # ABL's ranking is the same work for every defence that begins with it.
+                owner = "abl" if kind == "isolation" else defense.name
+                parent = add(kind, defense.arm_name, [owner, fields], parent, epochs)
     return stages
 
 

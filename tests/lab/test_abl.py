@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from app.specs.defense import Abl
+from app.specs.defenses.abl import Abl
 from tests.lab.memory import experiment
 from worker.lab.compute import choose
 from worker.lab.defenses.abl import accused_class, isolation_loss, lowest, smoothed_ranks, unlearning_loss

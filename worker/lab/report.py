@@ -92,6 +92,8 @@ class Report:
             self._training_log(run, outcome)
         if "isolated" in outcome.tensors:
             self._isolation(run, outcome)
+        if "belief" in outcome.facts:
+            self._belief(run, outcome.facts["belief"])
         if "class_flagged" in outcome.tensors:
             self._classes(run, outcome)
 
@@ -196,6 +198,19 @@ class Report:
                 _array(truth),
                 int(isolated.sum()),
             )
+
+    def _belief(self, run: StageRun, belief: dict[str, Any]) -> None:
+        """What a defence believes of the training set, beside the truth."""
+        truth, labels = self.truth[run.planned.seed], self.labels[run.planned.seed]
+        given = labels[truth].unique().tolist()
+        actual = {
+            "poisoned": bool(truth.any()),
+            "target_class": given[0] if len(given) == 1 else None,
+            "poisoning_rate": truth.double().mean().item(),
+        }
+        document = json.dumps({"believes": belief, "truth": actual}, indent=1)
+        where = f"seed-{run.planned.seed}/{run.planned.arm}/belief.json"
+        self._file(run.scope, where, "table", "application/json", document.encode())
 
     def _suspects(self, scope: Scope, name: str, rows: Tensor) -> None:
         """The training images ``rows`` as the defence saw them, in this order; `details` tell how to cut them out."""

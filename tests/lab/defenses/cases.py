@@ -13,6 +13,7 @@ NOTHING: Spec = {"name": "none"}
 
 # The shortest form of every defence, for tests in which only its mechanics count.
 SHORT: dict[str, Spec] = {
+    "abl_plus": {"isolation_epochs": 2, "ranking_window": 1, "scout_epochs": 1, "sorting_epochs": 1},
     "fine_tuning": {"epochs": 2},
     "fine_pruning": {"epochs": 2},
     "nad": {"teacher_epochs": 1, "epochs": 2},

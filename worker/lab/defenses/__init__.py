@@ -2,12 +2,15 @@
 
 from typing import Any
 
-from app.specs.defense import Abl, DefenseSpec
+from app.specs.defense import DefenseSpec
+from app.specs.defenses.abl import Abl
+from app.specs.defenses.abl_plus import AblPlus
 from app.specs.defenses.detection import ActivationClustering, NeuralCleanse, SpectralSignatures, Strip
 from app.specs.defenses.nab import Nab
 from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau, Mcr, Nad
 from worker.lab.defenses import (
     abl,
+    abl_plus,
     activation_clustering,
     anp,
     fine_pruning,
@@ -28,6 +31,7 @@ __all__ = ["defend"]
 
 _RUN: dict[type, Any] = {
     Abl: abl.run,
+    AblPlus: abl_plus.run,
     FineTuning: fine_tuning.run,
     FinePruning: fine_pruning.run,
     Nad: nad.run,

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from app.specs.defense import Abl
+from app.specs.defenses.abl import Abl
 from worker.lab.compute import derive_seed
 from worker.lab.data.augment import Augment
 from worker.lab.data.datasets import Split
@@ -83,7 +83,7 @@ def run(spec: Abl, lab: TrainingDefense) -> Network:
     isolation = lab.stage("isolation", lambda stage: isolate(spec, lab, stage))
     finetuned = lab.stage("finetune", lambda stage: finetune(spec, lab, stage, isolation))
     unlearned = lab.stage("unlearning", lambda stage: unlearn(spec, lab, stage, isolation, finetuned))
-    return _network(lab, unlearned)
+    return network_of(lab, unlearned)
 
 
 def isolate(spec: Abl, lab: TrainingDefense, stage: StageRun) -> Outcome:
@@ -114,14 +114,14 @@ def isolate(spec: Abl, lab: TrainingDefense, stage: StageRun) -> Outcome:
             "suspicion": 1 - ranks,
             "isolated": lowest(ranks, spec.isolation_ratio),
             "losses": memory["losses"][-1],
-            **_prefixed(network),
+            **prefixed(network),
         }
     )
 
 
 def finetune(spec: Abl, lab: TrainingDefense, stage: StageRun, isolation: Outcome) -> Outcome:
     """Train on what was not isolated, less the hold-out."""
-    network = _network(lab, isolation)
+    network = network_of(lab, isolation)
     recipe = replace(
         lab.recipe,
         epochs=spec.finetune_epochs,
@@ -133,14 +133,14 @@ def finetune(spec: Abl, lab: TrainingDefense, stage: StageRun, isolation: Outcom
     kept[isolation.tensors["isolated"].to(kept.device)] = False
     kept[held_out] = False
     lab.fit(stage, network, recipe, rows=kept.nonzero().flatten())
-    return stage.finish(_prefixed(network))
+    return stage.finish(prefixed(network))
 
 
 def unlearn(
     spec: Abl, lab: TrainingDefense, stage: StageRun, isolation: Outcome, finetuned: Outcome
 ) -> Outcome:
     """Unlearn the isolated samples, watching accuracy on the hold-out."""
-    network = _network(lab, finetuned)
+    network = network_of(lab, finetuned)
     isolated = torch.zeros_like(lab.labels, dtype=torch.bool)
     isolated[isolation.tensors["isolated"].to(isolated.device)] = True
     held_out = _holdout(spec, lab, isolation)
@@ -151,7 +151,7 @@ def unlearn(
     suspects = Split(lab.images[isolated], lab.labels[isolated])
     floor = accuracy(network, watched, lab.compute) - spec.max_accuracy_drop if len(watched) else 0.0
     # Kept in the checkpoints, so that a resumed run ends at the same epoch.
-    memory = {"below": torch.tensor(0), **_prefixed(network)}
+    memory = {"below": torch.tensor(0), **prefixed(network)}
 
     def watch(network: Network, epoch: int) -> dict[str, float]:
         values = {"isolated_accuracy": accuracy(network, suspects, lab.compute)}
@@ -160,7 +160,7 @@ def unlearn(
             if values["holdout_accuracy"] < floor:
                 memory["below"] = memory["below"] + 1
                 return values
-        memory.update({"below": torch.tensor(0), **_prefixed(network)})
+        memory.update({"below": torch.tensor(0), **prefixed(network)})
         return values
 
     recipe = replace(
@@ -182,7 +182,7 @@ def unlearn(
             stage,
             f"unlearning left {still_known:.0%} of the isolated samples at their label; the backdoor may be intact",
         )
-    return stage.finish(_prefixed(network))
+    return stage.finish(prefixed(network))
 
 
 def _anchor(spec: Abl, lab: TrainingDefense, isolation: Outcome) -> Tensor:
@@ -237,7 +237,7 @@ def accused_class(isolated_labels: Tensor) -> int | None:
     return int(label) if 2 * count > len(isolated_labels) else None
 
 
-def _prefixed(network: Network) -> dict[str, Tensor]:
+def prefixed(network: Network) -> dict[str, Tensor]:
     return {f"network.{name}": tensor for name, tensor in state(network).items()}
 
 
@@ -245,5 +245,5 @@ def _network_part(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
 
 
-def _network(lab: TrainingDefense, outcome: Outcome) -> Network:
+def network_of(lab: TrainingDefense, outcome: Outcome) -> Network:
     return load_state(lab.new_network("abl"), _network_part(outcome.tensors), lab.compute.device)

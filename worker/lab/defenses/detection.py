@@ -1,17 +1,47 @@
 """What the detection defences share: flagging samples, and what follows."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from app.specs.defenses.detection import Then
-from worker.lab.defenses.base import DetectionDefense, state
+from worker.lab.compute import generator
+from worker.lab.defenses.base import Defense, DetectionDefense, state
 from worker.lab.defenses.repair import network_of
+from worker.lab.evaluation import predict
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 
+CHUNK = 8192  # images superimposed at a time: bounds the float copies
 TOO_MANY = 0.5  # of a class or of the set: flagging more is no detection
+
+
+def superimposed(
+    lab: Defense,
+    run: StageRun,
+    network: Network,
+    images: Tensor,
+    overlays: Tensor,
+    times: int,
+    weight: float = 1.0,
+) -> Iterator[Tensor]:
+    """``network``'s log-probabilities ``[N, classes]`` for ``images`` with a random overlay added, ``times`` times.
+
+    ``images`` and ``overlays`` uint8 ``[N, C, H, W]`` and ``[M, C, H, W]``, the latter scaled by ``weight``;
+    sums are clipped at white (Gao et al. 2019, section 4.1).
+    """
+    drawn = generator(images.device, run.planned.key, len(images))
+    for _ in range(times):
+        run.recorder.check()
+        chosen = torch.randint(len(overlays), (len(images),), device=images.device, generator=drawn)
+        parts = []
+        for rows in torch.arange(len(images), device=images.device).split(CHUNK):
+            mixed = images[rows].float() + weight * overlays[chosen[rows]].float()
+            mixed = mixed.round().clamp(0, 255).to(torch.uint8)
+            parts.append(predict(network, mixed, lab.compute).log_softmax(1))
+        yield torch.cat(parts)
 
 
 def flag(

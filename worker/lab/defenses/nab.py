@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.specs.defense import Abl
+from app.specs.defenses.abl import Abl
 from app.specs.defenses.nab import Nab
 from worker.lab.data.datasets import Split
 from worker.lab.defenses import abl

@@ -11,28 +11,17 @@ import torch
 from torch import Tensor
 
 from app.specs.defenses.detection import Strip
-from worker.lab.compute import generator
 from worker.lab.defenses.base import DetectionDefense
-from worker.lab.defenses.detection import conclude, flag
-from worker.lab.evaluation import predict
+from worker.lab.defenses.detection import conclude, flag, superimposed
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
-
-CHUNK = 8192  # images superimposed at a time: bounds the float copies
 
 
 def entropies(spec: Strip, lab: DetectionDefense, run: StageRun, images: Tensor, overlays: Tensor) -> Tensor:
     """Mean entropy ``[N]``, in nats, of the victim's predictions for each image under random overlays."""
-    drawn = generator(images.device, run.planned.key, len(images))
     total = torch.zeros(len(images), device=images.device)
-    for _ in range(spec.overlays):
-        run.recorder.check()
-        chosen = torch.randint(len(overlays), (len(images),), device=images.device, generator=drawn)
-        for rows in torch.arange(len(images), device=images.device).split(CHUNK):
-            mixed = images[rows].float() + spec.overlay_weight * overlays[chosen[rows]].float()
-            mixed = mixed.round().clamp(0, 255).to(torch.uint8)
-            chances = predict(lab.victim, mixed, lab.compute).log_softmax(1)
-            total[rows] -= (chances.exp() * chances).sum(1)
+    for chances in superimposed(lab, run, lab.victim, images, overlays, spec.overlays, spec.overlay_weight):
+        total -= (chances.exp() * chances).sum(1)
     return total / spec.overlays
 
 
