@@ -26,9 +26,9 @@ CELLS: tuple[tuple[str, dict[str, Any]], ...] = (("none", {}), *((name, f) for n
 HEAD = """# ABL with a second opinion, on digits
 
 Made by `python benchmarks/abl_plus_digits.py` on {date}: {processor}, one thread, Python {python}, torch {torch}.
-The attacks with their fields, the victim and its recipe are those of [attacks-digits](attacks-digits.md); `abl_plus` is at
-its defaults. Seeds {seeds}, one after the other in each cell, in percent. What is tuned was tuned on seeds 10 to 15,
-other rates and other target classes.
+The attacks with their fields, the victim and its recipe are those of [attacks-digits](attacks-digits.md); `abl_plus`
+is at its defaults. Seeds {seeds}, one after the other in each cell, in percent. What is tuned was tuned on seeds 10 to
+15, other rates and other target classes.
 
 `accused` is the class that the defence accuses (the target is class 0; `-`: none), `AUROC` that of its ranking.
 
