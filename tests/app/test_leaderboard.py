@@ -112,6 +112,15 @@ def test_published_numbers_are_marked_and_name_their_source(service: Service) ->
     assert "sig (published: abl_paper, wide_resnet_16_1)" in text
 
 
+@pytest.mark.parametrize("dataset", ["cifar10", "gtsrb"])
+def test_published_numbers_are_fractions(service: Service, dataset: str) -> None:
+    found = board(service, dataset=dataset)["published"]
+    assert found
+    for cell in found:
+        assert 0 <= cell["clean_accuracy"] <= 1
+        assert 0 <= cell["attack_success_rate"] <= 1
+
+
 def test_the_front_holds_what_nothing_beats_in_both(service: Service, made: list[dict[str, Any]]) -> None:
     fronts = service.http.get("/v1/leaderboard/pareto", params=BOARD).json()["fronts"]
     by_attack = {front["attack"]: front["points"] for front in fronts}
