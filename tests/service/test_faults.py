@@ -68,16 +68,18 @@ def test_a_worker_killed_in_each_stage_ends_in_the_same_numbers(sturdy: Stack, t
     def lost() -> int:
         return [tried["outcome"] for tried in sturdy.experiment(mine)["attempts"]].count("lost")
 
-    for number, (arm, stage) in enumerate(STAGES):
+    for arm, stage in STAGES:
         wait_for_stage(sturdy, mine, arm, stage)
+        before = lost()
         os.kill(sturdy.training_pid(), signal.SIGKILL)
-        sturdy.eventually(
-            lambda expected=number + 1: lost() == expected, 15, "nobody noticed the worker's death"
-        )
+        sturdy.eventually(lambda before=before: lost() > before, 15, "nobody noticed the worker's death")
     ended = sturdy.wait(mine)
-    outcomes = [tried["outcome"] for tried in ended["attempts"]]
-    assert outcomes == ["lost"] * len(STAGES) + ["succeeded"]
-    assert log(sturdy, mine).count("resumed from a checkpoint") == len(STAGES)
+    *tries, last = [tried["outcome"] for tried in ended["attempts"]]
+    # On a machine that is too busy for this test's short lease an attempt may also be lost without our doing.
+    assert len(tries) >= len(STAGES)
+    assert set(tries) == {"lost"}
+    assert last == "succeeded"
+    assert log(sturdy, mine).count("resumed from a checkpoint") >= len(STAGES)
     assert numbers(sturdy.results(mine)) == numbers(reference(wanted, tmp_path))
 
 

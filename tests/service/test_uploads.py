@@ -86,7 +86,8 @@ def test_an_uploaded_data_set_is_fetched_and_trained_on(stack: Stack, tmp_path: 
         "training": {"epochs": 1, "batch_size": 10},
     }
     done = stack.wait(stack.submit(spec))
-    assert (stack.home / "data/uploaded" / f"{dataset['id']}.safetensors").is_file()
+    data_dir = Path(stack.environment.get("BDLAB_DATA_DIR", stack.home / "data"))
+    assert (data_dir / "uploaded" / f"{dataset['id']}.safetensors").is_file()
     preview = stack.client.post("/v1/previews", json={"dataset": spec["dataset"], "attack": spec["attack"]})
     assert preview.content.startswith(b"\x89PNG")
     refused = subprocess.run(
