@@ -12,8 +12,8 @@ none of which needs a clean image:
 - *agreement*: in a clean class strange members are the hard ones, which are neither learned fast nor dominant. In a
   poisoned class they are both, or one of the two, or so many that they cannot be the hard ones.
 
-On data that is hard to learn no model knows a class from a few members. Then the sorting model is not listened to, and
-speed and dominance, which are at their best there, must name the same class on their own.
+Where speed and dominance name the same class with one voice, that is proof enough. On data that is hard to learn it is
+the only one: no model knows a class from a few members there, so the sorting model is not listened to.
 
 What is found is left out of training, and unlearned afterwards in case some was missed.
 """
@@ -35,8 +35,8 @@ OVERLAYS = 8
 HEAD = 0.02  # of all samples: the most suspicious, whose majority label names a class to look into
 FIRST_CORE, GROWTH = 0.1, 0.1  # of a class: what is trusted at first, and how much more after every round
 COMPETENT = 0.9  # recall on trusted members held out, below which the sorting model is not listened to
-MANY = 0.5  # of a class: so many strange members, by a competent model, accuse without further agreement
-UNITED = 0.6  # product of a class's shares of both heads: enough to accuse it where no model can sort it
+MANY = 0.45  # of a class: so many strange members, by a competent model, accuse without further agreement
+UNITED = 0.6  # product of a class's shares of both heads, from which on they accuse it with one voice
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,8 @@ class Trial:
 
     @property
     def confidence(self) -> float:
-        return min(1.0, max(self.agreement, self.strange / MANY)) if self.competent else self.united
+        sorted_ = min(1.0, max(self.agreement, self.strange / MANY)) if self.competent else 0.0
+        return max(sorted_, self.united)
 
     def __str__(self) -> str:
         return (
@@ -221,8 +222,8 @@ def _try(
     ]
     united = shares[0] * shares[1]
     trial = Trial(label, share, agreement, recall, united, guilty=united >= UNITED)
-    if trial.competent:
-        trial = replace(trial, guilty=share + agreement >= spec.proof or share >= MANY)
+    if trial.competent and (share + agreement >= spec.proof or share >= MANY):
+        trial = replace(trial, guilty=True)
     return trial
 
 
