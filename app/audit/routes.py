@@ -11,6 +11,7 @@ from app.core import pagination
 from app.core.context import Ctx
 from app.core.openapi import problems
 from app.core.queries import only_known
+from app.core.routing import Cursor, Limit
 from app.core.security import ADMIN, needs
 
 router = APIRouter(prefix="/v1", tags=["keys"], dependencies=[Depends(only_known)])
@@ -21,8 +22,8 @@ router = APIRouter(prefix="/v1", tags=["keys"], dependencies=[Depends(only_known
 def audit(
     context: Ctx,
     owner: Annotated[str | None, Query(max_length=100, examples=["vision-team"])] = None,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(description="From the `next` link of the page before")] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
 ) -> Audit:
     """Every request that could change something, with who sent it and how it ended, and every download of models or
     data that carry a backdoor. Of all owners, the newest first. Nothing can change or delete an entry."""

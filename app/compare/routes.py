@@ -10,6 +10,7 @@ from app.core import tabular
 from app.core.context import Ctx
 from app.core.openapi import problems
 from app.core.queries import only_known
+from app.core.routing import as_json
 
 router = APIRouter(prefix="/v1", tags=["results"], dependencies=[Depends(only_known)])
 
@@ -54,7 +55,7 @@ def compare(
     found = service.compare(context, ids, curve or ["clean_accuracy", "attack_success_rate"], points)
     kind = tabular.chosen(format, accept)
     if kind == "json":
-        return Response(found.model_dump_json(), media_type="application/json", headers={"Vary": "Accept"})
+        return as_json(found, headers={"Vary": "Accept"})
     for_people = kind in ("markdown", "latex")
     numbers = tables_out.numbers_for_people if for_people else tables_out.numbers
     columns, rows = tables_out.spec(found) if table == "spec" else numbers(found)

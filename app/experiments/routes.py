@@ -4,12 +4,12 @@ import re
 from hashlib import sha256
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Body, Header, Query, Request, Response
 
 from app.core.context import Ctx
-from app.core.errors import InvalidError, MediaTypeError
+from app.core.errors import InvalidError
 from app.core.openapi import problems
+from app.core.routing import Cursor, IdempotencyKey, JsonBody, Limit, accepted, as_json, paged
 from app.core.security import READ, needs
 from app.core.validation import FieldError, shown
 from app.experiments import service
@@ -39,18 +39,6 @@ Spec = Annotated[ExperimentSpec, Body(openapi_examples=EXAMPLES)]
 _TAG = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,62}):(.{1,200})", re.DOTALL)
 
 
-async def require_json(request: Request) -> None:
-    """Refuse a body of another type before it is taken for a wrong spec."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
-        raise MediaTypeError(
-            f"the body is {kind or 'of no type'}; send it with Content-Type: application/json"
-        )
-
-
-JsonBody = Annotated[None, Depends(require_json)]
-
-
 @router.post(
     "/experiments",
     status_code=202,
@@ -62,14 +50,7 @@ def submit(
     context: Ctx,
     spec: Spec,
     _json: JsonBody,
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            min_length=1,
-            max_length=255,
-            description="Sending the same key again gives the first answer again.",
-        ),
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Queue an experiment. Every field has a default; an unknown field is an error.
 
@@ -77,10 +58,7 @@ def submit(
     sent twice: the second one gives the first answer, or 422 if its body differs.
     """
     answer, replayed = service.submit(context, spec, idempotency_key)
-    headers = {"Location": f"/v1/experiments/{answer['id']}"}
-    if replayed:
-        headers["Idempotency-Replayed"] = "true"
-    return JSONResponse(answer, status_code=202, headers=headers)
+    return accepted(answer, f"/v1/experiments/{answer['id']}", replayed=replayed)
 
 
 @router.post(
@@ -110,8 +88,8 @@ def listing(
         str | None, Query(min_length=1, max_length=200, description="Part of the name, in any case")
     ] = None,
     order: Annotated[Order, Query(description="`-created_at` is the newest first")] = "-created_at",
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(description="From the `next` link of the page before")] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
 ) -> Response:
     """One page of experiments. Follow `next`, or the `Link` header, for more.
 
@@ -119,12 +97,7 @@ def listing(
     """
     filters = Filters(status, dataset, model, attack, defense, tuple(pairs(tag or [])), sweep, text)
     experiments, following = service.listing(context, filters, order, cursor, limit)
-    link = None
-    if following is not None:
-        url = request.url.include_query_params(cursor=following)
-        link = f"{url.path}?{url.query}"
-    headers = {"Link": f'<{link}>; rel="next"'} if link else {}
-    return _json(Page(experiments=experiments, next=link), headers)
+    return paged(request, following, lambda link: Page(experiments=experiments, next=link))
 
 
 @router.get(
@@ -135,7 +108,7 @@ def listing(
 )
 def get(experiment_id: str, context: Ctx, if_none_match: Annotated[str | None, Header()] = None) -> Response:
     """Status, progress, attempts and a summary of the results. Cheap; made to be polled, best with `If-None-Match`."""
-    answer = _json(service.get(context, experiment_id))
+    answer = as_json(service.get(context, experiment_id))
     tag = f'"{sha256(answer.body).hexdigest()[:32]}"'
     headers = {"ETag": tag, "Cache-Control": "no-cache"}
     if if_none_match and tag in (t.strip().removeprefix("W/") for t in if_none_match.split(",")):
@@ -153,7 +126,7 @@ def get(experiment_id: str, context: Ctx, if_none_match: Annotated[str | None, H
 )
 def cancel(experiment_id: str, context: Ctx) -> Response:
     """A queued experiment is canceled at once; a running one stops within a batch. Doing it twice does no harm."""
-    return _json(service.cancel(context, experiment_id), status=202)
+    return as_json(service.cancel(context, experiment_id), status=202)
 
 
 @router.post(
@@ -166,7 +139,7 @@ def cancel(experiment_id: str, context: Ctx) -> Response:
 def retry(experiment_id: str, context: Ctx) -> Response:
     """Queue an experiment that has ended. It is the same experiment: earlier attempts stay in its history, and
     stages that are finished are not computed again."""
-    return _json(service.retry(context, experiment_id), status=202)
+    return as_json(service.retry(context, experiment_id), status=202)
 
 
 @router.delete(
@@ -178,12 +151,6 @@ def retry(experiment_id: str, context: Ctx) -> Response:
 def remove(experiment_id: str, context: Ctx) -> None:
     """Delete an experiment that does not run, with its results and its files; files that others share stay."""
     service.remove(context, experiment_id)
-
-
-def _json(model: ExperimentOut | Page, headers: dict[str, str] | None = None, status: int = 200) -> Response:
-    return Response(
-        model.model_dump_json(), status_code=status, media_type="application/json", headers=headers
-    )
 
 
 def pairs(tags: list[str]) -> list[tuple[str, str]]:

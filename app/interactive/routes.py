@@ -9,9 +9,9 @@ from starlette.datastructures import UploadFile
 from app.core.context import Ctx
 from app.core.errors import BadRequestError, InvalidError, MediaTypeError, summary
 from app.core.openapi import problems
+from app.core.routing import JsonBody
 from app.core.security import READ, needs
 from app.core.validation import FieldError, field_errors
-from app.experiments.routes import JsonBody
 from app.interactive import service
 from app.interactive.schemas import Prediction, PredictRequest, PreviewRequest
 

@@ -3,14 +3,14 @@
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Path, Query
+from fastapi import APIRouter, Body, Depends, Path
 
 from app.core import pagination
 from app.core.context import Ctx
 from app.core.openapi import problems
 from app.core.queries import only_known
+from app.core.routing import Cursor, JsonBody, Limit
 from app.core.security import ADMIN, needs
-from app.experiments.routes import JsonBody
 from app.keys import quotas, service
 from app.keys.schemas import KeyOut, KeyRequest, Keys, LimitsIn, Me, NewKeyOut, OwnerOut, Owners, Use
 from app.keys.secrets import Pepper
@@ -29,8 +29,6 @@ LIMITS: dict[str, Any] = {
         "value": {"running": 2, "queued": 10, "device_seconds": 86400},
     }
 }
-Limit = Annotated[int, Query(ge=1, le=200)]
-Cursor = Annotated[str | None, Query(description="From the `next` link of the page before")]
 KeyId = Annotated[str, Path(description="The key's id, or its prefix.")]
 OwnerName = Annotated[str, Path(description="The owner's name.")]
 

@@ -8,6 +8,7 @@ from app.core import tabular
 from app.core.context import Ctx
 from app.core.openapi import problems
 from app.core.queries import only_known
+from app.core.routing import as_json
 from app.leaderboard import service, tables_out
 from app.leaderboard.schemas import Fronts, Leaderboard
 
@@ -46,7 +47,7 @@ def leaderboard(
     board = service.leaderboard(context, dataset, model, poisoning_rate)
     kind = tabular.chosen(format, accept)
     if kind == "json":
-        return Response(board.model_dump_json(), media_type="application/json", headers={"Vary": "Accept"})
+        return as_json(board, headers={"Vary": "Accept"})
     columns, rows = (
         tables_out.matrix(board)
         if kind in ("markdown", "latex")

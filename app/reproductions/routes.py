@@ -1,13 +1,13 @@
 """Manifests and reproductions."""
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Header, Response
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Depends, Response
 
 from app.core.context import Ctx
 from app.core.openapi import problems
 from app.core.queries import only_known
+from app.core.routing import IdempotencyKey, accepted
 from app.experiments.schemas import ExperimentOut
 from app.reproductions import service
 from app.reproductions.schemas import ReproductionOut, Reproductions
@@ -58,7 +58,7 @@ def manifest(experiment_id: str, context: Ctx) -> Response:
 def reproduce(
     experiment_id: str,
     context: Ctx,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Queue the same spec as a new experiment that takes nothing from the stage cache.
 
@@ -66,10 +66,7 @@ def reproduce(
     its own checkpoints, as any experiment.
     """
     answer, replayed = service.reproduce(context, experiment_id, idempotency_key)
-    headers = {"Location": f"/v1/experiments/{answer['id']}/reproduction"}
-    if replayed:
-        headers["Idempotency-Replayed"] = "true"
-    return JSONResponse(answer, status_code=202, headers=headers)
+    return accepted(answer, f"/v1/experiments/{answer['id']}/reproduction", replayed=replayed)
 
 
 @router.get(

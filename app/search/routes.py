@@ -8,6 +8,7 @@ from app.core import tabular
 from app.core.context import Ctx
 from app.core.openapi import problems
 from app.core.queries import only_known
+from app.core.routing import Cursor, as_json, following
 from app.core.tables_export import columns
 from app.search import service
 from app.search.fields import known
@@ -53,7 +54,7 @@ def results(
     ] = None,
     format: tabular.FormatQuery = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
-    cursor: Annotated[str | None, Query(description="From the `next` link of the page before")] = None,
+    cursor: Cursor = None,
     accept: Annotated[str | None, Header()] = None,
 ) -> Response:
     """One row for each experiment and arm that has results: any field of the spec, any metric, by any condition.
@@ -63,17 +64,12 @@ def results(
     `created_at`, `setting`. `GET /v1/results/fields` lists them. Follow `next`, or the `Link` header, for more.
     """
     found = service.search(context, where or [], sort, fields, cursor, limit)
-    link = None
-    if found.cursor is not None:
-        url = request.url.include_query_params(cursor=found.cursor)
-        link = f"{url.path}?{url.query}"
-    headers = {"Link": f'<{link}>; rel="next"'} if link else {}
+    link, headers = following(request, found.cursor)
     kind = tabular.chosen(format, accept)
     if kind != "json":
         names = columns(*(field.name for field in found.fields))
         return tabular.respond(kind, names, found.rows, "results", headers)
-    text = Rows(rows=found.rows, next=link).model_dump_json()
-    return Response(text, media_type="application/json", headers={**headers, "Vary": "Accept"})
+    return as_json(Rows(rows=found.rows, next=link), headers={**headers, "Vary": "Accept"})
 
 
 @router.get("/results/fields", summary="What results can be searched by", responses=problems(422))

@@ -7,13 +7,13 @@ from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from app.core.context import Ctx
 from app.core.openapi import problems
 from app.core.queries import only_known
+from app.core.routing import Cursor, IdempotencyKey, JsonBody, Limit, accepted, as_json, paged
 from app.core.security import READ, needs
-from app.experiments.routes import JsonBody
 from app.specs.study import StudyParts, StudySpec
 from app.studies import pages, service
 from app.studies.pages import MEDIA_TYPES, Format
 from app.studies.schemas import StudyOut, StudyPage, StudyValidation, Table
-from app.sweeps.answers import Cursor, IdempotencyKey, Limit, States, accepted, as_json, paged
+from app.sweeps.schemas import RetryStates
 
 router = APIRouter(prefix="/v1", tags=["studies"], dependencies=[Depends(only_known)])
 
@@ -57,7 +57,7 @@ def submit(context: Ctx, spec: Spec, _json: JsonBody, idempotency_key: Idempoten
     cannot run nothing is queued. Works with an `Idempotency-Key`.
     """
     answer, replayed = service.submit(context, spec, idempotency_key)
-    return accepted(answer, "/v1/studies", replayed=replayed)
+    return accepted(answer, f"/v1/studies/{answer['id']}", replayed=replayed)
 
 
 @router.post(
@@ -140,7 +140,7 @@ def cancel(study_id: str, context: Ctx) -> Response:
     summary="Retry a study's failed cells",
     responses=problems(404, 422),
 )
-def retry(study_id: str, context: Ctx, state: States = None) -> Response:
+def retry(study_id: str, context: Ctx, state: RetryStates = None) -> Response:
     """Queue the experiments again that failed, or in which an arm failed; with `state=canceled` those that were
     canceled. Arms and stages that are done are not computed again."""
     return as_json(service.retry(context, study_id, state or ["failed"]), status=202)

@@ -7,13 +7,12 @@ from fastapi import APIRouter, Body, Depends, Request, Response
 from app.core.context import Ctx
 from app.core.openapi import problems
 from app.core.queries import only_known
+from app.core.routing import Cursor, IdempotencyKey, JsonBody, Limit, accepted, as_json, paged
 from app.core.security import READ, needs
-from app.experiments.routes import JsonBody
 from app.experiments.schemas import Status
 from app.specs.sweep import SweepSpec
 from app.sweeps import service
-from app.sweeps.answers import Cursor, IdempotencyKey, Limit, States, accepted, as_json, paged
-from app.sweeps.schemas import CellPage, SweepOut, SweepPage, SweepValidation
+from app.sweeps.schemas import CellPage, RetryStates, SweepOut, SweepPage, SweepValidation
 
 router = APIRouter(prefix="/v1", tags=["sweeps"], dependencies=[Depends(only_known)])
 
@@ -61,7 +60,7 @@ def submit(context: Ctx, spec: Spec, _json: JsonBody, idempotency_key: Idempoten
     its value. Two cells that would give the same numbers are an error too. Works with an `Idempotency-Key`.
     """
     answer, replayed = service.submit(context, spec, idempotency_key)
-    return accepted(answer, "/v1/sweeps", replayed=replayed)
+    return accepted(answer, f"/v1/sweeps/{answer['id']}", replayed=replayed)
 
 
 @router.post(
@@ -128,7 +127,7 @@ def cancel(sweep_id: str, context: Ctx) -> Response:
     summary="Retry a sweep's failed cells",
     responses=problems(404, 422),
 )
-def retry(sweep_id: str, context: Ctx, state: States = None) -> Response:
+def retry(sweep_id: str, context: Ctx, state: RetryStates = None) -> Response:
     """Queue the experiments again that failed, or in which an arm failed; with `state=canceled` those that were
     canceled. Where there are none, nothing happens."""
     return as_json(service.retry(context, sweep_id, state or ["failed"]), status=202)

@@ -1,14 +1,22 @@
 """What the sweep routes take and give; studies share most of it."""
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from fastapi import Query
 from pydantic import BaseModel, Field
 
 from app.experiments.schemas import ArmSummary, Status
 from app.specs.sweep import SweepSpec
 
 Retryable = Literal["failed", "canceled"]
+RetryStates = Annotated[
+    list[Retryable] | None,
+    Query(
+        description="Which to queue again; may be repeated. By default those that failed",
+        examples=[["failed"]],
+    ),
+]
 
 
 class Counts(BaseModel):

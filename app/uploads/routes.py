@@ -9,8 +9,8 @@ from pydantic import BaseModel
 from app.core.context import Context, Ctx
 from app.core.openapi import problems
 from app.core.queries import only_known
+from app.core.routing import Cursor, Limit, accepted, as_json, paged
 from app.specs.facts import DatasetFacts
-from app.sweeps.answers import Cursor, Limit, accepted, as_json, paged
 from app.uploads import service
 from app.uploads.schemas import (
     DatasetMetadata,
@@ -156,4 +156,4 @@ async def _send(
         int(length) if length.isdigit() and len(length) < 20 else None,
         request.stream(),
     )
-    return accepted(show(upload).model_dump(mode="json"), f"/v1/{kind}s", replayed=repeated)
+    return accepted(show(upload).model_dump(mode="json"), f"/v1/{kind}s/{upload.id}", replayed=repeated)

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from app.specs.base import field
-from app.specs.defenses.base import Defense
+from app.specs.defenses.base import Defense, check_window
 
 PAPER = "Li et al. 2021, section 4"
 CODE = "the ABL authors' published code"
@@ -136,10 +136,7 @@ class Abl(Defense):
 
     @model_validator(mode="after")
     def _window_fits(self) -> "Abl":
-        if self.ranking_window > self.isolation_epochs:
-            raise ValueError(
-                f"ranking_window {self.ranking_window} exceeds isolation_epochs {self.isolation_epochs}"
-            )
+        check_window(self.ranking_window, self.isolation_epochs)
         return self
 
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:

@@ -6,7 +6,7 @@ from pydantic import model_validator
 
 from app.specs.base import field
 from app.specs.defenses.abl import Abl
-from app.specs.defenses.base import Defense
+from app.specs.defenses.base import Defense, check_window
 
 HERE = "docs/results: chosen on digits and CIFAR-10 with other seeds and rates than those reported"
 ROUNDS = 4
@@ -72,10 +72,7 @@ class AblPlus(Defense):
 
     @model_validator(mode="after")
     def _window_fits(self) -> Self:
-        if self.ranking_window > self.isolation_epochs:
-            raise ValueError(
-                f"ranking_window {self.ranking_window} exceeds isolation_epochs {self.isolation_epochs}"
-            )
+        check_window(self.ranking_window, self.isolation_epochs)
         return self
 
     @property

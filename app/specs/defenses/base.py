@@ -37,6 +37,12 @@ class Defense(Spec):
         return self.model_dump(mode="json", exclude={"arm", "name", *omit})
 
 
+def check_window(ranking_window: int, isolation_epochs: int) -> None:
+    """Raise ValueError if ranks would be averaged over more epochs than there are."""
+    if ranking_window > isolation_epochs:
+        raise ValueError(f"ranking_window {ranking_window} exceeds isolation_epochs {isolation_epochs}")
+
+
 class CleanSetDefense(Defense):
     """A defence whose user holds a small set of clean images with true labels.
 

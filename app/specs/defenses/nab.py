@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 
 from app.specs.base import field
-from app.specs.defenses.base import BENCHMARK, CleanSetDefense
+from app.specs.defenses.base import BENCHMARK, CleanSetDefense, check_window
 
 PAPER = "Liu et al. 2023, section 4"
 
@@ -55,10 +55,7 @@ class Nab(CleanSetDefense):
 
     @model_validator(mode="after")
     def _window_fits(self) -> Self:
-        if self.ranking_window > self.isolation_epochs:
-            raise ValueError(
-                f"ranking_window {self.ranking_window} exceeds isolation_epochs {self.isolation_epochs}"
-            )
+        check_window(self.ranking_window, self.isolation_epochs)
         return self
 
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:
