@@ -1,6 +1,7 @@
 """The `bdlab` command.
 
-Exit codes: 0 done; 1 the experiment failed or was canceled, or `bdlab up` could not start; 2 bad input, or the
+Exit codes: 0 done; 1 the experiment failed or was canceled, `bdlab up` could not start, or `bdlab doctor` found
+something broken; 2 bad input, or the
 service refused it; 3 the service cannot be reached or cannot do it now; 4 no such experiment or file;
 130 interrupted. Errors are one line on standard error.
 """
@@ -12,7 +13,19 @@ from pydantic import ValidationError
 from typer.exceptions import Abort, TyperException
 
 from app.client_errors import ApiError, BdlabError, NotFoundError
-from app.commands import artifacts, data, demo, experiments, keys, results, service, studies, sweeps, uploads
+from app.commands import (
+    artifacts,
+    data,
+    demo,
+    doctor,
+    experiments,
+    keys,
+    results,
+    service,
+    studies,
+    sweeps,
+    uploads,
+)
 from app.commands.common import BAD_INPUT, NO_SERVICE, NOT_FOUND, CommandError
 
 app = typer.Typer(
@@ -45,6 +58,7 @@ app.add_typer(uploads.models, name="models")
 app.add_typer(uploads.datasets, name="datasets")
 app.add_typer(keys.app, name="keys")
 app.command()(demo.demo)
+app.command()(doctor.doctor)
 app.command()(service.migrate)
 app.command()(service.version)
 

@@ -76,6 +76,13 @@ def head() -> str | None:
     return ScriptDirectory.from_config(_config()).get_current_head()
 
 
+def is_known(revision: str) -> bool:
+    """Whether the code knows the revision; it does not if a newer version has migrated the database."""
+    return any(
+        script.revision == revision for script in ScriptDirectory.from_config(_config()).walk_revisions()
+    )
+
+
 def _config() -> Config:
     config = Config()
     # A folder's name may hold a %, which the configuration would take for interpolation.

@@ -72,6 +72,13 @@ class Objects:
             except FileNotFoundError:
                 return None
 
+    def link(self, key: str, seconds: float) -> str | None:
+        """A signed URL that reads the object for so long, whether or not it is there; None if the store is a folder."""
+        if isinstance(self._store, LocalStore):
+            return None
+        with _errors(f"cannot sign {key!r}"):
+            return obstore.sign(self._store, "GET", key, timedelta(seconds=seconds))
+
     def exists(self, key: str) -> bool:
         with _errors(f"cannot look for {key!r}"):
             try:

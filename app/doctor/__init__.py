@@ -1,0 +1,1 @@
+"""`bdlab doctor`: looks at everything that the service needs, and says how to mend what is wrong."""
