@@ -15,6 +15,9 @@ import pytest
 from app.children import before_exec
 from tests.processes import alive, command_line, descendants
 
+# Two threads on a machine that is busy wait for each other most of the time: a training step took ten times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 BDLAB = Path(sys.executable).parent / "bdlab"
 QUICK = {
     "BDLAB_LEASE_SECONDS": "3",

@@ -1,8 +1,8 @@
 """Which stages an experiment is made of, and the content-address of each.
 
-A stage's key is a hash over its kind, the part of the spec it depends on, its parent's key, the seed and the
-lab's version. Equal keys mean equal work, whoever asks for it; so stages are shared between arms, experiments
-and workers.
+A stage's stream is a hash over its kind, the part of the spec it depends on, its parent's stream and the seed; its
+randomness follows from that. Its key is the stream with the lab's version. Equal keys mean equal work, whoever asks
+for it; so stages are shared between arms, experiments and workers.
 """
 
 from typing import Any, NamedTuple
@@ -11,8 +11,11 @@ from app.specs.attack import NoAttack
 from app.specs.base import digest
 from app.specs.experiment import ATTACK, CLEAN, UNDEFENDED, ExperimentSpec
 
-LAB_VERSION = 1
-"""Raise this whenever the same spec and seed would give other numbers than before."""
+LAB_VERSION = 2
+"""Raise this whenever the same spec and seed would give other numbers than before, be it in their last bits. Finished
+stages are then computed anew, on the same random streams."""
+STREAMS = 1
+"""Raising this would give every stage other random numbers."""
 
 
 class PlannedStage(NamedTuple):
@@ -22,9 +25,13 @@ class PlannedStage(NamedTuple):
     kind: str
     arm: str | None
     seed: int
-    key: str
+    stream: str
     epochs: int
     """Expected work in training epochs, for progress; the real number may be smaller."""
+
+    @property
+    def key(self) -> str:
+        return digest([LAB_VERSION, self.stream])
 
 
 def plan(spec: ExperimentSpec, data_version: str = "", victim_version: str = "") -> list[PlannedStage]:
@@ -49,9 +56,9 @@ def plan(spec: ExperimentSpec, data_version: str = "", victim_version: str = "")
         def add(
             kind: str, arm: str | None, depends_on: Any, parent: str, epochs: int, seed: int = seed
         ) -> str:
-            key = digest([LAB_VERSION, kind, depends_on, parent, seed])
-            stages.append(PlannedStage(kind, arm, seed, key, epochs))
-            return key
+            stream = digest([STREAMS, kind, depends_on, parent, seed])
+            stages.append(PlannedStage(kind, arm, seed, stream, epochs))
+            return stream
 
         clean_data = digest(["data", dataset, seed])
         prepared = clean_data

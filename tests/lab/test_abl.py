@@ -85,7 +85,7 @@ def test_the_ranking_does_not_depend_on_the_batch_size(monkeypatch: pytest.Monke
     network, images = SmallCnn(1, 10), torch.randint(256, (50, 1, 8, 8), dtype=torch.uint8)
     labels, compute = torch.randint(10, (50,)), choose("cpu", "float32", compile=False)
     whole = sample_losses(network, images, labels, compute)
-    monkeypatch.setattr("worker.lab.evaluation.BATCH", 7)
+    monkeypatch.setattr("worker.lab.compute.EVALUATION_BATCH", 7)
     assert torch.allclose(sample_losses(network, images, labels, compute), whole, atol=1e-5)
 
 

@@ -257,12 +257,12 @@ def test_keys_depend_on_the_file_and_not_on_its_id() -> None:
     assert {key for key in a if a[key] != none[key]} == changed
 
 
-def test_specs_without_a_victim_keep_their_hash_and_keys() -> None:
+def test_specs_without_a_victim_keep_their_hash_and_random_streams() -> None:
     """The values are those from before there was such a field."""
     spec = ExperimentSpec.model_validate(QUICK)
     assert "victim" not in spec.model_dump(mode="json")
     assert spec.spec_hash == "2e50418275933d51204556869acd19ed3f490cbf5b39ca65cdcaeb74f8e90d14"
-    assert plan(spec)[-1].key == "6ecb1c3a3165dd73c103eca08c0839e5065a4819cd1910cc13804d6240003e7d"
+    assert plan(spec)[-1].stream == "6ecb1c3a3165dd73c103eca08c0839e5065a4819cd1910cc13804d6240003e7d"
 
 
 def test_the_lab_alone_takes_a_file(checkpoint: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from app.specs.defense import DefenseSpec
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import BUILT_IN, allocate
 from app.specs.model import ModelSpec
-from app.specs.stages import plan
+from app.specs.stages import LAB_VERSION, plan
 from app.specs.summary import summarise
 from app.specs.training import Augmentation, TrainingSpec
 
@@ -139,6 +139,14 @@ def test_stage_keys_change_with_what_they_depend_on_and_only_then() -> None:
     assert other_unlearning["finetune", "abl"] == base["finetune", "abl"]
     assert other_unlearning["unlearning", "abl"] != base["unlearning", "abl"]
     assert set(keys(seeds=[1]).values()).isdisjoint(base.values())
+
+
+def test_a_new_lab_version_computes_anew_on_the_same_random_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [(stage.key, stage.stream) for stage in plan(ExperimentSpec())]
+    monkeypatch.setattr("app.specs.stages.LAB_VERSION", LAB_VERSION + 1)
+    after = [(stage.key, stage.stream) for stage in plan(ExperimentSpec())]
+    assert [stream for _, stream in after] == [stream for _, stream in before]
+    assert {key for key, _ in after}.isdisjoint(key for key, _ in before)
 
 
 def test_summary_is_the_student_t_interval() -> None:

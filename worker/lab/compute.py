@@ -8,6 +8,10 @@ from typing import Literal
 
 import torch
 
+EVALUATION_BATCH = 1024
+CACHED_PIXELS = 128 * 32 * 32
+CHANNELS_LAST_SIDE = 16
+
 
 @dataclass(frozen=True)
 class Compute:
@@ -17,10 +21,18 @@ class Compute:
     bfloat16: bool = False
     compile: bool = False
 
-    @property
-    def memory_format(self) -> torch.memory_format:
-        """Channels-last for tensor cores. CPUs differ (docs/results/speed.md), so there the plain layout is kept."""
-        return torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
+    def layout(self, images: torch.Tensor) -> torch.memory_format:
+        """Channels-last, for tensor cores and wide vectors. On a CPU it does not pay for tiny images, and these keep
+        the plain layout (benchmarks/layout.py)."""
+        if self.device.type == "cpu" and min(images.shape[-2:]) < CHANNELS_LAST_SIDE:
+            return torch.contiguous_format
+        return torch.channels_last
+
+    def evaluation_batch(self, images: torch.Tensor) -> int:
+        """Images ``[N, C, H, W]`` of one forward pass: on a CPU as many as leave its activations in the cache."""
+        if self.device.type == "cpu":
+            return max(1, min(EVALUATION_BATCH, CACHED_PIXELS // (images.shape[-2] * images.shape[-1])))
+        return EVALUATION_BATCH
 
     def autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()

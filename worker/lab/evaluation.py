@@ -15,8 +15,6 @@ from worker.lab.contracts import NonFiniteLossError
 from worker.lab.data.datasets import Split
 from worker.lab.networks import Network
 
-BATCH = 1024
-
 
 @contextmanager
 def _evaluating(network: Network) -> Iterator[None]:
@@ -48,9 +46,9 @@ def features(network: Network, images: Tensor, compute: Compute) -> Tensor:
 def _forward(network: Network, call: Callable[[Tensor], Tensor], images: Tensor, compute: Compute) -> Tensor:
     with _evaluating(network):
         parts = []
-        for batch in images.split(BATCH):
+        for batch in images.split(compute.evaluation_batch(images)):
             with compute.autocast():
-                x = batch.to(torch.float32, memory_format=compute.memory_format).div_(255)
+                x = batch.to(torch.float32, memory_format=compute.layout(batch)).div_(255)
                 parts.append(call(x).float())
         return torch.cat(parts)
 

@@ -138,11 +138,11 @@ def train(
 
     ``images`` uint8 ``[N, C, H, W]`` and ``labels`` int64 ``[N]`` lie on the device of ``run``; ``rows`` restricts
     training to some of them. Resumes from the stage's checkpoint if there is one. The order of samples and every
-    random change follow from the stage's key and the epoch, so a resumed run equals an undisturbed one.
+    random change follow from the stage's stream and the epoch, so a resumed run equals an undisturbed one.
     Raises NonFiniteLossError, with the network as it was at the last finite epoch's end.
     """
     device = run.compute.device
-    network.to(device=device).to(memory_format=run.compute.memory_format)  # type: ignore[call-overload]
+    network.to(device=device).to(memory_format=run.compute.layout(images))  # type: ignore[call-overload]
     optimizer = recipe.optimizer(network.parameters(), recipe)
     rows = torch.arange(len(labels), device=device) if rows is None else rows.to(device)
     start = _restore(run, network, optimizer, recipe)
@@ -154,7 +154,7 @@ def train(
         epoch += 1
         before = _snapshot(network)
         network.train()
-        drawn = generator(device, run.planned.key, epoch)
+        drawn = generator(device, run.planned.stream, epoch)
         order = rows[torch.randperm(len(rows), device=device, generator=drawn)]
         # Batch normalisation cannot train on a single image, so a lone last one is left out.
         batches = [batch for batch in order.split(recipe.batch_size) if len(batch) > 1] or [order]
@@ -206,7 +206,7 @@ def _step(
 
 def to_input(images: Tensor, run: StageRun) -> Tensor:
     """uint8 images to what a network takes: float in [0, 1], in the device's preferred layout."""
-    return images.to(torch.float32, memory_format=run.compute.memory_format).div_(255)
+    return images.to(torch.float32, memory_format=run.compute.layout(images)).div_(255)
 
 
 @contextmanager

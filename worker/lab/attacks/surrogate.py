@@ -117,7 +117,7 @@ def in_chunks(
                 share = (before + size * step / steps) / len(images)
                 run.recorder.progress(run.scope, 0, 1, run.progress.fraction(share * run.planned.epochs))
 
-        drawn = generator(device, run.planned.key, before)
+        drawn = generator(device, run.planned.stream, before)
         done = torch.cat([done, craft(rows, drawn, tick)])
         run.checkpoint(lambda done=done: ({"done": done}, {"epoch": 0}))  # type: ignore[misc]
     run.epoch_done(1, 1, {})
@@ -126,4 +126,4 @@ def in_chunks(
 
 def to_unit(images: Tensor, compute: Compute) -> Tensor:
     """uint8 to float in [0, 1], in the device's preferred layout."""
-    return images.to(torch.float32, memory_format=compute.memory_format).div_(255)
+    return images.to(torch.float32, memory_format=compute.layout(images)).div_(255)

@@ -32,7 +32,7 @@ class TrojanAttack(Attack[Trojan]):
 
     def _tune(self, network: Network, lab: AttackLab, run: StageRun) -> Outcome:
         device = lab.train.images.device
-        drawn = generator(device, run.planned.key)
+        drawn = generator(device, run.planned.stream)
         order = torch.randperm(len(lab.train), generator=drawn, device=device)[:IMAGES]
         x = to_unit(lab.train.images[order], lab.compute)
         rows, columns = place(self.spec.position, self.spec.size, self.spec.margin, self.facts)

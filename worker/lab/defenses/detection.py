@@ -32,7 +32,7 @@ def superimposed(
     ``images`` and ``overlays`` uint8 ``[N, C, H, W]`` and ``[M, C, H, W]``, the latter scaled by ``weight``;
     sums are clipped at white (Gao et al. 2019, section 4.1).
     """
-    drawn = generator(images.device, run.planned.key, len(images))
+    drawn = generator(images.device, run.planned.stream, len(images))
     for _ in range(times):
         run.recorder.check()
         chosen = torch.randint(len(overlays), (len(images),), device=images.device, generator=drawn)

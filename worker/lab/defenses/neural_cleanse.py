@@ -141,7 +141,7 @@ def invert(spec: NeuralCleanse, lab: DetectionDefense, clean: CleanSet, stage: S
     device = lab.compute.device
     images = clean.images
     labels = torch.cat([clean.fit.labels, clean.held_out.labels])
-    drawn = torch.Generator(device).manual_seed(derive_seed(stage.planned.key, "triggers"))
+    drawn = torch.Generator(device).manual_seed(derive_seed(stage.planned.stream, "triggers"))
     triggers = Triggers(lab.facts.classes, (lab.facts.channels, lab.facts.height, lab.facts.width), drawn)
     recipe = small_set_recipe(
         lab, len(images), epochs=spec.epochs, learning_rate=spec.learning_rate, schedule=constant
