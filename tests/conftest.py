@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch comes: as many processes as cores may be testing
+
 import httpx2
 import pytest
 
 from app.children import before_exec
 from tests.processes import alive, command_line, descendants
+from tests.servers import Postgres
 
 # Two threads on a machine that is busy wait for each other most of the time: a training step took ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -32,6 +35,9 @@ QUICK = {
     "BDLAB_CHECK_SECONDS": "30",
 }
 START_SECONDS, STOP_SECONDS = 90.0, 40.0
+EMBEDDED, SERVERS = "embedded", "servers"
+"""Which `stack`: SQLite, Valkey, a folder; or PostgreSQL, Valkey, S3."""
+BOTH = pytest.mark.parametrize("stack", [EMBEDDED, SERVERS], indirect=True)
 TERMINAL = ("succeeded", "failed", "canceled")
 CHILDREN = {
     "broker": "valkey-server",
@@ -41,6 +47,21 @@ CHILDREN = {
     "interactive": "worker.interactive",
     "checks": "worker.checks",
 }
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """How `make test` shares tests out to two processes: all that use the one service go to one of them, which begins
+    at once; else a file stays together. With one process this changes nothing but the order."""
+
+    def group(item: pytest.Item) -> str:
+        if "stack" not in getattr(item, "fixturenames", ()):
+            return item.location[0]
+        return item.callspec.params.get("stack", EMBEDDED) if hasattr(item, "callspec") else EMBEDDED
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: {EMBEDDED: 0, SERVERS: 1}.get(group(item), 2))
 
 
 class Stack:
@@ -173,6 +194,20 @@ def new_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...
 
 
 @pytest.fixture(scope="session")
-def stack(new_stack: Callable[..., Stack]) -> Stack:
-    """One service for all tests that leave it as it was."""
+def postgres() -> Iterator[Postgres]:
+    """One server for all tests; each takes a database of its own from it, and leaves it running."""
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def embedded(new_stack: Callable[..., Stack]) -> Stack:
+    """One service with nothing but the defaults, for all tests that leave it as it was."""
     return new_stack()
+
+
+@pytest.fixture(scope="session")
+def stack(request: pytest.FixtureRequest) -> Stack:
+    """The embedded one, or each of those for which a module's mark `BOTH` asks."""
+    stack: Stack = request.getfixturevalue(getattr(request, "param", EMBEDDED))
+    return stack

@@ -1,6 +1,18 @@
-"""Processes as /proc shows them."""
+"""Processes as /proc shows them, and waiting for them."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
+    """The first true value of ``condition()``."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"{what} did not come within {seconds} s"
+        time.sleep(0.02)
+    return found
 
 
 def descendants(pid: int, depth: int | None = None) -> list[int]:

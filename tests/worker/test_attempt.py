@@ -332,6 +332,7 @@ def test_a_run_that_ignores_a_cancel_takes_its_process_along(house: House, tmp_p
     mine = house.submit()
     environment = os.environ | {
         "BDLAB_HOME": str(tmp_path),
+        "BDLAB_DATABASE_URL": house.settings.database_url,
         "BDLAB_CANCEL_GRACE_SECONDS": "0.5",
         "BDLAB_HEARTBEAT_SECONDS": "0.2",
     }
