@@ -25,6 +25,7 @@ from app.commands import (
     studies,
     sweeps,
     uploads,
+    workers,
 )
 from app.commands.common import BAD_INPUT, NO_SERVICE, NOT_FOUND, CommandError
 
@@ -50,6 +51,7 @@ app.command()(experiments.cancel)
 app.command()(experiments.retry)
 app.command()(experiments.predict)
 app.command()(experiments.catalog)
+app.command()(workers.workers)
 app.add_typer(sweeps.app, name="sweep")
 app.add_typer(studies.app, name="study")
 app.add_typer(artifacts.app, name="artifacts")

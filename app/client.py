@@ -231,6 +231,10 @@ class Client(ResultsCalls):
         """Whose key this is, its scopes, and how much of the owner's quotas is used."""
         return self._object("GET", "/v1/me", repeat=True)
 
+    def workers(self) -> Json:
+        """Workers with device, memory, state and version, and the length of every queue."""
+        return self._object("GET", "/v1/workers", repeat=True)
+
     def ready(self) -> bool:
         """Whether database, broker, object store and workers are all there."""
         try:

@@ -33,6 +33,7 @@ from app.studies.routes import router as studies
 from app.sweeps.routes import router as sweeps
 from app.uploads.routes import STREAMED
 from app.uploads.routes import router as uploads
+from app.workers.routes import router as workers
 
 DESCRIPTION = """
 Backdoor attacks and defences as experiments: submit a spec, follow it, read its numbers and files.
@@ -90,6 +91,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         keys,
         audit,
         health,
+        workers,
         *DASHBOARD,
     ):
         app.include_router(router)

@@ -15,10 +15,12 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 from billiard.process import active_children  # type: ignore[import-untyped]
 from celery import Celery, signals
+from celery.worker.state import active_requests
 
 from app.core.broker import (
     CHECK_UPLOAD,
@@ -68,9 +70,14 @@ def make_app(settings: Settings) -> Celery:
     return celery
 
 
-def worker_name(pid: int, queue: str) -> str:
-    """A worker's name: its host, its main process, its queue."""
-    return f"{socket.gethostname()}:{pid}:{queue}"
+def worker_name(pid: int, queues: Sequence[str]) -> str:
+    """A worker's name: its host, its main process, its queues."""
+    return f"{socket.gethostname()}:{pid}:{'+'.join(queues)}"
+
+
+def served(celery: Celery) -> tuple[str, ...]:
+    """The queues of this worker; a child has them from its parent."""
+    return tuple(sorted(celery.amqp.queues.consume_from))
 
 
 settings = Settings()
@@ -88,8 +95,9 @@ def _log_plainly(**_: Any) -> None:
 def _register(sender: Any, **_: Any) -> None:
     # On the event loop's timer and not in a thread: a fork while a thread holds one of SQLite's locks would
     # leave the child with a lock that nobody opens.
-    (queue,) = sender.app.amqp.queues.consume_from
-    registration = Registration(settings.database, worker_name(os.getpid(), queue), queue)
+    queues = served(sender.app)
+    name = worker_name(os.getpid(), queues)
+    registration = Registration(settings.database, name, queues, lambda: bool(active_requests))
     _registration.append(registration)
     registration.renew()
     sender.timer.call_repeatedly(SIGN_OF_LIFE_SECONDS, registration.renew)
@@ -100,6 +108,8 @@ def _hand_back(**_: Any) -> None:
     """Without this, shutting down would wait for a training to end, which may take days."""
     for child in active_children():
         os.kill(child.pid, signal.SIGTERM)
+    for registration in _registration:
+        registration.drain()
 
 
 @signals.worker_shutdown.connect

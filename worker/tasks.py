@@ -7,12 +7,12 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from app.core.broker import CHECK_UPLOAD, EXPERIMENTS, PREDICT, PREVIEW, RUN_EXPERIMENT
+from app.core.broker import CHECK_UPLOAD, PREDICT, PREVIEW, RUN_EXPERIMENT
 from app.core.objects import Objects
 from app.specs.dataset import DatasetSpec
 from app.specs.experiment import ExperimentSpec
 from worker.attempt import attempt
-from worker.celery import app, settings, worker_name
+from worker.celery import app, served, settings, worker_name
 from worker.lab.contracts import LabError
 from worker.uploads import fetch_dataset
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 @app.task(name=RUN_EXPERIMENT)
 def run_experiment(experiment_id: str) -> None:
     """Run an experiment, if it is still queued. Everything to know about it lies in SQL."""
-    attempt(experiment_id, worker_name(os.getppid(), EXPERIMENTS), settings, _run)
+    attempt(experiment_id, worker_name(os.getppid(), served(app)), settings, _run)
 
 
 def _run(*args: Any, **options: Any) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from app.core.database import utcnow
 from app.doctor.databases import clock
 from app.doctor.findings import Finding, Patient, error, ok, warning
 from app.experiments.tables import QUEUED, RUNNING, Experiment, Outbox, WorkerHeartbeat
-from app.health.service import WORKER_SECONDS
+from app.workers.repository import ALIVE_SECONDS
+from app.workers.service import skew
 
 AHEAD = timedelta(seconds=2)
 COMMANDS = {
@@ -27,18 +28,20 @@ def workers(patient: Patient) -> Iterator[Finding]:
     now = utcnow()
     with patient.database.reading() as session:
         rows = session.scalars(select(WorkerHeartbeat).order_by(WorkerHeartbeat.name)).all()
-    alive = [row for row in rows if row.seen_at >= now - timedelta(seconds=WORKER_SECONDS)]
+    alive = [row for row in rows if row.seen_at >= now - timedelta(seconds=ALIVE_SECONDS)]
     if not alive and not patient.up and not patient.settings.broker_url:
         yield warning("workers", "none: the service does not run", "bdlab up")
         return
     for queue, command in COMMANDS.items():
-        found = [f"{row.name} ({row.device})" for row in alive if row.queue == queue]
+        found = [f"{row.name} ({row.device})" for row in alive if queue in row.queue.split(",")]
         if found:
             yield ok("workers", f"{queue}: {'; '.join(found)}")
         else:
             yield error(
-                "workers", f"none on the queue {queue!r} in the last {WORKER_SECONDS:g} s", f"start {command}"
+                "workers", f"none on the queue {queue!r} in the last {ALIVE_SECONDS:g} s", f"start {command}"
             )
+    for text in skew(alive):
+        yield warning("workers", text, "start it anew with the code of this machine")
     ahead = max(alive, key=lambda row: row.seen_at, default=None)
     if ahead is not None and ahead.seen_at > now + AHEAD:
         yield clock(f"worker {ahead.name}", ahead.seen_at)

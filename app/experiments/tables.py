@@ -12,6 +12,8 @@ from app.core.owners import LOCAL, Owned, owned_index
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELED = "queued", "running", "succeeded", "failed", "canceled"
 TERMINAL = (SUCCEEDED, FAILED, CANCELED)
 EXPERIMENT = "experiments.id"
+IDLE, BUSY, DRAINING = "idle", "busy", "draining"
+"""What a worker says of itself."""
 
 
 class Experiment(Owned, Base):
@@ -152,12 +154,17 @@ class Idempotency(Owned, Base):
 
 
 class WorkerHeartbeat(Base):
-    """A worker process that is alive, by its last sign of life."""
+    """A worker process that is alive, by its last sign of life. ``queue`` holds its queues, with commas between."""
 
     __tablename__ = "workers"
 
     name: Mapped[str] = mapped_column(String(200), primary_key=True)
     queue: Mapped[str] = mapped_column(String(32))
     device: Mapped[str] = mapped_column(String(200))
+    device_kind: Mapped[str] = mapped_column(String(8), default="cpu", server_default="cpu")
+    memory: Mapped[dict[str, int | None]] = mapped_column(Json, default=dict, server_default="{}")
+    state: Mapped[str] = mapped_column(String(16), default=IDLE, server_default=IDLE)
+    version: Mapped[str] = mapped_column(String(64), default="", server_default="")
+    lab_version: Mapped[int] = mapped_column(default=1, server_default="1")
     started_at: Mapped[datetime] = mapped_column(UtcDateTime)
     seen_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)

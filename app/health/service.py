@@ -1,20 +1,16 @@
 """Is everything there that the service needs?"""
 
 from collections.abc import Callable
-from datetime import timedelta
 
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.core.broker import EXPERIMENTS, INTERACTIVE, BrokerError
 from app.core.context import Context
-from app.core.database import utcnow
 from app.core.objects import ObjectStoreError
-from app.experiments.tables import Experiment, WorkerHeartbeat
+from app.experiments.tables import Experiment
 from app.health.schemas import Check, Readiness
-
-WORKER_SECONDS = 30.0
-"""A worker that was not seen for so long is taken for dead."""
+from app.workers import repository as workers
 
 
 def readiness(context: Context) -> Readiness:
@@ -37,13 +33,12 @@ def readiness(context: Context) -> Readiness:
 
 def live_workers(context: Context) -> dict[str, list[str]]:
     """Names of the workers that were seen lately, by queue."""
-    alive: dict[str, list[str]] = {EXPERIMENTS: [], INTERACTIVE: []}
-    since = utcnow() - timedelta(seconds=WORKER_SECONDS)
-    query = select(WorkerHeartbeat).where(WorkerHeartbeat.seen_at >= since).order_by(WorkerHeartbeat.name)
+    found: dict[str, list[str]] = {EXPERIMENTS: [], INTERACTIVE: []}
     with context.database.whole.reading() as session:
-        for worker in session.scalars(query):
-            alive.setdefault(worker.queue, []).append(worker.name)
-    return alive
+        for worker in workers.alive(session):
+            for queue in worker.queue.split(","):
+                found.setdefault(queue, []).append(worker.name)
+    return found
 
 
 def _database(context: Context) -> Check:
@@ -64,5 +59,7 @@ def _objects(context: Context) -> Check:
 def _worker(context: Context, queue: str) -> Check:
     names = live_workers(context)[queue]
     if not names:
-        return Check(ok=False, detail=f"no worker on the queue {queue!r} in the last {WORKER_SECONDS:g} s")
+        return Check(
+            ok=False, detail=f"no worker on the queue {queue!r} in the last {workers.ALIVE_SECONDS:g} s"
+        )
     return Check(ok=True, detail=", ".join(names))

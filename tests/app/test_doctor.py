@@ -13,6 +13,7 @@ from sqlalchemy import text
 from app.core import migrations
 from app.core.database import Database, utcnow
 from app.core.security import make_signer
+from app.core.versions import code_version
 from app.doctor.examination import CHECKS, examine
 from app.doctor.findings import Finding
 from app.experiments import lifecycle
@@ -54,6 +55,7 @@ def alive(queue: str, **more: Any) -> WorkerHeartbeat:
             "name": f"h:1:{queue}",
             "queue": queue,
             "device": "cpu",
+            "version": code_version(),
             "started_at": utcnow(),
             "seen_at": utcnow(),
         }
@@ -69,6 +71,7 @@ def test_a_healthy_service_has_no_errors(tmp_path: Path, look: Look, valkey: Val
         session.add_all(alive(queue) for queue in ("experiments", "interactive", "checks"))
     found = look(BDLAB_BROKER_URL=valkey.url)
     assert [f for f in found if f.state == "error"] == []
+    assert "version" not in told(found, "workers", "warning")
     assert not any(f.mend for f in found if f.state == "ok")
     assert "SQLite" in told(found, "database", "ok")
     assert "write-ahead log" in told(found, "database", "ok")
@@ -238,3 +241,11 @@ def test_the_command(tmp_path: Path) -> None:
         "ERROR    settings: BDLAB_MAX_ATTEMPTS='0' is not allowed. To mend it: "
         "input should be greater than or equal to 1; unset it for its default"
     ]
+
+
+def test_a_worker_with_other_code_is_found(tmp_path: Path, look: Look) -> None:
+    settings = Settings(home=tmp_path / "home")
+    migrations.upgrade(settings.database)
+    with closing(Database(settings.database)) as database, database.writing() as session:
+        session.add(alive("experiments", version="0.0.9+1"))
+    assert "h:1:experiments runs version 0.0.9+1, not" in told(look(), "workers", "warning")
