@@ -21,6 +21,14 @@ class WaitTimeoutError(BdlabError):
     """The experiment did not end in time; it goes on running."""
 
 
+class MissingPackageError(BdlabError, ImportError):
+    """What was asked for needs a package that is not installed; the message names it."""
+
+
+class UnsuitableFileError(BdlabError, ValueError):
+    """An artifact is of another kind than was asked for."""
+
+
 class ApiError(BdlabError):
     """The service answered with a problem (RFC 9457).
 

@@ -87,7 +87,7 @@ def test_the_curl_examples_of_the_readme_work_in_their_order(stack: Stack, tmp_p
 
 @pytest.mark.parametrize(("name", "text"), blocks("python"))
 def test_python_examples_call_what_there_is(name: str, text: str) -> None:
-    from app.client import Client  # noqa: PLC0415
+    from bdlab import Client  # noqa: PLC0415
 
     calls = [node.func for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
     used = {

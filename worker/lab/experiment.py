@@ -17,6 +17,7 @@ from app.specs.defense import DefenseSpec
 from app.specs.defenses.base import CleanSetDefense
 from app.specs.experiment import ATTACK, CLEAN, UNDEFENDED, ExperimentSpec
 from app.specs.facts import DatasetFacts
+from app.specs.model import ModelSpec
 from app.specs.stages import PlannedStage, plan
 from app.specs.summary import arms_document
 from app.specs.victims import check_victim
@@ -346,8 +347,8 @@ def stamped_like(network: Network, tensors: dict[str, Tensor]) -> Network:
     return Stamped.around(network, tensors) if "stamp_mask" in tensors else network
 
 
-def load_model(spec: ExperimentSpec, facts: DatasetFacts, tensors: dict[str, Tensor]) -> Network:
+def load_model(spec: ModelSpec, facts: DatasetFacts, tensors: dict[str, Tensor]) -> Network:
     """A network of ``spec`` with the weights of a stored checkpoint, ready to predict on the CPU."""
-    network = stamped_like(build(spec.model, facts, "load"), tensors)
+    network = stamped_like(build(spec, facts, "load"), tensors)
     network.load_state_dict(tensors)
     return network.eval().to(torch.device("cpu"))

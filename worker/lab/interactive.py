@@ -103,7 +103,7 @@ def predict(
     compute = choose("cpu", "float32", compile=False)
     arms = []
     for arm, checkpoint in checkpoints.items():
-        network = load_model(spec, data.facts, load(checkpoint))
+        network = load_model(spec.model, data.facts, load(checkpoint))
         chances = logits_of(network, pixels, compute).softmax(1)[0]
         best = int(chances.argmax())
         arms.append(

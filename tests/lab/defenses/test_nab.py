@@ -19,6 +19,6 @@ def test_the_stamp_undoes_the_trigger_also_in_the_kept_checkpoint() -> None:
     assert number(done, "nab", "clean_accuracy") > 0.7
     whole = ExperimentSpec.model_validate(spec(BADNETS, {"name": "nab", "clean_ratio": 0.2}))
     data = load_data(whole.dataset, DIGITS_ONLY, 0)
-    kept = load_model(whole, data.facts, load(done.files["seed-0/nab/model.safetensors"]))
+    kept = load_model(whole.model, data.facts, load(done.files["seed-0/nab/model.safetensors"]))
     here = choose("cpu", "float32", False)
     assert accuracy(kept, data.test, here) == pytest.approx(number(done, "nab", "clean_accuracy"))
