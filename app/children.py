@@ -97,14 +97,19 @@ class Child:
         return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
+def die_with(parent: int) -> None:
+    """Have this process killed when its ``parent`` dies; end it if that has happened. Only Linux can."""
+    if _libc is not None:
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
 def before_exec(niceness: int, parent: int) -> Callable[[], None]:
     """What a new process does before it becomes its command: be killed with ``parent``, and be nice."""
 
     def prepare() -> None:
-        if _libc is not None:
-            _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            if os.getppid() != parent:  # it died before we could ask to be told
-                os._exit(1)
+        die_with(parent)
         os.nice(niceness)
         # Linux schedules whole sessions against each other by the session's own niceness, not by its processes'.
         with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as autogroup:

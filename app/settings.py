@@ -27,6 +27,9 @@ class Settings(BaseSettings):
     objects_url: str = Field(
         "", description="Object store, s3://bucket/prefix or file:///folder; empty: a folder under home."
     )
+    objects_public_endpoint: str = Field(
+        "", description="Address of S3 in links for clients, if they do not reach it under AWS_ENDPOINT_URL."
+    )
     data_dir: Path | None = Field(None, description="Data sets; default: data under home.")
 
     secret: SecretStr = Field(

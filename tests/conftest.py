@@ -16,7 +16,7 @@ import pytest
 
 from app.children import before_exec
 from tests.processes import alive, command_line, descendants
-from tests.servers import Postgres
+from tests.servers import S3, Postgres
 
 # Two threads on a machine that is busy wait for each other most of the time: a training step took ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -197,6 +197,13 @@ def new_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...
 def postgres() -> Iterator[Postgres]:
     """One server for all tests; each takes a database of its own from it, and leaves it running."""
     with Postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3]:
+    """One server for all tests, which leave it running."""
+    with S3() as server:
         yield server
 
 

@@ -22,6 +22,7 @@ from billiard.process import active_children  # type: ignore[import-untyped]
 from celery import Celery, signals
 from celery.worker.state import active_requests
 
+from app.children import die_with
 from app.core.broker import (
     CHECK_UPLOAD,
     CHECKS,
@@ -80,6 +81,7 @@ def served(celery: Celery) -> tuple[str, ...]:
     return tuple(sorted(celery.amqp.queues.consume_from))
 
 
+PARENT = os.getpid()
 settings = Settings()
 app = make_app(settings)
 _registration: list[Registration] = []
@@ -89,6 +91,13 @@ _registration: list[Registration] = []
 def _log_plainly(**_: Any) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("celery.app.trace").setLevel(logging.WARNING)  # it would print every picture it returns
+
+
+@signals.worker_process_init.connect
+def _stay_with_the_parent(**_: Any) -> None:
+    """A child that outlived its parent would train beside the one that the next parent starts."""
+    if os.getpid() != PARENT:
+        die_with(PARENT)
 
 
 @signals.worker_ready.connect

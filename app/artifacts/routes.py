@@ -1,21 +1,31 @@
 """The list of an experiment's files, and their bytes."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import StreamingResponse
 
-from app.artifacts import service
-from app.artifacts.schemas import Artifacts, Kind
+from app.artifacts import links, service
+from app.artifacts.links import LONGEST_SECONDS
+from app.artifacts.schemas import Artifacts, Kind, Link
+from app.artifacts.serving import serve
+from app.artifacts.tables import Artifact
 from app.audit.trail import mark
-from app.core.context import Ctx
-from app.core.errors import ForbiddenError, NotFoundError
+from app.core.context import Context, Ctx
+from app.core.errors import ForbiddenError
 from app.core.openapi import problems
-from app.core.security import BACKDOORED
+from app.core.security import BACKDOORED, public
 
 router = APIRouter(prefix="/v1", tags=["artifacts"])
 BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+PARTIAL: dict[int | str, dict[str, Any]] = {
+    206: {"description": "The part that `Range` asks for.", "content": BYTES},
+    304: {"description": "Not modified: `If-None-Match` names the file's hash."},
+}
+# `serve` reads these itself; the routes name them for the API page.
+Range = Annotated[str | None, Header(description="One range of bytes", examples=["bytes=0-99"])]
+IfNoneMatch = Annotated[str | None, Header()]
+IfRange = Annotated[str | None, Header()]
 
 
 @router.get(
@@ -38,8 +48,7 @@ def listing(
     response_class=Response,
     responses={
         200: {"description": "The file.", "content": BYTES},
-        206: {"description": "The part that `Range` asks for.", "content": BYTES},
-        304: {"description": "Not modified: `If-None-Match` names the file's hash."},
+        **PARTIAL,
         **problems(404, 416, 503),
     },
 )
@@ -48,9 +57,9 @@ async def content(
     request: Request,
     artifact_id: str,
     context: Ctx,
-    range: Annotated[str | None, Header(description="One range of bytes", examples=["bytes=0-99"])] = None,
-    if_none_match: Annotated[str | None, Header()] = None,
-    if_range: Annotated[str | None, Header()] = None,
+    range: Range = None,
+    if_none_match: IfNoneMatch = None,
+    if_range: IfRange = None,
 ) -> Response:
     """The file as it was stored. The ETag is its SHA-256.
 
@@ -58,34 +67,59 @@ async def content(
     `artifacts:backdoored`.
     """
     artifact = await run_in_threadpool(service.find, context, artifact_id)
-    tag = f'"{artifact.sha256}"'
-    headers = {
-        "ETag": tag,
-        "Accept-Ranges": "bytes",
-        "Cache-Control": "private, no-cache",
-        "Content-Disposition": f'attachment; filename="{service.file_name(artifact)}"',
-        "X-Content-Type-Options": "nosniff",
-    }
+    check_scope(request, context, artifact)
+    return await serve(request, context, artifact)
+
+
+@router.get(
+    "/artifacts/{artifact_id}/link",
+    summary="A link to a file that needs no key",
+    responses=problems(403, 404, 422),
+)
+def link(
+    request: Request,
+    response: Response,
+    artifact_id: str,
+    context: Ctx,
+    seconds: Annotated[int, Query(ge=1, le=LONGEST_SECONDS, description="How long it works")] = 600,
+) -> Link:
+    """Whoever has the link can fetch the file until it expires: another machine, a browser, a colleague.
+
+    With S3 the link leads straight to the bucket, so large files do not pass through this service. Otherwise it leads
+    here. It cannot be revoked. A file that carries a backdoor needs a key with the scope `artifacts:backdoored`.
+    """
+    artifact = service.find(context, artifact_id)
+    check_scope(request, context, artifact)
+    response.headers["Cache-Control"] = "no-store"
+    return links.make(context, artifact, seconds, str(request.base_url))
+
+
+@router.get(
+    "/downloads/{token}",
+    summary="Bytes of a file, by a link",
+    response_class=Response,
+    responses={200: {"description": "The file.", "content": BYTES}, **PARTIAL, **problems(404, 416, 503)},
+)
+@router.head("/downloads/{token}", include_in_schema=False)
+@public
+async def download(
+    request: Request,
+    token: str,
+    context: Ctx,
+    range: Range = None,
+    if_none_match: IfNoneMatch = None,
+    if_range: IfRange = None,
+) -> Response:
+    """What `GET /v1/artifacts/{artifact_id}/link` leads to where the files are in a folder. It needs no key."""
+    artifact = await run_in_threadpool(links.follow, context, token)
+    return await serve(request, context, artifact)
+
+
+def check_scope(request: Request, context: Context, artifact: Artifact) -> None:
+    """Raises ForbiddenError if the file carries a backdoor, which this key may not have."""
     if artifact.details.get("backdoored"):
-        headers["X-Backdoored"] = "true"
         mark(request)
         if BACKDOORED not in context.principal.scopes:
             raise ForbiddenError(
                 f"this file carries a backdoor; it needs a key with the scope {BACKDOORED!r}"
             )
-    if if_none_match and ("*" in if_none_match or tag in if_none_match):
-        return Response(status_code=304, headers=headers)
-    wanted = None
-    if request.method == "GET" and (if_range is None or if_range == tag):
-        wanted = service.part(range, artifact.size)
-    start, stop = wanted or (0, artifact.size)
-    headers["Content-Length"] = str(stop - start)
-    if wanted:
-        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{artifact.size}"
-    if request.method == "HEAD":
-        return Response(headers=headers, media_type=artifact.media_type)
-    chunks = await context.objects.stream(artifact.object_key, start, stop)
-    if chunks is None:
-        raise NotFoundError(f"the file of artifact {artifact_id} is no longer in the object store")
-    status = 206 if wanted else 200
-    return StreamingResponse(chunks, status_code=status, headers=headers, media_type=artifact.media_type)

@@ -29,3 +29,14 @@ class Artifacts(BaseModel):
     """The files of an experiment, by name."""
 
     artifacts: list[ArtifactOut]
+
+
+class Link(BaseModel):
+    """Where to fetch a file without a key, and how to know that it is the right one."""
+
+    url: str
+    expires_at: datetime
+    file_name: str = Field(examples=["seed-0_abl_curves.png"])
+    size: int = Field(description="Bytes.")
+    sha256: str
+    backdoored: bool

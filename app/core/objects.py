@@ -28,6 +28,7 @@ class Objects:
 
     def __init__(self, url: str) -> None:
         """Raises ObjectStoreError if ``url`` cannot be used."""
+        self._url: Any = url  # some literals of S3's are typed, and any URL goes
         with _errors(f"cannot open {url!r}"):
             self._store: Any
             if url.startswith("file://"):
@@ -94,6 +95,18 @@ class Objects:
                 obstore.delete(self._store, key)
             except FileNotFoundError:
                 return
+
+    def signed_url(self, key: str, seconds: int, endpoint: str = "") -> str | None:
+        """A URL at which anybody can read the object for so many seconds; None where the store has no such thing.
+
+        ``endpoint`` is the address under which readers reach the store, if that is not ours. Whether there is such
+        an object is not looked up.
+        """
+        if isinstance(self._store, LocalStore):
+            return None
+        with _errors(f"cannot sign a link to {key!r}"):
+            store: Any = from_url(self._url, endpoint=endpoint) if endpoint else self._store
+            return str(obstore.sign(store, "GET", key, timedelta(seconds=seconds)))
 
     async def stream(self, key: str, start: int, stop: int) -> AsyncIterator[bytes] | None:
         """The bytes ``[start, stop)`` of an object in chunks, or None if there is no such object.

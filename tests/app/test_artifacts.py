@@ -2,8 +2,13 @@
 
 import hashlib
 import os
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
+import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -144,6 +149,54 @@ def test_a_lost_file_is_said_so(service: Service, files: dict[str, Any]) -> None
     answer = service.http.get(artifact["content"])
     assert (answer.status_code, "object store" in answer.json()["detail"]) == (404, True)
     service.store(b"picture")
+
+
+def test_a_link_gives_the_file_without_a_key(service: Service, files: dict[str, Any]) -> None:
+    artifact = files["seed-0/undefended/model.safetensors"]
+    link = service.http.get(f"/v1/artifacts/{artifact['id']}/link").json()
+    assert link["file_name"] == "seed-0_undefended_model.safetensors"
+    assert (link["size"], link["sha256"], link["backdoored"]) == (len(DATA), artifact["sha256"], True)
+    assert (
+        timedelta(seconds=590)
+        < datetime.fromisoformat(link["expires_at"]) - utcnow()
+        <= timedelta(minutes=10)
+    )
+    with httpx2.Client() as anybody:
+        whole = anybody.get(link["url"])
+        assert (whole.status_code, whole.headers["X-Backdoored"]) == (200, "true")
+        assert whole.content == DATA
+        assert anybody.get(link["url"], headers={"Range": "bytes=5-9"}).content == DATA[5:10]
+        assert anybody.head(link["url"]).headers["Content-Length"] == str(len(DATA))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda t: t[:-2] + "xy", lambda t: "x" + t, lambda t: t[:8], lambda t: "é"]
+)
+def test_a_link_that_was_changed_leads_nowhere(
+    service: Service, files: dict[str, Any], change: Callable[[str], str]
+) -> None:
+    url = service.http.get(f"/v1/artifacts/{files['empty.txt']['id']}/link").json()["url"]
+    front, _, token = url.rpartition("/")
+    answer = httpx2.get(f"{front}/{change(token)}")
+    assert (answer.status_code, "no link" in answer.json()["detail"]) == (404, True)
+
+
+def test_a_cursor_is_no_link(service: Service) -> None:
+    service.submit()
+    service.submit()
+    cursor = parse_qs(urlsplit(service.http.get("/v1/experiments?limit=1").json()["next"]).query)["cursor"][0]
+    assert service.http.get(f"/v1/downloads/{cursor}").status_code == 404
+
+
+def test_a_link_expires(service: Service, files: dict[str, Any]) -> None:
+    link = f"/v1/artifacts/{files['seed-0/abl/curves.png']['id']}/link"
+    url = service.http.get(link, params={"seconds": 1}).json()["url"]
+    assert httpx2.get(url).content == b"picture"
+    time.sleep(1.1)
+    answer = httpx2.get(url)
+    assert (answer.status_code, "expired" in answer.json()["detail"]) == (404, True)
+    for seconds in (0, 86_401):
+        assert service.http.get(link, params={"seconds": seconds}).status_code == 422
 
 
 @given(st.text(max_size=70), st.integers(0, 1000))

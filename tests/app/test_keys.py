@@ -174,6 +174,7 @@ def test_what_carries_a_backdoor_needs_its_own_scope(made: People) -> None:
         assert refused.status_code == 403
         assert careful.request(method, f"/v1/artifacts/{good}/content").status_code == 200
         assert ann.request(method, f"/v1/artifacts/{bad}/content").status_code == 200
+    assert careful.get(f"/v1/artifacts/{bad}/link").status_code == 403
     assert "'artifacts:backdoored'" in careful.get(f"/v1/artifacts/{bad}/content").json()["detail"]
 
 
