@@ -33,6 +33,7 @@ from app.studies.routes import router as studies
 from app.sweeps.routes import router as sweeps
 from app.uploads.routes import STREAMED
 from app.uploads.routes import router as uploads
+from app.webhooks.routes import router as webhooks
 from app.workers.routes import router as workers
 
 DESCRIPTION = """
@@ -87,6 +88,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         artifacts,
         interactive,
         uploads,
+        webhooks,
         catalog,
         keys,
         audit,

@@ -33,7 +33,8 @@ class Settings(BaseSettings):
     data_dir: Path | None = Field(None, description="Data sets; default: data under home.")
 
     secret: SecretStr = Field(
-        SecretStr(""), description="Signs cursors; empty: a file under home. Needed with several API hosts."
+        SecretStr(""),
+        description="Signs cursors, and makes webhooks' secrets; empty: a file under home. Needed with several hosts.",
     )
     key_pepper: SecretStr = Field(
         SecretStr(""),
@@ -45,7 +46,21 @@ class Settings(BaseSettings):
         None, description="Most seconds on workers' devices of one owner in 30 days.", ge=0
     )
     quota_bytes: int | None = Field(None, description="Most stored bytes of one owner.", ge=0)
+    quota_webhooks: int | None = Field(20, description="Most webhooks of one owner.", ge=0)
     rate_limit: int | None = Field(None, description="Most requests of one owner in a minute.", ge=1)
+
+    webhook_timeout: float = Field(
+        15.0, description="How long a webhook's receiver may take to answer.", gt=0
+    )
+    webhook_retry_seconds: float = Field(
+        86_400.0,
+        description="How long a delivery is tried again; a webhook to which nothing arrives for so long is disabled.",
+        ge=0,
+    )
+    webhook_private: bool = Field(
+        False,
+        description="Let webhooks go to private and loopback addresses. For a closed network, by who runs it.",
+    )
 
     max_body_bytes: int = Field(1_048_576, description="Largest accepted JSON body.", gt=0)
     max_image_bytes: int = Field(4_194_304, description="Largest accepted uploaded image.", gt=0)

@@ -27,6 +27,7 @@ from app.specs.model import ModelSpec
 from app.uploads import repository
 from app.uploads.facts import facts_of
 from app.uploads.tables import MODEL, READY, REFUSED, Upload, dataset_key, source_key
+from app.webhooks import outbox
 from worker.lab.contracts import LabError
 from worker.memory import at_most
 
@@ -187,6 +188,7 @@ def _finish(database: Database, objects: Objects, upload: Upload, found: Found) 
             row.reason = None if found.reason is None else _printable(found.reason)
             row.facts, row.version = found.facts, found.version
             row.checked_at, row.claimed_until = utcnow(), None
+            outbox.upload_checked(session, row)
     if row is None and not gone:
         return None
     # Nobody reads these again: a refused file, a data set that was converted, one that was deleted meanwhile.

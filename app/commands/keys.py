@@ -104,6 +104,7 @@ def limits(
     running: Most = None,
     device_seconds: Most = None,
     stored_bytes: Annotated[int | None, typer.Option("--bytes", min=0, show_default=False)] = None,
+    webhooks: Most = None,
     requests: Annotated[int | None, typer.Option(min=1, show_default=False, help="A minute.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -112,7 +113,12 @@ def limits(
     from app.keys.schemas import LimitsIn  # noqa: PLC0415
 
     chosen = LimitsIn(
-        queued=queued, running=running, device_seconds=device_seconds, bytes=stored_bytes, requests=requests
+        queued=queued,
+        running=running,
+        device_seconds=device_seconds,
+        bytes=stored_bytes,
+        webhooks=webhooks,
+        requests=requests,
     )
     changed = _on_database(lambda database, _: service.set_limits(database, owner, chosen))
     if as_json:

@@ -27,6 +27,7 @@ from app.results import tables as results
 from app.search import tables as search
 from app.sweeps import tables as sweeps
 from app.uploads import tables as uploads
+from app.webhooks import tables as webhooks
 
 TABLES = (
     owners,
@@ -40,6 +41,7 @@ TABLES = (
     search,
     sweeps,
     uploads,
+    webhooks,
 )
 """Every module that declares tables; imported so that `Base.metadata` is whole."""
 

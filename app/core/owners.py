@@ -48,6 +48,7 @@ class Owner(Base):
     max_running: Mapped[int | None] = mapped_column()
     max_device_seconds: Mapped[int | None] = mapped_column(BigInteger)
     max_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    max_webhooks: Mapped[int | None] = mapped_column()
     max_requests: Mapped[int | None] = mapped_column()
 
 
@@ -59,6 +60,7 @@ class Limits:
     running: int | None = None
     device_seconds: int | None = None
     bytes: int | None = None
+    webhooks: int | None = None
     requests: int | None = None
 
 

@@ -29,6 +29,7 @@ from app.experiments.tables import (
 )
 from app.keys import quotas, usage
 from app.results.tables import ArmNote
+from app.webhooks import outbox
 
 Outcome = Literal["succeeded", "failed", "canceled"]
 LOST, WAITING = "lost", "waiting"
@@ -45,7 +46,7 @@ def claim(session: Session, experiment_id: str, worker: str, lease_seconds: floa
     another, canceled, finished, deleted): a message is only a hint.
     """
     now = utcnow()
-    attempt = session.execute(
+    row = session.execute(
         update(Experiment)
         .where(Experiment.id == experiment_id, Experiment.status == QUEUED)
         .values(
@@ -55,14 +56,17 @@ def claim(session: Session, experiment_id: str, worker: str, lease_seconds: floa
             started_at=func.coalesce(Experiment.started_at, now),
             lease_expires_at=now + timedelta(seconds=lease_seconds),
         )
-        .returning(Experiment.attempt)
+        .returning(Experiment.attempt, Experiment.started_at)
         .execution_options(synchronize_session=False)
-    ).scalar_one_or_none()
-    if attempt is None:
+    ).one_or_none()
+    if row is None:
         return None
+    attempt, first_at = row
     session.add(Attempt(experiment_id=experiment_id, number=attempt, worker=worker, started_at=now))
     emit(session, experiment_id, "state", {"status": RUNNING, "attempt": attempt})
-    return attempt
+    if first_at == now:
+        outbox.experiment_changed(session, session.get_one(Experiment, experiment_id), "started", None)
+    return int(attempt)
 
 
 def heartbeat(session: Session, experiment_id: str, attempt: int, lease_seconds: float) -> bool:
@@ -228,6 +232,7 @@ def _end(session: Session, experiment: Experiment, status: str, reason: str | No
     if status == SUCCEEDED:
         experiment.progress = {**experiment.progress, "fraction": 1.0, "seconds_left": 0}
     emit(session, experiment.id, "state", _state(experiment, reason))
+    outbox.experiment_changed(session, experiment, status, reason)
 
 
 def _state(experiment: Experiment, reason: str | None) -> dict[str, Any]:

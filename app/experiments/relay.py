@@ -16,6 +16,7 @@ from app.experiments import queue
 from app.keys import running
 from app.settings import Settings
 from app.uploads.relay import announce
+from app.webhooks.sender import Sender
 
 log = logging.getLogger(__name__)
 LONGEST_PAUSE = 30.0
@@ -104,7 +105,14 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    run(Settings(), stop)
+    settings = Settings()
+    webhooks = threading.Thread(target=Sender(settings).run, args=[stop], name="webhooks")
+    webhooks.start()
+    try:
+        run(settings, stop)
+    finally:
+        stop.set()
+        webhooks.join()
 
 
 if __name__ == "__main__":

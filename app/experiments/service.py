@@ -28,6 +28,7 @@ from app.specs.checks import check
 from app.specs.experiment import ExperimentSpec
 from app.specs.stages import PlannedStage, arm_keys, plan
 from app.uploads import facts as uploads
+from app.webhooks import outbox
 
 log = logging.getLogger(__name__)
 
@@ -154,6 +155,7 @@ def remove(context: Context, experiment_id: str) -> None:
 def delete_rows(session: Session, ids: Sequence[str]) -> set[str]:
     """Delete experiments that do not run and are locked. Returns the objects that nobody needs any more."""
     keys = repository.object_keys(session, ids)
+    outbox.experiments_go(session, ids)
     indexing.forget(session, ids)
     session.execute(delete(Experiment).where(Experiment.id.in_(ids)))
     return keys - repository.referenced(session, keys)

@@ -17,6 +17,7 @@ def limits_of(owner: Owner, settings: Settings) -> Limits:
         running=first(owner.max_running, default.running),
         device_seconds=first(owner.max_device_seconds, default.device_seconds),
         bytes=first(owner.max_bytes, default.bytes),
+        webhooks=first(owner.max_webhooks, default.webhooks),
         requests=first(owner.max_requests, default.requests),
     )
 
@@ -28,5 +29,6 @@ def defaults(settings: Settings) -> Limits:
         running=settings.quota_running,
         device_seconds=settings.quota_device_seconds,
         bytes=settings.quota_bytes,
+        webhooks=settings.quota_webhooks,
         requests=settings.rate_limit,
     )

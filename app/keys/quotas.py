@@ -18,9 +18,10 @@ from app.core.owners import UNLIMITED, Limits, Owner
 from app.experiments.tables import QUEUED, RUNNING, Attempt, Experiment
 from app.keys import repository
 from app.uploads.tables import Upload
+from app.webhooks import repository as webhooks
 
 DAYS = 30
-RETRY_QUEUE, RETRY_TIME, RETRY_BYTES = 60, 3600, 3600
+RETRY_QUEUE, RETRY_TIME, RETRY_BYTES, RETRY_WEBHOOKS = 60, 3600, 3600, 3600
 
 
 def admit(session: Session, experiments: int) -> None:
@@ -28,9 +29,7 @@ def admit(session: Session, experiments: int) -> None:
     limits: Limits = session.info.get(LIMITS) or UNLIMITED
     if limits.queued is None and limits.device_seconds is None and limits.bytes is None:
         return
-    # Two requests at once must not both find the last place free.
-    owner_id: str = session.info[OWNER]
-    session.execute(select(Owner.id).where(Owner.id == owner_id).with_for_update())
+    _lock_owner(session)
     _check(limits.queued, experiments, lambda: queued(session), "queued experiments", RETRY_QUEUE)
     _check(limits.device_seconds, 1, lambda: device_seconds(session), "device seconds in 30 days", RETRY_TIME)
     admit_bytes(session, 1)
@@ -40,6 +39,14 @@ def admit_bytes(session: Session, size: int) -> None:
     """Raise TooManyError if the session's owner may not store so many bytes more."""
     limits: Limits = session.info.get(LIMITS) or UNLIMITED
     _check(limits.bytes, size, lambda: stored_bytes(session), "stored bytes", RETRY_BYTES)
+
+
+def admit_webhook(session: Session) -> None:
+    """Raise TooManyError if the session's owner may not have one webhook more."""
+    limits: Limits = session.info.get(LIMITS) or UNLIMITED
+    if limits.webhooks is not None:
+        _lock_owner(session)
+        _check(limits.webhooks, 1, lambda: webhooks.count(session), "webhooks", RETRY_WEBHOOKS)
 
 
 def queued(session: Session) -> int:
@@ -72,6 +79,12 @@ def stored_bytes(session: Session) -> int:
     )
     given = session.scalar(select(func.sum(Upload.size)))
     return int(made or 0) + int(given or 0)
+
+
+def _lock_owner(session: Session) -> None:
+    """Two requests at once must not both find the last place free."""
+    owner_id: str = session.info[OWNER]
+    session.execute(select(Owner.id).where(Owner.id == owner_id).with_for_update())
 
 
 def _count(session: Session, status: str) -> int:

@@ -14,6 +14,7 @@ from app.core.security import ADMIN, needs
 from app.keys import quotas, service
 from app.keys.schemas import KeyOut, KeyRequest, Keys, LimitsIn, Me, NewKeyOut, OwnerOut, Owners, Use
 from app.keys.secrets import Pepper
+from app.webhooks import repository as webhooks
 
 router = APIRouter(prefix="/v1", tags=["keys"], dependencies=[Depends(only_known)])
 
@@ -45,6 +46,7 @@ def me(context: Ctx) -> Me:
                 used=round(quotas.device_seconds(session), 1), limit=who.limits.device_seconds
             ),
             "bytes": Use(used=quotas.stored_bytes(session), limit=who.limits.bytes),
+            "webhooks": Use(used=webhooks.count(session), limit=who.limits.webhooks),
         }
     return Me(
         owner=who.owner,
@@ -121,7 +123,7 @@ def set_limits(
     limits: Annotated[LimitsIn, Body(openapi_examples=LIMITS)],
     _json: JsonBody,
 ) -> OwnerOut:
-    """All five at once; one that is left out is as in the settings again."""
+    """All of them at once; one that is left out is as in the settings again."""
     return service.set_limits(context.database, owner, limits)
 
 

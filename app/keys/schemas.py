@@ -62,6 +62,7 @@ class LimitsIn(BaseModel):
         None, ge=0, le=2**53, description="Seconds on workers' devices in 30 days."
     )
     bytes: int | None = Field(None, ge=0, le=2**53, description="Bytes of stored files.")
+    webhooks: int | None = Field(None, ge=0, le=2**31 - 1, description="Webhooks.")
     requests: int | None = Field(None, ge=1, le=2**31 - 1, description="Requests in a minute.")
 
 
@@ -98,5 +99,6 @@ class Me(BaseModel):
     )
     requests_per_minute: int | None = Field(description="Null: no limit.")
     quotas: dict[str, Use] = Field(
-        description="`queued` and `running` experiments, `device_seconds` of the last 30 days, stored `bytes`."
+        description="`queued` and `running` experiments, `device_seconds` of the last 30 days, stored `bytes`, "
+        "`webhooks`."
     )

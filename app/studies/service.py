@@ -21,6 +21,7 @@ from app.studies.schemas import Links, StudyOut, StudySummary, StudyValidation, 
 from app.sweeps import fleet, repository
 from app.sweeps.service import count_cached
 from app.sweeps.tables import STUDY, Sweep, SweepCell, SweepExperiment
+from app.webhooks import outbox
 
 
 def submit(context: Context, spec: StudySpec, key: str | None) -> tuple[dict[str, Any], bool]:
@@ -146,6 +147,8 @@ def _fill(context: Context, session: Session, study: Sweep, spec: StudySpec, key
             session.add(rows[place])
         rows[place].experiment_id, rows[place].arm = experiments[place]
     session.flush()
+    if experiments and not made and outbox.wants_ends(session, study.owner_id):
+        outbox.look_at(session, [study.id])  # all of it was there
 
 
 def _present(session: Session, study: Sweep) -> StudyOut:
