@@ -26,6 +26,7 @@ from app.commands import (
     sweeps,
     uploads,
     workers,
+    webhooks,
 )
 from app.commands.common import BAD_INPUT, NO_SERVICE, NOT_FOUND, CommandError
 
@@ -58,6 +59,7 @@ app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(data.app, name="data")
 app.add_typer(uploads.models, name="models")
 app.add_typer(uploads.datasets, name="datasets")
+app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(keys.app, name="keys")
 app.command()(demo.demo)
 app.command()(doctor.doctor)

@@ -30,6 +30,7 @@ from app.client_results import ResultsCalls
 from app.client_sweeps import Studies, Sweeps
 from app.client_types import TERMINAL, Artifact, Event, Experiment, LogLine, Results
 from app.client_uploads import Datasets, Models
+from app.client_webhooks import Webhooks
 from app.specs.experiment import ExperimentSpec
 
 Json = dict[str, Any]
@@ -54,6 +55,7 @@ class Client(ResultsCalls):
         self._http = httpx2.Client(base_url=self.url, timeout=timeout, headers=headers)
         self.sweeps, self.studies = Sweeps(self), Studies(self)
         self.models, self.datasets = Models(self), Datasets(self)
+        self.webhooks = Webhooks(self)
 
     def __enter__(self) -> Self:
         return self

@@ -89,14 +89,14 @@ def test_the_curl_examples_of_the_readme_work_in_their_order(stack: Stack, tmp_p
 def test_python_examples_call_what_there_is(name: str, text: str) -> None:
     from bdlab import Client  # noqa: PLC0415
 
-    calls = [node.func for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
     used = {
-        call.attr
-        for call in calls
-        if isinstance(call, ast.Attribute) and isinstance(call.value, ast.Name) and call.value.id == "client"
+        node.attr
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "client"
     }
-    assert used
-    assert used <= set(dir(Client))
+    assert bool(used) == ("app.client" in text)
+    with Client("http://127.0.0.1:9") as client:
+        assert used <= set(dir(client))
 
 
 def mentioned_commands() -> list[tuple[str, str]]:

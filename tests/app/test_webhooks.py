@@ -1,7 +1,11 @@
 """Webhooks from end to end: a real API, a real sender, real receivers over TLS."""
 
 import json
+import os
 import re
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from sqlalchemy import func, select, update
 
@@ -25,6 +30,7 @@ from tests.app.receiver import Authority, Got, Receiver, drip, receiving
 from tests.app.sending import sent_model, weights
 from worker.checking import check
 
+ROOT = Path(__file__).parents[2]
 Make = Callable[..., dict[str, Any]]
 
 
@@ -459,6 +465,39 @@ def test_signatures_are_those_of_the_convention() -> None:
         b'{"test": 2432232314}',
     )
     assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+def test_the_receiver_of_the_documentation_verifies(tmp_path: Path) -> None:
+    text = (ROOT / "docs/webhooks.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "verify" in block]
+    secret = signing.Keys(Settings(home=tmp_path)).new().secret
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = os.environ | {"WEBHOOK_SECRET": secret, "PORT": str(port)}
+    body = outbox.message("experiment.failed", {"id": "7"}).encode()
+
+    def send(*secrets: str, when: float = 0, **changes: str) -> int:
+        headers = signing.headers(list(secrets), "one", int(time.time() + when), body) | changes
+        return httpx2.post(f"http://127.0.0.1:{port}/", content=body, headers=headers).status_code
+
+    def listening() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as run:
+        try:
+            wait_for(listening, "the receiver")
+            other = signing.Keys(Settings(home=tmp_path)).new().secret
+            assert [send(secret), send(secret), send(other, secret)] == [204] * 3
+            refused = [send(other), send(secret, when=-600), send(secret, **{"webhook-id": "two"})]
+            assert refused == [400] * 3
+            assert httpx2.post(f"http://127.0.0.1:{port}/", content=body).status_code == 400
+        finally:
+            run.terminate()
+        assert run.stdout is not None
+        assert run.stdout.read() == b"experiment.failed 7\n"
 
 
 def test_a_webhook_is_changed_listed_and_deleted(service: Service, receiver: Receiver, make: Make) -> None:
