@@ -10,8 +10,9 @@ import pytest
 from app.cli import app
 from app.settings import Settings
 from app.webhooks.sender import Sender
-from tests.app.conftest import Service, serve, wait_for
+from tests.app.conftest import Service, serve
 from tests.app.receiver import Authority, Receiver, receiving
+from tests.processes import wait_for
 from tests.test_cli import bdlab, fails
 
 

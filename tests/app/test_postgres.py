@@ -1,5 +1,9 @@
 """The same on PostgreSQL: schema, races, pages."""
 
+import json
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -17,10 +21,13 @@ from app.results.tables import ResultValue
 from app.search import plans
 from app.settings import Settings
 from app.uploads import repository
+from app.webhooks.sender import Sender
 from tests.app.conftest import QUICK, Service
 from tests.app.numbers import arm, done
+from tests.app.receiver import Authority, receiving
 from tests.app.sending import MODEL, post, sent_model, weights
 from tests.app.test_audit import check_append_only
+from tests.processes import wait_for
 from tests.servers import Postgres
 from worker.checking import check
 
@@ -198,3 +205,47 @@ def test_an_upload_from_end_to_end(
         odd = weights(labels={"backdoored": "tr\0ue"})
         answer = post(service.http, "/v1/models", odd, {"model": MODEL, "dataset": {"name": "digits"}})
         assert check(answer.json()["id"], settings) == "ready"
+
+
+def test_two_senders_tell_of_everything_once(
+    url: str,
+    tmp_path: Path,
+    serving: Callable[[Settings], AbstractContextManager[Service]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While the experiments of a sweep end, and are canceled, all at the same time."""
+    authority = Authority(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+    settings = Settings(home=tmp_path, database_url=url, webhook_private=True, relay_seconds=0.01)
+    stop = threading.Event()
+    with (
+        serving(settings) as service,
+        receiving(authority) as receiver,
+        ThreadPoolExecutor(12) as pool,
+    ):
+        hook = service.http.post("/v1/webhooks", json={"url": receiver.url}).json()
+        senders = [pool.submit(Sender(settings).run, stop) for _ in range(2)]
+        for _ in range(3):
+            sweep = service.http.post(
+                "/v1/sweeps", json={"grid": {"training.epochs": list(range(2, 10))}}
+            ).json()
+            cells = service.http.get(sweep["links"]["cells"]).json()["cells"]
+            attempts = {c["experiment_id"]: service.start(c["experiment_id"]) for c in cells[:6]}
+
+            def finish(experiment: str, attempts: dict[str, int] = attempts) -> None:
+                with service.database.writing() as session:
+                    assert lifecycle.finish(session, experiment, attempts[experiment], "succeeded")
+
+            cancels = [pool.submit(service.http.post, sweep["links"]["cancel"]) for _ in range(2)]
+            list(pool.map(finish, attempts))
+            assert [cancel.result().status_code for cancel in cancels] == [202, 202]
+        wait_for(lambda: len(receiver.got) == 3 * 9, "every event")
+        time.sleep(0.2)
+        stop.set()
+        for sender in senders:
+            sender.result(20)
+        told = Counter(json.loads(got.body)["type"] for got in receiver.got)
+        assert told == {"experiment.succeeded": 18, "experiment.canceled": 6, "sweep.finished": 3}
+        page = service.http.get(f"/v1/webhooks/{hook['id']}/deliveries?limit=200&status=delivered").json()
+        assert len(page["deliveries"]) == 27
+        assert service.http.delete(f"/v1/webhooks/{hook['id']}").status_code == 204

@@ -14,8 +14,9 @@ import pytest
 
 from app.children import before_exec
 from app.settings import Settings
-from tests.app.conftest import Service, serve, wait_for
+from tests.app.conftest import Service, serve
 from tests.app.receiver import Authority, Got, receiving
+from tests.processes import wait_for
 
 
 @contextmanager

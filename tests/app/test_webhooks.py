@@ -24,10 +24,11 @@ from app.webhooks import outbox, sender, signing
 from app.webhooks.sender import Sender, backoff
 from app.webhooks.sending import EXCERPT_BYTES
 from app.webhooks.tables import Delivery, SweepEnding, Webhook
-from tests.app.conftest import QUICK, Service, serve, wait_for
+from tests.app.conftest import QUICK, Service, serve
 from tests.app.people import people, submitted
 from tests.app.receiver import Authority, Got, Receiver, drip, receiving
 from tests.app.sending import sent_model, weights
+from tests.processes import wait_for
 from worker.checking import check
 
 ROOT = Path(__file__).parents[2]
