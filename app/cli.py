@@ -25,8 +25,8 @@ from app.commands import (
     studies,
     sweeps,
     uploads,
-    workers,
     webhooks,
+    workers,
 )
 from app.commands.common import BAD_INPUT, NO_SERVICE, NOT_FOUND, CommandError
 
