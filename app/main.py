@@ -10,6 +10,7 @@ from fastapi import Depends, FastAPI
 from app.artifacts.routes import router as artifacts
 from app.audit.routes import router as audit
 from app.audit.trail import Trail
+from app.catalog import lost
 from app.catalog.routes import router as catalog
 from app.compare.routes import router as compare
 from app.core import errors, openapi
@@ -51,6 +52,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.context = Context.open(chosen)
+        lost.check(app.state.context.database)
         app.state.gate = Gate(app.state.context)
         app.state.gate.say_if_open()
         yield

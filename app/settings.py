@@ -31,6 +31,10 @@ class Settings(BaseSettings):
         "", description="Address of S3 in links for clients, if they do not reach it under AWS_ENDPOINT_URL."
     )
     data_dir: Path | None = Field(None, description="Data sets; default: data under home.")
+    plugins_dir: Path | None = Field(
+        None,
+        description="Folder of Python files with your own attacks and defences; they run with the service's rights.",
+    )
 
     secret: SecretStr = Field(
         SecretStr(""),

@@ -22,6 +22,7 @@ from types import FrameType
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import embedded
+from app.catalog import lost
 from app.children import Child
 from app.core import migrations
 from app.core.broker import CHECKS, EXPERIMENTS, INTERACTIVE
@@ -57,6 +58,7 @@ def up(settings: Settings, host: str = "127.0.0.1", port: int = 8000) -> int:
             _check_worker()
             stack.enter_context(_only_one(settings.home_dir))
             _upgrade(settings)
+            _check_plugins(settings)
             _check_keys(settings, host)
             listener = stack.enter_context(_listen(host, port))
             url = _url(listener)
@@ -172,6 +174,17 @@ def _environment(settings: Settings) -> dict[str, str]:
     ours = {f"BDLAB_{name.upper()}": str(value) for name, value in values.items() if value is not None}
     caches = {name: str(settings.home_dir / "cache" / name.lower()) for name in CACHES}
     return caches | os.environ | ours | {"PYTHONUNBUFFERED": "1"}
+
+
+def _check_plugins(settings: Settings) -> None:
+    """Raises StartError if a stored experiment needs a plug-in that is gone."""
+    database = Database(settings.database)
+    try:
+        lost.check(database)
+    except lost.LostPluginError as error:
+        raise StartError(str(error)) from error
+    finally:
+        database.close()
 
 
 def _check_keys(settings: Settings, host: str) -> None:

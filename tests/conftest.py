@@ -22,6 +22,7 @@ from tests.servers import S3, Postgres
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 BDLAB = Path(sys.executable).parent / "bdlab"
+PLUGINS = Path(__file__).parent.parent / "examples/plugins"
 QUICK = {
     "BDLAB_LEASE_SECONDS": "3",
     "BDLAB_HEARTBEAT_SECONDS": "0.5",
@@ -209,8 +210,8 @@ def s3() -> Iterator[S3]:
 
 @pytest.fixture(scope="session")
 def embedded(new_stack: Callable[..., Stack]) -> Stack:
-    """One service with nothing but the defaults, for all tests that leave it as it was."""
-    return new_stack()
+    """One service with the defaults and the example plug-ins, for all tests that leave it as it was."""
+    return new_stack(BDLAB_PLUGINS_DIR=str(PLUGINS))
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,7 @@ _DECISIVE = (
     "packages.scikit-learn",
     "code.sha256",
     "code.lab_version",
+    "code.plugins",
     "data.sha256",
     "victim_sha256",
 )

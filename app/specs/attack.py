@@ -3,7 +3,7 @@
 ``poisoning_rate`` is a share of the whole training set, or of the target class alone where ``rate_of`` says so.
 """
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,7 @@ from app.specs.attacks.dynamic import InputAware, WaNet
 from app.specs.attacks.patches import BadNets, SinglePixel, Trojan
 from app.specs.attacks.whole_image import Blend, LowFrequency, Refool, Sig
 from app.specs.base import Spec
+from app.specs.plugins import extended
 
 __all__ = [
     "AttackSpec",
@@ -41,7 +42,7 @@ class NoAttack(Spec):
     name: Literal["none"] = "none"
 
 
-AttackSpec = Annotated[
+_OURS = (
     NoAttack
     | BadNets
     | SinglePixel
@@ -54,6 +55,9 @@ AttackSpec = Annotated[
     | Refool
     | HiddenTrigger
     | PoisonFrogs
-    | LowFrequency,
-    Field(discriminator="name"),
-]
+    | LowFrequency
+)
+if TYPE_CHECKING:
+    AttackSpec = _OURS
+else:
+    AttackSpec = Annotated[extended(_OURS, PoisoningAttack), Field(discriminator="name")]

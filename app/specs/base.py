@@ -2,13 +2,16 @@
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 
 class Spec(BaseModel):
     """Base of all specification models: immutable, and an unknown field is an error."""
+
+    code: ClassVar[str] = ""
+    """SHA-256 of the plug-in file that defines the class; empty for what this repository defines."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 

@@ -120,6 +120,8 @@ def _attack_problems(spec: ExperimentSpec, attack: PoisoningAttack, facts: Datas
             )
     yield from _count_problems(spec, attack, facts)
     yield from _shape_problems(attack, facts)
+    for name, value, allowed in attack.unfit(facts):
+        yield Problem(f"attack.{name}", value, allowed)
 
 
 def _count_problems(spec: ExperimentSpec, attack: PoisoningAttack, facts: DatasetFacts) -> Iterator[Problem]:

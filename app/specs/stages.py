@@ -8,7 +8,7 @@ for it; so stages are shared between arms, experiments and workers.
 from typing import Any, NamedTuple
 
 from app.specs.attack import NoAttack
-from app.specs.base import digest
+from app.specs.base import Spec, digest
 from app.specs.experiment import ATTACK, CLEAN, UNDEFENDED, ExperimentSpec
 
 LAB_VERSION = 2
@@ -28,10 +28,12 @@ class PlannedStage(NamedTuple):
     stream: str
     epochs: int
     """Expected work in training epochs, for progress; the real number may be smaller."""
+    code: tuple[str, ...] = ()
+    """Digests of the plug-ins that had a hand in it: they may change while the lab's version stays."""
 
     @property
     def key(self) -> str:
-        return digest([LAB_VERSION, self.stream])
+        return digest([LAB_VERSION, self.stream, *self.code])
 
 
 def plan(spec: ExperimentSpec, data_version: str = "", victim_version: str = "") -> list[PlannedStage]:
@@ -54,37 +56,50 @@ def plan(spec: ExperimentSpec, data_version: str = "", victim_version: str = "")
     for seed in spec.seeds:
 
         def add(
-            kind: str, arm: str | None, depends_on: Any, parent: str, epochs: int, seed: int = seed
+            kind: str,
+            arm: str | None,
+            depends_on: Any,
+            parent: str,
+            epochs: int,
+            code: tuple[str, ...] = (),
+            seed: int = seed,
         ) -> str:
             stream = digest([STREAMS, kind, depends_on, parent, seed])
-            stages.append(PlannedStage(kind, arm, seed, stream, epochs))
+            stages.append(PlannedStage(kind, arm, seed, stream, epochs, code))
             return stream
 
         clean_data = digest(["data", dataset, seed])
         prepared = clean_data
+        attack_code = _code(spec.attack)
         if not isinstance(spec.attack, NoAttack):
             for kind, fields, epochs in spec.attack.stages():
                 # Neither the attack's name nor the victim's epochs: attacks that need the same model share it.
-                prepared = add(kind, ATTACK, [fields, attackers_recipe], prepared, epochs)
+                prepared = add(kind, ATTACK, [fields, attackers_recipe], prepared, epochs, attack_code)
         attack = spec.attack.model_dump(mode="json", exclude={"export"})
-        poisoned = add("poisoned_set", None, attack, prepared, 1)
+        poisoned = add("poisoned_set", None, attack, prepared, 1, attack_code)
         model = ""
         for arm, data in ((CLEAN, clean_data), (UNDEFENDED, poisoned)):
             if arm not in spec.arms:
                 continue
+            code = () if arm == CLEAN else attack_code
             if victim_version and arm == spec.victim_arm:
                 # The recipe stays in the key, because repair and detection inherit it from there.
-                model = add("victim", arm, {**victim, "brought": victim_version}, poisoned, 0)
+                model = add("victim", arm, {**victim, "brought": victim_version}, poisoned, 0, code)
             else:
-                model = add("victim", arm, victim, data, spec.training.epochs)
+                model = add("victim", arm, victim, data, spec.training.epochs, code)
         for defense in spec.defenses:
             # Repair and detection start from the victim: the undefended one, or the clean one if nothing is poisoned.
             parent = digest([poisoned, victim]) if defense.kind == "training" else model
             for kind, fields, epochs in defense.stages():
                 # ABL's ranking is the same work for every defence that begins with it.
                 owner = "abl" if kind == "isolation" else defense.name
-                parent = add(kind, defense.arm_name, [owner, fields], parent, epochs)
+                code = attack_code + _code(defense)
+                parent = add(kind, defense.arm_name, [owner, fields], parent, epochs, code)
     return stages
+
+
+def _code(part: Spec) -> tuple[str, ...]:
+    return (part.code,) if part.code else ()
 
 
 def arm_keys(spec: ExperimentSpec, stages: list[PlannedStage]) -> dict[tuple[str, int], str]:

@@ -64,7 +64,7 @@ def manifest(
         "command": "python -m worker.lab spec.json --out DIR",
         "data": {"name": spec.dataset.name, "sha256": data_digest(spec, data_dir)},
         "victim_sha256": victim,
-        "code": {"lab_version": LAB_VERSION, "sha256": code_digest()},
+        "code": {"lab_version": LAB_VERSION, "sha256": code_digest(), **_plugins(spec)},
         "packages": packages(),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -115,6 +115,12 @@ def code_digest() -> str:
             digest.update(f"{root.name}/{path.relative_to(root).as_posix()}\n".encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _plugins(spec: ExperimentSpec) -> dict[str, Any]:
+    """SHA-256 of the file of every plug-in that the spec names."""
+    found = {part.name: part.code for part in (spec.attack, *spec.defenses) if part.code}
+    return {"plugins": found} if found else {}
 
 
 def packages() -> dict[str, str]:

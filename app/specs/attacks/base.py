@@ -1,8 +1,10 @@
 """What attacks' specs share."""
 
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from app.specs.base import Spec, field
+from app.specs.facts import DatasetFacts
 
 RateOf = Literal["training_set", "target_class"]
 RATE_OF = "What poisoning_rate is a share of: the whole training set, or the target class alone."
@@ -32,6 +34,16 @@ class PoisoningAttack(Spec):
         "Also store the poisoned training set with the clean test set as poisoned_train.npz (and as parquet, "
         "where pyarrow is installed), which `bdlab data import` takes. About 180 MB for CIFAR-10.",
     )
+
+    @classmethod
+    def implementation(cls) -> Any:
+        """The subclass of `worker.lab.attacks.Attack` that carries the attack out. Plug-ins have it here, and import
+        torch and the worker within; the repository's own attacks are in `worker.lab.attacks.ATTACKS`."""
+        raise NotImplementedError
+
+    def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+        """(field, value, what is allowed) of every field that cannot be as it is on such a data set."""
+        yield from ()
 
     @property
     def all_to_all(self) -> bool:

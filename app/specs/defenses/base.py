@@ -22,6 +22,12 @@ class Defense(Spec):
         pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$",
     )
 
+    @classmethod
+    def implementation(cls) -> Any:
+        """The function (spec, what its kind may see) to the defended network. Plug-ins have it here, and import torch
+        and the worker within; the repository's own defences are in `worker.lab.defenses`."""
+        raise NotImplementedError
+
     @property
     def arm_name(self) -> str:
         """The arm's name, resolved."""

@@ -20,7 +20,17 @@ from app.specs.attack import (
 )
 from app.specs.facts import DatasetFacts
 from worker.lab.attacks.badnets import BadNetsAttack
-from worker.lab.attacks.base import Attack, AttackLab, Picture, PoisonedSet, Prepared, State, Trigger, stamp
+from worker.lab.attacks.base import (
+    Attack,
+    AttackLab,
+    Picture,
+    PoisonedSet,
+    Prepared,
+    State,
+    Trigger,
+    stamp,
+    to_bytes,
+)
 from worker.lab.attacks.blend import BlendAttack
 from worker.lab.attacks.clean_label import CleanLabelAttack
 from worker.lab.attacks.hidden_trigger import HiddenTriggerAttack
@@ -44,6 +54,7 @@ __all__ = [
     "Trigger",
     "make",
     "stamp",
+    "to_bytes",
 ]
 
 ATTACKS: dict[type[Any], type[Attack[Any]]] = {
@@ -60,9 +71,12 @@ ATTACKS: dict[type[Any], type[Attack[Any]]] = {
     WaNet: WaNetAttack,
     Refool: RefoolAttack,
 }
-"""The attack of every spec class; a new attack is one file, its spec, and one entry here."""
+"""The attack of every spec class of this repository; a plug-in's class knows its own."""
 
 
 def make(spec: AttackSpec, facts: DatasetFacts) -> Attack[Any] | None:
     """The attack that ``spec`` describes, or None if nothing is attacked."""
-    return None if isinstance(spec, NoAttack) else ATTACKS[type(spec)](spec, facts)
+    if isinstance(spec, NoAttack):
+        return None
+    attack: type[Attack[Any]] = ATTACKS.get(type(spec)) or spec.implementation()
+    return attack(spec, facts)

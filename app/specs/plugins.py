@@ -1,0 +1,88 @@
+"""Attacks and defences in files of the user's own: every ``*.py`` in the folder that BDLAB_PLUGINS_DIR names.
+
+Such a file defines a spec class. Its method ``implementation``, which workers alone call, gives the code that needs
+torch. Files run with the rights of the service. They are loaded when the experiment language is, so that its unions,
+and with them the catalog, the API page and every check, know what they define.
+"""
+
+import hashlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from functools import cache, reduce
+from operator import or_
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from app.specs.base import Spec
+
+VARIABLE = "BDLAB_PLUGINS_DIR"
+PACKAGE = "bdlab_plugins"
+SpecT = TypeVar("SpecT", bound=Spec)
+
+
+class PluginError(SystemExit):
+    """A plug-in cannot be used. No process can go on without one that it was told to load, so this ends it with
+    one line on standard error, wherever the language was imported."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"{VARIABLE}: {message}")
+
+
+def extended(union: Any, base: type[SpecT]) -> Any:
+    """``union`` and every plug-in's subclass of ``base``. Raises PluginError."""
+    names = {member.model_fields["name"].default for member in get_args(union)}
+    found: list[Any] = []
+    for cls in _classes():
+        if issubclass(cls, base):
+            _check(cls, base, names)
+            names.add(cls.model_fields["name"].default)
+            found.append(cls)
+    return reduce(or_, found, union)
+
+
+def _check(cls: type[Spec], base: type[Spec], taken: set[str]) -> None:
+    where = f"{sys.modules[cls.__module__].__file__}: class {cls.__name__}"
+    name = cls.model_fields.get("name")
+    if name is None or get_args(name.annotation) != (name.default,):
+        raise PluginError(f'{where} needs a field `name: Literal["..."] = "..."`')
+    if name.default in taken:
+        raise PluginError(f"{where}: the name {name.default!r} is taken")
+    if not cls.__doc__ or cls.__doc__ == base.__doc__:
+        raise PluginError(f"{where} needs a docstring: the catalog shows it")
+    if "implementation" not in vars(cls):
+        raise PluginError(f"{where} needs a classmethod `implementation`")
+    for field, info in cls.model_fields.items():
+        if field != "name" and not info.description:
+            raise PluginError(f"{where}: the field {field!r} needs a description: the catalog shows it")
+
+
+@cache
+def _classes() -> tuple[type[Spec], ...]:
+    folder = os.environ.get(VARIABLE)
+    if not folder:
+        return ()
+    if not Path(folder).is_dir():
+        raise PluginError(f"{folder!r} is no folder")
+    return tuple(cls for path in sorted(Path(folder).glob("*.py")) for cls in _load(path))
+
+
+def _load(path: Path) -> Iterator[type[Spec]]:
+    """The spec classes that a file defines, each with the digest of the file as its ``code``."""
+    name = f"{PACKAGE}.{path.stem}"
+    described = importlib.util.spec_from_file_location(name, path)
+    assert described is not None
+    assert described.loader is not None
+    module = importlib.util.module_from_spec(described)
+    sys.modules[name] = module  # annotations are looked up there
+    try:
+        described.loader.exec_module(module)
+    except Exception as error:
+        raise PluginError(f"{path}: {type(error).__name__}: {error}") from error
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    for cls in vars(module).values():
+        ours = isinstance(cls, type) and issubclass(cls, Spec) and cls.__module__ == name
+        if ours and not cls.__name__.startswith("_"):
+            cls.code = digest
+            yield cls

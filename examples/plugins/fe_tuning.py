@@ -1,0 +1,45 @@
+"""A defence in one file: FE-tuning (Min et al., NeurIPS 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from app.specs.base import field
+from app.specs.defenses.base import CleanSetDefense, Kind
+
+if TYPE_CHECKING:
+    from worker.lab.defenses.base import RepairDefense
+    from worker.lab.networks import Network
+    from worker.lab.stages import Outcome, StageRun
+
+
+class FeTuning(CleanSetDefense):
+    """FE-tuning (Min et al., 2023): a fresh last layer that stays as it is, and the rest fine-tuned to it."""
+
+    kind: ClassVar[Kind] = "repair"
+
+    name: Literal["fe_tuning"] = "fe_tuning"
+    epochs: int = field(
+        10, "Passes over the clean set.", unit="epochs", source="Min et al. 2023", ge=1, le=1000
+    )
+    learning_rate: float = field(0.01, "Peak; to zero along a cosine.", source="Min et al. 2023", gt=0, le=10)
+
+    def stages(self) -> list[tuple[str, dict[str, Any], int]]:
+        return [("repair", self.fields(), self.epochs)]
+
+    @classmethod
+    def implementation(cls) -> Callable[[FeTuning, RepairDefense], Network]:
+        from worker.lab.defenses.repair import copy_of, fine_tune, network_of, repaired
+
+        def run(spec: FeTuning, lab: RepairDefense) -> Network:
+            def tune(stage: StageRun) -> Outcome:
+                network = copy_of(lab, lab.victim)
+                network.head.load_state_dict(lab.new_network("fresh head").head.state_dict())
+                network.head.requires_grad_(False)
+                fine_tune(lab, stage, network, spec.epochs, spec.learning_rate)
+                return repaired(lab, stage, network, lab.clean)
+
+            return network_of(lab, lab.stage("repair", tune))
+
+        return run

@@ -1,0 +1,168 @@
+"""An attack and a defence in one file each: examples/plugins, as docs/extending.md tells, through the front door.
+
+The service that tests share (`stack`) is started with that folder.
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from app.catalog.lost import LostPluginError
+from app.experiments.tables import Experiment
+from app.main import create_app
+from app.settings import Settings
+from app.specs import attack, defense, plugins
+from app.specs.attacks.base import PoisoningAttack
+from app.specs.defenses.base import Defense
+from app.specs.experiment import ExperimentSpec
+from app.specs.stages import plan
+from tests.app.conftest import Service, serve
+from tests.conftest import Stack
+from tests.quick import QUICK
+from tests.test_cli import bdlab
+from tests.test_docs import ROOT, blocks
+
+PLUGINS = ROOT / "examples/plugins"
+SPEC: dict[str, Any] = {
+    **QUICK,
+    "attack": {"name": "bpp", "levels": 3},
+    "defenses": [{"name": "fe_tuning", "epochs": 2, "clean_ratio": 0.2}],
+    "seeds": [0],
+    "tags": {"study": "extending"},
+}
+ATTACK = (PLUGINS / "bpp.py").read_text()
+
+
+def test_the_guide_shows_the_files_that_are_tested() -> None:
+    shown = [text for name, text in blocks("python") if name == "extending.md"]
+    assert shown == [(PLUGINS / name).read_text() for name in ("bpp.py", "fe_tuning.py")]
+
+
+def test_the_service_takes_them_as_its_own(stack: Stack) -> None:
+    catalog = stack.get("/v1/catalog")
+    (found,) = [entry for entry in catalog["attacks"] if entry["name"] == "bpp"]
+    assert found["defaults"]["levels"] == 8
+    assert (
+        found["source"] == "Wang et al., 2022; Gu et al. 2017; Gu et al. 2017, section 4.2; the authors' code"
+    )
+    assert "fe_tuning" in [entry["name"] for entry in catalog["defenses"]]
+    assert 'value="bpp"' in stack.client.get("/new").text
+    preview = {"dataset": {"name": "digits"}, "attack": {"name": "bpp", "levels": 3}}
+    assert stack.client.post("/v1/previews", json=preview).content.startswith(b"\x89PNG")
+    refused = stack.post("/v1/experiments", {**SPEC, "attack": {"name": "bpp", "levels": 1}}, status=422)
+    assert refused["errors"][0]["field"] == "attack.levels"
+
+    id = stack.wait(stack.submit(SPEC))["id"]
+    arms = {arm["arm"]: arm["seeds"][0] for arm in stack.results(id)["arms"]}
+    assert list(arms) == ["undefended", "fe_tuning"]
+    assert arms["undefended"]["changed_pixels"] > 0.1
+    assert all(0 <= arm["attack_success_rate"] <= 1 for arm in arms.values())
+    manifest = stack.get(f"/v1/experiments/{id}/manifest")
+    assert set(manifest["code"]["plugins"]) == {"bpp", "fe_tuning"}
+    rows = stack.get("/v1/results", where=["attack.levels=3", "defense.name=fe_tuning"])["rows"]
+    assert [row["experiment_id"] for row in rows] == [id]
+
+
+def test_the_lab_takes_them_alone(tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_text(json.dumps(SPEC))
+    done = subprocess.run(
+        [sys.executable, "-m", "worker.lab", tmp_path / "spec.json", "--out", tmp_path / "out"],
+        env=os.environ | {plugins.VARIABLE: str(PLUGINS)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "fe_tuning: clean_accuracy" in done.stdout
+
+
+def test_the_control_plane_loads_them_without_torch() -> None:
+    code = "import sys, app.main; print('torch' in sys.modules, 'worker' in sys.modules)"
+    environment = os.environ | {plugins.VARIABLE: str(PLUGINS)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False False"
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Loads one file of this content as a plug-in."""
+
+    def loaded(text: str) -> None:
+        (tmp_path / "mine.py").write_text(text)
+        monkeypatch.setenv(plugins.VARIABLE, str(tmp_path))
+        plugins._classes.cache_clear()
+        plugins.extended(attack._OURS, PoisoningAttack)
+        plugins.extended(defense._OURS, Defense)
+
+    yield loaded
+    plugins._classes.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"bpp"', '"sig"', "class Bpp: the name 'sig' is taken"),
+        ('name: Literal["bpp"] = "bpp"', 'name: str = "bpp"', "needs a field `name: Literal"),
+        ('8, "Values that a channel keeps."', '8, ""', "the field 'levels' needs a description"),
+        ("def implementation(cls)", "def implement(cls)", "needs a classmethod `implementation`"),
+        (
+            "from app.specs.base import field",
+            "from app.specs.base import fields",
+            "ImportError: cannot import",
+        ),
+        ("class Bpp(", "class Bpp[", "SyntaxError"),
+    ],
+)
+def test_a_faulty_file_is_one_line(load: Callable[[str], None], old: str, new: str, said: str) -> None:
+    load(ATTACK)
+    plugins._classes.cache_clear()
+    assert old in ATTACK
+    with pytest.raises(plugins.PluginError) as caught:
+        load(ATTACK.replace(old, new))
+    assert said in str(caught.value)
+    assert "mine.py" in str(caught.value)
+
+
+def test_a_folder_that_is_none_ends_the_command() -> None:
+    done = bdlab("version", **{plugins.VARIABLE: "/nowhere"})
+    assert done.returncode == 1
+    assert done.stderr == "BDLAB_PLUGINS_DIR: '/nowhere' is no folder\n"
+
+
+def test_changed_code_is_computed_anew_on_the_same_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = ExperimentSpec.model_validate({**QUICK, "reference": True})
+    before = plan(spec)
+    monkeypatch.setattr(attack.BadNets, "code", "1" * 64)
+    after = plan(spec)
+    assert [stage.stream for stage in before] == [stage.stream for stage in after]
+    changed = {a.arm for a, b in zip(before, after, strict=True) if a.key != b.key}
+    assert changed == {None, "undefended", "abl"}  # the clean arm has nothing to do with the attack
+
+
+def test_the_service_does_not_start_without_a_plug_in_that_experiments_name(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    serving: AbstractContextManager[Service] = serve(settings)
+    with serving as service:
+        service.submit()
+        with service.database.writing() as session:
+            session.execute(update(Experiment).values(attack="gone"))
+
+    async def start() -> None:
+        app = create_app(settings)
+        async with app.router.lifespan_context(app):
+            pass
+
+    with pytest.raises(LostPluginError, match="name gone, which no plug-in defines"):
+        asyncio.run(start())
