@@ -37,6 +37,8 @@ from app.uploads.routes import router as uploads
 from app.webhooks.routes import router as webhooks
 from app.workers.routes import router as workers
 
+VALUES_A_CELL = 50
+"""So many values may a body hold for each cell that a sweep may have: the largest body there is lists its cells."""
 DESCRIPTION = """
 Backdoor attacks and defences as experiments: submit a spec, follow it, read its numbers and files.
 
@@ -74,6 +76,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         Surround,
         max_body=chosen.max_body_bytes,
         max_form=chosen.max_image_bytes,
+        max_values=VALUES_A_CELL * chosen.max_sweep_cells,
         observe=app.state.telemetry.observe,
         streamed=STREAMED,
     )

@@ -1,5 +1,6 @@
 """What surrounds every request: an id, a limit on the body, a measured time, and a last net for errors."""
 
+import asyncio
 import logging
 import re
 import time
@@ -10,11 +11,12 @@ from uuid import uuid4
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.core.errors import BadRequestError, TooLargeError, problem
+from app.core.errors import BadRequestError, StalledError, TooLargeError, problem
 
 log = logging.getLogger(__name__)
 HEADER = "X-Request-ID"
 FORM_OVERHEAD = 64 * 1024
+LONGEST_BODY_SECONDS = 60.0
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 Observe = Callable[[str, str, int, float], None]
@@ -29,10 +31,12 @@ class Surround:
         app: ASGIApp,
         max_body: int,
         max_form: int,
+        max_values: int,
         observe: Observe,
         streamed: frozenset[str] = frozenset(),
     ) -> None:
-        """``max_form`` is the limit for multipart bodies, which carry an image; ``max_body`` for all others.
+        """``max_form`` is the limit for multipart bodies, which carry an image; ``max_body`` for all others, which may
+        hold ``max_values`` values: what each fault of a body costs is far more than the byte that makes it.
 
         What is sent by POST to the paths in ``streamed`` goes to the route as it comes, which has limits of its own.
         """
@@ -40,6 +44,7 @@ class Surround:
         self.app = app
         self.max_body = max_body
         self.max_form = max_form + FORM_OVERHEAD
+        self.max_values = max_values
         self.observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,7 +69,7 @@ class Surround:
             streamed = scope["method"] == "POST" and scope["path"] in self.streamed
             body = receive if streamed else await self._body(headers, receive)
             await self.app(scope, body, sending)
-        except (BadRequestError, TooLargeError) as error:
+        except (BadRequestError, StalledError, TooLargeError) as error:
             answer = problem(
                 request_id, error.status, error.detail, kind=error.kind, headers={"Connection": "close"}
             )
@@ -88,22 +93,34 @@ class Surround:
             raise _too_large(limit)
         if not length and "transfer-encoding" not in headers:
             return receive
-        parts: list[bytes] = []
-        size, more = 0, True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                break
-            parts.append(message.get("body", b""))
-            size, more = size + len(parts[-1]), message.get("more_body", False)
-            if size > limit:
-                raise _too_large(limit)
-        pending: list[Message] = [{"type": "http.request", "body": b"".join(parts), "more_body": more}]
+        try:
+            async with asyncio.timeout(LONGEST_BODY_SECONDS):
+                body, more = await _whole(receive, limit)
+        except TimeoutError as error:
+            raise StalledError(f"the body did not come within {LONGEST_BODY_SECONDS:g} s") from error
+        if not multipart and body.count(b",") > self.max_values:
+            raise TooLargeError(f"the body lists too many values; at most {self.max_values} are allowed")
+        pending: list[Message] = [{"type": "http.request", "body": body, "more_body": more}]
 
         async def replay() -> Message:
             return pending.pop() if pending else await receive()
 
         return replay
+
+
+async def _whole(receive: Receive, limit: int) -> tuple[bytes, bool]:
+    """The body, and True if the sender went away before its end. Raises TooLargeError."""
+    parts: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            break
+        parts.append(message.get("body", b""))
+        size, more = size + len(parts[-1]), message.get("more_body", False)
+        if size > limit:
+            raise _too_large(limit)
+    return b"".join(parts), more
 
 
 def _too_large(limit: int) -> TooLargeError:

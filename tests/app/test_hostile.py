@@ -1,0 +1,185 @@
+"""Requests made to harm the API: each is refused with the reason, quickly, and its process stays as large as it was."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from app.children import before_exec
+from app.core import http, migrations
+from app.settings import Settings
+from tests.app.conftest import Service, serve
+
+MOST_BODY, MOST_UPLOAD = 2**20, 8 * 2**20
+VALUES = 49_000  # just below what a body may hold
+GROWTH = 160 * 2**20
+JSON = {"Content-Type": "application/json"}
+FORM = {"Content-Type": "multipart/form-data; boundary=b"}
+PART = b'--b\r\nContent-Disposition: form-data; name="%s"\r\n\r\n'
+GRID = ",".join(str(i) for i in range(1, 101))
+
+
+def listed(value: str, times: int) -> str:
+    return "[" + ",".join([value] * times) + "]"
+
+
+def pieces(head: bytes, size: int) -> Iterator[bytes]:
+    """A body that does not say how long it is."""
+    yield head
+    for _ in range(size // 2**16):
+        yield bytes(2**16)
+
+
+CASES: dict[str, tuple[str, dict[str, str], Callable[[], Any], int, str]] = {
+    "too large": ("experiments", JSON, lambda: b" " * (MOST_BODY + 1), 413, f"at most {MOST_BODY} bytes"),
+    "endless": ("experiments", JSON, lambda: pieces(b"", 64 * 2**20), 413, f"at most {MOST_BODY} bytes"),
+    "deep list": ("experiments", JSON, lambda: "[" * (MOST_BODY - 1), 400, "too deeply nested"),
+    "deep object": ("experiments", JSON, lambda: '{"a":' * 200_000, 400, "too deeply nested"),
+    "long number": ("experiments", JSON, lambda: '{"seeds":[' + "9" * 10**6 + "]}", 400, "too many digits"),
+    "long name": ("experiments", JSON, lambda: '{"name":"' + "x" * 10**6 + '"}', 422, "at most 200"),
+    "more values than any body has": (
+        "experiments",
+        JSON,
+        lambda: '{"seeds":' + listed('"x"', 10**5) + "}",
+        413,
+        "lists too many values; at most 50000",
+    ),
+    "as many faults as may be": (
+        "experiments",
+        JSON,
+        lambda: '{"defenses":' + listed("{}", VALUES) + "}",
+        422,
+        "and 49 more",
+    ),
+    "as many cells as may be": (
+        "sweeps",
+        JSON,
+        lambda: '{"base":{},"overrides":' + listed("{}", VALUES) + "}",
+        422,
+        "and 49 more",
+    ),
+    "10,000 cells": (
+        "sweeps",
+        JSON,
+        lambda: '{"grid":{"training.epochs":[' + GRID + '],"attack.size":[' + GRID + "]}}",
+        422,
+        "at most 1000",
+    ),
+    "a grid of 10^60 cells": (
+        "sweeps",
+        JSON,
+        lambda: '{"grid":{' + ",".join(f'"tags.{i}":[{GRID}]' for i in range(30)) + "}}",
+        422,
+        "at most 1000",
+    ),
+    "an endless file": (
+        "models",
+        FORM,
+        lambda: pieces(PART % b"file", 64 * 2**20),
+        413,
+        f"at most {MOST_UPLOAD}",
+    ),
+    "endless metadata": ("datasets", FORM, lambda: pieces(PART % b"metadata", 2**20), 413, "at most 65536"),
+    "endless headers of a part": (
+        "datasets",
+        FORM,
+        lambda: pieces(b"--b\r\nX: ", 2**20),
+        400,
+        "no multipart form",
+    ),
+}
+
+
+class Api:
+    """An API in a process of its own, whose memory can be looked at."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", url: str) -> None:
+        self.pid = process.pid
+        self.http = httpx2.Client(base_url=url, timeout=60)
+
+    def peak(self) -> int:
+        """The most memory that it ever had, in bytes."""
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    home = tmp_path_factory.mktemp("home")
+    migrations.upgrade(Settings(home=home).database)
+    limits = {"BDLAB_MAX_BODY_BYTES": str(MOST_BODY), "BDLAB_MAX_UPLOAD_BYTES": str(MOST_UPLOAD)}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "app.server", str(listener.fileno())],
+            env=os.environ | limits | {"BDLAB_HOME": str(home)},
+            pass_fds=[listener.fileno()],
+            stderr=subprocess.DEVNULL,
+            preexec_fn=before_exec(0, os.getpid()),  # noqa: PLW1509  # gone with pytest, even if that is killed
+        )
+        made = Api(process, f"http://127.0.0.1:{listener.getsockname()[1]}")
+        assert made.http.get("/healthz").status_code == 200
+        yield made
+        made.http.close()
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_each_is_refused_and_memory_stays_flat(api: Api) -> None:
+    api.http.post("/v1/experiments:validate", json={"atack": 1})  # everything is imported now
+    before = api.peak()
+    for name, (path, headers, body, status, words) in CASES.items():
+        answer = api.http.post(f"/v1/{path}", content=body(), headers=headers)
+        assert (answer.status_code, name) == (status, name), answer.text
+        assert words in answer.json()["detail"], name
+        assert len(answer.content) < 20_000, name
+        assert api.peak() - before < GROWTH, name
+    assert api.http.get("/v1/experiments").json()["experiments"] == []
+    assert api.http.get("/v1/sweeps").json()["sweeps"] == []
+
+
+def connect(url: str) -> socket.socket:
+    host, port = url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
+def test_slow_senders_are_given_up_and_keep_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than the API has threads, each with one byte of its body every now and then."""
+    monkeypatch.setattr(http, "LONGEST_BODY_SECONDS", 2.0)
+    with serve(Settings(home=tmp_path)) as service, ExitStack() as stack:
+        began = time.monotonic()
+        slow = [stack.enter_context(connect(service.url)) for _ in range(100)]
+        head = b"POST /v1/experiments HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+        for connection in slow:
+            connection.sendall(head)
+        answers = quick_while_dripping(service, slow, until=began + 1.0)
+        assert time.monotonic() - began < 15
+        assert all(answer.startswith(b"HTTP/1.1 408 ") for answer in answers)
+        assert all(b"did not come within 2 s" in answer for answer in answers)
+        assert service.http.get("/v1/experiments").json()["experiments"] == []
+
+
+def quick_while_dripping(service: Service, slow: list[socket.socket], until: float) -> list[bytes]:
+    """What each slow sender is answered; others are served all the time."""
+    while time.monotonic() < until:
+        for connection in slow:
+            connection.sendall(b" ")
+        assert service.http.get("/v1/experiments", timeout=5).status_code == 200
+        time.sleep(0.1)
+    found = []
+    for connection in slow:
+        answer = b""
+        while piece := connection.recv(65536):  # to its end: the connection is closed
+            answer += piece
+        found.append(answer)
+    return found
