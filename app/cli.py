@@ -19,6 +19,7 @@ from app.commands import (
     demo,
     doctor,
     experiments,
+    housekeeping,
     keys,
     results,
     service,
@@ -63,6 +64,7 @@ app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(keys.app, name="keys")
 app.command()(demo.demo)
 app.command()(doctor.doctor)
+app.command()(housekeeping.gc)
 app.command()(service.migrate)
 app.command()(service.version)
 

@@ -22,6 +22,7 @@ from app.experiments.events import router as events
 from app.experiments.routes import router as experiments
 from app.health.routes import router as health
 from app.health.telemetry import Telemetry
+from app.housekeeping.routes import router as housekeeping
 from app.interactive.routes import router as interactive
 from app.keys.gate import Gate, guard
 from app.keys.routes import router as keys
@@ -97,6 +98,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         catalog,
         keys,
         audit,
+        housekeeping,
         health,
         workers,
         *DASHBOARD,

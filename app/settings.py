@@ -5,10 +5,13 @@ import tempfile
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import quote
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.housekeeping.policy import Policy
 
 SOCKET_PATH_BYTES = 100
 """Longest path of a Unix socket that every system takes (Linux 107, macOS 103)."""
@@ -117,6 +120,14 @@ class Settings(BaseSettings):
     worker_threads: int = Field(
         0, description="CPU threads of a training worker; 0 leaves the choice to torch.", ge=0
     )
+    retention: Annotated[Policy | None, NoDecode] = Field(
+        None, description="What the relay may delete, as JSON; empty: nothing. See docs/operations.md."
+    )
+
+    @field_validator("retention", mode="before")
+    @classmethod
+    def _read(cls, value: object) -> object:
+        return Policy.model_validate_json(value) if isinstance(value, str) and value else value or None
 
     @cached_property
     def home_dir(self) -> Path:

@@ -170,6 +170,7 @@ def _environment(settings: Settings) -> dict[str, str]:
         "data_dir": settings.datasets,
         "secret": settings.secret.get_secret_value(),  # as text it is a row of stars
         "key_pepper": settings.key_pepper.get_secret_value(),
+        "retention": settings.retention and settings.retention.model_dump_json(),
     }
     ours = {f"BDLAB_{name.upper()}": str(value) for name, value in values.items() if value is not None}
     caches = {name: str(settings.home_dir / "cache" / name.lower()) for name in CACHES}

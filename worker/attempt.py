@@ -80,7 +80,9 @@ def _run(lease: Lease, recorder: SqlRecorder, objects: Objects, settings: Settin
         with lease.database.reading() as session:
             spec = ExperimentSpec.model_validate(session.get_one(Experiment, lease.experiment_id).spec)
             afresh = session.get(Reproduction, lease.experiment_id) is not None
-        store: StageStore = SqlStageStore(lease, objects, before_save=lambda: lease.persist(recorder.flush))
+        store: StageStore = SqlStageStore(
+            lease, objects, lambda: lease.persist(recorder.flush), private=afresh
+        )
         if afresh:
             store = FreshStore(store, lease.experiment_id)
         with at_hand(spec, lease.database, objects, settings.datasets, lease.persist) as files:

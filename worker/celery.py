@@ -34,6 +34,7 @@ from app.core.broker import (
     RUN_EXPERIMENT,
 )
 from app.settings import Settings
+from worker.housekeeping import EVERY_SECONDS, tidy_up
 from worker.registry import Registration
 
 SIGN_OF_LIFE_SECONDS = 5.0
@@ -110,6 +111,8 @@ def _register(sender: Any, **_: Any) -> None:
     _registration.append(registration)
     registration.renew()
     sender.timer.call_repeatedly(SIGN_OF_LIFE_SECONDS, registration.renew)
+    tidy_up(settings)
+    sender.timer.call_repeatedly(EVERY_SECONDS, lambda: tidy_up(settings))
 
 
 @signals.worker_shutting_down.connect

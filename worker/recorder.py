@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
+from app.artifacts.storage import hold
 from app.artifacts.tables import Artifact
 from app.core.database import new_id, utcnow
 from app.core.objects import Objects, put_content
@@ -148,8 +149,10 @@ class SqlRecorder:
             "object_key": key,
             "details": metadata,
             "created_at": utcnow(),
+            "expired_at": None,
+            "expired_why": None,
         }
-        self._lease.persist(lambda: self._write_artifact(row))
+        self._lease.persist(lambda: self._write_artifact(row, data))
 
     def flush(self) -> None:
         """Write what has gathered. If that fails it stays gathered, and the error is the caller's.
@@ -234,8 +237,11 @@ class SqlRecorder:
         indexing.refresh(session, experiment, arm)
         self._emit(session, "result", key, {"values": values})
 
-    def _write_artifact(self, row: dict[str, Any]) -> None:
+    def _write_artifact(self, row: dict[str, Any], data: bytes) -> None:
         with self._lease.writing() as session:
+            hold(session, [row["object_key"]])
+            if not self._objects.exists(row["object_key"]):  # housekeeping took it for another experiment's
+                put_content(self._objects, data)
             known = session.scalars(
                 select(Artifact).where(
                     Artifact.experiment_id == row["experiment_id"], Artifact.name == row["name"]
@@ -243,6 +249,7 @@ class SqlRecorder:
             ).one_or_none()
             if known is not None and known.sha256 == row["sha256"]:
                 known.details = row["details"]
+                known.expired_at = known.expired_why = None
                 return
             artifact_id = known.id if known is not None else new_id()
             upsert(session, Artifact, [{"id": artifact_id, **row}], ["experiment_id", "name"])

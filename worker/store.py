@@ -22,11 +22,17 @@ log = logging.getLogger(__name__)
 class SqlStageStore:
     """The lab's `StageStore`. What is damaged or gone counts as never computed."""
 
-    def __init__(self, lease: Lease, objects: Objects, before_save: Callable[[], None]) -> None:
-        """``before_save`` makes durable what the run has reported so far, so a stage never outlives its numbers."""
+    def __init__(
+        self, lease: Lease, objects: Objects, before_save: Callable[[], None], private: bool = False
+    ) -> None:
+        """``before_save`` makes durable what the run has reported so far, so a stage never outlives its numbers.
+
+        ``private`` notes that no other experiment can use the stages, so that they go when it has ended.
+        """
         self._lease = lease
         self._objects = objects
         self._before_save = before_save
+        self._experiment_id = lease.experiment_id if private else None
 
     def load(self, key: str) -> bytes | None:
         return self._lease.persist(lambda: self._load(key))
@@ -44,6 +50,7 @@ class SqlStageStore:
             "size": len(data),
             "sha256": sha256(data).hexdigest(),
             "last_used_at": utcnow(),
+            "experiment_id": self._experiment_id,
         }
         self._lease.persist(lambda: self._write(row))
         try:
@@ -99,7 +106,7 @@ class SqlStageStore:
         with self._lease.writing() as session:
             taken = session.execute(
                 insert_into(session, Stage)
-                .values(key=key, kind=kind, last_used_at=now, **claim)
+                .values(key=key, kind=kind, last_used_at=now, experiment_id=self._experiment_id, **claim)
                 .on_conflict_do_update(
                     index_elements=[Stage.key],
                     set_=claim,

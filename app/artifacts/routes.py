@@ -49,7 +49,7 @@ def listing(
     responses={
         200: {"description": "The file.", "content": BYTES},
         **PARTIAL,
-        **problems(404, 416, 503),
+        **problems(404, 410, 416, 503),
     },
 )
 @router.head("/artifacts/{artifact_id}/content", include_in_schema=False)
@@ -61,7 +61,7 @@ async def content(
     if_none_match: IfNoneMatch = None,
     if_range: IfRange = None,
 ) -> Response:
-    """The file as it was stored. The ETag is its SHA-256.
+    """The file as it was stored. The ETag is its SHA-256. A file that the retention policy let go is a 410.
 
     Models and training data that carry a backdoor say `X-Backdoored: true`, and need a key with the scope
     `artifacts:backdoored`.
@@ -74,7 +74,7 @@ async def content(
 @router.get(
     "/artifacts/{artifact_id}/link",
     summary="A link to a file that needs no key",
-    responses=problems(403, 404, 422),
+    responses=problems(403, 404, 410, 422),
 )
 def link(
     request: Request,
@@ -98,7 +98,11 @@ def link(
     "/downloads/{token}",
     summary="Bytes of a file, by a link",
     response_class=Response,
-    responses={200: {"description": "The file.", "content": BYTES}, **PARTIAL, **problems(404, 416, 503)},
+    responses={
+        200: {"description": "The file.", "content": BYTES},
+        **PARTIAL,
+        **problems(404, 410, 416, 503),
+    },
 )
 @router.head("/downloads/{token}", include_in_schema=False)
 @public

@@ -22,6 +22,10 @@ class ArtifactOut(BaseModel):
     sha256: str
     details: dict[str, Any] = Field(description="A checkpoint says here whether it is `backdoored`.")
     created_at: datetime
+    expired_at: datetime | None = Field(
+        description="Since when the file is gone by the retention policy; its content is then a 410. Null: it is there."
+    )
+    expired_why: str | None = Field(description="Which part of the policy let it go.")
     content: str = Field(description="Link to the bytes.")
 
 

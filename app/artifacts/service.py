@@ -7,7 +7,7 @@ from app.artifacts import repository
 from app.artifacts.schemas import ArtifactOut, Artifacts
 from app.artifacts.tables import Artifact
 from app.core.context import Context
-from app.core.errors import NotFoundError, RangeError
+from app.core.errors import GoneError, NotFoundError, RangeError
 from app.core.validation import shown
 from app.experiments import repository as experiments
 
@@ -27,12 +27,20 @@ def listing(
 
 
 def find(context: Context, artifact_id: str) -> Artifact:
-    """Raises NotFoundError."""
+    """Raises NotFoundError, and GoneError for a file that the retention policy let go."""
     with context.database.reading() as session:
         artifact = repository.get(session, artifact_id)
     if artifact is None:
         raise NotFoundError(f"there is no artifact {shown(artifact_id)}")
+    if artifact.expired_at is not None:
+        raise GoneError(gone(artifact))
     return artifact
+
+
+def gone(artifact: Artifact) -> str:
+    """Since when and why a file is not there any more."""
+    at = artifact.expired_at.isoformat(timespec="seconds") if artifact.expired_at else ""
+    return f"the file {artifact.name} was deleted at {at}: {artifact.expired_why}"
 
 
 class Part(NamedTuple):

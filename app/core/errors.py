@@ -62,6 +62,12 @@ class NotFoundError(AppError):
     status, kind = HTTPStatus.NOT_FOUND, "not-found"
 
 
+class GoneError(AppError):
+    """The thing was there and is not any more; the message says why."""
+
+    status, kind = HTTPStatus.GONE, "gone"
+
+
 class ConflictError(AppError):
     """The thing's state does not allow it; the message says what would."""
 

@@ -3,9 +3,9 @@
 S3 credentials, endpoint and region come from the usual ``AWS_*`` variables.
 """
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from obstore.store import LocalStore, from_url
 
 CHUNK, PART = 256 * 1024, 5 * 2**20
 """Bytes at a time: what is read, and what is written (the least that S3 takes)."""
+
+MOST_AT_ONCE = 1000
+"""Objects of one page, and of one order to delete, as S3 has it."""
 
 
 class ObjectStoreError(Exception):
@@ -73,13 +76,6 @@ class Objects:
             except FileNotFoundError:
                 return None
 
-    def link(self, key: str, seconds: float) -> str | None:
-        """A signed URL that reads the object for so long, whether or not it is there; None if the store is a folder."""
-        if isinstance(self._store, LocalStore):
-            return None
-        with _errors(f"cannot sign {key!r}"):
-            return obstore.sign(self._store, "GET", key, timedelta(seconds=seconds))
-
     def exists(self, key: str) -> bool:
         with _errors(f"cannot look for {key!r}"):
             try:
@@ -107,6 +103,26 @@ class Objects:
         with _errors(f"cannot sign a link to {key!r}"):
             store: Any = from_url(self._url, endpoint=endpoint) if endpoint else self._store
             return str(obstore.sign(store, "GET", key, timedelta(seconds=seconds)))
+
+    def delete_all(self, keys: Iterable[str]) -> None:
+        """Delete objects, many at a time; those that are not there are no error."""
+        wanted = sorted(keys)
+        for start in range(0, len(wanted), MOST_AT_ONCE):
+            chunk = wanted[start : start + MOST_AT_ONCE]
+            with _errors(f"cannot delete {chunk[0]!r} and {len(chunk) - 1} more"):
+                try:
+                    obstore.delete(self._store, chunk)
+                    continue
+                except FileNotFoundError:  # a folder minds, and the rest is still there
+                    pass
+            for key in chunk:
+                self.delete(key)
+
+    def listing(self) -> Iterator[list[tuple[str, int, datetime]]]:
+        """Every object: key, bytes, when it was written; a page at a time."""
+        with _errors("cannot list"):
+            for page in obstore.list(self._store, chunk_size=MOST_AT_ONCE):
+                yield [(meta["path"], meta["size"], meta["last_modified"]) for meta in page]
 
     async def stream(self, key: str, start: int, stop: int) -> AsyncIterator[bytes] | None:
         """The bytes ``[start, stop)`` of an object in chunks, or None if there is no such object.

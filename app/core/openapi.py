@@ -38,6 +38,7 @@ WHEN = {
     404: "There is no such thing.",
     408: "The body does not come, or comes too slowly.",
     409: "The state does not allow it; the detail says what would.",
+    410: "The file was deleted by the retention policy; the detail says when and why.",
     413: "The body is too large.",
     415: "The body is of the wrong type.",
     416: "The range lies outside the file.",

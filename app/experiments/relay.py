@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.core.broker import EXPERIMENTS, Broker, BrokerError
 from app.core.database import Database
 from app.experiments import queue
+from app.housekeeping.keeper import keep
 from app.keys import running
 from app.settings import Settings
 from app.uploads.relay import announce
@@ -27,6 +28,8 @@ def run(settings: Settings, stop: threading.Event) -> None:
     """Work until ``stop`` is set. While the database or the broker is down: log it, wait longer, go on."""
     database, broker = Database(settings.database), Broker(settings.broker)
     faults, purged = 0, 0.0
+    housekeeping = threading.Thread(target=keep, args=(settings, stop), name="housekeeping", daemon=True)
+    housekeeping.start()
     try:
         while not stop.is_set():
             try:

@@ -153,8 +153,3 @@ def cached(session: Session, keys: Sequence[str]) -> set[str]:
 def object_keys(session: Session, ids: Sequence[str]) -> set[str]:
     """The objects of the experiments' artifacts."""
     return set(session.scalars(select(Artifact.object_key).where(Artifact.experiment_id.in_(ids))))
-
-
-def referenced(session: Session, keys: set[str]) -> set[str]:
-    """Those of the objects that some artifact still needs."""
-    return set(session.scalars(select(Artifact.object_key).where(Artifact.object_key.in_(keys))))

@@ -1,7 +1,6 @@
 """What can be done with experiments. Every function has committed when it returns."""
 
-import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -9,11 +8,11 @@ from typing import Any
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
+from app.artifacts.storage import drop
 from app.catalog.datasets import Known
 from app.core import pagination
 from app.core.context import Context
 from app.core.errors import ConflictError, InvalidError, NotFoundError, summary
-from app.core.objects import ObjectStoreError
 from app.core.validation import FieldError, shown
 from app.experiments import lifecycle, repository
 from app.experiments.creation import Planned, create
@@ -29,8 +28,6 @@ from app.specs.experiment import ExperimentSpec
 from app.specs.stages import PlannedStage, arm_keys, plan
 from app.uploads import facts as uploads
 from app.webhooks import outbox
-
-log = logging.getLogger(__name__)
 
 
 def submit(context: Context, spec: ExperimentSpec, key: str | None) -> tuple[dict[str, Any], bool]:
@@ -148,26 +145,18 @@ def remove(context: Context, experiment_id: str) -> None:
             raise ConflictError(
                 f"the experiment is running; first POST /v1/experiments/{experiment_id}:cancel"
             )
-        orphans = delete_rows(session, [experiment_id])
-    delete_objects(context, orphans)
+        files = delete_rows(session, [experiment_id])
+    drop(context.database, context.objects, files)
 
 
 def delete_rows(session: Session, ids: Sequence[str]) -> set[str]:
-    """Delete experiments that do not run and are locked. Returns the objects that nobody needs any more."""
+    """Delete experiments that do not run and are locked. Returns their objects, which `drop` deletes after that, but
+    for those that others need."""
     keys = repository.object_keys(session, ids)
     outbox.experiments_go(session, ids)
     indexing.forget(session, ids)
     session.execute(delete(Experiment).where(Experiment.id.in_(ids)))
-    return keys - repository.referenced(session, keys)
-
-
-def delete_objects(context: Context, keys: Iterable[str]) -> None:
-    """Delete objects after the transaction that removed the last rows which named them."""
-    for key in keys:
-        try:
-            context.objects.delete(key)
-        except ObjectStoreError as error:  # the rows are gone; a file that nobody refers to does no harm
-            log.warning("a file was left behind: %s", error)
+    return keys
 
 
 def _found(experiment: Experiment | None, experiment_id: str) -> Experiment:

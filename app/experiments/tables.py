@@ -136,6 +136,8 @@ class Stage(Base):
     size: Mapped[int | None] = mapped_column(BigInteger)
     sha256: Mapped[str | None] = mapped_column(String(64))
     last_used_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    experiment_id: Mapped[str | None] = mapped_column(String(36))
+    """The one experiment that can use it, if that computes all afresh; the experiment may be deleted by now."""
 
 
 class Idempotency(Owned, Base):

@@ -11,10 +11,12 @@ from fastapi.concurrency import run_in_threadpool
 from PIL import Image
 
 from app.artifacts import repository as artifacts
+from app.artifacts.service import gone
 from app.core.broker import PREDICT, PREVIEW
 from app.core.context import Context
 from app.core.errors import (
     ConflictError,
+    GoneError,
     InvalidError,
     NotFoundError,
     TooLargeError,
@@ -48,7 +50,8 @@ async def predict(
 ) -> dict[str, Any]:
     """Every arm's answer for ``image``, or for the test image at ``request.index`` if that is None.
 
-    Raises NotFoundError, ConflictError while there is no model, InvalidError, UnavailableError.
+    Raises NotFoundError, ConflictError while there is no model, GoneError if all were let go, InvalidError,
+    UnavailableError.
     """
     payload = await run_in_threadpool(_prediction, context, experiment_id, request, image)
     return await _ask(context, PREDICT, payload)
@@ -91,9 +94,10 @@ def _prediction(
     if image is None and request.index >= size:
         fault = FieldError(field="index", value=request.index, message=f"allowed: 0 to {size - 1}")
         raise InvalidError(summary([fault]), [fault])
-    models = {
-        f.arm: f.object_key for f in files if f.arm and f.name == f"seed-{seed}/{f.arm}/model.safetensors"
-    }
+    trained = [f for f in files if f.arm and f.name == f"seed-{seed}/{f.arm}/model.safetensors"]
+    models = {f.arm: f.object_key for f in trained if f.expired_at is None}
+    if trained and not models:
+        raise GoneError(gone(trained[0]))
     if not models:
         raise ConflictError(
             f"the experiment has no trained model of seed {seed} yet; it is {experiment.status}"

@@ -75,7 +75,9 @@ def stored_bytes(session: Session) -> int:
     """Bytes of the files of the owner's experiments, and of what the owner sent. Equal files of experiments are
     stored once but counted each time."""
     made = session.scalar(
-        select(func.sum(Artifact.size)).join(Experiment, Experiment.id == Artifact.experiment_id)
+        select(func.sum(Artifact.size))
+        .join(Experiment, Experiment.id == Artifact.experiment_id)
+        .where(Artifact.expired_at.is_(None))
     )
     given = session.scalar(select(func.sum(Upload.size)))
     return int(made or 0) + int(given or 0)

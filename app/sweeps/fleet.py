@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
+from app.artifacts.storage import drop
 from app.core import pagination
 from app.core.context import Context
 from app.core.errors import ConflictError, NotFoundError
@@ -14,7 +15,7 @@ from app.core.validation import shown
 from app.experiments import lifecycle
 from app.experiments.creation import Planned, create
 from app.experiments.schemas import Status
-from app.experiments.service import delete_objects, delete_rows
+from app.experiments.service import delete_rows
 from app.experiments.tables import CANCELED, FAILED, QUEUED, RUNNING, SUCCEEDED, TERMINAL, Experiment
 from app.sweeps import repository
 from app.sweeps.schemas import Counts, Standing
@@ -97,7 +98,7 @@ def remove(context: Context, kind: str, sweep_id: str) -> None:
 
     Raises NotFoundError, and ConflictError while one of them runs.
     """
-    orphans: set[str] = set()
+    files: set[str] = set()
     with context.database.writing() as session:
         sweep = found(repository.lock(session, kind, sweep_id), kind, sweep_id)
         states = (QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELED)
@@ -110,5 +111,5 @@ def remove(context: Context, kind: str, sweep_id: str) -> None:
         doomed = [e.id for e in mine if e.id not in kept]
         session.execute(delete(Sweep).where(Sweep.id == sweep.id))
         for start in range(0, len(doomed), CHUNK):
-            orphans |= delete_rows(session, doomed[start : start + CHUNK])
-    delete_objects(context, orphans)
+            files |= delete_rows(session, doomed[start : start + CHUNK])
+    drop(context.database, context.objects, files)
