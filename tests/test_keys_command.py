@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from app.audit import repository
 from app.settings import Settings
 from tests.app.conftest import serve
 from tests.test_cli import bdlab, fails
@@ -31,6 +32,13 @@ def test_keys_are_made_listed_used_limited_and_revoked(tmp_path: Path) -> None:
         assert (quotas["running"]["limit"], quotas["bytes"]["limit"]) == (2, 5)
     revoked = json.loads(bdlab("keys", "revoke", prefix, "--json", **home).stdout)
     assert (revoked["prefix"], revoked["revoked_at"] is None) == (prefix, False)
+    with serve(Settings(home=tmp_path)) as service, service.database.reading() as session:
+        noted = [(row.method, row.route, row.location) for row in repository.page(session, "local", None, 9)]
+    assert noted[::-1] == [
+        ("COMMAND", "bdlab keys create", f"/v1/keys/{prefix}"),
+        ("COMMAND", "bdlab keys limits", "/v1/owners/ann/limits"),
+        ("COMMAND", "bdlab keys revoke", f"/v1/keys/{prefix}"),
+    ]
 
 
 @pytest.mark.parametrize(

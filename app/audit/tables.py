@@ -24,3 +24,4 @@ class AuditEntry(Base):
     route: Mapped[str] = mapped_column(String(200))
     path: Mapped[str] = mapped_column(String(300))
     status: Mapped[int]
+    location: Mapped[str | None] = mapped_column(String(300))

@@ -7,14 +7,17 @@ service's log.
 """
 
 import logging
+from uuid import uuid4
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.audit.tables import AuditEntry
 from app.core.database import Database, utcnow
+from app.core.owners import LOCAL
 from app.core.security import READ, Principal, scope_of
 
 log = logging.getLogger(__name__)
@@ -36,7 +39,7 @@ class Trail:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
-                await _note(scope, message["status"])
+                await _note(scope, message["status"], Headers(raw=message["headers"]).get("location"))
             await send(message)
 
         try:
@@ -46,7 +49,23 @@ class Trail:
             raise
 
 
-async def _note(scope: Scope, status: int) -> None:
+def of_command(user: str, words: str, location: str) -> AuditEntry:
+    """An entry for what the command line did on the database, past the API."""
+    return AuditEntry(
+        at=utcnow(),
+        request_id=uuid4().hex,
+        owner=LOCAL,
+        key=None,
+        client=user[:64],
+        method="COMMAND",
+        route=words,
+        path=words,
+        status=0,
+        location=location[:LONGEST_PATH],
+    )
+
+
+async def _note(scope: Scope, status: int, location: str | None = None) -> None:
     principal: Principal | None = scope.get("principal")
     if principal is None or not _is_audited(scope):
         return
@@ -61,6 +80,7 @@ async def _note(scope: Scope, status: int) -> None:
         route=getattr(scope.get("route"), "path", "unmatched"),
         path=scope["path"][:LONGEST_PATH],
         status=status,
+        location=location[:LONGEST_PATH] if location else None,
     )
     try:
         await run_in_threadpool(_write, scope["app"].state.context.database.whole, entry)

@@ -3,6 +3,8 @@
 These work on the database itself, with the settings of the service, because the first key must come from somewhere.
 """
 
+import getpass
+import os
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -23,7 +25,10 @@ Most = Annotated[int | None, typer.Option(min=0, show_default=False)]
 @app.command()
 def create(
     owner: Annotated[
-        str, typer.Option(help="For whom: a person or a team. `local` owns what was made without a key.")
+        str,
+        typer.Option(
+            help="For whom: a person, a team or a project. `local` owns what was made without a key."
+        ),
     ] = "local",
     scope: Annotated[
         list[str] | None,
@@ -31,7 +36,7 @@ def create(
             help="May be repeated: read, write, artifacts:backdoored, admin. Default: read and write."
         ),
     ] = None,
-    label: Annotated[str, typer.Option(help="Where the key is used.")] = "",
+    label: Annotated[str, typer.Option(help="Who uses the key, and where.")] = "",
     expires_in_days: Annotated[int | None, typer.Option(help="Default: never.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -52,7 +57,13 @@ def create(
     except ValidationError as error:
         fault = error.errors()[0]
         raise CommandError(f"{fault['loc'][0]} = {fault['input']!r}: {fault['msg']}") from None
-    made = _on_database(lambda database, settings: service.create(database, Pepper(settings), asked))
+
+    def make(database: Any, settings: Settings) -> Any:
+        made = service.create(database, Pepper(settings), asked)
+        _note(database, "bdlab keys create", f"/v1/keys/{made.prefix}")
+        return made
+
+    made = _on_database(make)
     if as_json:
         print_json(made.model_dump(mode="json"))
     else:
@@ -90,7 +101,12 @@ def revoke(
     """Make a key useless, at once."""
     from app.keys import service  # noqa: PLC0415
 
-    revoked = _on_database(lambda database, _: service.revoke(database, key))
+    def make_useless(database: Any, _settings: Settings) -> Any:
+        revoked = service.revoke(database, key)
+        _note(database, "bdlab keys revoke", f"/v1/keys/{revoked.prefix}")
+        return revoked
+
+    revoked = _on_database(make_useless)
     if as_json:
         print_json(revoked.model_dump(mode="json"))
     else:
@@ -120,13 +136,31 @@ def limits(
         webhooks=webhooks,
         requests=requests,
     )
-    changed = _on_database(lambda database, _: service.set_limits(database, owner, chosen))
+
+    def change(database: Any, _settings: Settings) -> Any:
+        changed = service.set_limits(database, owner, chosen)
+        _note(database, "bdlab keys limits", f"/v1/owners/{owner}/limits")
+        return changed
+
+    changed = _on_database(change)
     if as_json:
         print_json(changed.model_dump(mode="json"))
     else:
         own = {name: value for name, value in chosen.model_dump().items() if value is not None}
         text = ", ".join(f"{name} {value}" for name, value in own.items())
         typer.echo(f"{owner}: {text or 'as in the settings'}")
+
+
+def _note(database: Any, words: str, location: str) -> None:
+    """Have it in the audit log, where requests that do the same are."""
+    from app.audit.trail import of_command  # noqa: PLC0415
+
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # in a container a user need not have a name
+        user = f"user {os.getuid()}"
+    with database.writing() as session:
+        session.add(of_command(user, words, location))
 
 
 def _on_database(work: Any) -> Any:

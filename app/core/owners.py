@@ -1,6 +1,6 @@
 """Whose a row is: the table of owners, and the filter that every query of a request passes through.
 
-An owner is a person or a team; several API keys may act for one. While the service is open, which it is on
+An owner is a person, a team or a project; several API keys may act for one. While the service is open, which it is on
 loopback as long as no key was made, everything belongs to the owner `LOCAL`.
 
 How a new domain uses this: let its main table inherit `Owned` beside `Base`, add `owned_index` for its lists, and
@@ -37,7 +37,7 @@ LOCAL = "local"
 
 
 class Owner(Base):
-    """A person or a team. A limit that is null is the one of the settings."""
+    """A person, a team or a project. A limit that is null is the one of the settings."""
 
     __tablename__ = "owners"
 

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Path
+from fastapi import APIRouter, Body, Depends, Path, Response
 
 from app.core import pagination
 from app.core.context import Ctx
@@ -61,10 +61,15 @@ def me(context: Ctx) -> Me:
 @router.post("/keys", status_code=201, summary="Make an API key", responses=problems(400, 413, 415, 422))
 @needs(ADMIN)
 def create(
-    context: Ctx, asked: Annotated[KeyRequest, Body(openapi_examples=KEYS)], _json: JsonBody
+    context: Ctx,
+    asked: Annotated[KeyRequest, Body(openapi_examples=KEYS)],
+    response: Response,
+    _json: JsonBody,
 ) -> NewKeyOut:
     """The answer holds the key, this once. The first key that is made closes the service to all without one."""
-    return service.create(context.database, Pepper(context.settings), asked)
+    made = service.create(context.database, Pepper(context.settings), asked)
+    response.headers["Location"] = f"/v1/keys/{made.prefix}"
+    return made
 
 
 @router.get("/keys", summary="List API keys", responses=problems(400, 422))

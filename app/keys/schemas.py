@@ -17,10 +17,10 @@ class KeyRequest(BaseModel):
     owner: str = Field(
         "local",
         pattern=NAME,
-        description="A person or a team; made if it is new. Keys of one owner share all.",
+        description="A person, a team or a project; made if it is new. Keys of one owner share all.",
     )
     scopes: list[Scope] = Field(["read", "write"], min_length=1, description="What the key may do.")
-    label: str = Field("", max_length=100, description="For people: where the key is used.")
+    label: str = Field("", max_length=100, description="For people: who uses the key, and where.")
     expires_in_days: int | None = Field(None, ge=1, le=3650, description="Null: never.")
 
 

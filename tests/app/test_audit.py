@@ -40,6 +40,7 @@ def test_every_change_is_there_when_its_answer_is(made: People) -> None:
         "route": "/v1/experiments",
         "path": "/v1/experiments",
         "status": 202,
+        "location": f"/v1/experiments/{answer.json()['id']}",
     }
     experiment = answer.json()["id"]
     ann.post(f"/v1/experiments/{experiment}:cancel")
@@ -51,6 +52,16 @@ def test_every_change_is_there_when_its_answer_is(made: People) -> None:
         f"/v1/experiments/{experiment}",
         204,
     )
+    assert last["location"] is None
+
+
+def test_it_tells_which_key_was_made_by_whom(made: People) -> None:
+    key = made.key("boss", "admin")
+    new = made.client(key).post("/v1/keys", json={"owner": "ann", "label": "Ann, laptop"}).json()
+    (entry,) = entries(made, "boss")
+    assert (entry["key"], entry["location"]) == (key.split("_")[1], f"/v1/keys/{new['prefix']}")
+    shown = made.of("root").get(entry["location"]).json()
+    assert (shown["owner"], shown["label"]) == ("ann", "Ann, laptop")
 
 
 def test_refusals_are_there_and_mere_looking_is_not(made: People) -> None:
