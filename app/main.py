@@ -13,7 +13,7 @@ from app.audit.trail import Trail
 from app.catalog import lost
 from app.catalog.routes import router as catalog
 from app.compare.routes import router as compare
-from app.core import errors, openapi
+from app.core import errors, logs, openapi, tracing
 from app.core.context import Context
 from app.core.http import Surround
 from app.dashboard import DASHBOARD
@@ -49,8 +49,14 @@ carries `X-Request-ID`.
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The API with its routes. Connections are opened when it starts, by the ``settings`` or the environment."""
+    """The API with its routes. Connections are opened when it starts, by the ``settings`` or the environment.
+
+    Without ``settings`` it is the API of this process, whose logs and traces it sets up.
+    """
     chosen = settings or Settings()
+    if settings is None:
+        logs.configure("api", chosen)
+        tracing.configure("api")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -60,6 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.state.gate.say_if_open()
         yield
         app.state.context.close()
+        tracing.flush()
 
     app = _Api(
         title="backdoor-lab",
@@ -70,7 +77,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url=None,  # the dashboard's own, which needs no other server
         redoc_url=None,
     )
-    app.state.telemetry = Telemetry()
+    app.state.telemetry = Telemetry(app.version)
     errors.install(app)
     app.add_middleware(Trail)
     app.add_middleware(

@@ -5,7 +5,7 @@ import tempfile
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import quote
 
 from pydantic import Field, SecretStr, field_validator
@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     webhook_private: bool = Field(
         False,
         description="Let webhooks go to private and loopback addresses. For a closed network, by who runs it.",
+    )
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="Lines of the logs: json, console, or auto: console on a terminal, else json."
     )
 
     max_body_bytes: int = Field(1_048_576, description="Largest accepted JSON body.", gt=0)

@@ -18,10 +18,12 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from app.core import tracing
 from app.core.database import Database
 from app.core.objects import Objects, ObjectStoreError
 from app.experiments import lifecycle
 from app.experiments.tables import Experiment
+from app.health.tallies import Pusher
 from app.keys import running
 from app.reproductions.tables import Reproduction
 from app.settings import Settings
@@ -31,6 +33,7 @@ from worker.lease import Lease, StoppedError
 from worker.recorder import SqlRecorder
 from worker.store import FreshStore, SqlStageStore
 from worker.uploads import at_hand
+from worker.watch import Watch
 
 SHUT_DOWN = "the worker shut down"
 REASON_CHARACTERS = 2000
@@ -48,7 +51,9 @@ class End:
     delay: float = 0.0
 
 
-def attempt(experiment_id: str, worker: str, settings: Settings, run: Run) -> str | None:
+def attempt(
+    experiment_id: str, worker: str, settings: Settings, run: Run, pusher: Pusher | None = None
+) -> str | None:
     """Try one experiment with ``run``, which has the signature of `worker.lab.experiment.run`.
 
     Returns how it ended, or None if the experiment is not queued, or may not run yet: a message is only a hint.
@@ -58,18 +63,33 @@ def attempt(experiment_id: str, worker: str, settings: Settings, run: Run) -> st
         with database.writing() as session:
             held = running.hold_back(session, experiment_id, settings)
             number = None if held else lifecycle.claim(session, experiment_id, worker, settings.lease_seconds)
-        if number is None:
+            experiment = session.get_one(Experiment, experiment_id) if number is not None else None
+        if number is None or experiment is None:
             why = "its owner runs as many as allowed" if held else "it is not queued"
-            log.info("experiment %s: nothing to do, %s", experiment_id, why)
+            log.info("nothing to do: %s", why, extra={"experiment_id": experiment_id})
             return None
-        log.info("experiment %s: attempt %d", experiment_id, number)
-        lease = Lease(database, settings, experiment_id, number)
-        recorder = SqlRecorder(lease, objects)
-        lease.on_tick = recorder.flush
-        with lease, lease.handed_back_on_sigterm():
-            end = _run(lease, recorder, objects, settings, run)
-            outcome = _record(lease, recorder, end)
-        log.info("experiment %s: %s%s", experiment_id, outcome, f" ({end.reason})" if end.reason else "")
+        with (
+            experiment.origin(
+                experiment_id=experiment_id, attempt=number, owner_id=experiment.owner_id, worker=worker
+            ),
+            tracing.span("attempt", kind="consumer", parent=experiment.traceparent) as span,
+        ):
+            log.info("attempt started")
+            lease = Lease(database, settings, experiment_id, number)
+            recorder = SqlRecorder(lease, objects)
+            watch = Watch(database, worker, pusher or Pusher("worker"))
+
+            def tick() -> None:
+                recorder.flush()
+                watch.tick()
+
+            lease.on_tick = tick
+            with lease, lease.handed_back_on_sigterm():
+                end = _run(lease, recorder, objects, settings, run)
+                outcome = _record(lease, recorder, end)
+            watch.tick()
+            span.set_attribute("outcome", outcome)
+            log.info("attempt ended", extra={"outcome": outcome, "reason": end.reason})
         return outcome
     finally:
         database.close()
@@ -101,7 +121,7 @@ def _run(lease: Lease, recorder: SqlRecorder, objects: Objects, settings: Settin
     except (LabError, ObjectStoreError) as error:
         return End("failed", str(error))
     except Exception as error:
-        log.exception("experiment %s broke", lease.experiment_id)
+        log.exception("the experiment broke")
         recorder.log(traceback.format_exc())
         return End("failed", f"{type(error).__name__}: {error}")
     if recorder.failed and not recorder.succeeded:

@@ -11,7 +11,6 @@ A message is acknowledged as soon as a worker has it: SQL, not the broker, knows
 late acknowledgement Celery would run a task twice that takes longer than the visibility timeout.
 """
 
-import logging
 import os
 import signal
 import socket
@@ -19,10 +18,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from billiard.process import active_children  # type: ignore[import-untyped]
+from billiard.util import get_logger  # type: ignore[import-untyped]
 from celery import Celery, signals
 from celery.worker.state import active_requests
 
 from app.children import die_with
+from app.core import logs
 from app.core.broker import (
     CHECK_UPLOAD,
     CHECKS,
@@ -36,10 +37,11 @@ from app.core.broker import (
 from app.settings import Settings
 from worker.housekeeping import EVERY_SECONDS, tidy_up
 from worker.registry import Registration
+from worker.watch import Sight
 
 SIGN_OF_LIFE_SECONDS = 5.0
 NEVER_REDELIVERED_SECONDS = 10 * 365 * 86_400
-log = logging.getLogger(__name__)
+NAMES = {INTERACTIVE: "interactive", CHECKS: "checks"}
 
 
 def make_app(settings: Settings) -> Celery:
@@ -86,12 +88,33 @@ PARENT = os.getpid()
 settings = Settings()
 app = make_app(settings)
 _registration: list[Registration] = []
+sight = Sight(settings)
+
+
+@signals.celeryd_init.connect
+def _log_in_our_way(instance: Any, options: dict[str, Any], **_: Any) -> None:
+    queues = options.get("queues") or []
+    sight.process = NAMES.get(queues if isinstance(queues, str) else ",".join(queues), "worker")
+    logs.configure(sight.process, settings)
+    instance.quiet = True  # no banner among the lines
 
 
 @signals.setup_logging.connect
-def _log_plainly(**_: Any) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("celery.app.trace").setLevel(logging.WARNING)  # it would print every picture it returns
+def _no_other_way(**_: Any) -> None:
+    """Celery sets up logs of its own unless somebody listens."""
+    get_logger()  # of those who watch over the children; it takes its messages for itself when it is made
+    logs.configure(sight.process, settings)
+
+
+@signals.worker_process_init.connect
+def _watch(**_: Any) -> None:
+    """In the process that works, which is a fork of this one or (interactive) this one itself."""
+    sight.begin()
+
+
+@signals.task_postrun.connect
+def _tell(**_: Any) -> None:
+    sight.tell()
 
 
 @signals.worker_process_init.connect

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.core import meters, tracing
 from app.core.database import Database, utcnow
 from app.core.errors import InvalidError
 from app.core.objects import Objects, ObjectStoreError
@@ -62,27 +63,39 @@ def check(upload_id: str, settings: Settings) -> str | None:
             upload = repository.claim(session, upload_id, settings.check_seconds)
         if upload is None:
             return None
-        signal_before = signal.signal(signal.SIGTERM, _stop)
-        try:
-            if upload.attempts > settings.max_attempts:
-                found = Found(
-                    reason=f"its check was begun {settings.max_attempts} times and never came to an end"
-                )
-            else:
-                with tempfile.TemporaryDirectory(prefix="bdlab-check-") as folder:
-                    found = _look(upload, Path(folder), database, objects, settings)
-        except (ObjectStoreError, OSError) as error:
-            log.warning("upload %s: %s; its check is put off", upload_id, error)
-            _release(database, upload)
-            return None
-        except SystemExit:
-            _release(database, upload)
-            raise
-        finally:
-            signal.signal(signal.SIGTERM, signal_before)
-        return _finish(database, objects, upload, found)
+        with (
+            upload.origin(upload_id=upload.id, owner_id=upload.owner_id, attempt=upload.attempts),
+            tracing.span("check upload", kind="consumer", parent=upload.traceparent) as span,
+        ):
+            status = _check(upload, database, objects, settings)
+            span.set_attribute("outcome", status or "none")
+            log.info("check ended", extra={"outcome": status})
+        meters.CHECKS.labels(status or "none").inc()
+        return status
     finally:
         database.close()
+
+
+def _check(upload: Upload, database: Database, objects: Objects, settings: Settings) -> str | None:
+    signal_before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        if upload.attempts > settings.max_attempts:
+            found = Found(
+                reason=f"its check was begun {settings.max_attempts} times and never came to an end"
+            )
+        else:
+            with tempfile.TemporaryDirectory(prefix="bdlab-check-") as folder:
+                found = _look(upload, Path(folder), database, objects, settings)
+    except (ObjectStoreError, OSError) as error:
+        log.warning("%s; the check is put off", error)
+        _release(database, upload)
+        return None
+    except SystemExit:
+        _release(database, upload)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, signal_before)
+    return _finish(database, objects, upload, found)
 
 
 def _look(upload: Upload, folder: Path, database: Database, objects: Objects, settings: Settings) -> Found:

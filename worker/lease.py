@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import Literal, Self, TypeVar
@@ -55,7 +56,9 @@ class Lease:
         self._held_at = time.monotonic()
         self._stopped_at = 0.0
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self._thread = threading.Thread(
+            target=copy_context().run, args=(self._keep,), name="lease", daemon=True
+        )
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -23,6 +23,7 @@ from app.experiments import lifecycle
 from app.experiments.tables import Experiment, LogLine
 from app.results.tables import ArmNote, MetricPoint, ResultValue
 from app.search import indexing
+from worker import watch
 from worker.lab.contracts import ArtifactKind, LabError, Scope
 from worker.lease import Lease
 from worker.upsert import insert_into, upsert
@@ -79,6 +80,7 @@ class SqlRecorder:
         self._lease.check()
 
     def progress(self, scope: Scope, epoch: int, epochs: int, fraction: float) -> None:
+        watch.scope(scope, epoch, epochs)
         told = {
             "arm": scope.arm,
             "seed": scope.seed,

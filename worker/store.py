@@ -8,6 +8,7 @@ from hashlib import sha256
 
 from sqlalchemy import or_, update
 
+from app.core import meters, tracing
 from app.core.database import utcnow
 from app.core.objects import Objects, ObjectStoreError
 from app.experiments.tables import Stage
@@ -53,6 +54,7 @@ class SqlStageStore:
             "experiment_id": self._experiment_id,
         }
         self._lease.persist(lambda: self._write(row))
+        meters.STAGES.labels(kind, "computed").inc()
         try:
             self._objects.delete(_checkpoint(key))
         except ObjectStoreError as error:
@@ -76,9 +78,11 @@ class SqlStageStore:
     @contextmanager
     def claim(self, key: str, kind: str) -> Iterator[None]:
         if not self._lease.persist(lambda: self._take(key, kind)):
+            meters.STAGES_BUSY.labels(kind).inc()
             raise StageBusyError(f"another worker computes stage {key[:12]} ({kind})")
         try:
-            yield
+            with tracing.span(f"stage {kind}", attributes={"stage.key": key}):
+                yield
         finally:
             self._release(key)
 
@@ -94,7 +98,11 @@ class SqlStageStore:
         values = {"last_used_at": utcnow()} if sound else {"ready_at": None, "size": None, "sha256": None}
         with self._lease.writing() as session:
             session.execute(update(Stage).where(Stage.key == key, Stage.sha256 == row.sha256).values(values))
-        return data if sound else None
+        if not sound:
+            return None
+        meters.STAGES.labels(row.kind, "cache").inc()
+        tracing.event("stage from the cache", {"stage.kind": row.kind, "stage.key": key})
+        return data
 
     def _take(self, key: str, kind: str) -> bool:
         """Claim a stage that nobody holds, whose holder is dead, or that an earlier attempt of ours held."""

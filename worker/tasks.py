@@ -1,10 +1,10 @@
 """The four tasks. Each imports the lab when it runs, so that whoever forks children stays free of torch."""
 
 import base64
-import logging
 import os
 from typing import Any
 
+from celery import Task
 from pydantic import TypeAdapter
 
 from app.core.broker import CHECK_UPLOAD, PREDICT, PREVIEW, RUN_EXPERIMENT
@@ -12,18 +12,17 @@ from app.core.objects import Objects
 from app.specs.dataset import DatasetSpec
 from app.specs.experiment import ExperimentSpec
 from worker.attempt import attempt
-from worker.celery import app, served, settings, worker_name
+from worker.celery import app, served, settings, sight, worker_name
 from worker.lab.contracts import LabError
 from worker.uploads import fetch_dataset
 
 _DATASET: TypeAdapter[DatasetSpec] = TypeAdapter(DatasetSpec)
-log = logging.getLogger(__name__)
 
 
 @app.task(name=RUN_EXPERIMENT)
 def run_experiment(experiment_id: str) -> None:
     """Run an experiment, if it is still queued. Everything to know about it lies in SQL."""
-    attempt(experiment_id, worker_name(os.getppid(), served(app)), settings, _run)
+    attempt(experiment_id, worker_name(os.getppid(), served(app)), settings, _run, sight.pusher)
 
 
 def _run(*args: Any, **options: Any) -> dict[str, Any]:
@@ -41,28 +40,33 @@ def check_upload(upload_id: str) -> None:
     """Check a model or a data set that a user sent, if it still waits for that."""
     from worker.checking import check  # noqa: PLC0415
 
-    status = check(upload_id, settings)
-    log.info("upload %s: %s", upload_id, status or "nothing to do")
+    check(upload_id, settings)
 
 
-@app.task(name=PREVIEW, ignore_result=False)
-def preview(payload: dict[str, Any]) -> dict[str, Any]:
+@app.task(name=PREVIEW, ignore_result=False, bind=True)
+def preview(self: Task, payload: dict[str, Any]) -> dict[str, Any]:
     """Clean, triggered and residual samples as ``{"picture": <base64 PNG>}``, or ``{"error": ...}``."""
     from worker.lab import interactive  # noqa: PLC0415
 
-    try:
-        fetch_dataset(
-            _DATASET.validate_python(payload["dataset"]), Objects(settings.objects), settings.datasets
-        )
-        picture = interactive.preview(payload, settings.datasets)
-    except LabError as error:
-        return {"error": str(error)}
-    return {"picture": base64.b64encode(picture).decode()}
+    with sight.asked("preview", self.request.get("origin")):
+        try:
+            fetch_dataset(
+                _DATASET.validate_python(payload["dataset"]), Objects(settings.objects), settings.datasets
+            )
+            picture = interactive.preview(payload, settings.datasets)
+        except LabError as error:
+            return {"error": str(error)}
+        return {"picture": base64.b64encode(picture).decode()}
 
 
-@app.task(name=PREDICT, ignore_result=False)
-def predict(payload: dict[str, Any]) -> dict[str, Any]:
+@app.task(name=PREDICT, ignore_result=False, bind=True)
+def predict(self: Task, payload: dict[str, Any]) -> dict[str, Any]:
     """Class and probabilities from every arm's model, or ``{"error": ...}``."""
+    with sight.asked("predict", self.request.get("origin")):
+        return _predict(payload)
+
+
+def _predict(payload: dict[str, Any]) -> dict[str, Any]:
     from worker.lab import interactive  # noqa: PLC0415
 
     objects = Objects(settings.objects)

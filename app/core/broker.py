@@ -15,6 +15,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 from uuid import uuid4
 
+from app.core import ids, meters, tracing
+
 EXPERIMENTS, INTERACTIVE, CHECKS = "experiments", "interactive", "checks"
 RUN_EXPERIMENT, PREVIEW, PREDICT = "bdlab.run_experiment", "bdlab.preview", "bdlab.predict"
 CHECK_UPLOAD = "bdlab.check_upload"
@@ -100,11 +102,20 @@ class Broker:
 
     def _send(self, task: str, argument: Any, queue: str, expires: float | None = None) -> str:
         task_id = str(uuid4())
+        origin = {"request_id": ids.request_id(), "traceparent": tracing.traceparent()}
+        headers = {"origin": {name: value for name, value in origin.items() if value}}
         self._reaching(
             lambda: self._sender.send_task(
-                task, args=[argument], queue=queue, task_id=task_id, expires=expires, retry=False
+                task,
+                args=[argument],
+                queue=queue,
+                task_id=task_id,
+                expires=expires,
+                retry=False,
+                headers=headers,
             )
         )
+        meters.PUBLISHED.labels(queue).inc()
         return task_id
 
     def _reaching(self, call: Callable[[], T]) -> T:

@@ -15,10 +15,14 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.types import TypeDecorator
 
+from app.core import meters
+
 Json = JSON().with_variant(JSONB(), "postgresql")
 BigId = BigInteger().with_variant(Integer(), "sqlite")
 """A key that the database counts up; SQLite does so only for a plain INTEGER."""
 
+KINDS = ("begin", "select", "insert", "update", "delete")
+"""Statements that are timed by their kind. On SQLite a BEGIN waits for other writers."""
 OWNER, LIMITS = "owner", "limits"
 """Keys of a session's ``info``: the owner whose rows it sees, without whom it sees all, and the owner's limits."""
 
@@ -75,8 +79,12 @@ POOL: dict[str, Any] = {"pool_size": 10, "max_overflow": 40}
 
 def make_engine(url: str) -> Engine:
     """An engine for ``url``; SQLite gets write-ahead logging, foreign keys, and immediate transactions."""
-    if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True, **POOL)
+    engine = _make_sqlite(url) if url.startswith("sqlite") else create_engine(url, pool_pre_ping=True, **POOL)
+    _measure(engine)
+    return engine
+
+
+def _make_sqlite(url: str) -> Engine:
     if (path := make_url(url).database) and path != ":memory:":
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False}, **POOL)
@@ -95,6 +103,27 @@ def make_engine(url: str) -> Engine:
         connection.exec_driver_sql("BEGIN" if deferred else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _measure(engine: Engine) -> None:
+    """Count and time what the engine does."""
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def _begin(
+        _connection: Any, _cursor: Any, _statement: str, _values: Any, context: Any, _many: bool
+    ) -> None:
+        context.began = time.perf_counter()
+
+    @event.listens_for(engine, "after_cursor_execute")
+    def _end(_connection: Any, _cursor: Any, statement: str, _values: Any, context: Any, _many: bool) -> None:
+        kind = statement[:6].strip().lower()
+        kind = kind if kind in KINDS else "other"
+        meters.DATABASE_SECONDS.labels(kind).observe(time.perf_counter() - context.began)
+
+    @event.listens_for(engine, "handle_error")
+    def _failed(context: Any) -> None:
+        error = context.sqlalchemy_exception or context.original_exception
+        meters.DATABASE_ERRORS.labels(type(error).__name__).inc()
 
 
 class Database:

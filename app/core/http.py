@@ -1,4 +1,4 @@
-"""What surrounds every request: an id, a limit on the body, a measured time, and a last net for errors."""
+"""What surrounds every request: an id, a span, a limit on the body, a measured time, and a last net for errors."""
 
 import asyncio
 import logging
@@ -11,12 +11,18 @@ from uuid import uuid4
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.core import ids, tracing
 from app.core.errors import BadRequestError, StalledError, TooLargeError, problem
 
 log = logging.getLogger(__name__)
 HEADER = "X-Request-ID"
 FORM_OVERHEAD = 64 * 1024
 LONGEST_BODY_SECONDS = 60.0
+READING = ("GET", "HEAD", "OPTIONS")
+SLOW_SECONDS = 2.0
+LONGEST_PATH = 300
+UNSEEN = ("/healthz", "/readyz", "/metrics", "/static")
+"""Paths that machines ask for all day, of which no trace is made."""
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 Observe = Callable[[str, str, int, float], None]
@@ -54,6 +60,23 @@ class Surround:
         headers = Headers(scope=scope)
         given = headers.get(HEADER, "")
         request_id = scope["request_id"] = given if _GIVEN_ID.fullmatch(given) else uuid4().hex
+        with ids.binding(request_id=request_id):
+            if scope["path"].startswith(UNSEEN):
+                await self._answer(scope, receive, send, headers, request_id)
+                return
+            with tracing.span(scope["method"], kind="server", parent=headers.get("traceparent")) as span:
+                ids.bind(trace_id=tracing.trace_id(tracing.traceparent()))
+                status = await self._answer(scope, receive, send, headers, request_id)
+                route = _route(scope)
+                span.update_name(f"{scope['method']} {route}")
+                span.set_attribute("http.request.method", scope["method"])
+                span.set_attribute("http.route", route)
+                span.set_attribute("http.response.status_code", status)
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: Send, headers: Headers, request_id: str
+    ) -> int:
+        """Have the request answered whatever happens; returns the status."""
         status, began = 0, time.perf_counter()
 
         async def sending(message: Message) -> None:
@@ -81,8 +104,10 @@ class Surround:
             detail = "an internal error; the service's log has the details under this request_id"
             await problem(request_id, 500, detail, kind="internal")(scope, receive, sending)
         finally:
-            template = getattr(scope.get("route"), "path", "unmatched")
-            self.observe(scope["method"], template, status, time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            self.observe(scope["method"], _route(scope), status, seconds)
+            _tell(scope, status, seconds)
+        return status
 
     async def _body(self, headers: Headers, receive: Receive) -> Receive:
         """The whole body, read up to the limit. Bodies are small, so routes never see half of one."""
@@ -121,6 +146,23 @@ async def _whole(receive: Receive, limit: int) -> tuple[bytes, bool]:
         if size > limit:
             raise _too_large(limit)
     return b"".join(parts), more
+
+
+def _route(scope: Scope) -> str:
+    """The template, so that ids do not multiply the series."""
+    return str(getattr(scope.get("route"), "path", "unmatched"))
+
+
+def _tell(scope: Scope, status: int, seconds: float) -> None:
+    """One line for what changed something, failed, or was slow. What was merely read is counted, not told: pollers
+    would drown the rest."""
+    told = scope["method"] not in READING or status >= 400 or status == 0 or seconds > SLOW_SECONDS
+    if scope["path"].startswith(UNSEEN) and status != 500:
+        return
+    if not told or (_route(scope).endswith("/events") and status < 400):  # a stream is meant to last
+        return
+    details = {"route": _route(scope), "status": status, "seconds": round(seconds, 4)}
+    log.info("%s %s", scope["method"], scope["path"][:LONGEST_PATH], extra=details)
 
 
 def _too_large(limit: int) -> TooLargeError:

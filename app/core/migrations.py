@@ -20,6 +20,7 @@ from app.audit import tables as audit
 from app.core import owners
 from app.core.database import Base, make_engine
 from app.experiments import tables as experiments
+from app.health import tables as health
 from app.keys import tables as keys
 from app.leaderboard import tables as leaderboard
 from app.reproductions import tables as reproductions
@@ -34,6 +35,7 @@ TABLES = (
     artifacts,
     audit,
     experiments,
+    health,
     keys,
     leaderboard,
     reproductions,

@@ -15,6 +15,8 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
+from app.core import meters
+
 CHUNK, PART = 256 * 1024, 5 * 2**20
 """Bytes at a time: what is read, and what is written (the least that S3 takes)."""
 
@@ -32,7 +34,7 @@ class Objects:
     def __init__(self, url: str) -> None:
         """Raises ObjectStoreError if ``url`` cannot be used."""
         self._url: Any = url  # some literals of S3's are typed, and any URL goes
-        with _errors(f"cannot open {url!r}"):
+        with _operation("open", f"cannot open {url!r}"):
             self._store: Any
             if url.startswith("file://"):
                 self._store = LocalStore(unquote(url.removeprefix("file://")), mkdir=True)
@@ -42,19 +44,19 @@ class Objects:
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object, replacing what was there."""
-        with _errors(f"cannot write {key!r}"):
+        with _operation("write", f"cannot write {key!r}"):
             obstore.put(self._store, key, data)
 
     async def put_stream(self, key: str, pieces: AsyncIterator[bytes]) -> None:
         """Write an object from ``pieces``, a few MiB of which are in memory at once. What they raise is raised, and
         nothing is kept."""
-        with _errors(f"cannot write {key!r}"):
+        with _operation("write_stream", f"cannot write {key!r}"):
             await obstore.put_async(self._store, key, pieces, chunk_size=PART, max_concurrency=2)
 
     def download(self, key: str, path: Path) -> str | None:
         """Write the object to a file, piece by piece. Returns its SHA-256, or None if there is no such object."""
         digest = sha256()
-        with path.open("wb") as file, _errors(f"cannot read {key!r}"):
+        with path.open("wb") as file, _operation("read", f"cannot read {key!r}"):
             try:
                 for chunk in obstore.get(self._store, key).stream(min_chunk_size=CHUNK):
                     digest.update(chunk)
@@ -65,19 +67,19 @@ class Objects:
 
     def put_file(self, key: str, path: Path) -> None:
         """Write an object from a file, piece by piece."""
-        with _errors(f"cannot write {key!r}"):
+        with _operation("write", f"cannot write {key!r}"):
             obstore.put(self._store, key, path, chunk_size=PART, max_concurrency=2)
 
     def get(self, key: str) -> bytes | None:
         """The whole object, or None if there is none."""
-        with _errors(f"cannot read {key!r}"):
+        with _operation("read", f"cannot read {key!r}"):
             try:
                 return bytes(obstore.get(self._store, key).bytes())
             except FileNotFoundError:
                 return None
 
     def exists(self, key: str) -> bool:
-        with _errors(f"cannot look for {key!r}"):
+        with _operation("head", f"cannot look for {key!r}"):
             try:
                 obstore.head(self._store, key)
             except FileNotFoundError:
@@ -86,7 +88,7 @@ class Objects:
 
     def delete(self, key: str) -> None:
         """Delete an object; one that is not there is no error."""
-        with _errors(f"cannot delete {key!r}"):
+        with _operation("delete", f"cannot delete {key!r}"):
             try:
                 obstore.delete(self._store, key)
             except FileNotFoundError:
@@ -100,7 +102,7 @@ class Objects:
         """
         if isinstance(self._store, LocalStore):
             return None
-        with _errors(f"cannot sign a link to {key!r}"):
+        with _operation("sign", f"cannot sign a link to {key!r}"):
             store: Any = from_url(self._url, endpoint=endpoint) if endpoint else self._store
             return str(obstore.sign(store, "GET", key, timedelta(seconds=seconds)))
 
@@ -109,7 +111,7 @@ class Objects:
         wanted = sorted(keys)
         for start in range(0, len(wanted), MOST_AT_ONCE):
             chunk = wanted[start : start + MOST_AT_ONCE]
-            with _errors(f"cannot delete {chunk[0]!r} and {len(chunk) - 1} more"):
+            with _operation("delete", f"cannot delete {chunk[0]!r} and {len(chunk) - 1} more"):
                 try:
                     obstore.delete(self._store, chunk)
                     continue
@@ -120,7 +122,7 @@ class Objects:
 
     def listing(self) -> Iterator[list[tuple[str, int, datetime]]]:
         """Every object: key, bytes, when it was written; a page at a time."""
-        with _errors("cannot list"):
+        with _operation("list", "cannot list"):
             for page in obstore.list(self._store, chunk_size=MOST_AT_ONCE):
                 yield [(meta["path"], meta["size"], meta["last_modified"]) for meta in page]
 
@@ -129,7 +131,7 @@ class Objects:
 
         The first byte is asked for before this returns, so that a missing object is known in time to say so.
         """
-        with _errors(f"cannot read {key!r}"):
+        with _operation("read", f"cannot read {key!r}"):
             options: Any = {"range": (start, stop)} if stop > start else {}
             try:
                 result = await obstore.get_async(self._store, key, options=options)
@@ -152,15 +154,18 @@ def put_content(objects: Objects, data: bytes) -> tuple[str, str]:
 
 
 async def _chunks(result: Any, key: str) -> AsyncIterator[bytes]:
-    with _errors(f"cannot read {key!r}"):
+    with _operation("read_stream", f"cannot read {key!r}"):
         async for chunk in result.stream(min_chunk_size=CHUNK):
             yield bytes(chunk)
 
 
 @contextmanager
-def _errors(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (BaseError, OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]  # what follows is the Rust structure, for debugging
-        raise ObjectStoreError(f"object store: {what}: {reason}") from error
+def _operation(name: str, failed: str) -> Iterator[None]:
+    """Time and count an operation; whatever the store raises becomes an ObjectStoreError that begins as told."""
+    with meters.OBJECTS_SECONDS.labels(name).time():
+        try:
+            yield
+        except (BaseError, OSError, ValueError) as error:
+            meters.OBJECTS_ERRORS.labels(name).inc()
+            reason = str(error).partition("\n")[0]  # what follows is the Rust structure, for debugging
+            raise ObjectStoreError(f"object store: {failed}: {reason}") from error

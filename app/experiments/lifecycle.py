@@ -15,6 +15,7 @@ from typing import Any, Literal
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
+from app.core import meters
 from app.core.database import utcnow
 from app.experiments.tables import (
     CANCELED,
@@ -194,6 +195,7 @@ def restart(session: Session, experiment: Experiment, attempts: int) -> None:
     experiment.started_at = experiment.finished_at = experiment.cancel_requested_at = None
     experiment.error, experiment.progress = None, {}
     session.execute(delete(ArmNote).where(ArmNote.experiment_id == experiment.id))
+    experiment.requested_again()
     enqueue(session, experiment, reason="retry")
 
 
@@ -219,6 +221,7 @@ def _close_attempt(session: Session, experiment: Experiment, outcome: str, reaso
     row = session.get_one(Attempt, (experiment.id, experiment.attempt))
     now = utcnow()
     row.finished_at, row.outcome, row.reason = now, outcome, reason
+    meters.after_commit(session, meters.ATTEMPTS.labels(outcome).inc)
     usage.add(session, experiment.owner_id, row.started_at, now)
     return row
 
@@ -233,6 +236,7 @@ def _end(session: Session, experiment: Experiment, status: str, reason: str | No
         experiment.progress = {**experiment.progress, "fraction": 1.0, "seconds_left": 0}
     emit(session, experiment.id, "state", _state(experiment, reason))
     outbox.experiment_changed(session, experiment, status, reason)
+    meters.after_commit(session, meters.ENDED.labels(status).inc)
 
 
 def _state(experiment: Experiment, reason: str | None) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from sqlalchemy import delete, exists, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, load_only
 
 from app.core.database import utcnow
 from app.experiments import lifecycle
 from app.experiments.tables import QUEUED, RUNNING, Experiment, Idempotency, Outbox
 
 BATCH = 200
+ANNOUNCED = (Experiment.owner_id, Experiment.request_id, Experiment.traceparent)
 
 
 def due(session: Session, without: Sequence[str] = ()) -> Sequence[Outbox]:
@@ -22,11 +23,11 @@ def due(session: Session, without: Sequence[str] = ()) -> Sequence[Outbox]:
     return session.scalars(query.order_by(Outbox.id).limit(BATCH)).all()
 
 
-def queued(session: Session, ids: Sequence[str]) -> dict[str, str]:
-    """Those of the experiments that still wait for a worker, with their owners."""
-    query = select(Experiment.id, Experiment.owner_id)
+def queued(session: Session, ids: Sequence[str]) -> dict[str, Experiment]:
+    """Those of the experiments that still wait for a worker; their specs are not loaded."""
+    query = select(Experiment).options(load_only(*ANNOUNCED))
     query = query.where(Experiment.id.in_(ids), Experiment.status == QUEUED)
-    return dict(session.execute(query).all())
+    return {experiment.id: experiment for experiment in session.scalars(query)}
 
 
 def mark_published(session: Session, message_ids: Sequence[int]) -> None:

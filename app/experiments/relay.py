@@ -10,9 +10,12 @@ import time
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.core import logs, meters, tracing
 from app.core.broker import EXPERIMENTS, Broker, BrokerError
 from app.core.database import Database
 from app.experiments import queue
+from app.experiments.tables import Experiment
+from app.health.tallies import Pusher
 from app.housekeeping.keeper import keep
 from app.keys import running
 from app.settings import Settings
@@ -27,9 +30,9 @@ PURGE_SECONDS = 600.0
 def run(settings: Settings, stop: threading.Event) -> None:
     """Work until ``stop`` is set. While the database or the broker is down: log it, wait longer, go on."""
     database, broker = Database(settings.database), Broker(settings.broker)
-    faults, purged = 0, 0.0
     housekeeping = threading.Thread(target=keep, args=(settings, stop), name="housekeeping", daemon=True)
     housekeeping.start()
+    faults, purged, pusher = 0, 0.0, Pusher("relay")
     try:
         while not stop.is_set():
             try:
@@ -39,6 +42,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
                         queue.purge(session, settings.idempotency_ttl, 2 * settings.republish_seconds)
                     purged = time.monotonic()
                 faults = 0
+                pusher.push_if_due(database)
             except (SQLAlchemyError, BrokerError) as error:
                 faults += 1
                 log.warning(
@@ -63,8 +67,10 @@ def _reap(database: Database) -> None:
         ids = queue.expired(session)
     for experiment_id in ids:
         with database.writing() as session:
-            if queue.reap(session, experiment_id):
-                log.warning("the lease on experiment %s ran out", experiment_id)
+            taken = queue.reap(session, experiment_id)
+        if taken:
+            meters.LEASES_LOST.inc()
+            log.warning("the lease ran out", extra={"experiment_id": experiment_id})
 
 
 def _publish(settings: Settings, database: Database, broker: Broker) -> None:
@@ -76,18 +82,28 @@ def _publish(settings: Settings, database: Database, broker: Broker) -> None:
     done: list[int] = []
     try:
         for message in messages:
-            owner = waiting.get(message.experiment_id)
-            if owner in rooms:
-                if rooms[owner] <= 0:
+            experiment = waiting.get(message.experiment_id)
+            if experiment is not None:
+                owner = experiment.owner_id
+                if rooms.get(owner, 1) <= 0:
                     continue
-                rooms[owner] -= 1
-            if owner is not None:
-                broker.send_experiment(message.experiment_id)
+                if owner in rooms:
+                    rooms[owner] -= 1
+                _send(broker, experiment)
             done.append(message.id)
     finally:
         if done:
             with database.writing() as session:
                 queue.mark_published(session, done)
+
+
+def _send(broker: Broker, experiment: Experiment) -> None:
+    with (
+        experiment.origin(experiment_id=experiment.id, owner_id=experiment.owner_id),
+        tracing.span("publish experiment", kind="producer", parent=experiment.traceparent),
+    ):
+        broker.send_experiment(experiment.id)
+        log.info("published")
 
 
 def _republish(settings: Settings, database: Database, broker: Broker) -> None:
@@ -104,11 +120,12 @@ def _republish(settings: Settings, database: Database, broker: Broker) -> None:
 
 def main() -> None:
     """Run until SIGTERM or SIGINT."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s relay %(levelname)s %(message)s")
+    settings = Settings()
+    logs.configure("relay", settings)
+    tracing.configure("relay")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    settings = Settings()
     webhooks = threading.Thread(target=Sender(settings).run, args=[stop], name="webhooks")
     webhooks.start()
     try:
@@ -116,6 +133,7 @@ def main() -> None:
     finally:
         stop.set()
         webhooks.join()
+        tracing.flush()
 
 
 if __name__ == "__main__":

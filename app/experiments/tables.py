@@ -7,6 +7,7 @@ from sqlalchemy import BigInteger, ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.core.database import Base, BigId, Json, UtcDateTime, new_id
+from app.core.origin import Requested
 from app.core.owners import LOCAL, Owned, owned_index
 
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELED = "queued", "running", "succeeded", "failed", "canceled"
@@ -16,7 +17,7 @@ IDLE, BUSY, DRAINING = "idle", "busy", "draining"
 """What a worker says of itself."""
 
 
-class Experiment(Owned, Base):
+class Experiment(Requested, Owned, Base):
     """One spec, one row. ``attempt`` is the fencing token: only the worker that holds it may write."""
 
     __tablename__ = "experiments"

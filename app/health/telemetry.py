@@ -2,25 +2,27 @@
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import PROCESS_COLLECTOR, CollectorRegistry, Histogram, Metric, generate_latest
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
-from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.core.broker import CHECKS, EXPERIMENTS, INTERACTIVE, BrokerError
 from app.core.context import Context
-from app.core.database import utcnow
-from app.experiments.tables import CANCELED, FAILED, QUEUED, RUNNING, SUCCEEDED, Experiment
-from app.health.service import live_workers
+from app.core.meters import SLOW
+from app.health import backlog
+from app.health.tallies import families
 
-BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0)
+BUCKETS = (0.002, *SLOW)
 
 
 class Telemetry:
     """One registry for each application, so that several can live in one process."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: str) -> None:
+        self._version = version
         self._registry = CollectorRegistry()
+        self._registry.register(PROCESS_COLLECTOR)
         self._latency = Histogram(
             "bdlab_request_seconds",
             "Time from a request to the end of its answer.",
@@ -36,49 +38,68 @@ class Telemetry:
     def render(self, context: Context) -> bytes:
         """Everything, in Prometheus' text format."""
         state = CollectorRegistry()
-        state.register(_State(context))
+        state.register(_State(context, self._version))
         return generate_latest(self._registry) + generate_latest(state)
 
 
 class _State(Collector):
-    """What the database says at this moment."""
+    """What the database and the broker say at this moment."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, version: str) -> None:
         self._context = context
+        self._version = version
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        up = GaugeMetricFamily("bdlab_database_up", "1 if the database answers.")
+    def collect(self) -> Iterator[Metric]:
+        yield InfoMetricFamily("bdlab_build", "The version that answers.", {"version": self._version})
         try:
-            families = list(self._families())
+            found = [*self._counted(), *self._waiting()]
         except SQLAlchemyError:
-            up.add_metric([], 0)
-            yield up
-            return
-        up.add_metric([], 1)
-        yield up
-        yield from families
+            found = []
+        yield _gauge("bdlab_database_up", "1 if the database answers.", float(bool(found)))
+        yield from found
+        try:
+            found = [self._messages()]
+        except BrokerError:
+            found = []
+        yield _gauge("bdlab_broker_up", "1 if the broker answers.", float(bool(found)))
+        yield from found
 
-    def _families(self) -> Iterator[GaugeMetricFamily]:
+    def _counted(self) -> Iterator[Metric]:
         with self._context.database.whole.reading() as session:
-            counts = dict.fromkeys((QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELED), 0)
-            query = select(Experiment.status, func.count()).group_by(Experiment.status)
-            counts |= dict(session.execute(query).all())
-            oldest = session.scalar(
-                select(Experiment.queued_at)
-                .where(Experiment.status == QUEUED)
-                .order_by(Experiment.queued_at)
-                .limit(1)
-            )
-        experiments = GaugeMetricFamily("bdlab_experiments", "Experiments by status.", labels=["status"])
-        for status, count in counts.items():
-            experiments.add_metric([status], count)
-        yield experiments
-        age = GaugeMetricFamily(
-            "bdlab_queue_age_seconds", "How long the oldest queued experiment has waited."
+            yield from families(session, "api")
+
+    def _waiting(self) -> Iterator[Metric]:
+        with self._context.database.whole.reading() as session:
+            found = backlog.look(session)
+        yield _gauge(
+            "bdlab_experiments", "Experiments that have not ended, by status.", status=found.experiments
         )
-        age.add_metric([], (utcnow() - oldest).total_seconds() if oldest else 0)
-        yield age
-        workers = GaugeMetricFamily("bdlab_workers", "Live workers by queue.", labels=["queue"])
-        for queue, names in live_workers(self._context).items():
-            workers.add_metric([queue], len(names))
-        yield workers
+        yield _gauge("bdlab_queue_age_seconds", "How long the oldest one waits, by queue.", queue=found.ages)
+        yield _gauge("bdlab_uploads_pending", "Uploads that wait for their check.", found.uploads)
+        yield _gauge("bdlab_leases_expired", "Running experiments whose worker is silent.", found.expired)
+        yield _gauge(
+            "bdlab_outbox_messages", "Messages in SQL that were not sent, by state.", state=found.outbox
+        )
+        yield _gauge("bdlab_outbox_lag_seconds", "How long the oldest due message waits.", found.lag)
+        family = GaugeMetricFamily(
+            "bdlab_workers", "Live workers by queue and device.", labels=["queue", "device"]
+        )
+        for (queue, device), count in found.workers.items():
+            family.add_metric([queue, device], count)
+        yield family
+
+    def _messages(self) -> Metric:
+        queues = (EXPERIMENTS, INTERACTIVE, CHECKS)
+        waiting = {queue: float(self._context.broker.pending(queue)) for queue in queues}
+        return _gauge("bdlab_queue_messages", "Messages that no worker has taken, by queue.", queue=waiting)
+
+
+def _gauge(name: str, documentation: str, value: float | None = None, **labelled: dict[str, float]) -> Metric:
+    """A gauge with one ``value``, or one for each value of a label."""
+    family = GaugeMetricFamily(name, documentation, labels=list(labelled))
+    for values in labelled.values():
+        for label, number in values.items():
+            family.add_metric([label], number)
+    if value is not None:
+        family.add_metric([], value)
+    return family

@@ -16,6 +16,7 @@ from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
+from app.core import ids
 from app.core.context import Context
 from app.core.database import utcnow
 from app.core.errors import ForbiddenError, TooManyError, UnauthorizedError
@@ -44,6 +45,7 @@ async def guard(request: Request) -> None:
     _check_origin(request)
     gate: Gate = request.app.state.gate
     principal = request.scope["principal"] = await gate.identify(request)
+    ids.bind(owner_id=principal.owner_id)
     if needed not in principal.scopes:
         has = ", ".join(sorted(principal.scopes))
         raise ForbiddenError(f"this needs a key with the scope {needed!r}; this key has: {has}")

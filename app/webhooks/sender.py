@@ -17,6 +17,7 @@ from datetime import timedelta
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from app.core import ids, meters
 from app.core.database import Database, utcnow
 from app.settings import Settings
 from app.sweeps import fleet
@@ -120,7 +121,11 @@ class Sender:
             if webhook.disabled_at is not None and delivery.type != PING:
                 repository.end(delivery, delivered=False, reason="the webhook was disabled")
                 return True
-        outcome = self._try(webhook, delivery)
+        with ids.binding(owner_id=webhook.owner_id, webhook_id=webhook_id, delivery_id=delivery.id):
+            outcome = self._try(webhook, delivery)
+            details = {"event_type": delivery.type, "seconds": round(outcome.seconds, 3)}
+            log.info("delivery tried: %s", "it arrived" if outcome.good else outcome, extra=details)
+        meters.DELIVERIES.labels("arrived" if outcome.good else "failed").inc()
         with self._database.writing() as session:
             record(session, delivery, outcome, self._settings.webhook_retry_seconds)
         return outcome.good

