@@ -10,6 +10,8 @@ from pydantic import BaseModel
 
 MOST_ERRORS = 50
 LONGEST_VALUE = 200
+STORABLE = r"^[^\x00]*$"
+"""Pattern of texts that every database keeps: PostgreSQL has no place for U+0000."""
 
 
 class FieldError(TypedDict):

@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.core.validation import STORABLE
+
 Scope = Literal["read", "write", "artifacts:backdoored", "admin"]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,99}$"
 
@@ -20,7 +22,9 @@ class KeyRequest(BaseModel):
         description="A person, a team or a project; made if it is new. Keys of one owner share all.",
     )
     scopes: list[Scope] = Field(["read", "write"], min_length=1, description="What the key may do.")
-    label: str = Field("", max_length=100, description="For people: who uses the key, and where.")
+    label: str = Field(
+        "", max_length=100, pattern=STORABLE, description="For people: who uses the key, and where."
+    )
     expires_in_days: int | None = Field(None, ge=1, le=3650, description="Null: never.")
 
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.core.validation import STORABLE
 from app.webhooks.events import USUAL, Event
 
 Status = Literal["pending", "delivered", "failed"]
@@ -23,7 +24,7 @@ class WebhookRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     url: str = Field(max_length=LONGEST_URL, description=_URL)
-    name: str = Field("", max_length=LONGEST_NAME, description="For people.")
+    name: str = Field("", max_length=LONGEST_NAME, pattern=STORABLE, description="For people.")
     events: list[Event] = Field(list(USUAL), min_length=1, description=_EVENTS)
 
 
@@ -33,7 +34,7 @@ class WebhookChange(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     url: str | None = Field(None, max_length=LONGEST_URL, description=_URL)
-    name: str | None = Field(None, max_length=LONGEST_NAME, description="For people.")
+    name: str | None = Field(None, max_length=LONGEST_NAME, pattern=STORABLE, description="For people.")
     events: list[Event] | None = Field(None, min_length=1, description="What to tell of.")
     enabled: bool | None = Field(None, description="False: send nothing more, also not what waits.")
 

@@ -155,6 +155,7 @@ def test_keys_and_owners_come_in_pages(made: People) -> None:
         ({"scopes": []}, "scopes"),
         ({"scopes": ["root"]}, "scopes[0]"),
         ({"owner": "a b"}, "owner"),
+        ({"label": "a\0b"}, "label"),
         ({"expires_in_days": 0}, "expires_in_days"),
         ({"admin": True}, "admin"),
     ],
