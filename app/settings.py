@@ -108,7 +108,7 @@ class Settings(BaseSettings):
         60.0, description="A worker that has not stopped so long after a cancel kills itself.", gt=0
     )
     storage_patience_seconds: float = Field(
-        30.0, description="How long a worker retries the object store before the experiment fails.", gt=0
+        120.0, description="How long a worker retries the object store before the experiment fails.", gt=0
     )
     max_attempts: int = Field(3, description="Lost attempts after which an experiment fails.", ge=1)
     checkpoint_seconds: float = Field(

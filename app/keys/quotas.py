@@ -84,9 +84,9 @@ def stored_bytes(session: Session) -> int:
 
 
 def _lock_owner(session: Session) -> None:
-    """Two requests at once must not both find the last place free."""
+    """Two requests at once must not both find the last place free. Rows that refer to the owner may still be added."""
     owner_id: str = session.info[OWNER]
-    session.execute(select(Owner.id).where(Owner.id == owner_id).with_for_update())
+    session.execute(select(Owner.id).where(Owner.id == owner_id).with_for_update(key_share=True))
 
 
 def _count(session: Session, status: str) -> int:

@@ -48,8 +48,8 @@ def hold_back(session: Session, experiment_id: str, settings: Settings) -> bool:
     ).one_or_none()
     if row is None or row.status != QUEUED:
         return False
-    # Two workers must not both find the last place free.
-    owner = session.get_one(Owner, row.owner_id, with_for_update=True)
+    # Two workers must not both find the last place free. Rows that refer to the owner may still be added.
+    owner = session.get_one(Owner, row.owner_id, with_for_update={"key_share": True})
     if limits_of(owner, settings).running is None:
         return False
     query = select(func.count()).where(Experiment.owner_id == owner.id, Experiment.status == RUNNING)

@@ -15,8 +15,10 @@ from sqlalchemy import inspect, text
 from sqlalchemy.exc import DatabaseError
 
 from app.core import migrations
-from app.core.database import Database, make_engine
+from app.core.database import Database, make_engine, utcnow
 from app.experiments import lifecycle, queue
+from app.experiments.tables import Experiment
+from app.keys import running
 from app.results.tables import ResultValue
 from app.search import plans
 from app.settings import Settings
@@ -89,6 +91,39 @@ def test_an_experiment_from_end_to_end(
         assert service.http.get("/readyz").json()["checks"]["database"]["ok"]
         assert 'bdlab_experiments{status="queued"}' in service.http.get("/metrics").text
         assert service.http.delete(experiment["links"]["self"]).status_code == 204
+
+
+def test_a_long_submission_keeps_no_worker_from_its_claim(postgres: Postgres, tmp_path: Path) -> None:
+    url = postgres.fresh()
+    settings = Settings(home=tmp_path, database_url=url)
+    migrations.upgrade(url)
+    database = Database(url)
+
+    def experiment() -> Experiment:
+        now = utcnow()
+        return Experiment(
+            name="",
+            spec={},
+            spec_hash="",
+            dataset="",
+            model="",
+            attack="",
+            created_at=now,
+            queued_at=now,
+            attempts_left=1,
+        )
+
+    with database.writing() as session:
+        waiting = experiment()
+        session.add(waiting)
+    with database.writing() as long:
+        long.add(experiment())
+        long.flush()  # now it refers to the owner
+        with database.writing() as session:
+            session.execute(text("SET LOCAL lock_timeout = '2s'"))
+            assert running.hold_back(session, waiting.id, settings) is False
+            assert lifecycle.claim(session, waiting.id, "worker", 60) == 1
+    database.close()
 
 
 def test_sweeps_and_studies(
