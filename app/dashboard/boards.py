@@ -1,4 +1,4 @@
-"""Pages of many experiments at once: the leaderboard, sweeps, studies; and the page of keys."""
+"""Pages of many experiments at once: the leaderboard, sweeps, studies."""
 
 from typing import Annotated
 
@@ -6,9 +6,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict
 
 from app.core.context import Ctx
-from app.core.security import ADMIN
 from app.dashboard.pages import PageRoute, page
-from app.keys import routes as keys
 from app.leaderboard import service as leaderboard
 from app.studies import service as studies
 from app.sweeps import service as sweeps
@@ -56,7 +54,10 @@ def listing(request: Request, context: Ctx) -> Response:
     return page(
         request,
         "sweeps.html",
-        groups=[("Studies", "/studies", tables, more_tables), ("Sweeps", "/sweeps", found, more)],
+        groups=[
+            ("Studies", "/studies", "/new/study", tables, more_tables),
+            ("Sweeps", "/sweeps", "/new/sweep", found, more),
+        ],
         most=PER_PAGE,
     )
 
@@ -69,7 +70,8 @@ def sweep(
     found = sweeps.get(context, sweep_id)
     cells, following = sweeps.cells(context, sweep_id, None, cursor, PER_PAGE)
     names = list(dict.fromkeys(name for cell in cells for name in cell.coordinates))
-    return page(request, "sweep.html", sweep=found, cells=cells, names=names, next=following)
+    here = f"{request.url.path}?{request.url.query}"
+    return page(request, "sweep.html", sweep=found, cells=cells, names=names, next=following, here=here)
 
 
 @router.get("/studies/{study_id}")
@@ -80,16 +82,4 @@ def study(request: Request, context: Ctx, study_id: str) -> Response:
         "study.html",
         study=studies.get(context, study_id),
         table=studies.table(context, study_id),
-    )
-
-
-@router.get("/keys")
-def people(request: Request, context: Ctx) -> Response:
-    """Who the reader is, how much of the quotas is used, and, for an administrator, every key."""
-    admin = ADMIN in context.principal.scopes
-    return page(
-        request,
-        "keys.html",
-        me=keys.me(context),
-        listed=keys.listing(context, limit=200).keys if admin else None,
     )

@@ -16,15 +16,6 @@ TITLES = {
         "Test images with the trigger of {attack}, and the class that each arm's model gives them; "
         "the table of results counts the same over the whole test set.",
     ),
-    "curves.png": (
-        "Training curves",
-        "Loss, clean accuracy and attack success of every arm over its epochs, as in the live curves above.",
-    ),
-    "dataset.png": (
-        "The training data",
-        "Training images of each class of {dataset}, before any is poisoned.",
-    ),
-    "results.png": ("The table of results", "The numbers of the table of results above, as a picture."),
     "_losses.png": (
         "Losses when isolation ends",
         "Histogram of the training loss of each image under {arm}, clean images against poisoned ones; "
@@ -34,8 +25,21 @@ TITLES = {
         "How well the ranking finds the poison",
         "Precision against recall over every cut of the ranking of {arm}, and poison found against images taken.",
     ),
+    "curves.png": (
+        "Training curves",
+        "Loss, clean accuracy and attack success of every arm over its epochs, as in the live curves above.",
+    ),
+    "dataset.png": (
+        "The training data",
+        "Training images of each class of {dataset}, before any is poisoned.",
+    ),
+    "results.png": ("The table of results", "The numbers of the table of results above, as a picture."),
 }
-"""Title and alternative text by the end of a file's name."""
+"""Title and alternative text by the end of a file's name, in the order in which figures are shown."""
+
+CLASSES = "classes"
+SUSPICION = ("verdict", "detection", "isolation", CLASSES)
+"""Tables that tell what a defence suspected; where it left several, the first of these is its last word."""
 
 
 class Figure(NamedTuple):
@@ -47,12 +51,15 @@ class Figure(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """The files of one arm and seed that hold its ranking of the training images."""
+    """The files of one arm and seed that tell what it suspected, by samples, by classes, or both."""
 
     arm: str
     seed: int
-    table: ArtifactOut
+    stage: str
+    table: ArtifactOut | None
     sheet: ArtifactOut | None
+    classes: ArtifactOut | None
+    belief: ArtifactOut | None
 
 
 class Tab(NamedTuple):
@@ -63,11 +70,9 @@ class Tab(NamedTuple):
 
 
 def figures(files: Sequence[ArtifactOut], experiment: ExperimentOut) -> dict[int | None, list[Figure]]:
-    """Every figure by its seed, those of the whole experiment (None) first; pictures of a seed by their name."""
+    """Every figure by its seed, those of the whole experiment (None) first; those of a seed as in `TITLES`."""
     found: dict[int | None, list[Figure]] = {}
-    for file in sorted(
-        (f for f in files if f.kind == "figure"), key=lambda f: (f.seed is not None, f.seed or 0)
-    ):
+    for file in sorted((f for f in files if f.kind == "figure"), key=_place):
         title, text = next(
             (told for end, told in TITLES.items() if file.name.endswith(end)),
             (
@@ -85,15 +90,34 @@ def figures(files: Sequence[ArtifactOut], experiment: ExperimentOut) -> dict[int
     return found
 
 
+def _place(file: ArtifactOut) -> tuple[bool, int, int]:
+    """Where a figure is shown: its seed, then its kind."""
+    kind = next((number for number, end in enumerate(TITLES) if file.name.endswith(end)), len(TITLES))
+    return file.seed is not None, file.seed or 0, kind
+
+
 def rankings(files: Sequence[ArtifactOut]) -> list[Ranking]:
-    """The rankings that defences left, in the order of arm and seed: tables that have a column of suspicion."""
+    """What defences suspected, in the order of arm and seed; of several stages the last comes first."""
     by_name = {file.name: file for file in files}
-    found = [
-        Ranking(file.arm, file.seed, file, by_name.get(file.name.removesuffix(".csv") + "_images.png"))
-        for file in files
-        if file.name.endswith(("/isolation.csv", "/detection.csv")) and file.arm and file.seed is not None
-    ]
-    return sorted(found, key=lambda ranking: (ranking.arm, ranking.seed))
+    found: dict[tuple[str, int, str], Ranking] = {}
+    for file in files:
+        folder, _, name = file.name.rpartition("/")
+        stage = name.removesuffix(".csv")
+        if file.arm is None or file.seed is None or stage not in SUSPICION:
+            continue
+        by_class = stage == CLASSES
+        found[file.arm, file.seed, stage] = Ranking(
+            file.arm,
+            file.seed,
+            stage,
+            None if by_class else file,
+            None if by_class else by_name.get(f"{folder}/{stage}_images.png"),
+            by_name.get(f"{folder}/{CLASSES}.csv"),
+            by_name.get(f"{folder}/belief.json"),
+        )
+    told = {(arm, seed) for arm, seed, stage in found if stage != CLASSES}
+    kept = [r for r in found.values() if r.table is not None or (r.arm, r.seed) not in told]
+    return sorted(kept, key=lambda r: (r.arm, r.seed, SUSPICION.index(r.stage)))
 
 
 def models(files: Sequence[ArtifactOut]) -> list[int]:

@@ -16,39 +16,49 @@ RANGE = (
 
 
 class FormField(NamedTuple):
-    """One hyper-parameter. ``name`` is its path within its part, with dots; an empty input leaves the default."""
+    """One hyper-parameter. ``name`` is its path within its part, with dots; an empty ``value`` leaves the default."""
 
     name: str
     kind: Kind
     default: str
+    value: str
     hint: str
     source: str
     choices: tuple[str, ...]
     bounds: dict[str, Any]
 
 
-def fields(entry: Entry) -> list[FormField]:
-    """Every field of a catalog entry but its name and key, nested ones in their place."""
-    return list(_fields(entry.schema_, entry.defaults, entry.schema_.get("$defs", {}), ""))
+def fields(entry: Entry, given: Mapping[str, Any] | None = None) -> list[FormField]:
+    """Every field of a catalog entry but its name and key, nested ones in their place.
+
+    ``given`` is that part of a spec that the form starts from.
+    """
+    return list(_fields(entry.schema_, entry.defaults, given or {}, entry.schema_.get("$defs", {}), ""))
 
 
 def _fields(
-    schema: Mapping[str, Any], defaults: Mapping[str, Any], known: Mapping[str, Any], prefix: str
+    schema: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    values: Mapping[str, Any],
+    known: Mapping[str, Any],
+    prefix: str,
 ) -> Iterator[FormField]:
     for name, given in schema["properties"].items():
         if name in ("name", "key"):
             continue
         default = defaults.get(name)
+        value = values.get(name, default)
         if "$ref" in given:
-            yield from _fields(
-                known[given["$ref"].rpartition("/")[2]], default or {}, known, f"{prefix}{name}."
-            )
+            inner = known[given["$ref"].rpartition("/")[2]]
+            yield from _fields(inner, default or {}, value or {}, known, f"{prefix}{name}.")
             continue
         some: Mapping[str, Any] = next((s for s in given.get("anyOf", ()) if s.get("type") != "null"), {})
-        yield _field(prefix + name, {**given, **some, "description": given.get("description", "")}, default)
+        yield _field(
+            prefix + name, {**given, **some, "description": given.get("description", "")}, default, value
+        )
 
 
-def _field(name: str, given: Mapping[str, Any], default: Any) -> FormField:
+def _field(name: str, given: Mapping[str, Any], default: Any, value: Any) -> FormField:
     kind = _kind(given)
     bounds = {}
     if kind in ("integer", "number"):
@@ -60,7 +70,14 @@ def _field(name: str, given: Mapping[str, Any], default: Any) -> FormField:
     allowed = f"{' and '.join(limits)} {given.get('unit', '')}".strip() if limits else given.get("unit", "")
     hint = " ".join(part for part in (given["description"], f"({allowed})" if allowed else "") if part)
     return FormField(
-        name, kind, _text(default), hint, given.get("source", ""), tuple(given.get("enum", ())), bounds
+        name,
+        kind,
+        _text(default),
+        "" if value == default else _text(value),
+        hint,
+        given.get("source", ""),
+        tuple(given.get("enum", ())),
+        bounds,
     )
 
 

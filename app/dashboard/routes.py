@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from app.artifacts import service as artifacts
 from app.artifacts.schemas import ArtifactOut
 from app.catalog import service as catalog
+from app.core.broker import EXPERIMENTS
 from app.core.context import Context, Ctx
 from app.core.errors import InvalidError, NotFoundError
 from app.core.validation import shown
@@ -21,6 +22,8 @@ from app.experiments.repository import Filters
 from app.experiments.routes import pairs
 from app.experiments.schemas import ExperimentOut, StageOut, Status
 from app.health import service as health
+from app.reproductions import service as reproductions
+from app.reproductions.schemas import ReproductionOut
 from app.results import service as results
 from app.results.reading import findings
 from app.results.schemas import Results
@@ -92,6 +95,10 @@ def experiment(request: Request, context: Ctx, experiment_id: str) -> Response:
         files=stored,
         tabs=files.tabs(found, stored),
         stages=STAGES,
+        poison=[f for f in stored if f.name.endswith("/poisoned_indices.json")],
+        again=_reproduction(context, experiment_id),
+        copies=reproductions.reproductions(context, experiment_id).reproductions,
+        manned=found.status != "queued" or bool(health.live_workers(context)[EXPERIMENTS]),
         active=found.status in ("queued", "running"),
     )
 
@@ -119,11 +126,14 @@ def isolation(
     experiment_id: str,
     arm: Annotated[str | None, Query()] = None,
     seed: Annotated[int | None, Query()] = None,
+    stage: Annotated[str | None, Query()] = None,
 ) -> Response:
     """Which training images an arm suspected, in order, beside the truth."""
     found, stored = _experiment(context, experiment_id)
     rankings = files.rankings(stored)
-    fitting = [r for r in rankings if arm in (None, r.arm) and seed in (None, r.seed)]
+    fitting = [
+        r for r in rankings if arm in (None, r.arm) and seed in (None, r.seed) and stage in (None, r.stage)
+    ]
     if not fitting:
         raise NotFoundError("there is no such ranking of the training images, or none yet")
     return page(
@@ -132,6 +142,9 @@ def isolation(
         experiment=found,
         rankings=rankings,
         chosen=fitting[0],
+        stages=[r.stage for r in rankings if (r.arm, r.seed) == (fitting[0].arm, fitting[0].seed)],
+        poison=next((f for f in stored if f.name == f"seed-{fitting[0].seed}/poisoned_indices.json"), None),
+        class_names=_class_names(context, found),
         tabs=files.tabs(found, stored),
     )
 
@@ -149,6 +162,21 @@ def workers(request: Request, context: Ctx) -> Response:
 def _experiment(context: Context, experiment_id: str) -> tuple[ExperimentOut, list[ArtifactOut]]:
     found = experiments.get(context, experiment_id)
     return found, artifacts.listing(context, experiment_id, None, None, None).artifacts
+
+
+def _reproduction(context: Context, experiment_id: str) -> ReproductionOut | None:
+    try:
+        return reproductions.reproduction(context, experiment_id)
+    except NotFoundError:
+        return None
+
+
+def _class_names(context: Context, found: ExperimentOut) -> list[str]:
+    """Names of the classes; none if the data set is not on this host any more."""
+    try:
+        return list(experiments.checked(context, found.spec).facts.class_names)
+    except InvalidError:
+        return []
 
 
 def _stages(context: Context, found: ExperimentOut) -> list[StageOut]:

@@ -42,6 +42,11 @@ def measured(value: dict[str, Any] | None, name: str = "") -> str:
     return f"{scale * value['mean']:.1f}{half} {unit}"
 
 
+def single(value: float | None, name: str = "") -> str:
+    """One number of one seed."""
+    return measured(None if value is None else {"mean": value}, name)
+
+
 def span(seconds: float | None) -> str:
     """A duration: 42 s, 3 min 5 s, 2 h 10 min."""
     if seconds is None:
@@ -79,6 +84,15 @@ def size(count: int) -> str:
     return f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"
 
 
+def amount(value: float | None, name: str, otherwise: str = "none") -> str:
+    """How much of a quota; ``otherwise`` where there is no limit."""
+    if value is None:
+        return otherwise
+    if name == "bytes":
+        return size(int(value))
+    return span(value) if name == "device_seconds" else f"{value:,g}"
+
+
 def metric(name: str) -> str:
     return METRICS.get(name, name.replace("_", " "))
 
@@ -92,14 +106,22 @@ def pretty(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
+def value(given: Any) -> str:
+    """A field's value: text as it is, anything else as JSON on one line."""
+    return given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+
+
 FILTERS: dict[str, Callable[..., str]] = {
     "percent": percent,
     "measured": measured,
+    "single": single,
     "span": span,
     "ago": ago,
     "clock": clock,
     "size": size,
+    "amount": amount,
     "metric": metric,
     "stage": stage,
     "pretty": pretty,
+    "value": value,
 }

@@ -7,6 +7,8 @@ Tone = Literal["good", "bad", "note"]
 WORKS, REMOVED = 0.9, 0.1
 """Attack success from which an attack works, and up to which a backdoor counts as removed."""
 
+LONGEST_ACRONYM = 4
+
 
 class Finding(NamedTuple):
     """One sentence. The tone is that of somebody who defends: a working attack is bad."""
@@ -32,7 +34,7 @@ def findings(arms: Sequence[Mapping[str, Any]], spec: Mapping[str, Any]) -> Iter
             yield _defence(name, defended, attacked)
         elif "clean_accuracy" in defended:
             yield Finding(
-                "note", f"{name.upper()}: accuracy on clean images is {_percent(defended['clean_accuracy'])}."
+                "note", f"{_named(name)}: accuracy on clean images is {_percent(defended['clean_accuracy'])}."
             )
         if "isolation_precision" in defended:
             yield _isolation(name, defended)
@@ -83,7 +85,7 @@ def _defence(name: str, defended: Mapping[str, float], attacked: Mapping[str, fl
     )
     return Finding(
         "good" if removed else "bad",
-        f"{name.upper()} {'removes' if removed else 'does not remove'} the backdoor: "
+        f"{_named(name)} {'removes' if removed else 'does not remove'} the backdoor: "
         f"{_percent(defended['attack_success_rate'])} are still taken for it. "
         f"The cost: accuracy on clean images changes by {change:+.1f} points, to "
         f"{_percent(defended['clean_accuracy'])}{time}.",
@@ -99,7 +101,7 @@ def _isolation(name: str, defended: Mapping[str, float]) -> Finding:
     )
     return Finding(
         "good" if precision >= WORKS else "bad",
-        f"Of the training images that {name.upper()} sets aside, {_percent(precision)} are poisoned{recall}.",
+        f"Of the training images that {_named(name)} sets aside, {_percent(precision)} are poisoned{recall}.",
     )
 
 
@@ -110,6 +112,11 @@ def _trust(seeds: int) -> Finding:
             "All of this is one seed, so nothing says how much of it is chance; three seeds or more give an interval.",
         )
     return Finding("note", f"Numbers are means over {seeds} seeds with their 95 % interval.")
+
+
+def _named(arm: str) -> str:
+    """ABL and the like in capitals, longer names as they are."""
+    return arm.upper() if len(arm) <= LONGEST_ACRONYM else arm
 
 
 def _percent(fraction: float) -> str:

@@ -45,7 +45,7 @@ const Charts = (() => {
           stroke: css(`--c${line.place % 8}`),
           width: 2,
           dash: DASHES[line.place % 8],
-          spanGaps: true,
+          spanGaps: !chart.gaps,
           paths: chart.steps ? uPlot.paths.stepped({ align: 1 }) : undefined,
           points: { show: line.values.filter((v) => v != null).length === 1 },
           value: (u, v) => number(v),

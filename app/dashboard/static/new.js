@@ -1,144 +1,52 @@
-// The submit form: builds the spec from what was changed, has the API check it, shows faults beside their fields.
+// The submit form: has the API check what was typed, shows faults beside their fields, previews the trigger, submits.
 "use strict";
 (() => {
   const el = (id) => document.getElementById(id);
   const form = el("spec");
-  let number = 1; // of the next defence
+  const spec = SpecForm(form);
+  const count = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
+  const { url, page, says } = {
+    experiment: {
+      url: "/v1/experiments", page: "/experiments",
+      says: (found) => `It can run: arms ${found.arms.join(", ")}; ${count(found.stages.length, "stage")}, ${found.cached} of them already computed.`,
+    },
+    sweep: {
+      url: "/v1/sweeps", page: "/sweeps",
+      says: (found) => `It can run: ${count(found.cells, "cell")} with ${count(found.models, "model")} to measure; ${count(found.stages, "stage")}, ${found.cached} of them already computed.`,
+    },
+    study: {
+      url: "/v1/studies", page: "/studies",
+      says: (found) => `It can run: ${count(found.cells, "cell")}, ${found.reused} of which have their numbers already; ${count(found.experiments, "experiment")} for the rest, of ${count(found.stages, "stage")}, ${found.cached} of them already computed.`,
+    },
+  }[form.dataset.kind];
+  let number = 100; // of the next defence or attack
   let previewed = "", shown = "";
 
-  const READ = {
-    integer: Number, number: Number, text: (t) => t, choice: (t) => t, boolean: (t) => t === "true",
-    json: (t) => { try { return JSON.parse(t); } catch { return t; } },
-    list: (t) => t.split(/[\s,]+/).filter(Boolean).map((part) => (part === "" || Number.isNaN(Number(part)) ? part : Number(part))),
-    tags: (t) => Object.fromEntries(t.trim().split(/\s+/).map((pair) => { const [key, ...rest] = pair.split(":"); return [key, rest.join(":")]; })),
-  };
-
-  // What the inputs of `scope` say, as an object; those that are empty are left out.
-  function values(scope) {
-    const found = {};
-    for (const input of scope) {
-      const { field, kind } = input.dataset;
-      if (kind === undefined) continue;
-      if (kind === "check") { if (input.checked) found[field] = true; continue; }
-      if (input.validity && input.validity.badInput) { put(found, field, "not a number"); continue; }
-      if (input.value.trim() !== "") put(found, field, READ[kind](input.value));
-    }
-    return found;
-  }
-
-  function put(into, path, value) {
-    const names = path.split(".");
-    const last = names.pop();
-    names.reduce((at, name) => (at[name] ??= {}), into)[last] = value;
-  }
-
-  const inputs = (box) => [...box.querySelectorAll("[data-field]")];
-  const parts = () => [...form.querySelectorAll("fieldset[data-part]:not(.defense)")];
-  const defenses = () => [...form.querySelectorAll("fieldset.defense")];
-
-  function spec() {
-    const made = values(inputs(form).filter((input) => !input.closest("[data-part]")));
-    for (const box of parts()) {
-      const part = values(inputs(box));
-      const chosen = el(`${box.dataset.part}-name`);
-      if (chosen) {
-        const [name, key] = chosen.value.split("/");
-        made[box.dataset.part] = key ? { name, key, ...part } : { name, ...part };
-      } else if (Object.keys(part).length) made[box.dataset.part] = part;
-    }
-    if (defenses().length) made.defenses = defenses().map((box) => ({ name: box.dataset.name, ...values(inputs(box)) }));
-    return made;
-  }
-
-  // The input that a fault is about: "attack.size", "defenses[1].gamma", "seeds[0]", "tags.study".
-  function blamed(path) {
-    const [, place, inner] = path.match(/^defenses\[(\d+)\]\.?(.*)$/) || [];
-    const box = place === undefined ? parts().find((b) => path.startsWith(`${b.dataset.part}.`)) : defenses()[Number(place)];
-    if (box) {
-      const field = place === undefined ? path.slice(box.dataset.part.length + 1) : inner;
-      return inputs(box).find((input) => input.dataset.field === field || field.startsWith(`${input.dataset.field}[`));
-    }
-    return inputs(form).find((input) => !input.closest("[data-part]") && path.split(/[.[]/)[0] === input.dataset.field.split(".")[0]);
-  }
-
-  function clear() {
-    form.querySelectorAll(".fault").forEach((line) => line.remove());
-    form.querySelectorAll("[aria-invalid]").forEach((input) => {
-      input.removeAttribute("aria-invalid");
-      input.removeAttribute("aria-errormessage");
-    });
-    el("faults").replaceChildren();
-    el("faults").hidden = true;
-  }
-
-  function blame(fault) {
-    const input = blamed(fault.field);
-    const line = document.createElement(input ? "p" : "li");
-    if (!input) {
-      line.textContent = `${fault.field}: ${fault.message}`;
-      el("faults").append(line);
-      el("faults").hidden = false;
-      return;
-    }
-    line.className = "fault";
-    line.id = `${input.id}-fault`;
-    line.textContent = fault.message;
-    input.setAttribute("aria-invalid", "true");
-    input.setAttribute("aria-errormessage", line.id);
-    input.closest("details")?.setAttribute("open", "");
-    input.after(line);
-  }
-
-  const post = (url, body, headers = {}) => fetch(url, {
-    method: "POST", headers: { "Content-Type": "application/json", ...headers }, body: JSON.stringify(body),
-  });
-
-  async function told(answer) {
-    clear();
-    const problem = await answer.json();
-    const faults = problem.errors || [];
-    faults.forEach(blame);
-    el("verdict").textContent = faults.length
-      ? `${faults.length} field${faults.length > 1 ? "s need" : " needs"} another value: ${faults.map((f) => f.field).join(", ")}.`
-      : problem.detail;
-  }
-
-  // A preset changes other defaults; the canonical spec says what an empty field stands for.
-  function defaults(canonical) {
-    const show = (box, of) => inputs(box).forEach((input) => {
-      const value = input.dataset.field.split(".").reduce((at, name) => at?.[name], of);
-      if (value === undefined || value === null) return;
-      const text = value === true ? "yes" : value === false ? "no" : typeof value === "string" ? value : JSON.stringify(value);
-      if (input.tagName === "SELECT") { if (!input.value) input.options[0].textContent = `default (${text})`; }
-      else if (!input.value) input.placeholder = text;
-    });
-    parts().forEach((box) => show(box, canonical[box.dataset.part]));
-    defenses().forEach((box, place) => show(box, canonical.defenses[place]));
-  }
-
   async function check() {
-    const made = spec();
-    const text = JSON.stringify(made, null, 2);
-    shown = text;
+    const { body, faults } = spec.request();
+    const text = shown = JSON.stringify(body, null, 2);
     el("json").textContent = text;
-    el("curl").textContent = `curl -sf ${location.origin}/v1/experiments -H 'Content-Type: application/json' -d '${JSON.stringify(made).replaceAll("'", "'\\''")}'`;
-    const answer = await post("/v1/experiments:validate", made);
+    el("curl").textContent = `curl -sf ${location.origin}${url} -H 'Content-Type: application/json' -d '${JSON.stringify(body).replaceAll("'", "'\\''")}'`;
+    el("paths")?.replaceChildren(...spec.paths().map((path) => new Option(path, path)));
+    if (faults.length) { el("verdict").textContent = Api.say(form, faults, spec.find); return; }
+    const answer = await Api.send("POST", `${url}:validate`, body);
     if (shown !== text) return; // changed meanwhile
-    if (!answer.ok) { await told(answer); return; }
+    if (!answer.ok) { el("verdict").textContent = await Api.refused(form, answer, spec.find); return; }
     const found = await answer.json();
-    clear();
-    defaults(found.spec);
-    el("verdict").textContent = `It can run: arms ${found.arms.join(", ")}; ${found.stages.length} stages, ${found.cached} of them already computed.`;
-    preview(made);
+    Api.clear(form);
+    if (found.spec) spec.defaults(found.spec);
+    el("verdict").textContent = says(found);
+    preview(body.base || body);
   }
 
   async function preview(made) {
+    if (!el("preview")) return;
     const body = { dataset: made.dataset, attack: made.attack };
     const text = JSON.stringify(body);
     if (text === previewed) return;
     previewed = text;
     el("preview-said").textContent = "Drawing…";
-    const answer = await post("/v1/previews", body);
+    const answer = await Api.send("POST", "/v1/previews", body);
     if (previewed !== text) return;
     const image = el("preview");
     if (!answer.ok) {
@@ -161,31 +69,68 @@
 
   form.addEventListener("input", soon);
   document.addEventListener("htmx:after:swap", soon);
-  form.addEventListener("click", (event) => {
+
+  form.addEventListener("click", async (event) => {
     const remove = event.target.closest(".remove");
-    if (!remove) return;
-    remove.closest("fieldset").remove();
-    el("add").focus();
-    soon();
+    const add = event.target.closest(".add");
+    if (remove) {
+      const box = remove.closest(".listed, .axis");
+      const beside = box.parentElement.parentElement.querySelector(".add, #add-axis");
+      box.remove();
+      beside?.focus();
+      soon();
+    }
+    if (add) {
+      const part = add.dataset.adds;
+      const target = part === "row" ? "#rows" : "#defenses";
+      await htmx.ajax("GET", `/new/${part}?name=${encodeURIComponent(el(`add-${part}-name`).value)}&number=${number++}`, { target, swap: "beforeend" });
+      [...document.querySelectorAll(`${target} summary`)].at(-1)?.focus();
+    }
   });
-  el("add").addEventListener("click", async () => {
-    await htmx.ajax("GET", `/new/defense?name=${encodeURIComponent(el("add-name").value)}&number=${number++}`, { target: "#defenses", swap: "beforeend" });
-    defenses().at(-1)?.querySelector("summary").focus();
-  });
+
+  // A field that varies, and its values.
+  function axis(path = "", values = "") {
+    const id = `axis${number++}`;
+    const box = document.createElement("div");
+    box.className = "axis fields";
+    box.id = id;
+    const field = (name, label, value, more) => {
+      const part = document.createElement("div");
+      part.className = "field";
+      const input = Object.assign(document.createElement("input"), { id: `${id}-${name}`, value, autocomplete: "off", ...more });
+      part.append(Object.assign(document.createElement("label"), { htmlFor: input.id, textContent: label }), input);
+      return part;
+    };
+    const first = field("path", "Field", path, { placeholder: "attack.poisoning_rate" });
+    first.querySelector("input").setAttribute("list", "paths");
+    const remove = Object.assign(document.createElement("button"), { type: "button", className: "quiet remove", textContent: "Remove" });
+    remove.setAttribute("aria-label", "Remove this field");
+    box.append(first, field("values", "Values, with commas between", values, { placeholder: "0.02, 0.05, 0.1" }), remove);
+    el("axes").append(box);
+    return first.querySelector("input");
+  }
+  if (el("axes")) {
+    axis("attack.poisoning_rate", "0.05, 0.1");
+    el("add-axis").addEventListener("click", () => { axis().focus(); soon(); });
+  }
+
   el("copy").addEventListener("click", async () => {
     await navigator.clipboard.writeText(el("json").textContent);
     el("copy").textContent = "Copied";
   });
+
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
+    const { body, faults } = spec.request();
+    if (faults.length) { await check(); form.querySelector("[aria-invalid]")?.focus(); return; }
     el("submit").disabled = true;
     const key = `form-${Date.now()}-${Math.random().toString(36).slice(2)}`;
-    const answer = await post("/v1/experiments", spec(), { "Idempotency-Key": key });
+    const answer = await Api.send("POST", url, body, { "Idempotency-Key": key });
     if (answer.ok) {
-      location.assign(`/experiments/${(await answer.json()).id}`);
+      location.assign(`${page}/${(await answer.json()).id}`);
       return;
     }
-    await told(answer);
+    el("verdict").textContent = await Api.refused(form, answer, spec.find);
     el("submit").disabled = false;
     form.querySelector("[aria-invalid]")?.focus();
   });
