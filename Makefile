@@ -55,7 +55,7 @@ format: $(READY)  ## rewrite the code in the house style
 bench: $(READY)  ## run the benchmarks
 	@for b in benchmarks/[a-z]*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
 
-screenshots: $(READY)  ## every page of the dashboard as a picture, in docs/images/dashboard
+screenshots: $(READY)  ## every page of the dashboard as a picture, in var/screenshots
 	@$(BIN)/python -m tests.dashboard.screenshots
 
 lock: $(READY)  ## pin the requirements anew

@@ -15,6 +15,8 @@ from app.core.objects import ObjectStoreError
 from app.core.validation import FieldError, body_model, field_errors
 
 MEDIA_TYPE = "application/problem+json"
+OUTAGES = (OperationalError, ObjectStoreError, BrokerError)
+"""What is raised where something that the service depends on does not answer."""
 
 
 class AppError(Exception):
@@ -180,7 +182,7 @@ def install(app: FastAPI) -> None:
         return of_ours(request, UnavailableError(detail))
 
     app.add_exception_handler(AppError, of_ours)
-    for outage in (OperationalError, ObjectStoreError, BrokerError):
+    for outage in OUTAGES:
         app.add_exception_handler(outage, of_others)
     app.add_exception_handler(RequestValidationError, of_validation)
     app.add_exception_handler(HTTPException, of_http)

@@ -11,7 +11,7 @@ from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 
-from app.core.errors import AppError, summary
+from app.core.errors import OUTAGES, AppError, UnavailableError, summary
 from app.core.validation import field_errors
 from app.dashboard import words
 
@@ -75,6 +75,9 @@ class PageRoute(APIRoute):
         async def handle_or_explain(request: Request) -> Response:
             try:
                 return await handle(request)
+            except OUTAGES as outage:
+                error = UnavailableError(str(outage).partition("\n")[0])
+                status, detail, headers = int(error.status), error.detail, error.headers
             except AppError as error:
                 status, detail, headers = int(error.status), error.detail, error.headers
             except RequestValidationError as error:

@@ -27,6 +27,7 @@ from app.reproductions.schemas import ReproductionOut
 from app.results import service as results
 from app.results.reading import findings
 from app.results.schemas import Results
+from app.workers import service as known_workers
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 PER_PAGE = 30
@@ -90,7 +91,11 @@ def experiment(request: Request, context: Ctx, experiment_id: str) -> Response:
         columns=[n for n in METRICS if any(n in arm["aggregate"] for arm in arms)],
         noted=_notes(numbers),
         findings=list(findings(arms, spec)),
-        timeline=timeline(found, _stages(context, found)),
+        timeline=timeline(
+            found,
+            _stages(context, found),
+            {(arm.arm, row["seed"]) for arm in numbers.arms for row in arm.seeds if "error" in row},
+        ),
         figures=files.figures(stored, found),
         files=stored,
         tabs=files.tabs(found, stored),
@@ -156,7 +161,14 @@ def workers(request: Request, context: Ctx) -> Response:
         status: experiments.listing(context, Filters(status=status), "created_at", None, PER_PAGE)[0]
         for status in ("running", "queued")
     }
-    return page(request, "workers.html", ready=health.readiness(context), waiting=waiting)
+    return page(
+        request,
+        "workers.html",
+        ready=health.readiness(context),
+        overview=known_workers.overview(context),
+        waiting=waiting,
+        most=PER_PAGE,
+    )
 
 
 def _experiment(context: Context, experiment_id: str) -> tuple[ExperimentOut, list[ArtifactOut]]:

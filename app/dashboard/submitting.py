@@ -18,7 +18,7 @@ from app.specs.experiment import ExperimentSpec
 router = APIRouter(prefix="/new", route_class=PageRoute, include_in_schema=False)
 Kind = Literal["experiment", "sweep", "study"]
 Part = Literal["dataset", "model", "attack", "defense", "row"]
-LABELS = {"dataset": "Data set", "model": "Model", "attack": "Attack"}
+LABELS: dict[Part, str] = {"dataset": "Data set", "model": "Model", "attack": "Attack"}
 FIRST = ExperimentSpec(defenses=(Abl(),), reference=True).model_dump(mode="json")
 """An experiment that a laptop runs in a minute."""
 ROWS = ("badnets", "blend")

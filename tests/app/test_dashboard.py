@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 
+from app.core.database import utcnow
 from app.dashboard.pages import STATIC
+from app.experiments.tables import WorkerHeartbeat
 from app.results.reading import findings
+from app.results.tables import ArmNote
 from tests.app.conftest import Service
-from tests.app.numbers import arm, done
+from tests.app.numbers import arm, done, record
 from tests.app.people import people, submitted
 
 HOSTILE = '<script>alert("x")</script>'
@@ -31,13 +34,18 @@ def paths(experiment_id: str) -> list[str]:
     return [
         "/",
         "/new",
+        "/new/sweep",
+        "/new/study",
+        f"/new?from={experiment_id}",
         "/new/attack?name=refool",
+        "/new/row?name=sig&number=2",
         "/new/defense?name=abl&number=3",
         "/workers",
         "/sweeps",
         "/leaderboard",
         "/leaderboard?board=cifar10+resnet18",
         "/keys",
+        "/keys?owner=local",
         here,
         f"{here}/explore",
         "/experiments/unknown",
@@ -70,6 +78,44 @@ def test_an_experiment_says_in_words_what_its_numbers_say(service: Service, fini
     assert "accuracy on clean images changes by -1.0 points" in text
     assert "90.0 % are poisoned, and 10.0 % of all poison is among them" in text
     assert "three seeds or more" in text
+
+
+def test_each_seed_is_shown_and_failed_arms_are_named(service: Service) -> None:
+    wild = {("undefended", seed): arm(0.9, success) for seed, success in enumerate((1.0, 0.1, 0.9))}
+    made = done(service, SPEC | {"name": "Wild", "seeds": [0, 1, 2]}, wild)
+    note = ArmNote(experiment_id=made["id"], arm="abl", seed=2, kind="error", message="loss is nan")
+    service.add(note)
+    text = service.http.get(f"/experiments/{made['id']}").text
+    assert "The seeds disagree about attack success under undefended" in text
+    assert "Each seed by itself" in text
+    assert '<td data-label="Attack success">10.0 %</td>' in text
+    assert "seed 2 failed" in text
+    assert "abl, seed 2: failed: loss is nan" in text
+    assert text.count('<li class="failed">') == 3  # the stages of abl under seed 2
+
+
+def test_what_waits_without_a_worker_says_so(service: Service) -> None:
+    id = service.submit()["id"]
+    text = service.http.get(f"/experiments/{id}").text
+    assert "No worker for experiments is alive" in text
+    service.add(
+        WorkerHeartbeat(
+            name="w:1:experiments", queue="experiments", device="cpu", started_at=utcnow(), seen_at=utcnow()
+        )
+    )
+    assert "No worker for experiments is alive" not in service.http.get(f"/experiments/{id}").text
+    assert "w:1:experiments" in service.http.get("/workers").text
+
+
+def test_an_experiment_is_reproduced_and_the_page_tells_how_it_went(service: Service) -> None:
+    first = done(service, SPEC, NUMBERS)["id"]
+    answer = service.http.post(f"/experiments/{first}/reproduce", follow_redirects=False)
+    again = answer.headers["location"]
+    assert "It has not ended yet" in service.http.get(again).text
+    record(service, again.rpartition("/")[2], NUMBERS)
+    service.end(again.rpartition("/")[2])
+    assert "The numbers agree" in service.http.get(again).text
+    assert again in service.http.get(f"/experiments/{first}").text
 
 
 def test_two_experiments_are_compared(service: Service, finished: Any) -> None:

@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
-from tests.conftest import Stack
-
 AXE = (Path(__file__).parent / "vendor" / "axe.min.js").read_text()
 FLAGS = [
     "--headless",
@@ -84,15 +82,16 @@ class Tab:
 
 
 @pytest.fixture
-def tab(browser: Browser, stack: Stack) -> Iterator[Callable[..., Tab]]:
-    """Opens a tab in a fresh context; keyword arguments are those of Playwright's `new_context`."""
+def tab(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Callable[..., Tab]]:
+    """Opens a tab in a fresh context, on the service at ``url`` or on the shared one; other keyword arguments are
+    those of Playwright's `new_context`."""
     made = []
 
-    def new(**options: Any) -> Tab:
+    def new(url: str = "", **options: Any) -> Tab:
         context = browser.new_context(**{"viewport": DESKTOP, "color_scheme": "light", **options})
         context.set_default_timeout(30_000)
         made.append(context)
-        return Tab(context.new_page(), stack.url)
+        return Tab(context.new_page(), url or request.getfixturevalue("stack").url)
 
     yield new
     for context in made:

@@ -63,6 +63,8 @@
   function follow() {
     const opened = Date.now();
     const events = new EventSource(`${base}/events`);
+    events.addEventListener("error", () => { if (events.readyState !== EventSource.OPEN) Live.trouble(0); });
+    events.addEventListener("open", Live.well);
     events.addEventListener("progress", (event) => {
       const now = JSON.parse(event.data);
       const bar = document.getElementById("fraction");

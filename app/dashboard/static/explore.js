@@ -10,11 +10,18 @@
   let shown; // URL of the picture, to be given back
   let latest = 0;
 
+  // The address names what is shown, so that it can be sent to somebody.
+  const asked = new URLSearchParams(location.search);
+  if (asked.has("index")) index.value = asked.get("index");
+  if (trigger) trigger.checked = asked.get("triggered") === "true";
+  if ([...el("seed").options].some((option) => option.value === asked.get("seed"))) el("seed").value = asked.get("seed");
+
   async function ask() {
     if (!index.reportValidity()) return;
     const turn = ++latest;
     said.textContent = "Asking…";
     const body = { index: index.valueAsNumber, triggered: Boolean(trigger && trigger.checked), seed: Number(el("seed").value) };
+    history.replaceState(null, "", `?${new URLSearchParams(body)}`);
     const answer = await fetch(form.dataset.predict, {
       method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
     });
@@ -69,7 +76,6 @@
     }
     return box;
   }
-
 
   form.addEventListener("submit", (event) => { event.preventDefault(); ask(); });
   const step = (by) => { index.value = Math.max(0, (index.valueAsNumber || 0) + by); ask(); };

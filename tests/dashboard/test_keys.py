@@ -1,0 +1,97 @@
+"""Keys and limits by form, as an administrator; each change is one of the JSON API."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from playwright.sync_api import expect
+
+from app.settings import Settings
+from tests.app.conftest import serve
+from tests.app.people import People, people
+from tests.dashboard.conftest import PHONE, Tab
+
+NewTab = Callable[..., Tab]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[People]:
+    with people(tmp_path_factory.mktemp("keys")) as running:
+        yield running
+
+
+def test_a_key_is_made_shown_once_used_and_revoked(tab: NewTab, made: People) -> None:
+    url = made.service.url
+    walk = tab(url, http_credentials={"username": "me", "password": made.key("root")})
+    page = walk.open("/keys")
+    page.get_by_label("Owner").fill("no such name!")
+    page.get_by_role("button", name="Make the key").click()
+    expect(page.locator(".fault")).to_contain_text("String should match pattern")
+    expect(page.get_by_label("Owner")).to_be_focused()
+    walk.faults.clear()  # the browser notes the 422 that this was about
+    page.get_by_label("Owner").fill("vision-team")
+    page.get_by_label("Label").fill("notebook")
+    page.get_by_label("write: submit").uncheck()
+    page.get_by_role("button", name="Make the key").click()
+    expect(page.locator("#made")).to_be_focused()
+    key = page.locator("#key").inner_text()
+    who = made.client(key)
+    assert who.get("/v1/me").json()["scopes"] == ["read"]
+    row = page.locator("tr", has_text="notebook")
+    expect(row).to_contain_text("vision-team")
+    assert key not in httpx2.get(url + "/keys", auth=("me", made.key("root")), timeout=30).text
+    assert walk.accessibility() == []
+
+    row.get_by_text("Revoke…").click()
+    row.get_by_role("button", name="Revoke").click()
+    expect(row).to_contain_text("revoked")
+    page.wait_for_timeout(1100)  # so long a key is remembered
+    assert who.get("/v1/me").status_code == 401
+    assert walk.faults == []
+
+
+def test_limits_are_set_and_taken_back(tab: NewTab, made: People) -> None:
+    made.key("ann")
+    walk = tab(
+        made.service.url, viewport=PHONE, http_credentials={"username": "", "password": made.key("root")}
+    )
+    page = walk.open("/keys")
+    page.get_by_role("link", name="Change the limits of ann").click()
+    page.get_by_label("Running experiments").fill("2")
+    page.get_by_label("Waiting experiments").fill("-1")
+    page.get_by_role("button", name="Set the limits").click()
+    expect(page.locator(".fault")).to_contain_text("greater than or equal to 0")
+    walk.faults.clear()
+    page.get_by_label("Waiting experiments").fill("")
+    page.get_by_role("button", name="Set the limits").click()
+    expect(page.locator("#limits .said")).to_have_text("Done.")
+    limits = made.of("root").get("/v1/owners/ann/limits").json()["limits"]
+    assert (limits["running"], limits["queued"]) == (2, None)
+    assert walk.accessibility() == []
+    assert walk.overflow() <= 0
+    assert walk.faults == []
+
+
+def test_who_is_no_administrator_sees_no_keys(tab: NewTab, made: People) -> None:
+    walk = tab(
+        made.service.url, http_credentials={"username": "", "password": made.key("bob", "read", "write")}
+    )
+    page = walk.open("/keys")
+    expect(page.get_by_text("You act for bob")).to_be_visible()
+    assert page.get_by_role("button", name="Make the key").count() == 0
+    assert "vision-team" not in page.content()
+
+
+def test_the_first_key_closes_an_open_service(tab: NewTab, tmp_path: Path) -> None:
+    with serve(Settings(home=tmp_path, data_dir=tmp_path / "data")) as service:
+        walk = tab(service.url)
+        page = walk.open("/keys")
+        expect(page.get_by_label("admin: manage")).to_be_checked()
+        page.get_by_role("button", name="Make the key").click()
+        expect(page.locator("#afterwards")).to_contain_text("this key as the password")
+        key = page.locator("#key").inner_text()
+        page.wait_for_timeout(1100)
+        assert service.http.get("/v1/me").status_code == 401
+        assert service.http.get("/v1/keys", auth=("any", key)).status_code == 200
+        assert walk.faults == []

@@ -1,0 +1,120 @@
+"""Sweeps and studies by form, from an experiment that is done: what is typed, what is checked, what is submitted."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+from app.settings import Settings
+from tests.app.conftest import Service, serve
+from tests.app.numbers import arm, done
+from tests.dashboard.conftest import PHONE, Tab
+
+NewTab = Callable[..., Tab]
+SPEC: dict[str, Any] = {
+    "name": "Start here",
+    "dataset": {"name": "digits", "train_size": 300},
+    "attack": {"name": "blend", "alpha": 0.3},
+    "training": {"epochs": 4, "nesterov": True, "augmentation": {"flip": True}},
+    "defenses": [{"name": "abl", "preset": "paper"}, {"name": "fine_pruning", "epochs": 3}],
+    "reference": True,
+    "seeds": [0, 1],
+    "device": "cpu",
+    "tags": {"study": "two words", "by": "form"},
+}
+ARMS = ("clean", "undefended", "abl", "fine_pruning")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    home = tmp_path_factory.mktemp("many")
+    with serve(Settings(home=home, data_dir=home / "data", interactive_timeout=0.2)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def start(service: Service) -> str:
+    """An experiment without files, whose numbers are there."""
+    return str(done(service, SPEC, {(name, seed): arm(0.9, 0.5) for name in ARMS for seed in (0, 1)})["id"])
+
+
+def request_of(page: Any) -> Any:
+    return json.loads(page.locator("#json").inner_text())
+
+
+def test_a_form_that_starts_from_an_experiment_means_the_same(
+    tab: NewTab, service: Service, start: str
+) -> None:
+    walk = tab(service.url)
+    page = walk.open(f"/experiments/{start}")
+    page.get_by_role("link", name="Change and run").click()
+    expect(page.locator("#verdict")).to_contain_text("It can run")
+    sent = request_of(page)
+    assert sent["tags"] == SPEC["tags"]
+    told = service.http.post("/v1/experiments:validate", json=sent).json()
+    assert told["spec_hash"] == service.get(start)["spec_hash"]
+    assert walk.accessibility() == []
+
+
+def test_a_sweep_is_counted_checked_and_submitted(tab: NewTab, service: Service, start: str) -> None:
+    walk = tab(service.url)
+    page = walk.open(f"/new/sweep?from={start}")
+    expect(page.locator("#verdict")).to_contain_text("2 cells")
+    values = page.get_by_label("Values, with commas between")
+    values.first.fill("0.05, 2")
+    expect(page.locator(".fault")).to_contain_text(
+        "less than or equal to 1 (cell 1: attack.poisoning_rate=2)"
+    )
+    assert values.first.get_attribute("aria-invalid") == "true"
+    walk.faults.clear()  # the browser notes the 422 that this was about
+    values.first.fill("0.05, 0.1, 0.2")
+    page.get_by_role("button", name="Add a field").click()
+    expect(page.get_by_label("Field", exact=True).nth(1)).to_be_focused()
+    page.keyboard.type("attack.poisoning_rate")
+    values.nth(1).fill("0.3")
+    expect(page.locator(".fault")).to_contain_text("is there already")
+    page.get_by_label("Field", exact=True).nth(1).fill("defenses.0.isolation_ratio")
+    values.nth(1).fill("0.02, 0.05")
+    expect(page.locator("#verdict")).to_contain_text("6 cells with 48 models")
+    assert "defenses.1.epochs" in page.locator("#paths option").evaluate_all("all => all.map(o => o.value)")
+    page.get_by_label("Name", exact=True).fill("Six cells")
+    expect(page.locator("#json")).to_contain_text("Six cells")
+    assert request_of(page)["base"]["attack"] == SPEC["attack"]
+    assert walk.accessibility() == []
+    page.get_by_role("button", name="Submit").click()
+    page.wait_for_url("**/sweeps/*")
+    expect(page.get_by_role("heading", name="Six cells")).to_be_visible()
+    expect(page.locator("tbody tr")).to_have_count(6)
+    assert walk.accessibility() == []
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_text("6 canceled")).to_be_visible()
+    page.get_by_text("Delete…").click()
+    page.get_by_role("button", name="Delete for good").click()
+    expect(page.get_by_role("heading", name="Studies and sweeps")).to_be_visible()
+    assert service.http.get("/v1/sweeps").json()["sweeps"] == []
+    assert walk.faults == []
+
+
+def test_a_study_takes_what_is_there_and_tells_rows_apart(tab: NewTab, service: Service, start: str) -> None:
+    walk = tab(service.url, viewport=PHONE)
+    page = walk.open(f"/new/study?from={start}")
+    expect(page.locator("#verdict")).to_contain_text("8 cells, 8 of which have their numbers already")
+    page.locator("#add-row-name").select_option("blend")
+    page.get_by_role("button", name="Add this attack").click()
+    expect(page.locator("#faults, .faults").first).to_contain_text("give `label` to tell them apart")
+    walk.faults.clear()
+    page.get_by_label("Name of the row").nth(1).fill("blend, weak")
+    page.locator("#rows fieldset:nth-child(2) summary").click()
+    page.locator('#rows fieldset:nth-child(2) [data-field="alpha"]').fill("0.1")
+    expect(page.locator("#verdict")).to_contain_text("16 cells, 8 of which")
+    assert walk.accessibility() == []
+    assert walk.overflow() <= 0
+    page.get_by_role("button", name="Submit").click()
+    page.wait_for_url("**/studies/*")
+    expect(page.get_by_role("rowheader", name="blend, weak")).to_be_visible()
+    expect(page.get_by_text("2 queued").first).to_be_visible()
+    assert walk.accessibility() == []
+    assert walk.overflow() <= 0
+    assert walk.faults == []
