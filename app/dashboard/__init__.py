@@ -1,6 +1,6 @@
 """Pages for people at ``/``: server-rendered, without a build step, working without a network."""
 
-from app.dashboard import access, actions, api_page, boards, comparing, routes, submitting
+from app.dashboard import access, actions, api_page, boards, comparing, hooks, routes, submitting
 
 DASHBOARD = (
     routes.router,
@@ -8,6 +8,7 @@ DASHBOARD = (
     actions.router,
     boards.router,
     comparing.router,
+    hooks.router,
     submitting.router,
     api_page.router,
 )

@@ -27,6 +27,14 @@ STAGES = {
     "unlearning": "unlearn suspects",
 }
 
+QUOTAS = {
+    "queued": "waiting experiments",
+    "running": "running experiments",
+    "device_seconds": "device time in 30 days",
+    "bytes": "stored files",
+    "requests": "requests in a minute",
+}
+
 
 def percent(fraction: float | None, digits: int = 1) -> str:
     """0.975 as 97.5 %; None as a dash."""
@@ -84,6 +92,10 @@ def size(count: int) -> str:
     return f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"
 
 
+def quota(name: str) -> str:
+    return QUOTAS.get(name, name.replace("_", " "))
+
+
 def amount(value: float | None, name: str, otherwise: str = "none") -> str:
     """How much of a quota; ``otherwise`` where there is no limit."""
     if value is None:
@@ -119,6 +131,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "ago": ago,
     "clock": clock,
     "size": size,
+    "quota": quota,
     "amount": amount,
     "metric": metric,
     "stage": stage,

@@ -46,6 +46,7 @@ def paths(experiment_id: str) -> list[str]:
         "/leaderboard?board=cifar10+resnet18",
         "/keys",
         "/keys?owner=local",
+        "/webhooks",
         here,
         f"{here}/explore",
         "/experiments/unknown",

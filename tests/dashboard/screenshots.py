@@ -107,6 +107,7 @@ def prepare(stack: Stack) -> dict[str, str]:
         "published": "/leaderboard?board=cifar10+resnet18",
         "workers": "/workers",
         "keys": "/keys?owner=local",
+        "webhooks": "/webhooks",
         "refused": "/experiments/unknown",
     }
 

@@ -1,4 +1,4 @@
-"""Keys and limits by form, as an administrator; each change is one of the JSON API."""
+"""Keys, limits and webhooks by form; each change is one of the JSON API."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_a_key_is_made_shown_once_used_and_revoked(tab: NewTab, made: People) ->
     page.get_by_label("write: submit").uncheck()
     page.get_by_role("button", name="Make the key").click()
     expect(page.locator("#made")).to_be_focused()
-    key = page.locator("#key").inner_text()
+    key = page.locator("#secret").inner_text()
     who = made.client(key)
     assert who.get("/v1/me").json()["scopes"] == ["read"]
     row = page.locator("tr", has_text="notebook")
@@ -73,6 +73,31 @@ def test_limits_are_set_and_taken_back(tab: NewTab, made: People) -> None:
     assert walk.faults == []
 
 
+def test_a_webhook_is_made_tried_disabled_and_deleted(tab: NewTab, made: People) -> None:
+    walk = tab(made.service.url, http_credentials={"username": "", "password": made.key("carol")})
+    page = walk.open("/webhooks")
+    page.get_by_label("Address").fill("http://plain.example")
+    page.get_by_role("button", name="Make the webhook").click()
+    expect(page.locator(".fault")).to_contain_text("https")
+    walk.faults.clear()
+    page.get_by_label("Address").fill("https://127.0.0.1:9/hook")
+    page.get_by_label("Name").fill("Nobody there")
+    page.get_by_role("button", name="Make the webhook").click()
+    expect(page.locator("#secret")).to_contain_text("whsec_")
+    assert walk.accessibility() == []
+    page.get_by_role("link", name="Nobody there").click()
+    page.get_by_role("button", name="Send a ping").click()
+    expect(page.locator(".said", has_text="failed")).to_contain_text("public")
+    expect(page.get_by_role("rowheader", name="webhook.ping")).to_be_visible()
+    assert walk.accessibility() == []
+    page.get_by_role("button", name="Disable").click()
+    expect(page.get_by_role("button", name="Enable")).to_be_visible()
+    page.get_by_text("Delete…").click()
+    page.get_by_role("button", name="Delete for good").click()
+    expect(page.get_by_text("There is no webhook yet")).to_be_visible()
+    assert walk.faults == []
+
+
 def test_who_is_no_administrator_sees_no_keys(tab: NewTab, made: People) -> None:
     walk = tab(
         made.service.url, http_credentials={"username": "", "password": made.key("bob", "read", "write")}
@@ -89,8 +114,8 @@ def test_the_first_key_closes_an_open_service(tab: NewTab, tmp_path: Path) -> No
         page = walk.open("/keys")
         expect(page.get_by_label("admin: manage")).to_be_checked()
         page.get_by_role("button", name="Make the key").click()
-        expect(page.locator("#afterwards")).to_contain_text("this key as the password")
-        key = page.locator("#key").inner_text()
+        expect(page.locator("#made")).to_contain_text("this key as the password")
+        key = page.locator("#secret").inner_text()
         page.wait_for_timeout(1100)
         assert service.http.get("/v1/me").status_code == 401
         assert service.http.get("/v1/keys", auth=("any", key)).status_code == 200
