@@ -17,7 +17,7 @@ SPEC: dict[str, Any] = {
     "name": "Start here",
     "dataset": {"name": "digits", "train_size": 300},
     "attack": {"name": "blend", "alpha": 0.3},
-    "training": {"epochs": 4, "nesterov": True, "augmentation": {"flip": True}},
+    "training": {"epochs": 4, "schedule": "constant", "augmentation": {"flip": True}},
     "defenses": [{"name": "abl", "preset": "paper"}, {"name": "fine_pruning", "epochs": 3}],
     "reference": True,
     "seeds": [0, 1],

@@ -28,7 +28,8 @@ def done(stack: Stack) -> Any:
 def paths(experiment: Any) -> list[str]:
     here = f"/experiments/{experiment['id']}"
     board = "/leaderboard?board=cifar10+resnet18"
-    return ["/", here, f"{here}/explore", f"{here}/isolation", "/new", "/workers", "/sweeps", board, "/keys"]
+    forms = ["/new", "/new/sweep", "/new/study"]
+    return ["/", here, f"{here}/explore", f"{here}/isolation", *forms, "/workers", "/sweeps", board, "/keys"]
 
 
 def fill(page: Any, part: str, values: dict[str, str]) -> None:

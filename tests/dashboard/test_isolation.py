@@ -1,0 +1,112 @@
+"""What a defence suspected, from files made by hand: its verdict, what it believes, what it found of each class."""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+from PIL import Image
+from playwright.sync_api import expect
+
+from app.artifacts.tables import Artifact
+from app.core.database import utcnow
+from app.settings import Settings
+from tests.app.conftest import Service, serve
+from tests.app.numbers import arm, done
+from tests.dashboard.conftest import Tab
+
+NewTab = Callable[..., Tab]
+BELIEF = {
+    "believes": {"poisoned": True, "target_class": 3, "poisoning_rate": 0.2, "confidence": 0.7},
+    "truth": {"poisoned": True, "target_class": 0, "poisoning_rate": 0.2},
+}
+VERDICT = "index,label,suspicion,isolated,is_poisoned\n" + "".join(
+    f"{index},{index % 10},{1 - index / 20},{int(index < 4)},{int(index in (0, 1, 2, 7))}\n"
+    for index in range(20)
+)
+ISOLATION = (
+    VERDICT.replace("is_poisoned\n", "is_poisoned,loss\n")
+    .replace("0\n", "0,0.5\n")
+    .replace("1\n", "1,0.01\n")
+)
+CLASSES = "class,mask_norm,anomaly_index,flagged\n0,4.5,1.6,0\n3,1.25,2.4,1\n"
+
+
+def sheet() -> bytes:
+    """Twenty images of 8 x 8 pixels in two rows."""
+    stream = io.BytesIO()
+    Image.linear_gradient("L").resize((80, 16)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    home = tmp_path_factory.mktemp("isolation")
+    with serve(Settings(home=home, data_dir=home / "data", interactive_timeout=0.2)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def page_of(service: Service) -> str:
+    spec = {"defenses": [{"name": "abl_plus"}, {"name": "neural_cleanse"}]}
+    made = done(
+        service, spec, {(name, 0): arm(0.9, 0.5) for name in ("undefended", "abl_plus", "neural_cleanse")}
+    )
+    files = {
+        ("abl_plus", "verdict.csv"): VERDICT.encode(),
+        ("abl_plus", "verdict_images.png"): sheet(),
+        ("abl_plus", "isolation.csv"): ISOLATION.encode(),
+        ("abl_plus", "belief.json"): json.dumps(BELIEF).encode(),
+        ("neural_cleanse", "classes.csv"): CLASSES.encode(),
+    }
+    for (name, file), data in files.items():
+        digest, key = service.store(data)
+        picture = {"columns": 10, "height": 8, "width": 8}
+        service.add(
+            Artifact(
+                experiment_id=made["id"],
+                name=f"seed-0/{name}/{file}",
+                arm=name,
+                seed=0,
+                kind="data",
+                media_type="image/png" if file.endswith("png") else "text/plain",
+                size=len(data),
+                sha256=digest,
+                object_key=key,
+                details=picture if file.endswith("png") else {},
+                created_at=utcnow(),
+            )
+        )
+    return f"/experiments/{made['id']}/isolation"
+
+
+def test_the_verdict_is_shown_with_belief_and_truth(tab: NewTab, service: Service, page_of: str) -> None:
+    walk = tab(service.url)
+    page = walk.open(page_of)
+    expect(page.locator("#said")).to_contain_text(
+        "4 of 20 training images were set aside; 3 of these are poisoned"
+    )
+    belief = page.locator("#belief")
+    expect(belief.get_by_role("row", name="Which class is the target?")).to_contain_text("3 (wrong)")
+    expect(belief.get_by_role("row", name="How much of it is poisoned?")).to_contain_text("20.0 % (right)")
+    expect(page.locator("#thumbs li")).to_have_count(20)
+    for which, index in (("poison that was missed", "#7,"), ("clean images that were set aside", "#3,")):
+        page.locator("#which").select_option(which)
+        expect(page.locator("#thumbs li")).to_have_count(1)
+        expect(page.locator("#thumbs li")).to_contain_text(index)
+    assert walk.accessibility() == []
+    page.get_by_role("link", name="Isolation, its first stage").click()
+    expect(page.get_by_role("img", name="Histogram of loss")).to_be_visible()
+    assert walk.faults == []
+
+
+def test_a_detection_of_classes_is_shown_beside_the_truth(
+    tab: NewTab, service: Service, page_of: str
+) -> None:
+    walk = tab(service.url)
+    page = walk.open(f"{page_of}?arm=neural_cleanse")
+    classes = page.locator("#classes")
+    expect(classes.get_by_role("row", name="0 4.5")).to_contain_text("the target")
+    expect(classes.get_by_role("row", name="3 1.25")).to_contain_text("flagged")
+    assert walk.accessibility() == []
+    assert walk.faults == []
