@@ -1,0 +1,80 @@
+"""Pages that keep themselves up to date: when something happens, and when the service is away."""
+
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+from playwright.sync_api import Route, expect
+
+from app.artifacts.tables import Artifact
+from app.core.database import utcnow
+from app.settings import Settings
+from tests.app.conftest import Service, serve
+from tests.app.numbers import arm, done, record
+from tests.dashboard.conftest import Tab
+
+NewTab = Callable[..., Tab]
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    home = tmp_path_factory.mktemp("live")
+    with serve(Settings(home=home, data_dir=home / "data", interactive_timeout=0.2)) as running:
+        yield running
+
+
+def test_a_page_says_that_the_service_is_away_and_that_it_is_back(tab: NewTab, service: Service) -> None:
+    walk = tab(service.url)
+    page = walk.open("/workers")
+    page.route("**/workers", lambda route: route.fulfill(status=503, body="away"))
+    expect(page.locator("#trouble")).to_contain_text("The service answers with an error (503)")
+    expect(page.get_by_role("heading", name="Queues")).to_be_visible()
+    assert walk.accessibility() == []
+    page.unroute("**/workers")
+    page.route("**/workers", lambda route: route.abort())
+    expect(page.locator("#trouble")).to_be_visible()
+    page.unroute("**/workers")
+    expect(page.locator("#trouble")).to_be_hidden()
+
+
+def test_an_experiment_that_ends_is_shown_without_a_reload(tab: NewTab, service: Service) -> None:
+    id = service.submit({"name": "Ends soon"})["id"]
+    walk = tab(service.url)
+    with walk.page.expect_request(lambda request: request.url.endswith("/events")):
+        page = walk.open(f"/experiments/{id}")
+    expect(page.get_by_text("No worker for experiments is alive")).to_be_visible()
+    record(service, id, {("undefended", 0): arm(0.95, 1.0)})
+    service.end(id)
+    expect(page.locator("#state .status")).to_have_text("succeeded")
+    expect(page.locator(".reading")).to_contain_text("The attack (badnets) works")
+    assert walk.faults == []
+
+
+def test_an_address_names_the_image_that_is_asked_about(tab: NewTab, service: Service) -> None:
+    id = done(service, {"name": "Asked"}, {("undefended", 0): arm(0.95, 1.0)})["id"]
+    digest, key = service.store(b"weights")
+    file = {
+        "name": "seed-0/undefended/model.safetensors",
+        "arm": "undefended",
+        "seed": 0,
+        "kind": "checkpoint",
+    }
+    more = {"media_type": "application/octet-stream", "size": 7, "sha256": digest, "object_key": key}
+    service.add(Artifact(experiment_id=id, details={}, created_at=utcnow(), **file, **more))
+    asked: list[dict[str, object]] = []
+
+    def answer(route: Route) -> None:
+        asked.append(json.loads(route.request.post_data or ""))
+        said = {"arm": "undefended", "class": 0, "class_name": "zero", "probabilities": [1.0] + [0.0] * 9}
+        image = {"label": 7, "label_name": "seven"}
+        route.fulfill(json={"arms": [said], "image": image, "picture": ""})
+
+    walk = tab(service.url)
+    walk.page.route("**/predict", answer)
+    page = walk.open(f"/experiments/{id}/explore?index=12&triggered=true")
+    expect(page.locator("#said")).to_contain_text("Image 12, with the trigger: undefended says zero")
+    page.get_by_role("button", name="Next image").click()
+    expect(page.locator("#said")).to_contain_text("Image 13, with the trigger")
+    assert "index=13&triggered=true" in page.url
+    assert [(one["index"], one["triggered"]) for one in asked] == [(12, True), (13, True)]
+    expect(page.locator("#arms")).to_contain_text("the attacker's target")
