@@ -19,6 +19,7 @@ from app.commands import (
     demo,
     doctor,
     experiments,
+    export,
     housekeeping,
     keys,
     results,
@@ -57,6 +58,7 @@ app.command()(workers.workers)
 app.add_typer(sweeps.app, name="sweep")
 app.add_typer(studies.app, name="study")
 app.add_typer(artifacts.app, name="artifacts")
+app.add_typer(export.app, name="export")
 app.add_typer(data.app, name="data")
 app.add_typer(uploads.models, name="models")
 app.add_typer(uploads.datasets, name="datasets")

@@ -33,17 +33,19 @@ class ResultsCalls:
 
     def leaderboard(self, dataset: str, model: str, *, poisoning_rate: float | None = None) -> Json:
         """Attacks against defences, with published numbers beside ours."""
-        query: Json = {"dataset": dataset, "model": model}
-        if poisoning_rate is not None:
-            query["poisoning_rate"] = poisoning_rate
-        return self._get("/v1/leaderboard", query)
+        return self._get("/v1/leaderboard", _board(dataset, model, poisoning_rate))
+
+    def pareto(self, dataset: str, model: str, *, poisoning_rate: float | None = None) -> Json:
+        """For each attack the defences by clean accuracy and 1 - attack success, and which are on the front."""
+        return self._get("/v1/leaderboard/pareto", _board(dataset, model, poisoning_rate))
 
     def compare(self, ids: Sequence[str], **query: Any) -> Json:
         """2 to 10 experiments side by side; ``query``: curve, points."""
         return self._get("/v1/compare", {"ids": ",".join(ids), **query})
 
     def table(self, path: str, format: str, **query: Any) -> bytes:
-        """``/v1/results``, ``/v1/leaderboard`` or ``/v1/compare`` as csv, markdown, latex or parquet."""
+        """A route that gives a table (`/v1/results`, `/v1/leaderboard`, its `/pareto`, `/v1/compare`) as csv, markdown,
+        latex or parquet."""
         answer = self._call("GET", path, params={**query, "format": format}, repeat=True)
         return cast(bytes, answer.content)
 
@@ -63,3 +65,8 @@ class ResultsCalls:
 
     def _get(self, path: str, query: Json | None = None) -> Json:
         return cast(Json, self._call("GET", path, params=query, repeat=True).json())
+
+
+def _board(dataset: str, model: str, poisoning_rate: float | None) -> Json:
+    query: Json = {"dataset": dataset, "model": model}
+    return query if poisoning_rate is None else {**query, "poisoning_rate": poisoning_rate}

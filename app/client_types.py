@@ -98,6 +98,8 @@ class Artifact(TypedDict):
 
     id: str
     name: str
+    arm: NotRequired[str | None]
+    seed: NotRequired[int | None]
     kind: str
     media_type: str
     size: int

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
+from app import client_mlflow
 from app.client_progress import display
 from app.client_types import Experiment
 from bdlab.files import Files
@@ -47,3 +48,14 @@ class Client(Files, Frames):
                     on_progress(experiment)
 
             return super().wait(id, timeout=timeout, on_progress=show)
+
+    def to_mlflow(
+        self,
+        id: str,
+        tracking_uri: str | None = None,
+        *,
+        name: str = client_mlflow.DEFAULT_NAME,
+        files: bool = True,
+    ) -> str:
+        """Copy an ended experiment to an MLflow server; returns its run's id. See `app.client_mlflow.export`."""
+        return client_mlflow.export(self, id, tracking_uri, name=name, files=files)

@@ -19,6 +19,7 @@ from app.settings import Settings
 from app.specs.checks import check
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import BUILT_IN
+from app.specs.summary import EFFECTIVENESS, METRICS
 from tests.conftest import Stack
 from tests.quick import QUICK
 
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.json"))
 BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
+LINK = re.compile(r"\]\(([^)#:]*)(?:#([^)]+))?\)")
 COMMAND_LINE_ONLY = {"BDLAB_URL", "BDLAB_API_KEY"}
 COMPOSE = ROOT / "docker-compose.yml"
 
@@ -150,10 +152,42 @@ def test_every_setting_that_is_named_exists_and_every_one_is_documented() -> Non
     assert settings() <= set(re.findall(r"BDLAB_[A-Z_]+[A-Z]", (ROOT / "docs/deployment.md").read_text()))
 
 
-def test_links_lead_somewhere() -> None:
-    for path in DOCS:
-        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
-            assert (path.parent / target).exists(), f"{path.name}: {target}"
+@pytest.mark.parametrize(
+    "path", [*DOCS, *sorted((ROOT / "docs/results").glob("*.md"))], ids=lambda path: path.name
+)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target, anchor in LINK.findall(path.read_text()):
+        there = path.parent / target if target else path
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), f"{target}#{anchor}"
+
+
+def anchors(path: Path) -> set[str]:
+    """What GitHub calls the headings of a document."""
+    text = BLOCK.sub("", path.read_text())
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_index_names_every_guide() -> None:
+    index = ROOT / "docs/README.md"
+    named = {target for target, _ in LINK.findall(index.read_text())}
+    assert {path.name for path in index.parent.glob("*.md")} - {"README.md"} <= named
+
+
+def test_every_metric_is_explained() -> None:
+    text = (ROOT / "docs/reading-numbers.md").read_text()
+    for name in (*METRICS, EFFECTIVENESS):
+        assert f"`{name}`" in text, name
+
+
+def test_specs_within_shell_examples_are_valid() -> None:
+    found = [
+        spec for _, text in blocks("bash") for spec in re.findall(r"<<'END'\n(\{.*?)\nEND", text, re.DOTALL)
+    ]
+    assert found
+    for spec in found:
+        ExperimentSpec.model_validate_json(spec)
 
 
 def test_the_compose_file_fits_the_dockerfile_and_the_code() -> None:

@@ -56,12 +56,27 @@ def leaderboard(
     return tabular.respond(kind, columns, rows, "leaderboard")
 
 
-@router.get("/leaderboard/pareto", summary="Accuracy against safety", responses=problems(422))
+@router.get(
+    "/leaderboard/pareto",
+    summary="Accuracy against safety",
+    response_model=Fronts,
+    responses={200: tabular.documented("csv", "markdown", "latex", "parquet"), **problems(422)},
+)
 def pareto(
     context: Ctx,
     dataset: Dataset = "digits",
     model: Model = "small_cnn",
     poisoning_rate: Rate = None,
-) -> Fronts:
-    """For each attack the defences as points (clean accuracy, 1 - attack success rate), and which are on the front."""
-    return service.fronts(context, dataset, model, poisoning_rate)
+    format: tabular.FormatQuery = None,
+    accept: Annotated[str | None, Header()] = None,
+) -> Response:
+    """For each attack the defences as points (clean accuracy, 1 - attack success rate), and which are on the front.
+
+    As a table one row a point.
+    """
+    fronts = service.fronts(context, dataset, model, poisoning_rate)
+    kind = tabular.chosen(format, accept)
+    if kind == "json":
+        return as_json(fronts, headers={"Vary": "Accept"})
+    rows = tables_out.points(fronts, for_people=kind in ("markdown", "latex"))
+    return tabular.respond(kind, tables_out.POINTS, rows, "pareto")

@@ -1,7 +1,7 @@
 """The leaderboard as rows of a table."""
 
 from app.core.tables_export import Column, Row, columns
-from app.leaderboard.schemas import Leaderboard
+from app.leaderboard.schemas import Fronts, Leaderboard
 from app.results.schemas import Aggregate
 
 METRICS = ("clean_accuracy", "attack_success_rate", "defense_effectiveness")
@@ -16,6 +16,7 @@ LONG = columns(
     "setting",
     "published_by",
 )
+POINTS = columns("attack", "defense", "clean_accuracy", "attack_failure_rate", "on_front", "seeds", "setting")
 
 
 def long(board: Leaderboard) -> list[Row]:
@@ -50,6 +51,21 @@ def matrix(board: Leaderboard) -> tuple[list[Column], list[Row]]:
         numbers = " / ".join(_plain(getattr(entry, metric)) for metric in METRICS)
         quoted.setdefault(label, {})[entry.defense] = numbers
     return heads, [{"attack": label, **cells} for label, cells in (*ours.items(), *quoted.items())]
+
+
+def points(fronts: Fronts, *, for_people: bool) -> list[Row]:
+    """One row a point; for people in percent, and a mark instead of a truth value."""
+    rows: list[Row] = []
+    for front in fronts.fronts:
+        for point in front.points:
+            row: dict[str, str | int | float | bool | None] = {"attack": front.attack, **point.model_dump()}
+            if for_people:
+                row |= {
+                    name: _plain(getattr(point, name)) for name in ("clean_accuracy", "attack_failure_rate")
+                }
+                row |= {"on_front": "yes" if point.on_front else "", "setting": point.setting[:8]}
+            rows.append(row)
+    return rows
 
 
 def percent(value: Aggregate | None) -> str:

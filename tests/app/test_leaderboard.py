@@ -128,6 +128,14 @@ def test_the_front_holds_what_nothing_beats_in_both(service: Service, made: list
     assert [point["defense"] for point in by_attack["badnets"]] == ["undefended", "abl", "nad"]
     assert {name for name, point in points.items() if point["on_front"]} == {"undefended", "abl"}
     assert points["abl"]["attack_failure_rate"] == pytest.approx(1 - 0.1 / 3)
+    asked = {**BOARD, "format": "markdown"}
+    table = service.http.get("/v1/leaderboard/pareto", params=asked).text.splitlines()
+    assert (
+        table[0] == "| attack | defense | clean_accuracy | attack_failure_rate | on_front | seeds | setting |"
+    )
+    assert [line for line in table if line.startswith("| badnets | abl | ") and "| 96.7 | yes | 3 |" in line]
+    csv = service.http.get("/v1/leaderboard/pareto", params={**BOARD, "format": "csv"}).text
+    assert csv.count("\n") == 1 + sum(len(front["points"]) for front in fronts)
 
 
 def test_a_deleted_experiment_leaves_and_an_equal_one_takes_its_place(
