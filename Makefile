@@ -58,6 +58,9 @@ bench: $(READY)  ## run the benchmarks
 screenshots: $(READY)  ## every page of the dashboard as a picture, in var/screenshots
 	@$(BIN)/python -m tests.dashboard.screenshots
 
+figures: $(READY) $(REAL)  ## the pictures of attacks and defences in the guides, from the code
+	@BDLAB_DATA_DIR="$(abspath $(DATA))" $(BIN)/python docs/draw.py $(ARGS)
+
 lock: $(READY)  ## pin the requirements anew
 	@cd requirements && for set in api "api worker" "api worker dev"; do \
 	  name=$$(echo $$set | awk '{print $$NF}'); \
@@ -70,4 +73,4 @@ clean:  ## remove the environment and everything the service wrote
 help:  ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.PHONY: setup demo up test data check format bench screenshots lock clean help
+.PHONY: setup demo up test data check format bench screenshots figures lock clean help

@@ -13,6 +13,7 @@ import pytest
 import typer.main
 import yaml
 
+from app.catalog import service as catalog
 from app.cli import app
 from app.commands.many import SubmitsFiles
 from app.settings import Settings
@@ -173,6 +174,18 @@ def test_the_index_names_every_guide() -> None:
     index = ROOT / "docs/README.md"
     named = {target for target, _ in LINK.findall(index.read_text())}
     assert {path.name for path in index.parent.glob("*.md")} - {"README.md"} <= named
+
+
+def test_every_attack_and_defence_has_its_formula_and_its_picture() -> None:
+    attacks, defenses = ((ROOT / f"docs/{name}.md").read_text() for name in ("attacks", "defenses"))
+    for name in catalog.names("attack"):
+        if name != "none":
+            section = attacks.partition(f"\n### {name}\n")[2].partition("\n### ")[0]
+            assert f"(images/attacks/{name}.png)" in section, name
+            assert "arxiv.org" in section or "doi.org" in section, name
+    formulas = defenses.partition("## Formula, picture and source")[2]
+    for name in catalog.names("defenses"):
+        assert f"`{name}`" in formulas, name
 
 
 def test_every_metric_is_explained() -> None:

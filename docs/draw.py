@@ -1,0 +1,221 @@
+"""The figures of docs/attacks.md and docs/defenses.md, from the code itself: `make figures`.
+
+Attacks run on 2,000 images of CIFAR-10 with `small_cnn` (`input_aware` on digits): enough to see what a trigger does,
+not to measure it.
+Defences run on digits against BadNets, seed 0. Ten minutes on one core; finished stages are kept under var/, so a
+second run only draws.
+"""
+
+import argparse
+import csv
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from PIL import Image, ImageDraw, ImageFont
+from safetensors.torch import load_file
+from torch import Tensor
+
+from app.specs.experiment import ExperimentSpec
+from worker.lab.attacks import Attack, make
+from worker.lab.data.datasets import Dataset, load
+from worker.lab.experiment import run
+from worker.lab.figures.style import BAD, GOOD, INK, MUTED, new_figure, png
+from worker.lab.local import FolderRecorder, FolderStore
+
+ROOT = Path(__file__).parent.parent
+IMAGES = ROOT / "docs" / "images"
+WORK = ROOT / "var" / "figures"
+DATA = Path(os.environ.get("BDLAB_DATA_DIR", ROOT / "var" / "data"))
+
+SHOWN, SIDE, GAP, MARGIN, HEAD = 4, 96, 2, 92, 22  # images a row; the rest in pixels
+STRENGTHENED = 5
+CIFAR10 = {"name": "cifar10", "train_size": 2000, "test_size": 200}
+ON_DIGITS = ("input_aware",)  # its generator takes an hour on CIFAR-10
+SURROGATE = {"surrogate_epochs": 10}
+ATTACKS: dict[str, dict[str, Any]] = {
+    "badnets": {},
+    "single_pixel": {},
+    "blend": {},
+    "sig": {},
+    "low_frequency": {},
+    "refool": {},
+    "wanet": {},
+    "trojan": {**SURROGATE, "patch_steps": 300},
+    "clean_label": SURROGATE,
+    "hidden_trigger": {**SURROGATE, "craft_steps": 300},
+    "poison_frogs": {**SURROGATE, "poisoning_rate": 0.1},
+    "input_aware": {},
+}
+REPAIR = ("fine_tuning", "fine_pruning", "nad", "mcr", "ft_sam", "anp", "i_bau")
+DETECTION = ("spectral_signatures", "activation_clustering", "strip")
+TRAINING = ("abl", "abl_plus", "nab")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Draw the figures of the guides.")
+    parser.add_argument("what", nargs="*", help="names of attacks, or `defenses`; default: everything")
+    asked = parser.parse_args().what or [*ATTACKS, "defenses"]
+    torch.set_num_threads(1)
+    for name in asked:
+        if name == "defenses":
+            draw_defenses()
+        else:
+            draw_attack(name)
+        print(name)
+
+
+def draw_attack(name: str) -> None:
+    """Test images with and without the trigger and, where poisoned images carry more than that, these too."""
+    spec = ExperimentSpec.model_validate(
+        {
+            "dataset": {"name": "digits"} if name in ON_DIGITS else CIFAR10,
+            "attack": {"name": name, "export": True, **ATTACKS[name]},
+            "training": {"epochs": 1},
+        }
+    )
+    folder = compute(spec, name)
+    data = load(spec.dataset, DATA, 0)
+    attack = make(spec.attack, data.facts)
+    assert attack is not None
+    blocks = []
+    if attack.has_trigger:
+        blocks.append(("test images", *test_images(attack, data, folder)))
+    if not blocks or name in ("clean_label", "hidden_trigger"):
+        blocks.append(("poisoned training images", *training_images(data, folder)))
+    board(blocks).save(IMAGES / "attacks" / f"{name}.png", optimize=True)
+
+
+def compute(spec: ExperimentSpec, name: str) -> Path:
+    """Run the experiment unless it was run before; returns the folder with its files."""
+    folder = WORK / name
+    done = folder / "done"
+    if done.exists() and done.read_text() == spec.spec_hash:
+        return folder
+    recorder = FolderRecorder(folder)
+    try:
+        run(spec, recorder, FolderStore(WORK / "stages"), data_dir=DATA, device="cpu")
+    finally:
+        recorder.close()
+    done.write_text(spec.spec_hash)
+    return folder
+
+
+def test_images(attack: Attack[Any], data: Dataset, folder: Path) -> tuple[Tensor, Tensor]:
+    """uint8 ``[SHOWN, 3, 32, 32]`` each: without the trigger, and with it."""
+    state = trigger_state(attack, data, folder)
+    rows = attack.attacked(data.test, state)[:: len(data.test) // (SHOWN + 1)][:SHOWN]
+    images = data.test.images[rows]
+    return images, attack.trigger(state)(images)
+
+
+def trigger_state(attack: Attack[Any], data: Dataset, folder: Path) -> dict[str, Tensor]:
+    """What the run kept of the trigger, or what it is made from without training."""
+    from worker.lab.interactive import state_without_training  # noqa: PLC0415
+
+    kept = folder / "seed-0" / "trigger.safetensors"
+    if kept.exists():
+        return load_file(kept)
+    spec = ExperimentSpec.model_validate({"dataset": CIFAR10, "attack": attack.spec})
+    return state_without_training(spec, data, attack, 0)
+
+
+def training_images(data: Dataset, folder: Path) -> tuple[Tensor, Tensor]:
+    """uint8 ``[SHOWN, 3, 32, 32]`` each: training images as they were, and poisoned."""
+    with np.load(folder / "seed-0" / "poisoned_train.npz") as file:
+        rows = torch.from_numpy(file["is_poisoned"]).nonzero().flatten()[:SHOWN]
+        poisoned = torch.from_numpy(file["x_train"]).permute(0, 3, 1, 2)[rows]
+    return data.train.images[rows], poisoned
+
+
+def board(blocks: list[tuple[str, Tensor, Tensor]]) -> Image.Image:
+    """Each block side by side: (title, before, after), and the difference, strengthened, around grey."""
+    width = SHOWN * (SIDE + GAP) + 14
+    whole = Image.new("RGB", (MARGIN + width * len(blocks) - 14, HEAD + 3 * (SIDE + GAP)), "white")
+    pen, font = ImageDraw.Draw(whole), ImageFont.load_default(size=13)
+    for row, text in enumerate(("original", "attacked", f"difference x{STRENGTHENED}")):
+        middle = HEAD + row * (SIDE + GAP) + SIDE // 2
+        pen.text((MARGIN - 6, middle), text.replace(" x", "\nx"), INK, font, anchor="rm", align="right")
+    for block, (title, before, after) in enumerate(blocks):
+        left = MARGIN + block * width
+        pen.text((left, HEAD // 2 - 1), title, INK, font, anchor="lm")
+        difference = (128 + STRENGTHENED * (after.int() - before.int())).clamp(0, 255).to(torch.uint8)
+        for row, images in enumerate((before, after, difference)):
+            for column, image in enumerate(images):
+                pixels = image.permute(1, 2, 0).expand(-1, -1, 3).numpy()
+                tile = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+                whole.paste(tile, (left + column * (SIDE + GAP), HEAD + row * (SIDE + GAP)))
+    return whole
+
+
+def draw_defenses() -> None:
+    """Curves of defences that train, histograms of suspicion of those that detect."""
+    names = (*TRAINING, *REPAIR, *DETECTION)
+    spec = ExperimentSpec.model_validate({"defenses": [{"name": name} for name in names]})
+    folder = compute(spec, "defenses")
+    points = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    grid("training", TRAINING, lambda axes, name: curves(axes, name, points))
+    grid("repair", REPAIR, lambda axes, name: curves(axes, name, points))
+    grid(
+        "detection", DETECTION, lambda axes, name: histogram(axes, folder / "seed-0" / name / "detection.csv")
+    )
+
+
+def grid(name: str, defenses: tuple[str, ...], draw: Any) -> None:
+    """One panel for each of ``defenses``, three in a row."""
+    columns = 4 if len(defenses) > 3 else 3
+    rows = -(-len(defenses) // columns)
+    width, height = 230 * columns + 30, 190 * rows + 20
+    figure = new_figure(width, height)
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for panel, defense in zip(axes, defenses, strict=False):
+        draw(panel, defense)
+        panel.set_title(defense, fontsize=10, color=INK)
+        panel.tick_params(labelsize=8, colors=MUTED)
+    for panel in axes[len(defenses) :]:
+        panel.axis("off")
+    handles, labels = axes[0].get_legend_handles_labels()
+    if len(axes) > len(defenses):
+        axes[-1].legend(handles, labels, fontsize=9, loc="center", frameon=False)
+    else:
+        axes[0].legend(fontsize=8, frameon=False)
+    figure.tight_layout(pad=0.6)
+    (IMAGES / "defenses" / f"{name}.png").write_bytes(png(figure))
+
+
+def curves(axes: Axes, name: str, points: list[dict[str, Any]]) -> None:
+    """Clean accuracy and attack success on test images, by epoch."""
+    for metric, label, color in (
+        ("clean_accuracy", "clean accuracy", GOOD),
+        ("attack_success_rate", "attack success", BAD),
+    ):
+        found = {p["step"]: p["value"] for p in points if (p["arm"], p["name"]) == (name, metric)}
+        steps = range(1, max(found) + 1)
+        values = [found.get(step, math.nan) for step in steps]  # a gap where a stage is not measured
+        axes.plot(steps, values, color=color, label=label, linewidth=1.3)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_xlabel("epoch", fontsize=8, color=MUTED)
+
+
+def histogram(axes: Axes, path: Path) -> None:
+    """Suspicion of clean and of poisoned samples, each group's shares adding up to one."""
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    suspicion = np.array([float(row["suspicion"]) for row in rows])
+    is_poisoned = np.array([row["is_poisoned"] in ("1", "True", "true") for row in rows])
+    edges = np.linspace(suspicion.min(), np.quantile(suspicion, 0.998), 31)
+    for chosen, label, color in ((~is_poisoned, "clean", GOOD), (is_poisoned, "poisoned", BAD)):
+        values = suspicion[chosen].clip(None, edges[-1])
+        axes.hist(
+            values, edges, weights=np.full(len(values), 1 / len(values)), alpha=0.6, color=color, label=label
+        )
+    axes.set_xlabel("suspicion", fontsize=8, color=MUTED)
+
+
+if __name__ == "__main__":
+    main()
