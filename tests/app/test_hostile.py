@@ -1,5 +1,6 @@
 """Requests made to harm the API: each is refused with the reason, quickly, and its process stays as large as it was."""
 
+import json
 import os
 import socket
 import subprocess
@@ -101,9 +102,15 @@ CASES: dict[str, tuple[str, dict[str, str], Callable[[], Any], int, str]] = {
 class Api:
     """An API in a process of its own, whose memory can be looked at."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", url: str) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
         self.pid = process.pid
+        self.log = log
         self.http = httpx2.Client(base_url=url, timeout=60)
+
+    def refused(self) -> int:
+        """How many refusals the log tells of."""
+        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return sum(line.get("status", 0) >= 400 for line in lines)
 
     def peak(self) -> int:
         """The most memory that it ever had, in bytes."""
@@ -115,16 +122,22 @@ class Api:
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     home = tmp_path_factory.mktemp("home")
     migrations.upgrade(Settings(home=home).database)
-    limits = {"BDLAB_MAX_BODY_BYTES": str(MOST_BODY), "BDLAB_MAX_UPLOAD_BYTES": str(MOST_UPLOAD)}
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    given = {
+        "BDLAB_HOME": str(home),
+        "BDLAB_MAX_BODY_BYTES": str(MOST_BODY),
+        "BDLAB_MAX_UPLOAD_BYTES": str(MOST_UPLOAD),
+        "BDLAB_LOG_FORMAT": "json",
+    }
+    log = home / "log"
+    with socket.create_server(("127.0.0.1", 0)) as listener, log.open("wb") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "app.server", str(listener.fileno())],
-            env=os.environ | limits | {"BDLAB_HOME": str(home)},
+            env=os.environ | given,
             pass_fds=[listener.fileno()],
-            stderr=subprocess.DEVNULL,
+            stderr=errors,
             preexec_fn=before_exec(0, os.getpid()),  # noqa: PLW1509  # gone with pytest, even if that is killed
         )
-        made = Api(process, f"http://127.0.0.1:{listener.getsockname()[1]}")
+        made = Api(process, f"http://127.0.0.1:{listener.getsockname()[1]}", log)
         assert made.http.get("/healthz").status_code == 200
         yield made
         made.http.close()
@@ -142,6 +155,7 @@ def test_each_is_refused_and_memory_stays_flat(api: Api) -> None:
         assert words in answer.json()["detail"], name
         assert len(answer.content) < 20_000, name
         assert api.peak() - before < GROWTH, name
+    assert api.refused() == len(CASES) + 1, "each of them is in the log"
     assert api.http.get("/v1/experiments").json()["experiments"] == []
     assert api.http.get("/v1/sweeps").json()["sweeps"] == []
 
