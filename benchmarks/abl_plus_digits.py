@@ -80,10 +80,15 @@ def row(name: str, fields: dict[str, Any], seeds: list[int]) -> str:
             "seeds": seeds,
         }
     )
-    folder = WORK / spec.spec_hash[:12]
+    return cells(name, fields, spec, WORK, WORK)
+
+
+def cells(name: str, fields: dict[str, Any], spec: ExperimentSpec, work: Path, data_dir: Path) -> str:
+    """The row of ``spec``, which has one defence, `abl_plus`; its stages are kept under ``work``."""
+    folder = work / spec.spec_hash[:12]
     recorder = FolderRecorder(folder)
     try:
-        answer = run(spec, recorder, FolderStore(WORK / "stages"), data_dir=WORK, device="cpu")
+        answer = run(spec, recorder, FolderStore(work / "stages"), data_dir=data_dir, device="cpu")
     finally:
         recorder.close()
     before, after = (arm["seeds"] for arm in answer["arms"])
@@ -91,7 +96,7 @@ def row(name: str, fields: dict[str, Any], seeds: list[int]) -> str:
         json.loads((folder / f"seed-{seed}" / "abl_plus" / "belief.json").read_text())["believes"][
             "target_class"
         ]
-        for seed in seeds
+        for seed in spec.seeds
     ]
     mode = fields.get("label_mode") or ("dirty label" if fields.get("clean_label") is False else "")
     cells = [

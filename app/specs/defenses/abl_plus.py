@@ -11,15 +11,17 @@ from app.specs.defenses.base import Defense, check_window
 HERE = "docs/results: chosen on digits and CIFAR-10 with other seeds and rates than those reported"
 ROUNDS = 4
 """Sorting rounds; each is a stage of its own, so that each can be resumed."""
+SPLITS = 2
+"""Splitting rounds, likewise."""
 
 
 class AblPlus(Defense):
     """Finds the poison in the poisoned set alone: no clean image, no knowledge of rate, target or trigger.
 
     Isolation (as in `abl`) and a superposition test name classes to look into. A model that learns such a class
-    from its least suspicious images alone then says which of its other images do not belong there. Where that model
-    and a test that knows nothing of it agree, the class is accused, the images found are left out of training and
-    unlearned afterwards. Where they do not, the model is trained on everything.
+    from its least suspicious images alone says which of its other images do not belong there; where no model knows
+    a class from a few images, the class is looked at for two heaps. An accused class is parted, what was found is left
+    out of training, and unlearned if some was missed. If no class is accused, the model is trained on everything.
     """
 
     name: Literal["abl_plus"] = "abl_plus"
@@ -48,7 +50,8 @@ class AblPlus(Defense):
     )
     sorting_epochs: int = field(
         10,
-        f"Training of each of the {ROUNDS} models that sort a class under suspicion.",
+        f"Training of each of the {ROUNDS} models that sort a class under suspicion, and of each of the {SPLITS} that "
+        "part an accused class where sorting does not.",
         unit="epochs",
         source=HERE,
         ge=1,
@@ -58,7 +61,7 @@ class AblPlus(Defense):
         1.1,
         "A class is accused if the share of its members that belong elsewhere, plus the probability that such a member "
         "is more suspicious than another (area under the ROC curve), reaches this; or if nearly half of it belongs "
-        "elsewhere; or if both rankings name it with one voice.",
+        "elsewhere; or if both rankings name it with one voice or lie in two heaps within it.",
         source=HERE,
         ge=0.5,
         le=2,
@@ -94,6 +97,7 @@ class AblPlus(Defense):
             isolation,
             ("scout", {"epochs": self.scout_epochs}, self.scout_epochs),
             *((f"sorting_{i}", sorting, self.sorting_epochs) for i in range(1, ROUNDS + 1)),
+            *((f"splitting_{i}", sorting, self.sorting_epochs) for i in range(1, SPLITS + 1)),
             ("verdict", {"proof": self.proof}, 1),
             ("training", {}, 30),
             unlearning,

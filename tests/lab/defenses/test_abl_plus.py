@@ -7,7 +7,10 @@ import torch
 
 from app.specs.defenses.abl_plus import AblPlus
 from tests.lab.defenses.cases import BADNETS, NOTHING, defended, number
-from worker.lab.defenses.abl_plus import Signs, _core, _cut, _evidence, _try, classes_to_sort
+from tests.lab.memory import MemoryRecorder
+from worker.lab.defenses import abl_plus
+from worker.lab.defenses.abl_plus import Signs, _core, _cut, _evidence, _try, classes_to_sort, separability
+from worker.lab.stages import Outcome
 
 SPEC = {"name": "abl_plus", "scout_epochs": 12}
 BLEND = {"name": "blend", "target_class": 3}
@@ -24,6 +27,23 @@ def test_finds_and_removes_the_poison(attack: dict[str, object], target: int) ->
     belief = json.loads(recorder.files["seed-0/abl_plus/belief.json"])
     assert belief["believes"]["target_class"] == belief["truth"]["target_class"] == target
     assert belief["believes"]["poisoning_rate"] == pytest.approx(belief["truth"]["poisoning_rate"], abs=0.01)
+
+
+def test_unlearns_what_it_found_if_it_missed_so_much_that_the_backdoor_is_learned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def alone(recorder: MemoryRecorder) -> bool:
+        assert any("the accused label is given to" in line for line in recorder.lines)
+        return ("abl_plus", 0, "isolated_accuracy") not in recorder.points
+
+    # Proofs of their own, so that no verdict is taken from the cache.
+    assert alone(defended(BLEND, {**SPEC, "proof": 1.09}))
+    monkeypatch.setattr(abl_plus, "_cut", lambda values: float(values.double().quantile(0.8)))
+    recorder = defended(BADNETS, {**SPEC, "proof": 1.09})
+    assert number(recorder, "abl_plus", "isolation_recall") <= 0.5
+    assert not alone(recorder)
+    assert number(recorder, "abl_plus", "attack_success_rate") <= 0.2
+    assert number(recorder, "abl_plus", "clean_accuracy") >= 0.93
 
 
 def test_leaves_clean_data_alone() -> None:
@@ -45,8 +65,33 @@ def test_classes_to_sort_are_the_majorities_of_the_heads() -> None:
     labels = torch.arange(100) % 4
     speed = (labels == 2).double()
     dominance = (labels == 1).double()
-    assert classes_to_sort([speed, dominance], labels) == [1, 2]
-    assert classes_to_sort([speed, speed], labels) == [2]
+    assert classes_to_sort(Signs(speed, dominance), labels) == [1, 2]
+    assert classes_to_sort(Signs(speed, speed), labels) == [2]
+    two = torch.arange(98) % 2
+    assert classes_to_sort(Signs((two == 1).double(), (two == 0).double()), two) == [1]
+
+
+def test_a_class_in_two_heaps_is_sorted_whatever_the_heads_say() -> None:
+    labels = torch.arange(400) % 4
+    values = torch.zeros(400, dtype=torch.double)
+    values[labels == 2] = 1.0  # names class 2
+    members = (labels == 0).nonzero().flatten()
+    values[members] = torch.linspace(0.4, 0.6, 100, dtype=torch.double)
+    assert classes_to_sort(Signs(values, values), labels) == [2]
+    values[members[:40]] -= 0.4
+    assert classes_to_sort(Signs(values, values), labels) == [0, 2]
+
+
+def test_separability_is_that_of_known_distributions() -> None:
+    uniform = torch.linspace(0, 1, 1001, dtype=torch.double)
+    assert separability(uniform) == pytest.approx(0.75, abs=1e-3)
+    assert separability(torch.special.ndtri(uniform[1:-1])) == pytest.approx(2 / torch.pi, abs=0.01)
+    assert separability(torch.tensor([0.0, 0.0, 1.0])) == pytest.approx(1)
+    assert separability(torch.ones(5)) == 0.0
+    few = torch.arange(100) < 49
+    signs = Signs((torch.arange(100) % 2).double(), (torch.arange(100) % 2).double())
+    assert signs.heaps(few) == 0.0
+    assert signs.heaps(~few) == pytest.approx(1)
 
 
 def test_core_listens_only_to_signs_that_agree() -> None:
@@ -60,17 +105,26 @@ def test_core_listens_only_to_signs_that_agree() -> None:
 
 
 def trial(strange: int, trusted_known: bool, sign: torch.Tensor, heads: bool) -> bool:
-    """Whether a class of 40 among 1,500 is accused; its first 10 members are trusted, ``strange`` others are not."""
+    """Whether a class of 40 among 1,500 is accused; its first 10 members are trusted, ``strange`` others are not.
+
+    Of the trusted two are held out, and the model knows these two or not; the others it was taught.
+    """
     labels = torch.arange(1500) // 40
     strangeness, trusted = torch.zeros(1500), torch.zeros(1500, dtype=torch.bool)
     trusted[:10] = True
-    strangeness[:10] = 0.0 if trusted_known else 1.0
+    held_out = torch.zeros_like(trusted)
+    held_out[[0, 7]] = True
+    strangeness[held_out] = 0.0 if trusted_known else 1.0
     strangeness[10 : 10 + strange] = 1.0
     values = torch.zeros(1500, dtype=torch.double)
     values[10:40] = sign
     if not heads:
         values[40:160] += 5  # other classes stand before this one in both rankings
-    return _try(AblPlus(), 0, labels, strangeness, trusted, Signs(values, values)).guilty
+    return _try(AblPlus(), 0, labels, Signs(values, values), sorted_(strangeness, trusted, held_out)).guilty
+
+
+def sorted_(strangeness: torch.Tensor, trusted: torch.Tensor, held_out: torch.Tensor) -> Outcome:
+    return Outcome({"strangeness": strangeness, "trusted": trusted, "held_out": held_out})
 
 
 def test_accuses_by_agreement_by_number_or_by_both_heads() -> None:
@@ -79,22 +133,29 @@ def test_accuses_by_agreement_by_number_or_by_both_heads() -> None:
     assert trial(8, True, strange_ones_are_fast, heads=False)
     # A clean class: its strange members are the hard ones.
     assert not trial(8, True, strange_ones_are_slow, heads=False)
-    assert trial(25, True, strange_ones_are_slow, heads=False)  # more than half of it does not belong there
+    assert not trial(25, True, strange_ones_are_slow, heads=False)
+    alike = torch.zeros(30)
+    assert not trial(17, True, alike, heads=False)
+    assert trial(19, True, alike, heads=False)  # nearly half of it does not belong there
     # A model that does not know the class is not believed, and half of both heads are not enough without it.
     assert not trial(25, False, strange_ones_are_slow, heads=False)
     assert not trial(25, False, strange_ones_are_fast, heads=False)
     assert trial(25, False, strange_ones_are_slow, heads=True)
 
 
-def test_evidence_of_a_model_that_cannot_tell_is_left_out() -> None:
+def test_a_model_that_cannot_tell_is_not_believed() -> None:
     labels, trusted = torch.zeros(20, dtype=torch.int64), torch.zeros(20, dtype=torch.bool)
     trusted[:10] = True
     known, unknown = torch.zeros(20), torch.ones(20)
+    known[10:] = 1.0
     sign = torch.linspace(0, 1, 20, dtype=torch.double)
-    believed = _try(AblPlus(), 0, labels, known, trusted, Signs(sign, sign))
-    ignored = _try(AblPlus(), 0, labels, unknown, trusted, Signs(sign, sign))
-    assert believed.competent
-    assert not ignored.competent
-    assert torch.equal(_evidence(ignored, unknown, sign, sign), sign)
-    against = 1 - sign
-    assert torch.equal(_evidence(believed, sign, against, against), sign)
+    believed = _try(AblPlus(), 0, labels, Signs(sign, sign), sorted_(known, trusted, trusted))
+    ignored = _try(AblPlus(), 0, labels, Signs(sign, sign), sorted_(unknown, trusted, trusted))
+    assert believed.sorted_out
+    assert not ignored.sorted_out
+
+
+def test_evidence_takes_a_sign_as_far_as_it_agrees() -> None:
+    sign = torch.linspace(0, 1, 20, dtype=torch.double)
+    assert torch.allclose(_evidence(sign, Signs(1 - sign, 1 - sign)), sign)
+    assert torch.allclose(_evidence(sign, Signs(sign**2, 1 - sign)), (sign + sign**2) / 2)
