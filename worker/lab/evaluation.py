@@ -89,12 +89,17 @@ class TestSet:
     """True if the attack is aimed at a single test image."""
 
     @classmethod
-    def make(cls, test: Split, attack: Attack[Any] | None, state: State) -> "TestSet":
+    def make(
+        cls, whole: Split, attack: Attack[Any] | None, state: State, rows: Tensor | None = None
+    ) -> "TestSet":
+        """From the test set, or from some ``rows`` of it. An attack on a single test image keeps that one anyway."""
+        test = whole if rows is None else whole.rows(rows)
         if attack is None:
             return cls(test, None, None, torch.empty(0, dtype=torch.int64))
-        origin = attack.attacked(test, state)
-        true = test.labels[origin]
-        triggered = Split(stamp(attack.trigger(state), test.images[origin]), true)
+        source = test if attack.has_trigger else whole
+        origin = attack.attacked(source, state)
+        true = source.labels[origin]
+        triggered = Split(stamp(attack.trigger(state), source.images[origin]), true)
         cross = None
         if attack.spec.cross_share:
             cross = Split(attack.cross(state, test.images, seed=0), test.labels)

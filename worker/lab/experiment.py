@@ -200,7 +200,7 @@ class SeedLab:
         some = stratified(test.labels, CURVE_IMAGES, self.data.facts.classes, self.seed).to(
             test.labels.device
         )
-        return TestSet.make(test.rows(some), attack, state)
+        return TestSet.make(test, attack, state, some)
 
     def stage(self, kind: str, arm: str | None, compute: Callable[[StageRun], Outcome]) -> Outcome:
         """Compute a planned stage or take it from the store."""

@@ -101,3 +101,16 @@ def test_poison_frogs_attacks_one_test_image_and_leaves_it_as_it_is():
     assert test.origin.tolist() == [2]
     assert torch.equal(test.triggered.images, images[2:3])
     assert test.one_image
+
+
+def test_poison_frogs_keeps_its_image_where_only_a_part_of_the_test_set_is_measured():
+    """A curve looks at 1,000 test images; on a larger test set the attack's own need not be among them."""
+    data = digits()
+    made = make(experiment(name="poison_frogs").attack, data.facts)
+    whole = split(data.test.images[:6], [5, 6, 7, 8, 9, 5])
+    state = {"target_image": torch.tensor([5])}
+    test = TestSet.make(whole, made, state, torch.tensor([0, 2]))
+    assert len(test.clean) == 2
+    assert test.triggered is not None
+    assert torch.equal(test.triggered.images, data.test.images[5:6])
+    assert test.triggered.labels.tolist() == [5]

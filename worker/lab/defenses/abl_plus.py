@@ -44,7 +44,7 @@ TWO_HEAPS = 0.78  # separability of a class; evenly spread members have 0.75, th
 END = 0.2  # of an accused class, at either end: what the splitting models learn from
 SURE = 0.2  # probability of being poison by the last splitting model, up to which a member is kept
 FEW = 50  # members; fewer lie in two heaps by chance
-STILL_KNOWN = 0.3  # of the accuracy on its kept members: so often what was isolated still gets the label
+STILL_KNOWN = 0.15  # of the accuracy on its kept members: so often what was isolated still gets the label
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def split(
     classes. Leaves ``evidence`` ``[n]``, its answer for each member; ``before`` is the last round's. Nothing is left
     where nothing is to be parted.
     """
-    if accused is None or accused.sorted_out:
+    if accused is None or accused.believed:
         return stage.finish({})
     labels = lab.labels.cpu()
     members = (labels == accused.label).nonzero().flatten()
@@ -238,7 +238,7 @@ def judge(
     belief: dict[str, object] = {"poisoned": accused is not None, "target_class": None, "poisoning_rate": 0.0}
     if accused is not None:
         members = (labels == accused.label).nonzero().flatten()
-        if accused.sorted_out:
+        if accused.believed:
             evidence = _evidence(sorting.tensors["strangeness"].cpu()[members], signs.of(members))
             cut = _cut(evidence)
         else:
@@ -279,6 +279,12 @@ class Trial:
     @property
     def competent(self) -> bool:
         return self.recall >= COMPETENT
+
+    @property
+    def believed(self) -> bool:
+        """Whether the sorting model's word counts for single members: it knows the class, and its strange members are
+        not the slow ones. Two heaps tell the members apart better."""
+        return self.competent and self.agreement >= 0.5 and self.heaps < TWO_HEAPS
 
     @property
     def guilty(self) -> bool:
