@@ -39,12 +39,14 @@ HEAD = 0.02  # of all samples: the most suspicious, whose majority label names a
 FIRST_CORE, GROWTH = 0.1, 0.1  # of a class: what is trusted at first, and how much more after every round
 COMPETENT = 0.8  # recall on trusted members held out, below which the sorting model is not listened to
 MANY = 0.45  # of a class: so many strange members, if they are not the slow ones, accuse by themselves
+SOME = 0.25  # of a class: fewer strange members say nothing of single ones
+NOT_AGAINST = 0.35  # agreement, below which the strange members are the hard ones
 UNITED = 0.6  # product of a class's shares of both heads, from which on they accuse it with one voice
 TWO_HEAPS = 0.78  # separability of a class; evenly spread members have 0.75, those of one heap less
 END = 0.2  # of an accused class, at either end: what the splitting models learn from
 SURE = 0.2  # probability of being poison by the last splitting model, up to which a member is kept
 FEW = 50  # members; fewer lie in two heaps by chance
-STILL_KNOWN = 0.15  # of the accuracy on its kept members: so often what was isolated still gets the label
+STILL_KNOWN = 0.18  # of the accuracy on its kept members: so often what was isolated still gets the label
 
 
 @dataclass(frozen=True)
@@ -282,9 +284,9 @@ class Trial:
 
     @property
     def believed(self) -> bool:
-        """Whether the sorting model's word counts for single members: it knows the class, and its strange members are
-        not the slow ones. Two heaps tell the members apart better."""
-        return self.competent and self.agreement >= 0.5 and self.heaps < TWO_HEAPS
+        """Whether the sorting model's word counts for single members: it knows the class, finds something, and what it
+        finds are not clearly the slow ones."""
+        return self.competent and self.strange >= SOME and self.agreement >= NOT_AGAINST
 
     @property
     def guilty(self) -> bool:
