@@ -11,7 +11,8 @@ from tests.test_docs import blocks
 
 def run(document: str, stack: Stack, folder: Path) -> str:
     """What the shell examples of a guide print, run in their order; they must all succeed."""
-    script = "\n".join(text for name, text in blocks("bash") if name == document and "curl" in text)
+    shell = [text for name, text in blocks("bash") if name == document]
+    script = "\n".join(text for text in shell if "curl" in text or text.startswith("URL="))
     assert script.count("curl") > 10
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script.replace("http://127.0.0.1:8000", stack.url)],
