@@ -36,15 +36,16 @@ is at its defaults. Seeds {seeds}, one after the other in each cell, in percent.
 |---|---|---|---|---|---|---|
 """
 NOTES = """
-Where it does not work: in an all-to-all attack no label is the target. A clean-label attack that fills four fifths of
-its class turns the class over: its poison is taken for the class, and nothing looks strange. At 0.7 of the class SIG
-was found on one of two seeds while tuning. Hidden trigger and Poison Frogs put nothing foreign under a label; one of
-six such cells was found. Where neither ranking names the target's class (WaNet, seed 2), nothing is found in it.
+Where it does not work: in an all-to-all attack no label is the target. Poison Frogs puts nothing foreign under a
+label, nor does hidden trigger, of which one cell of three was found. Where neither ranking names the target's class
+and it does not lie in two heaps (WaNet and clean-label, seed 2), nothing is found in it.
 
-Two thresholds were changed after a first table on these seeds: at rate 0.1 of ten classes the poison is half of its
-class, and "half of it is strange" was missed by a hair for dirty-label SIG on seed 0, though both rankings named the
-class; now 45 % suffice, or the agreement of both rankings. On clean data at most 42 % of a class were strange, and
-the product of the two shares was at most 0.05, on seeds 10 to 15 and 0 to 2.
+Thresholds changed after a look at these seeds, so the page is no untouched test of them. At rate 0.1 of ten classes the
+poison is half of its class, and "half of it is strange" was missed by a hair for dirty-label SIG on seed 0; now 45 %
+suffice, or the agreement of both rankings. When the sorting model is believed about single members (it finds a quarter
+of them or more, and not clearly the slow ones), and when what was found is unlearned too (18 %), was set with
+dirty-label SIG and input_aware of this page in view. On clean data at most 42 % of a class were strange, the product of
+the two shares was at most 0.05, and separability at most 0.73, on seeds 10 to 15 and 0 to 2.
 """
 
 
