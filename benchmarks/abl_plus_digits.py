@@ -43,7 +43,7 @@ and it does not lie in two heaps (WaNet and clean-label, seed 2), nothing is fou
 Thresholds changed after a look at these seeds, so the page is no untouched test of them. At rate 0.1 of ten classes the
 poison is half of its class, and "half of it is strange" was missed by a hair for dirty-label SIG on seed 0; now 45 %
 suffice, or the agreement of both rankings. When the sorting model is believed about single members (it finds a quarter
-of them or more, and not clearly the slow ones), and when what was found is unlearned too (18 %), was set with
+of them or more, and not clearly the slow ones), and when what was found is unlearned too, was set with
 dirty-label SIG and input_aware of this page in view. On clean data at most 42 % of a class were strange, the product of
 the two shares was at most 0.05, and separability at most 0.73, on seeds 10 to 15 and 0 to 2.
 """
