@@ -11,7 +11,7 @@ from app.keys import routes as keys
 from app.keys.schemas import LimitsIn
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
-PER_PAGE = 100
+PER_PAGE = 50
 
 
 @router.get("/keys")
