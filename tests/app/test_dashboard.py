@@ -100,9 +100,7 @@ def test_what_waits_without_a_worker_says_so(service: Service) -> None:
     text = service.http.get(f"/experiments/{id}").text
     assert "No worker for experiments is alive" in text
     service.add(
-        WorkerHeartbeat(
-            name="w:1:cpu", queue="cpu", device="cpu", started_at=utcnow(), seen_at=utcnow()
-        )
+        WorkerHeartbeat(name="w:1:cpu", queue="cpu", device="cpu", started_at=utcnow(), seen_at=utcnow())
     )
     assert "No worker for experiments is alive" not in service.http.get(f"/experiments/{id}").text
     assert "w:1:cpu" in service.http.get("/workers").text
