@@ -7,7 +7,6 @@ import torch
 
 from app.specs.defenses.abl_plus import AblPlus
 from tests.lab.defenses.cases import BADNETS, NOTHING, defended, number
-from tests.lab.memory import MemoryRecorder
 from worker.lab.defenses import abl_plus
 from worker.lab.defenses.abl_plus import Signs, _core, _cut, _evidence, _try, classes_to_sort, separability
 from worker.lab.stages import Outcome
@@ -32,16 +31,12 @@ def test_finds_and_removes_the_poison(attack: dict[str, object], target: int) ->
 def test_unlearns_what_it_found_if_it_missed_so_much_that_the_backdoor_is_learned(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def alone(recorder: MemoryRecorder) -> bool:
-        assert any("the accused label is given to" in line for line in recorder.lines)
-        return ("abl_plus", 0, "isolated_accuracy") not in recorder.points
-
-    # Proofs of their own, so that no verdict is taken from the cache.
-    assert alone(defended(BLEND, {**SPEC, "proof": 1.09}))
     monkeypatch.setattr(abl_plus, "_cut", lambda values: float(values.double().quantile(0.8)))
+    # A proof of its own, so that no verdict is taken from the cache.
     recorder = defended(BADNETS, {**SPEC, "proof": 1.09})
     assert number(recorder, "abl_plus", "isolation_recall") <= 0.5
-    assert not alone(recorder)
+    assert any("the accused label is given to" in line for line in recorder.lines)
+    assert ("abl_plus", 0, "isolated_accuracy") in recorder.points
     assert number(recorder, "abl_plus", "attack_success_rate") <= 0.2
     assert number(recorder, "abl_plus", "clean_accuracy") >= 0.93
 

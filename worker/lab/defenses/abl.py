@@ -137,25 +137,16 @@ def finetune(spec: Abl, lab: TrainingDefense, stage: StageRun, isolation: Outcom
 
 
 def unlearn(
-    spec: Abl,
-    lab: TrainingDefense,
-    stage: StageRun,
-    isolation: Outcome,
-    finetuned: Outcome,
-    anchor: Tensor | None = None,
+    spec: Abl, lab: TrainingDefense, stage: StageRun, isolation: Outcome, finetuned: Outcome
 ) -> Outcome:
-    """Unlearn the isolated samples, watching accuracy on the hold-out.
-
-    ``anchor``, bool ``[N]``, are samples to hold the network in place with, if the caller knows better ones than
-    `_anchor`, which expects most of the poison among the rest.
-    """
+    """Unlearn the isolated samples, watching accuracy on the hold-out."""
     network = network_of(lab, finetuned)
     isolated = torch.zeros_like(lab.labels, dtype=torch.bool)
     isolated[isolation.tensors["isolated"].to(isolated.device)] = True
     held_out = _holdout(spec, lab, isolation)
-    anchors = _anchor(spec, lab, isolation) if anchor is None else anchor.nonzero().flatten().cpu()
-    anchors = anchors[~torch.isin(anchors, torch.cat([isolated.nonzero().flatten().cpu(), held_out.cpu()]))]
-    trained_on = torch.cat([isolated.nonzero().flatten().cpu(), anchors])
+    anchor = _anchor(spec, lab, isolation)
+    anchor = anchor[~torch.isin(anchor, torch.cat([isolated.nonzero().flatten().cpu(), held_out.cpu()]))]
+    trained_on = torch.cat([isolated.nonzero().flatten().cpu(), anchor])
     watched = Split(lab.images[held_out], lab.labels[held_out])
     suspects = Split(lab.images[isolated], lab.labels[isolated])
     floor = accuracy(network, watched, lab.compute) - spec.max_accuracy_drop if len(watched) else 0.0

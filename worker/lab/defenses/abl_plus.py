@@ -385,7 +385,7 @@ def unlearn(
             f"the accused label is given to {known:.1%} of the isolated; of the rest {1 - right:.1%} are misjudged"
         )
         if known > 1 - right:
-            return abl.unlearn(spec.abl, lab, stage, verdict, trained, anchor=~isolated)
+            return abl.unlearn(spec.abl, lab, stage, verdict, trained)
     return stage.finish(trained.tensors)
 
 
