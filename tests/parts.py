@@ -17,9 +17,9 @@ MARKS = {
     "migration": "bdlab migrate",
     "api": "app.main:create_app",
     "relay": "app.experiments.relay",
-    "worker": "worker.celery",
-    "interactive": "worker.interactive",
-    "checks": "worker.checks",
+    "worker": "bdlab worker$",
+    "interactive": "bdlab worker interactive$",
+    "checks": "bdlab worker checks$",
 }
 WORKERS = ("worker", "interactive", "checks")
 BIN = Path(sys.executable).parent
@@ -29,7 +29,7 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "deployment.md"
 def commands() -> dict[str, list[str]]:
     """The command of each part, as the documentation has it."""
     told = re.findall(r"^\|[^|]+\| `([^`]+)` \|", DOCUMENT.read_text(), re.MULTILINE)
-    found = {name: [line.split() for line in told if mark in line] for name, mark in MARKS.items()}
+    found = {name: [line.split() for line in told if re.search(mark, line)] for name, mark in MARKS.items()}
     return {name: command for name, [command] in found.items()}
 
 

@@ -2,6 +2,7 @@
 
 import os
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from app.core.database import new_id, utcnow
 from app.core.objects import Objects, put_content
 from app.experiments.tables import Stage
 from app.reproductions.tables import Reproduction
+from app.settings import Settings
 from tests.worker.conftest import House
 from worker.housekeeping import GRACE_SECONDS, tidy_up
 from worker.lab.contracts import Scope
@@ -77,14 +79,15 @@ def test_stages_of_a_reproduction_say_whose_they_are(house: House) -> None:
     assert [row.experiment_id for row in owners if row.key == "a" * 64] == [None]
 
 
-def test_a_worker_deletes_what_it_fetched_of_uploads_that_are_gone(house: House) -> None:
-    folder = house.settings.datasets / "uploaded"
-    folder.mkdir(parents=True)
+def test_a_worker_deletes_what_it_fetched_of_uploads_that_are_gone(house: House, tmp_path: Path) -> None:
+    settings = Settings(**house.settings.model_dump() | {"data_dir": tmp_path})
+    folder = settings.datasets / "uploaded"
+    folder.mkdir()
     files = [folder / f"{new_id()}.safetensors", folder / ".fetch-abc", folder / "notes.txt"]
     fresh = folder / f"{new_id()}.safetensors"
     for path in (*files, fresh):
         path.write_bytes(b"x")
     for path in files:
         os.utime(path, ((utcnow() - timedelta(seconds=2 * GRACE_SECONDS)).timestamp(),) * 2)
-    tidy_up(house.settings)
+    tidy_up(settings)
     assert [path.exists() for path in (*files, fresh)] == [False, False, True, True]
