@@ -35,4 +35,4 @@ COPY --from=worker-environment /opt/venv /opt/venv
 COPY . .
 RUN pip install --no-deps --no-build-isolation -e .
 USER bdlab
-CMD ["celery", "-A", "worker.celery", "worker", "--without-gossip", "--without-mingle", "--without-heartbeat", "-Q", "experiments"]
+CMD ["bdlab", "worker"]

@@ -41,6 +41,7 @@ app = typer.Typer(
     "Exit codes: 0 done; 1 the experiment failed or was canceled; 2 bad input; 3 no service; 4 not found.",
 )
 app.command()(service.up)
+app.command()(service.worker)
 app.command()(experiments.submit)
 app.command()(experiments.watch)
 app.command()(results.results)

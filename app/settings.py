@@ -95,6 +95,10 @@ class Settings(BaseSettings):
         30.0, description="A worker that sends no heartbeat for so long has lost its experiment.", gt=0
     )
     heartbeat_seconds: float = Field(5.0, description="Interval of a worker's heartbeats.", gt=0)
+    gpu_on_demand: bool = Field(
+        False,
+        description="Workers with a GPU are started once work waits for them, so such work is not given to CPUs.",
+    )
     relay_seconds: float = Field(
         1.0, description="Interval at which the relay looks for work to publish or requeue.", gt=0
     )

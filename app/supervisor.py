@@ -25,7 +25,6 @@ from app import embedded
 from app.catalog import lost
 from app.children import Child
 from app.core import migrations
-from app.core.broker import CHECKS, EXPERIMENTS, INTERACTIVE
 from app.core.database import Database
 from app.keys.addresses import is_loopback
 from app.keys.repository import any_key
@@ -36,8 +35,7 @@ WORKER_STOP_SECONDS, STOP_SECONDS = 20.0, 8.0
 HOPELESS_DEATHS = 3
 LISTEN_BACKLOG = 2048
 CACHES = ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
-CELERY = ("-m", "celery", "-A")
-WORKER = ("worker", "--without-gossip", "--without-mingle", "--without-heartbeat", "-Q")
+WORKER = ("-m", "worker")
 
 
 class StartError(Exception):
@@ -97,9 +95,9 @@ class Tree:
         if not settings.broker_url:
             self.broker = self._child("broker", embedded.command(settings))
         python = sys.executable
-        training = [python, *CELERY, "worker.celery", *WORKER, EXPERIMENTS]
-        interactive = [python, *CELERY, "worker.interactive", *WORKER, INTERACTIVE, "--pool", "solo"]
-        checking = [python, *CELERY, "worker.checks", *WORKER, CHECKS]
+        training, interactive, checking = (
+            [python, *WORKER, kind] for kind in ("training", "interactive", "checks")
+        )
         self.workers = [
             self._child("worker", training, settings.worker_niceness),
             self._child("interactive", interactive, settings.worker_niceness // 2),

@@ -44,9 +44,9 @@ CHILDREN = {
     "broker": "valkey-server",
     "api": "app.server",
     "relay": "app.experiments.relay",
-    "worker": "worker.celery",
-    "interactive": "worker.interactive",
-    "checks": "worker.checks",
+    "worker": "-m worker training",
+    "interactive": "-m worker interactive",
+    "checks": "-m worker checks",
 }
 
 

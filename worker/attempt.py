@@ -12,7 +12,7 @@ How it ends:
 
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,18 +21,20 @@ from sqlalchemy.orm import Session
 from app.core import tracing
 from app.core.database import Database
 from app.core.objects import Objects, ObjectStoreError
-from app.experiments import lifecycle
+from app.experiments import lifecycle, turns
 from app.experiments.tables import Experiment
 from app.health.tallies import Pusher
-from app.keys import running
 from app.reproductions.tables import Reproduction
 from app.settings import Settings
 from app.specs.experiment import ExperimentSpec
+from app.specs.placement import KINDS
+from app.specs.stages import LAB_VERSION
 from worker.lab.contracts import CanceledError, LabError, StageBusyError, StageStore
 from worker.lease import Lease, StoppedError
 from worker.recorder import SqlRecorder
 from worker.store import FreshStore, SqlStageStore
 from worker.uploads import at_hand
+from worker.versions import redescribe
 from worker.watch import Watch
 
 SHUT_DOWN = "the worker shut down"
@@ -52,22 +54,27 @@ class End:
 
 
 def attempt(
-    experiment_id: str, worker: str, settings: Settings, run: Run, pusher: Pusher | None = None
+    hint: str,
+    worker: str,
+    settings: Settings,
+    run: Run,
+    serves: Sequence[str] = KINDS,
+    pusher: Pusher | None = None,
 ) -> str | None:
-    """Try one experiment with ``run``, which has the signature of `worker.lab.experiment.run`.
+    """Try the experiment whose turn it is with ``run``, which has the signature of `worker.lab.experiment.run`.
 
-    Returns how it ended, or None if the experiment is not queued, or may not run yet: a message is only a hint.
+    ``hint`` is the id that the message named; ``serves`` are the worker's queues. Returns how the attempt ended, or
+    None if nothing waits for this worker.
     """
     database, objects = Database(settings.database), Objects(settings.objects)
     try:
         with database.writing() as session:
-            held = running.hold_back(session, experiment_id, settings)
-            number = None if held else lifecycle.claim(session, experiment_id, worker, settings.lease_seconds)
-            experiment = session.get_one(Experiment, experiment_id) if number is not None else None
-        if number is None or experiment is None:
-            why = "its owner runs as many as allowed" if held else "it is not queued"
-            log.info("nothing to do: %s", why, extra={"experiment_id": experiment_id})
+            taken = turns.take(session, hint, worker, serves, settings)
+            experiment = session.get_one(Experiment, taken.experiment_id) if taken is not None else None
+        if taken is None or experiment is None:
+            log.info("nothing to do", extra={"experiment_id": hint})
             return None
+        experiment_id, number = taken
         with (
             experiment.origin(
                 experiment_id=experiment_id, attempt=number, owner_id=experiment.owner_id, worker=worker
@@ -98,13 +105,16 @@ def attempt(
 def _run(lease: Lease, recorder: SqlRecorder, objects: Objects, settings: Settings, run: Run) -> End:
     try:
         with lease.database.reading() as session:
-            spec = ExperimentSpec.model_validate(session.get_one(Experiment, lease.experiment_id).spec)
+            experiment = session.get_one(Experiment, lease.experiment_id)
+            spec = ExperimentSpec.model_validate(experiment.spec)
             afresh = session.get(Reproduction, lease.experiment_id) is not None
         store: StageStore = SqlStageStore(
             lease, objects, lambda: lease.persist(recorder.flush), private=afresh
         )
         if afresh:
             store = FreshStore(store, lease.experiment_id)
+        if experiment.lab_version != LAB_VERSION:
+            lease.persist(lambda: redescribe(lease, spec, settings))
         with at_hand(spec, lease.database, objects, settings.datasets, lease.persist) as files:
             run(
                 spec,

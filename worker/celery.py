@@ -2,10 +2,10 @@
 
 Three kinds of worker, each with a queue and a process of its own:
 
-- ``celery -A worker.celery worker -Q experiments`` trains. Its parent imports no torch, because a process that
-  has touched CUDA cannot fork; every experiment gets a fresh child.
-- ``celery -A worker.checks worker -Q checks`` checks what users send, each file in a fresh child.
-- ``celery -A worker.interactive worker -Q interactive --pool solo`` answers previews and predictions.
+- ``bdlab worker`` trains. Its parent imports no torch, because a process that has touched CUDA cannot fork; every
+  experiment gets a fresh child.
+- ``bdlab worker checks`` checks what users send, each file in a fresh child.
+- ``bdlab worker interactive`` answers previews and predictions.
 
 A message is acknowledged as soon as a worker has it: SQL, not the broker, knows what is still to be done. With
 late acknowledgement Celery would run a task twice that takes longer than the visibility timeout.
@@ -27,7 +27,6 @@ from app.core import logs
 from app.core.broker import (
     CHECK_UPLOAD,
     CHECKS,
-    EXPERIMENTS,
     INTERACTIVE,
     PREDICT,
     PREVIEW,
@@ -35,11 +34,12 @@ from app.core.broker import (
     RUN_EXPERIMENT,
 )
 from app.settings import Settings
+from app.specs.placement import CPU
 from worker.housekeeping import EVERY_SECONDS, tidy_up
 from worker.registry import Registration
 from worker.watch import Sight
 
-SIGN_OF_LIFE_SECONDS = 5.0
+SIGN_OF_LIFE_SECONDS = 10.0
 NEVER_REDELIVERED_SECONDS = 10 * 365 * 86_400
 NAMES = {INTERACTIVE: "interactive", CHECKS: "checks"}
 
@@ -52,7 +52,7 @@ def make_app(settings: Settings) -> Celery:
         result_serializer="json",
         accept_content=["json"],
         task_routes={
-            RUN_EXPERIMENT: {"queue": EXPERIMENTS},
+            RUN_EXPERIMENT: {"queue": CPU},
             CHECK_UPLOAD: {"queue": CHECKS},
             PREVIEW: {"queue": INTERACTIVE},
             PREDICT: {"queue": INTERACTIVE},

@@ -21,8 +21,9 @@ _DATASET: TypeAdapter[DatasetSpec] = TypeAdapter(DatasetSpec)
 
 @app.task(name=RUN_EXPERIMENT)
 def run_experiment(experiment_id: str) -> None:
-    """Run an experiment, if it is still queued. Everything to know about it lies in SQL."""
-    attempt(experiment_id, worker_name(os.getppid(), served(app)), settings, _run, sight.pusher)
+    """Run the experiment whose turn it is. Everything to know about it lies in SQL; the id is only a hint."""
+    queues = served(app)
+    attempt(experiment_id, worker_name(os.getppid(), queues), settings, _run, queues, sight.pusher)
 
 
 def _run(*args: Any, **options: Any) -> dict[str, Any]:

@@ -1,12 +1,17 @@
-"""`bdlab up` and `bdlab version`."""
+"""`bdlab up`, `bdlab worker`, `bdlab migrate` and `bdlab version`."""
 
+import importlib.util
+import os
+import sys
 from importlib.metadata import version as installed
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from app.commands.common import NO_SERVICE, AsJson, CommandError, print_json
 from app.settings import Settings
+
+WorkerKind = Literal["training", "interactive", "checks"]
 
 
 def up(
@@ -21,6 +26,33 @@ def up(
     from app.supervisor import up as supervise  # noqa: PLC0415  # nothing else needs it
 
     raise typer.Exit(supervise(Settings(), host, port))
+
+
+def worker(
+    kind: Annotated[
+        WorkerKind,
+        typer.Argument(
+            help="training runs experiments; interactive answers previews; checks looks at uploads."
+        ),
+    ] = "training",
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="The GPU to use: its number or UUID; `none`: no GPU. Default: the first that is visible.",
+        ),
+    ] = None,
+    queue: Annotated[
+        Literal["gpu", "cpu"] | None,
+        typer.Option(help="What to train: default gpu where there is one, else cpu.", show_default=False),
+    ] = None,
+) -> None:
+    """Run one worker, with the service's settings. SIGTERM makes it hand its experiment back and end."""
+    if importlib.util.find_spec("torch") is None:
+        raise CommandError("torch is not installed here; workers need it", NO_SERVICE)
+    chosen = [f"--{name}={value}" for name, value in (("gpu", gpu), ("queue", queue)) if value is not None]
+    # In place of this process, so that whoever started it signals the worker itself.
+    os.execv(sys.executable, [sys.executable, "-m", "worker", kind, *chosen])
 
 
 def migrate() -> None:

@@ -13,7 +13,7 @@ from app.core.validation import FieldError, shown
 from app.experiments.tables import Experiment
 from app.results.schemas import Aggregate
 from app.results.thinning import thin
-from app.specs.experiment import ATTACK, ExperimentSpec
+from app.specs.experiment import ATTACK, LABELS, ExperimentSpec
 from app.specs.summary import METRICS, summarise
 
 FEWEST, MOST = 2, 10
@@ -72,7 +72,7 @@ def _spec(specs: list[ExperimentSpec]) -> list[SpecField]:
 
 def _document(spec: ExperimentSpec) -> dict[str, Any]:
     """The spec without what only names it; defences by their arms, so that the same one is compared."""
-    document = spec.model_dump(mode="json", exclude={"name", "tags"})
+    document = spec.model_dump(mode="json", exclude=set(LABELS))
     defenses = zip(spec.defenses, document["defenses"], strict=True)
     return {**document, "defenses": {parsed.arm_name: fields for parsed, fields in defenses}}
 

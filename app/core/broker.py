@@ -1,8 +1,8 @@
 """Messages to the workers, sent by name: the control plane never imports a worker's code.
 
-``bdlab.run_experiment(experiment_id)`` goes to the queue ``experiments`` and ``bdlab.check_upload(upload_id)`` to the
-queue ``checks``; they have no result. The two tasks on
-the queue ``interactive`` have one, a JSON object, with files inside it as base64 text:
+``bdlab.run_experiment(experiment_id)`` goes to the queue ``gpu`` or ``cpu``, ``bdlab.check_upload(upload_id)`` to the
+queue ``checks``; they have no result. The two tasks on the queue ``interactive`` have one, a JSON object, with files
+inside it as base64 text:
 
 - ``bdlab.preview(payload)``, payload ``{"dataset", "attack", "seed"}`` -> ``{"picture": <PNG>}``
 - ``bdlab.predict(payload)``, payload ``{"spec", "checkpoints": {arm: object key}, "index", "image",
@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from app.core import ids, meters, tracing
 
-EXPERIMENTS, INTERACTIVE, CHECKS = "experiments", "interactive", "checks"
+INTERACTIVE, CHECKS = "interactive", "checks"
 RUN_EXPERIMENT, PREVIEW, PREDICT = "bdlab.run_experiment", "bdlab.preview", "bdlab.predict"
 CHECK_UPLOAD = "bdlab.check_upload"
 RESULT_SECONDS = 60.0
@@ -56,9 +56,9 @@ class Broker:
             result_backend_transport_options={"retry_policy": {"max_retries": 0, "timeout": SOCKET_SECONDS}},
         )
 
-    def send_experiment(self, experiment_id: str) -> None:
-        """Tell the workers that an experiment waits. Raises BrokerError."""
-        self._send(RUN_EXPERIMENT, experiment_id, EXPERIMENTS)
+    def send_experiment(self, experiment_id: str, queue: str) -> None:
+        """Tell the workers of a queue of `app.specs.placement` that an experiment waits. Raises BrokerError."""
+        self._send(RUN_EXPERIMENT, experiment_id, queue)
 
     def send_check(self, upload_id: str) -> None:
         """Tell the workers that an upload is to be checked. Raises BrokerError."""

@@ -75,13 +75,28 @@ def utcnow() -> datetime:
 
 # The API serves from 40 threads, and none of them shall wait for a connection.
 POOL: dict[str, Any] = {"pool_size": 10, "max_overflow": 40}
+# A host that is cut off says nothing. Without these a call would wait for it as long as the kernel does, a quarter of
+# an hour, which is longer than any lease.
+PATIENCE = {
+    "connect_timeout": 10,
+    "tcp_user_timeout": 15_000,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
 
 
 def make_engine(url: str) -> Engine:
     """An engine for ``url``; SQLite gets write-ahead logging, foreign keys, and immediate transactions."""
-    engine = _make_sqlite(url) if url.startswith("sqlite") else create_engine(url, pool_pre_ping=True, **POOL)
+    engine = _make_sqlite(url) if url.startswith("sqlite") else _make_postgres(url)
     _measure(engine)
     return engine
+
+
+def _make_postgres(url: str) -> Engine:
+    given = make_url(url).query
+    patience = {name: value for name, value in PATIENCE.items() if name not in given}
+    return create_engine(url, pool_pre_ping=True, connect_args=patience, **POOL)
 
 
 def _make_sqlite(url: str) -> Engine:

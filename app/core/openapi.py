@@ -70,6 +70,9 @@ def add_problem_schema(document: dict[str, Any]) -> dict[str, Any]:
         # FastAPI's own, added where a route does not declare a 422; such a route has nothing to refuse.
         if "application/json" in operation["responses"].get("422", {}).get("content", {}):
             del operation["responses"]["422"]
+        if any(parameter["in"] in ("path", "query") for parameter in operation.get("parameters", ())):
+            for status, response in problems(400).items():  # a URL with U+0000 in it
+                operation["responses"].setdefault(str(status), response)
     return document
 
 

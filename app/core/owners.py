@@ -50,6 +50,8 @@ class Owner(Base):
     max_bytes: Mapped[int | None] = mapped_column(BigInteger)
     max_webhooks: Mapped[int | None] = mapped_column()
     max_requests: Mapped[int | None] = mapped_column()
+    served_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """When a worker last took one of the owner's experiments."""
 
 
 @dataclass(frozen=True)

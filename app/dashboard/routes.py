@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict
 from app.artifacts import service as artifacts
 from app.artifacts.schemas import ArtifactOut
 from app.catalog import service as catalog
-from app.core.broker import EXPERIMENTS
 from app.core.context import Context, Ctx
 from app.core.errors import InvalidError, NotFoundError
 from app.core.validation import shown
@@ -103,7 +102,7 @@ def experiment(request: Request, context: Ctx, experiment_id: str) -> Response:
         poison=[f for f in stored if f.name.endswith("/poisoned_indices.json")],
         again=_reproduction(context, experiment_id),
         copies=reproductions.reproductions(context, experiment_id).reproductions,
-        manned=found.status != "queued" or bool(health.live_workers(context)[EXPERIMENTS]),
+        manned=found.status != "queued" or health.manned(context),
         active=found.status in ("queued", "running"),
     )
 

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from app.core.broker import CHECKS, EXPERIMENTS, INTERACTIVE, Broker
+from app.core.broker import CHECKS, INTERACTIVE, Broker
 from app.doctor.findings import Finding, Patient, error, ok, reason, shown_url, warning
 from app.keys.addresses import is_loopback
+from app.specs.placement import KINDS
 
 SCHEMES = ("redis", "rediss", "redis+socket", "sentinel")
 SECONDS = 3.0
@@ -57,7 +58,7 @@ def _waiting(url: str) -> dict[str, int]:
     """What waits in each queue, asked as the service does."""
     connection = Broker(url)
     try:
-        return {queue: connection.pending(queue) for queue in (EXPERIMENTS, INTERACTIVE, CHECKS)}
+        return {queue: connection.pending(queue) for queue in (*KINDS, INTERACTIVE, CHECKS)}
     finally:
         connection.close()
 

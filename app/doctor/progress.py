@@ -5,19 +5,20 @@ from datetime import timedelta
 
 from sqlalchemy import func, select
 
-from app.core.broker import CHECKS, EXPERIMENTS, INTERACTIVE
+from app.core.broker import CHECKS, INTERACTIVE
 from app.core.database import utcnow
 from app.doctor.databases import clock
 from app.doctor.findings import Finding, Patient, error, ok, warning
 from app.experiments.tables import QUEUED, RUNNING, Experiment, Outbox, WorkerHeartbeat
+from app.specs.placement import KINDS
 from app.workers.repository import ALIVE_SECONDS
 from app.workers.service import skew
 
 AHEAD = timedelta(seconds=2)
 COMMANDS = {
-    EXPERIMENTS: "celery -A worker.celery worker -Q experiments",
-    INTERACTIVE: "celery -A worker.interactive worker -Q interactive --pool solo",
-    CHECKS: "celery -A worker.checks worker -Q checks",
+    KINDS: "bdlab worker",
+    (INTERACTIVE,): "bdlab worker interactive",
+    (CHECKS,): "bdlab worker checks",
 }
 
 
@@ -32,8 +33,9 @@ def workers(patient: Patient) -> Iterator[Finding]:
     if not alive and not patient.up and not patient.settings.broker_url:
         yield warning("workers", "none: the service does not run", "bdlab up")
         return
-    for queue, command in COMMANDS.items():
-        found = [f"{row.name} ({row.device})" for row in alive if queue in row.queue.split(",")]
+    for queues, command in COMMANDS.items():
+        found = [f"{row.name} ({row.device})" for row in alive if set(queues) & set(row.queue.split(","))]
+        queue = " or ".join(queues)
         if found:
             yield ok("workers", f"{queue}: {'; '.join(found)}")
         else:

@@ -10,6 +10,8 @@ from app.experiments import lifecycle
 from app.experiments.tables import QUEUED, Experiment, Label
 from app.keys import quotas
 from app.specs.experiment import ExperimentSpec
+from app.specs.placement import placement_of
+from app.specs.stages import LAB_VERSION
 from app.sweeps.tables import ArmKey
 from app.uploads.facts import hold, uses
 
@@ -52,7 +54,11 @@ def _row(spec: ExperimentSpec, attempts: int) -> Experiment:
         dataset=spec.dataset.name,
         model=spec.model.name,
         attack=spec.attack.name,
+        placement=placement_of(spec),
+        priority=spec.priority,
+        lab_version=LAB_VERSION,
         created_at=now,
+        due_at=now,
         queued_at=now,
         attempt=0,
         attempts_left=attempts,

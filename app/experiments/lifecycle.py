@@ -170,9 +170,10 @@ def enqueue(
     now = utcnow()
     experiment.status = QUEUED
     experiment.queued_at = now
+    experiment.due_at = now + timedelta(seconds=delay)
     experiment.worker = None
     experiment.lease_expires_at = None
-    session.add(Outbox(experiment_id=experiment.id, not_before=now + timedelta(seconds=delay)))
+    session.add(Outbox(experiment_id=experiment.id, not_before=experiment.due_at))
     emit(session, experiment.id, "state", _state(experiment, reason))
 
 

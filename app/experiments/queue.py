@@ -11,7 +11,7 @@ from app.experiments import lifecycle
 from app.experiments.tables import QUEUED, RUNNING, Experiment, Idempotency, Outbox
 
 BATCH = 200
-ANNOUNCED = (Experiment.owner_id, Experiment.request_id, Experiment.traceparent)
+ANNOUNCED = (Experiment.owner_id, Experiment.placement, Experiment.request_id, Experiment.traceparent)
 
 
 def due(session: Session, without: Sequence[str] = ()) -> Sequence[Outbox]:
@@ -34,14 +34,15 @@ def mark_published(session: Session, message_ids: Sequence[int]) -> None:
     session.execute(update(Outbox).where(Outbox.id.in_(message_ids)).values(published_at=utcnow()))
 
 
-def overlooked(session: Session, seconds: float) -> Sequence[str]:
-    """Queued experiments for which no message waits here and none was sent in the last ``seconds``."""
+def overlooked(session: Session, seconds: float) -> dict[str, str]:
+    """Queued experiments for which no message waits here and none was sent in the last ``seconds``, with their
+    placements."""
     recent = exists().where(
         Outbox.experiment_id == Experiment.id,
         Outbox.published_at.is_(None) | (Outbox.published_at > utcnow() - timedelta(seconds=seconds)),
     )
-    query = select(Experiment.id).where(Experiment.status == QUEUED, ~recent)
-    return session.scalars(query.order_by(Experiment.created_at).limit(BATCH)).all()
+    query = select(Experiment.id, Experiment.placement).where(Experiment.status == QUEUED, ~recent)
+    return dict(session.execute(query.order_by(Experiment.created_at).limit(BATCH)).all())
 
 
 def republish(session: Session, ids: Sequence[str]) -> None:

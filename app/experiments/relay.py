@@ -7,11 +7,12 @@ import logging
 import signal
 import threading
 import time
+from collections.abc import Set
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.core import logs, meters, tracing
-from app.core.broker import EXPERIMENTS, Broker, BrokerError
+from app.core.broker import Broker, BrokerError
 from app.core.database import Database
 from app.experiments import queue
 from app.experiments.tables import Experiment
@@ -19,8 +20,11 @@ from app.health.tallies import Pusher
 from app.housekeeping.keeper import keep
 from app.keys import running
 from app.settings import Settings
+from app.specs.placement import queue_of
 from app.uploads.relay import announce
 from app.webhooks.sender import Sender
+from app.workers import repository as workers
+from app.workers.service import skew
 
 log = logging.getLogger(__name__)
 LONGEST_PAUSE = 30.0
@@ -33,10 +37,13 @@ def run(settings: Settings, stop: threading.Event) -> None:
     housekeeping = threading.Thread(target=keep, args=(settings, stop), name="housekeeping", daemon=True)
     housekeeping.start()
     faults, purged, pusher = 0, 0.0, Pusher("relay")
+    before: Set[str] = frozenset()
+    warned: set[str] = set()
     try:
         while not stop.is_set():
             try:
-                step(settings, database, broker)
+                before = step(settings, database, broker, before)
+                _warn(database, warned)
                 if time.monotonic() - purged >= PURGE_SECONDS:
                     with database.writing() as session:
                         queue.purge(session, settings.idempotency_ttl, 2 * settings.republish_seconds)
@@ -54,12 +61,28 @@ def run(settings: Settings, stop: threading.Event) -> None:
         database.close()
 
 
-def step(settings: Settings, database: Database, broker: Broker) -> None:
-    """One round. Leases come first, so that a broker that is down does not keep them from being seen."""
+def step(settings: Settings, database: Database, broker: Broker, before: Set[str] = frozenset()) -> Set[str]:
+    """One round. Leases come first, so that a broker that is down does not keep them from being seen.
+
+    ``before`` are the kinds of workers that were there in the round before; returns those that are there now. When a
+    kind comes or goes, what waits may belong to another queue than the one that it was announced in.
+    """
     _reap(database)
-    _publish(settings, database, broker)
-    _republish(settings, database, broker)
+    with database.reading() as session:
+        live = frozenset(workers.kinds(session))
+    _publish(settings, database, broker, live)
+    _republish(settings, database, broker, live, 0.0 if live != before else settings.republish_seconds)
     announce(database, broker, settings.republish_seconds)
+    return live
+
+
+def _warn(database: Database, warned: set[str]) -> None:
+    """Say once of each worker that it runs other code."""
+    with database.reading() as session:
+        lines = set(skew(workers.alive(session)))
+    for line in sorted(lines - warned):
+        log.warning("%s", line)
+    warned |= lines
 
 
 def _reap(database: Database) -> None:
@@ -73,7 +96,7 @@ def _reap(database: Database) -> None:
             log.warning("the lease ran out", extra={"experiment_id": experiment_id})
 
 
-def _publish(settings: Settings, database: Database, broker: Broker) -> None:
+def _publish(settings: Settings, database: Database, broker: Broker, live: Set[str]) -> None:
     """Send what is due, except what an owner's limit on running experiments holds back."""
     with database.reading() as session:
         rooms = running.rooms(session, settings)
@@ -89,7 +112,8 @@ def _publish(settings: Settings, database: Database, broker: Broker) -> None:
                     continue
                 if owner in rooms:
                     rooms[owner] -= 1
-                _send(broker, experiment)
+                name = queue_of(experiment.placement, live, gpu_on_demand=settings.gpu_on_demand)
+                _send(broker, experiment, name)
             done.append(message.id)
     finally:
         if done:
@@ -97,25 +121,31 @@ def _publish(settings: Settings, database: Database, broker: Broker) -> None:
                 queue.mark_published(session, done)
 
 
-def _send(broker: Broker, experiment: Experiment) -> None:
+def _send(broker: Broker, experiment: Experiment, name: str) -> None:
     with (
         experiment.origin(experiment_id=experiment.id, owner_id=experiment.owner_id),
         tracing.span("publish experiment", kind="producer", parent=experiment.traceparent),
     ):
-        broker.send_experiment(experiment.id)
+        broker.send_experiment(experiment.id, name)
         log.info("published")
 
 
-def _republish(settings: Settings, database: Database, broker: Broker) -> None:
-    """Send again what nobody took, but only if the broker holds fewer messages than there should be: else
-    the workers are merely busy."""
+def _republish(
+    settings: Settings, database: Database, broker: Broker, live: Set[str], seconds: float
+) -> None:
+    """Send again what nobody took within ``seconds``, but only if the broker holds fewer messages than there should
+    be: else the workers are merely busy."""
     with database.reading() as session:
-        ids = queue.overlooked(session, settings.republish_seconds)
-    if not ids or broker.pending(EXPERIMENTS) >= len(ids):
-        return
-    with database.writing() as session:
-        queue.republish(session, ids)
-    log.info("published %d experiments again", len(ids))
+        overlooked = queue.overlooked(session, seconds)
+    by_queue: dict[str, list[str]] = {}
+    for experiment_id, placement in overlooked.items():
+        name = queue_of(placement, live, gpu_on_demand=settings.gpu_on_demand)
+        by_queue.setdefault(name, []).append(experiment_id)
+    for name, ids in by_queue.items():
+        if broker.pending(name) < len(ids):
+            with database.writing() as session:
+                queue.republish(session, ids)
+            log.info("published %d experiments again, for the queue %s", len(ids), name)
 
 
 def main() -> None:

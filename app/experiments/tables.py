@@ -6,9 +6,11 @@ from typing import Any
 from sqlalchemy import BigInteger, ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from app.core.database import Base, BigId, Json, UtcDateTime, new_id
+from app.core.database import Base, BigId, Json, UtcDateTime, new_id, utcnow
 from app.core.origin import Requested
 from app.core.owners import LOCAL, Owned, owned_index
+from app.specs.placement import RATHER_CPU
+from app.specs.stages import LAB_VERSION
 
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELED = "queued", "running", "succeeded", "failed", "canceled"
 TERMINAL = (SUCCEEDED, FAILED, CANCELED)
@@ -28,6 +30,7 @@ class Experiment(Requested, Owned, Base):
         owned_index("ix_experiments_model_created", "model", "created_at", "id"),
         owned_index("ix_experiments_attack_created", "attack", "created_at", "id"),
         Index("ix_experiments_lease", "status", "lease_expires_at"),
+        Index("ix_experiments_turn", "status", "owner_id", "priority", "queued_at", "id"),
     )
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True, default=new_id)
@@ -39,7 +42,15 @@ class Experiment(Requested, Owned, Base):
     model: Mapped[str] = mapped_column(String(64))
     attack: Mapped[str] = mapped_column(String(64))
 
+    placement: Mapped[str] = mapped_column(String(16), default=RATHER_CPU, server_default=RATHER_CPU)
+    """Which kind of worker may take it, see `app.specs.placement`."""
+    priority: Mapped[int] = mapped_column(default=0, server_default="0")
+    lab_version: Mapped[int] = mapped_column(default=LAB_VERSION, server_default="1")
+    """Of the keys of its arms. Only a worker with this one or a newer one may take it."""
+
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    due_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utcnow)
+    """Not to be taken before."""
     queued_at: Mapped[datetime] = mapped_column(UtcDateTime)
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -168,6 +179,6 @@ class WorkerHeartbeat(Base):
     memory: Mapped[dict[str, int | None]] = mapped_column(Json, default=dict, server_default="{}")
     state: Mapped[str] = mapped_column(String(16), default=IDLE, server_default=IDLE)
     version: Mapped[str] = mapped_column(String(64), default="", server_default="")
-    lab_version: Mapped[int] = mapped_column(default=1, server_default="1")
+    lab_version: Mapped[int] = mapped_column(default=LAB_VERSION, server_default="1")
     started_at: Mapped[datetime] = mapped_column(UtcDateTime)
     seen_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)

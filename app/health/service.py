@@ -5,12 +5,15 @@ from collections.abc import Callable
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.core.broker import EXPERIMENTS, INTERACTIVE, BrokerError
+from app.core.broker import INTERACTIVE, BrokerError
 from app.core.context import Context
 from app.core.objects import ObjectStoreError
 from app.experiments.tables import Experiment
 from app.health.schemas import Check, Readiness
+from app.specs.placement import KINDS
+from app.specs.stages import LAB_VERSION
 from app.workers import repository as workers
+from app.workers.service import skew
 
 
 def readiness(context: Context) -> Readiness:
@@ -19,8 +22,9 @@ def readiness(context: Context) -> Readiness:
         "database": lambda: _database(context),
         "broker": lambda: _broker(context),
         "objects": lambda: _objects(context),
-        "worker": lambda: _worker(context, EXPERIMENTS),
+        "worker": lambda: _worker(context, *KINDS),
         "interactive_worker": lambda: _worker(context, INTERACTIVE),
+        "versions": lambda: _versions(context),
     }
     checks = {}
     for name, probe in probes.items():
@@ -31,14 +35,10 @@ def readiness(context: Context) -> Readiness:
     return Readiness(ready=all(check.ok for check in checks.values()), checks=checks)
 
 
-def live_workers(context: Context) -> dict[str, list[str]]:
-    """Names of the workers that were seen lately, by queue."""
-    found: dict[str, list[str]] = {EXPERIMENTS: [], INTERACTIVE: []}
+def manned(context: Context) -> bool:
+    """Whether some live worker trains."""
     with context.database.whole.reading() as session:
-        for worker in workers.alive(session):
-            for queue in worker.queue.split(","):
-                found.setdefault(queue, []).append(worker.name)
-    return found
+        return bool(workers.kinds(session))
 
 
 def _database(context: Context) -> Check:
@@ -48,7 +48,8 @@ def _database(context: Context) -> Check:
 
 
 def _broker(context: Context) -> Check:
-    return Check(ok=True, detail=f"{context.broker.pending(EXPERIMENTS)} messages wait")
+    waiting = sum(context.broker.pending(queue) for queue in KINDS)
+    return Check(ok=True, detail=f"{waiting} messages wait")
 
 
 def _objects(context: Context) -> Check:
@@ -56,10 +57,22 @@ def _objects(context: Context) -> Check:
     return Check(ok=True)
 
 
-def _worker(context: Context, queue: str) -> Check:
-    names = live_workers(context)[queue]
-    if not names:
-        return Check(
-            ok=False, detail=f"no worker on the queue {queue!r} in the last {workers.ALIVE_SECONDS:g} s"
+def _worker(context: Context, *queues: str) -> Check:
+    with context.database.whole.reading() as session:
+        found = [row for row in workers.alive(session) if set(queues) & set(row.queue.split(","))]
+    fitting = [row.name for row in found if row.lab_version >= LAB_VERSION]
+    if fitting:
+        return Check(ok=True, detail=", ".join(fitting))
+    named = " or ".join(map(repr, queues))
+    if found:
+        detail = (
+            f"the workers on the queue {named} have older lab versions than {LAB_VERSION}: {found[0].name}"
         )
-    return Check(ok=True, detail=", ".join(names))
+        return Check(ok=False, detail=detail)
+    return Check(ok=False, detail=f"no worker on the queue {named} in the last {workers.ALIVE_SECONDS:g} s")
+
+
+def _versions(context: Context) -> Check:
+    """Other code on a worker is worth telling, but while a service is upgraded it is as it should be."""
+    with context.database.whole.reading() as session:
+        return Check(ok=True, detail="; ".join(skew(workers.alive(session))))

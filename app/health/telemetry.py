@@ -7,11 +7,12 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.core.broker import CHECKS, EXPERIMENTS, INTERACTIVE, BrokerError
+from app.core.broker import CHECKS, INTERACTIVE, BrokerError
 from app.core.context import Context
 from app.core.meters import SLOW
 from app.health import backlog
 from app.health.tallies import families
+from app.specs.placement import KINDS
 
 BUCKETS = (0.002, *SLOW)
 
@@ -70,10 +71,12 @@ class _State(Collector):
 
     def _waiting(self) -> Iterator[Metric]:
         with self._context.database.whole.reading() as session:
-            found = backlog.look(session)
+            found = backlog.look(session, gpu_on_demand=self._context.settings.gpu_on_demand)
         yield _gauge(
             "bdlab_experiments", "Experiments that have not ended, by status.", status=found.experiments
         )
+        yield _gauge("bdlab_queue_waiting", "What waits for a worker, by queue.", queue=found.waiting)
+        yield _gauge("bdlab_queue_running", "What workers are at, by queue.", queue=found.running)
         yield _gauge("bdlab_queue_age_seconds", "How long the oldest one waits, by queue.", queue=found.ages)
         yield _gauge("bdlab_uploads_pending", "Uploads that wait for their check.", found.uploads)
         yield _gauge("bdlab_leases_expired", "Running experiments whose worker is silent.", found.expired)
@@ -89,7 +92,7 @@ class _State(Collector):
         yield family
 
     def _messages(self) -> Metric:
-        queues = (EXPERIMENTS, INTERACTIVE, CHECKS)
+        queues = (*KINDS, INTERACTIVE, CHECKS)
         waiting = {queue: float(self._context.broker.pending(queue)) for queue in queues}
         return _gauge("bdlab_queue_messages", "Messages that no worker has taken, by queue.", queue=waiting)
 

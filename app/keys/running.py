@@ -1,8 +1,8 @@
 """How many experiments of an owner run at a time.
 
 The relay sends no more messages than there is room for. A message is only a hint, and may wait with the broker while
-others are claimed, so the claim looks again: an experiment that finds no room goes back to the relay with a new
-message. Whoever has no room is left out of the relay's query, so owners do not stand in each other's way.
+others are claimed, so the claim looks again (`app.experiments.turns`). Whoever has no room is left out of the relay's
+query, so owners do not stand in each other's way.
 """
 
 from datetime import timedelta
@@ -41,24 +41,13 @@ def rooms(session: Session, settings: Settings) -> dict[str, int]:
     return {owner.id: _most(owner, settings) - taken.get(owner.id, 0) for owner in owners}
 
 
-def hold_back(session: Session, experiment_id: str, settings: Settings) -> bool:
-    """Before a claim, in its transaction: True, with a message for the relay, if the owner has no room."""
-    row = session.execute(
-        select(Experiment.owner_id, Experiment.status).where(Experiment.id == experiment_id)
-    ).one_or_none()
-    if row is None or row.status != QUEUED:
-        return False
-    # Two workers must not both find the last place free. Rows that refer to the owner may still be added.
-    owner = session.get_one(Owner, row.owner_id, with_for_update={"key_share": True})
-    if limits_of(owner, settings).running is None:
-        return False
+def has_room(session: Session, owner: Owner, settings: Settings) -> bool:
+    """Whether one more experiment of the owner may run. The caller holds the lock on the owner's row."""
+    most = limits_of(owner, settings).running
+    if most is None:
+        return True
     query = select(func.count()).where(Experiment.owner_id == owner.id, Experiment.status == RUNNING)
-    if (session.scalar(query) or 0) < _most(owner, settings):
-        return False
-    unsent = select(Outbox.id).where(Outbox.experiment_id == experiment_id, Outbox.published_at.is_(None))
-    if session.scalar(unsent.limit(1)) is None:
-        session.add(Outbox(experiment_id=experiment_id, not_before=utcnow()))
-    return True
+    return (session.scalar(query) or 0) < most
 
 
 def _most(owner: Owner, settings: Settings) -> int:

@@ -12,6 +12,8 @@ from app.specs.model import ModelSpec, SmallCnn
 from app.specs.training import TrainingSpec
 
 CLEAN, UNDEFENDED = "clean", "undefended"
+LABELS = frozenset({"name", "tags", "priority"})
+"""Fields that decide no number."""
 ATTACK = "attack"
 """What an attack trains for itself is reported under this name; it is no arm of the results."""
 TagKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
@@ -46,7 +48,17 @@ class ExperimentSpec(Spec):
         (0,), "Each seed repeats every arm; results carry mean and interval.", min_length=1, max_length=50
     )
     device: Literal["auto", "cpu", "cuda"] = field(
-        "auto", "Where to compute. auto: a GPU if the worker has one."
+        "auto",
+        "Where to compute. auto: on a GPU, or on a CPU if it is small_cnn on digits; where no worker is of the one "
+        "kind, on the other. cuda waits for a worker with a GPU.",
+    )
+    priority: int = field(
+        0,
+        "Of your queued experiments the one with the highest comes first. Owners take turns, so this takes nothing "
+        "from others. It does not change the results.",
+        ge=-9,
+        le=9,
+        exclude_if=lambda priority: priority == 0,  # specs without one keep their canonical form
     )
     tags: dict[TagKey, TagValue] = field(
         {}, "Labels to find the experiment by; they do not change the results.", max_length=32
@@ -76,5 +88,5 @@ class ExperimentSpec(Spec):
 
     @property
     def spec_hash(self) -> str:
-        """SHA-256 over everything that decides the numbers: all but name and tags."""
-        return digest(self.model_dump(mode="json", exclude={"name", "tags"}))
+        """SHA-256 over everything that decides the numbers: all but `LABELS`."""
+        return digest(self.model_dump(mode="json", exclude=set(LABELS)))

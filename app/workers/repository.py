@@ -8,7 +8,9 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.core.database import utcnow
-from app.experiments.tables import QUEUED, RUNNING, Experiment, WorkerHeartbeat
+from app.experiments.tables import DRAINING, QUEUED, RUNNING, Experiment, WorkerHeartbeat
+from app.specs.placement import KINDS, queue_of
+from app.specs.stages import LAB_VERSION
 from app.uploads.tables import PENDING, Upload
 
 ALIVE_SECONDS = 30.0
@@ -35,23 +37,47 @@ def alive(session: Session) -> Sequence[WorkerHeartbeat]:
     return session.scalars(query.order_by(WorkerHeartbeat.name)).all()
 
 
+def kinds(session: Session) -> set[str]:
+    """Of the queues of experiments, those that some live worker serves which can run what is submitted here."""
+    found = {
+        queue
+        for row in alive(session)
+        if row.state != DRAINING and row.lab_version >= LAB_VERSION
+        for queue in row.queue.split(",")
+    }
+    return found & set(KINDS)
+
+
 def running(session: Session) -> dict[str, str]:
     """By worker the experiment that it runs; only the owner's on an owner's session."""
     query = select(Experiment.worker, Experiment.id).where(Experiment.status == RUNNING)
     return {worker: experiment_id for worker, experiment_id in session.execute(query) if worker is not None}
 
 
-def experiments(session: Session) -> Length:
-    """The queue of experiments."""
-    counts = dict(
-        session.execute(
-            select(Experiment.status, func.count())
-            .where(Experiment.status.in_((QUEUED, RUNNING)))
-            .group_by(Experiment.status)
-        ).all()
+def experiments(session: Session, *, gpu_on_demand: bool) -> dict[str, Length]:
+    """By queue, the experiments that wait for its workers, and how many these run."""
+    live = kinds(session)
+    waiting = session.execute(
+        select(Experiment.placement, func.count(), func.min(Experiment.queued_at))
+        .where(Experiment.status == QUEUED)
+        .group_by(Experiment.placement)
+    ).all()
+    found = dict.fromkeys(KINDS, Length(0, 0, None))
+    for placement, count, oldest in waiting:
+        queue = queue_of(placement, live, gpu_on_demand=gpu_on_demand)
+        before = found[queue]
+        first = min(oldest, before.oldest) if before.oldest is not None else oldest
+        found[queue] = Length(before.waiting + count, before.running, first)
+    running = session.execute(
+        select(WorkerHeartbeat.queue, func.count())
+        .join(Experiment, Experiment.worker == WorkerHeartbeat.name)
+        .where(Experiment.status == RUNNING)
+        .group_by(WorkerHeartbeat.queue)
     )
-    oldest = session.scalar(select(func.min(Experiment.queued_at)).where(Experiment.status == QUEUED))
-    return Length(counts.get(QUEUED, 0), counts.get(RUNNING, 0), oldest)
+    for queue, count in running:
+        if queue in found:
+            found[queue] = found[queue]._replace(running=count)
+    return found
 
 
 def checks(session: Session) -> Length:

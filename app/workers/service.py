@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from app.core.broker import CHECKS, EXPERIMENTS, INTERACTIVE, BrokerError
+from app.core.broker import CHECKS, INTERACTIVE, BrokerError
 from app.core.context import Context
 from app.core.database import utcnow
 from app.core.security import ADMIN
 from app.core.versions import code_version
 from app.experiments.tables import BUSY, DRAINING, WorkerHeartbeat
+from app.specs.placement import KINDS
 from app.specs.stages import LAB_VERSION
 from app.workers import repository
 from app.workers.repository import ALIVE_SECONDS, Length
@@ -23,7 +24,8 @@ def overview(context: Context) -> Workers:
     with context.database.whole.reading() as session:
         rows = repository.known(session)
         busy = repository.running(session)
-        lengths = {EXPERIMENTS: repository.experiments(session), CHECKS: repository.checks(session)}
+        lengths = repository.experiments(session, gpu_on_demand=context.settings.gpu_on_demand)
+        lengths[CHECKS] = repository.checks(session)
     shown = busy
     if ADMIN not in context.principal.scopes:
         with context.database.reading() as session:
@@ -74,7 +76,7 @@ def _state(row: WorkerHeartbeat, runs: bool, silent: float) -> WorkerState:
     if row.state == DRAINING:
         return "draining"
     # What it said some seconds ago may be over by now; what runs is written down when it begins and when it ends.
-    if EXPERIMENTS in row.queue.split(","):
+    if set(KINDS) & set(row.queue.split(",")):
         return "busy" if runs else "idle"
     return "busy" if row.state == BUSY else "idle"
 

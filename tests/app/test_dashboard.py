@@ -100,12 +100,10 @@ def test_what_waits_without_a_worker_says_so(service: Service) -> None:
     text = service.http.get(f"/experiments/{id}").text
     assert "No worker for experiments is alive" in text
     service.add(
-        WorkerHeartbeat(
-            name="w:1:experiments", queue="experiments", device="cpu", started_at=utcnow(), seen_at=utcnow()
-        )
+        WorkerHeartbeat(name="w:1:cpu", queue="cpu", device="cpu", started_at=utcnow(), seen_at=utcnow())
     )
     assert "No worker for experiments is alive" not in service.http.get(f"/experiments/{id}").text
-    assert "w:1:experiments" in service.http.get("/workers").text
+    assert "w:1:cpu" in service.http.get("/workers").text
 
 
 def test_an_experiment_is_reproduced_and_the_page_tells_how_it_went(service: Service) -> None:

@@ -68,7 +68,7 @@ def test_a_healthy_service_has_no_errors(tmp_path: Path, look: Look, valkey: Val
     migrations.upgrade(settings.database)
     make_signer(settings)
     with closing(Database(settings.database)) as database, database.writing() as session:
-        session.add_all(alive(queue) for queue in ("experiments", "interactive", "checks"))
+        session.add_all(alive(queue) for queue in ("cpu", "interactive", "checks"))
     found = look(BDLAB_BROKER_URL=valkey.url)
     assert [f for f in found if f.state == "error"] == []
     assert "version" not in told(found, "workers", "warning")
@@ -78,7 +78,7 @@ def test_a_healthy_service_has_no_errors(tmp_path: Path, look: Look, valkey: Val
     assert "drops nothing" in told(found, "broker", "ok")
     assert "append-only file" in told(found, "broker", "ok")
     assert "written, read and deleted" in told(found, "objects", "ok")
-    assert "h:1:experiments (cpu)" in told(found, "workers", "ok")
+    assert "h:1:cpu (cpu)" in told(found, "workers", "ok")
     assert list((tmp_path / "home" / "objects").iterdir()) == []
 
 
@@ -192,11 +192,11 @@ def test_a_broker_that_forgets(look: Look, valkey: Valkey) -> None:
 
 def test_workers_that_are_missing_or_live_in_the_future(look: Look, service: Service, valkey: Valkey) -> None:
     ahead = utcnow() + timedelta(seconds=20)
-    service.add(alive("experiments", seen_at=ahead), alive("checks", seen_at=utcnow() - timedelta(minutes=5)))
+    service.add(alive("cpu", seen_at=ahead), alive("checks", seen_at=utcnow() - timedelta(minutes=5)))
     found = look(BDLAB_DATABASE_URL=service.settings.database, BDLAB_BROKER_URL=valkey.url)
     assert "'interactive'" in told(found, "workers", "error")
     assert "'checks'" in told(found, "workers", "error")
-    assert "ahead of this machine's" in told(found, "worker h:1:experiments", "error")
+    assert "ahead of this machine's" in told(found, "worker h:1:cpu", "error")
 
 
 def test_a_relay_that_does_not_run(look: Look, service: Service) -> None:
@@ -247,5 +247,5 @@ def test_a_worker_with_other_code_is_found(tmp_path: Path, look: Look) -> None:
     settings = Settings(home=tmp_path / "home")
     migrations.upgrade(settings.database)
     with closing(Database(settings.database)) as database, database.writing() as session:
-        session.add(alive("experiments", version="0.0.9+1"))
-    assert "h:1:experiments runs version 0.0.9+1, not" in told(look(), "workers", "warning")
+        session.add(alive("cpu", version="0.0.9+1"))
+    assert "h:1:cpu runs version 0.0.9+1, not" in told(look(), "workers", "warning")

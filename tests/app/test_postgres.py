@@ -16,12 +16,12 @@ from sqlalchemy.exc import DatabaseError
 
 from app.core import migrations
 from app.core.database import Database, make_engine, utcnow
-from app.experiments import lifecycle, queue
+from app.experiments import lifecycle, queue, turns
 from app.experiments.tables import Experiment
-from app.keys import running
 from app.results.tables import ResultValue
 from app.search import plans
 from app.settings import Settings
+from app.specs.placement import CPU
 from app.uploads import repository
 from app.webhooks.sender import Sender
 from tests.app.conftest import QUICK, Service
@@ -121,8 +121,7 @@ def test_a_long_submission_keeps_no_worker_from_its_claim(postgres: Postgres, tm
         long.flush()  # now it refers to the owner
         with database.writing() as session:
             session.execute(text("SET LOCAL lock_timeout = '2s'"))
-            assert running.hold_back(session, waiting.id, settings) is False
-            assert lifecycle.claim(session, waiting.id, "worker", 60) == 1
+            assert turns.take(session, waiting.id, "worker", [CPU], settings) == (waiting.id, 1)
     database.close()
 
 

@@ -11,9 +11,8 @@ from sqlalchemy import select, update
 
 from app.core.broker import Broker
 from app.core.database import utcnow
-from app.experiments import lifecycle, relay
+from app.experiments import lifecycle, relay, turns
 from app.experiments.tables import Attempt, Outbox
-from app.keys import running
 from app.keys.tables import DeviceTime
 from tests.app.conftest import QUICK, Valkey, wait_for
 from tests.app.people import People, people, stored, submitted
@@ -129,23 +128,25 @@ def test_running_experiments_are_held_back_by_the_relay_and_at_the_claim(
         def step() -> None:
             relay.step(service.settings, service.database, broker)
 
-        def claim(experiment: str) -> bool:
-            """As a worker does it."""
+        def claim(experiment: str) -> str | None:
+            """As a worker does it that gets this message."""
             with service.database.writing() as session:
-                if running.hold_back(session, experiment, service.settings):
-                    return False
-                return lifecycle.claim(session, experiment, "w", 60) is not None
+                taken = turns.take(session, experiment, "w", ["cpu"], service.settings)
+                return taken.experiment_id if taken is not None else None
 
         step()
         step()
-        assert broker.pending("experiments") == 3
+        assert broker.pending("cpu") == 3
         assert waiting() == set(ann[2:])
-        assert [claim(one) for one in (ann[0], ann[1], ann[2], bob[0])] == [True, True, False, True]
+        taken = [claim(one) for one in (ann[0], ann[1], ann[2], bob[0])]
+        assert set(taken) == {ann[0], ann[1], bob[0], None}
+        assert taken.index(bob[0]) < 2  # owners take turns
+        assert taken[3] is None
         step()
         assert waiting() == set(ann[2:])
         with service.database.writing() as session:
             lifecycle.finish(session, ann[0], 1, "succeeded")
         step()
         assert waiting() == {ann[3]}
-        assert claim(ann[2])
+        assert claim(ann[2]) == ann[2]
         broker.close()

@@ -19,8 +19,9 @@ from sqlalchemy import select
 from app.core.broker import INTERACTIVE, PREVIEW, Broker, BrokerError
 from app.core.database import utcnow
 from app.experiments import relay
-from app.experiments.tables import Outbox
+from app.experiments.tables import Outbox, WorkerHeartbeat
 from app.settings import Settings
+from app.specs.placement import CPU, GPU
 from tests.app.conftest import Service, Valkey, wait_for
 
 Serving = Callable[[Settings], AbstractContextManager[Service]]
@@ -50,7 +51,7 @@ def running(service: Service) -> Iterator[None]:
     assert not thread.is_alive()
 
 
-def sent(valkey: Valkey, queue: str = "experiments") -> list[Any]:
+def sent(valkey: Valkey, queue: str = "cpu") -> list[Any]:
     """The arguments of the messages in the queue, the oldest first, as a worker would see them."""
     client = redis.Redis(unix_socket_path=str(valkey.socket))
     bodies = [json.loads(raw) for raw in reversed(client.lrange(queue, 0, -1))]
@@ -115,11 +116,42 @@ def test_a_crash_between_sending_and_marking_sends_twice_and_no_more(
 ) -> None:
     experiment = service.submit()
     broker = Broker(valkey.url)
-    broker.send_experiment(experiment["id"])  # what the relay that crashed had done
+    broker.send_experiment(experiment["id"], CPU)  # what the relay that crashed had done
     relay.step(service.settings, service.database, broker)
     relay.step(service.settings, service.database, broker)
     assert sent(valkey) == [experiment["id"]] * 2
     broker.close()
+
+
+def test_other_code_on_a_worker_is_in_the_log(
+    service: Service, valkey: Valkey, running: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = utcnow()
+    service.add(
+        WorkerHeartbeat(name="h:1:cpu", queue=CPU, device="d", version="0.0.1+1", started_at=now, seen_at=now)
+    )
+    wait_for(lambda: "worker h:1:cpu runs version 0.0.1+1, not" in caplog.text, "the warning")
+    threading.Event().wait(0.3)
+    assert caplog.text.count("runs version") == 1
+
+
+def test_what_waits_moves_to_the_queue_of_the_workers_that_are_there(
+    service: Service, valkey: Valkey, running: None
+) -> None:
+    experiment = service.submit({"model": {"name": "resnet18"}})["id"]
+    wait_for(lambda: sent(valkey, GPU) == [experiment], "the message")
+    now = utcnow()
+    service.add(WorkerHeartbeat(name="h:1:cpu", queue=CPU, device="d", started_at=now, seen_at=now))
+    wait_for(lambda: sent(valkey, CPU) == [experiment], "the message for the worker that is there")
+    # One with a GPU would get what comes now, while the one without takes what is light.
+    service.add(WorkerHeartbeat(name="h:2:gpu", queue=GPU, device="d", started_at=now, seen_at=utcnow()))
+    light, heavy = (
+        service.submit()["id"],
+        service.submit({"dataset": {"name": "digits"}, "device": "cuda"})["id"],
+    )
+    wait_for(lambda: light in sent(valkey, CPU) and heavy in sent(valkey, GPU), "the messages")
+    assert heavy not in sent(valkey, CPU)
+    assert light not in sent(valkey, GPU)
 
 
 def test_a_delayed_message_waits(service: Service, valkey: Valkey) -> None:

@@ -188,9 +188,7 @@ def test_imported_sets_are_listed_and_usable(service: Service) -> None:
 def test_health(service: Service) -> None:
     assert service.http.get("/healthz").json() == {"status": "ok"}
     service.add(
-        WorkerHeartbeat(
-            name="h:1:experiments", queue="experiments", device="cpu", started_at=utcnow(), seen_at=utcnow()
-        )
+        WorkerHeartbeat(name="h:1:cpu", queue="cpu", device="cpu", started_at=utcnow(), seen_at=utcnow())
     )
     answer = service.http.get("/readyz")
     assert answer.status_code == 503
@@ -201,8 +199,10 @@ def test_health(service: Service) -> None:
         "objects": True,
         "worker": True,
         "interactive_worker": False,
+        "versions": True,
     }
-    assert "h:1:experiments" in checks["worker"]["detail"]
+    assert "h:1:cpu" in checks["worker"]["detail"]
+    assert "h:1:cpu runs version unknown, not" in checks["versions"]["detail"]
 
 
 def test_prometheus_counts_by_route_and_status(service: Service) -> None:

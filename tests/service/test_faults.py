@@ -5,23 +5,19 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
-from tests.conftest import TERMINAL, Stack
+from app.settings import Settings
+from tests.conftest import Stack
 from tests.processes import alive, descendants
+from tests.service.phases import STAGES, completed_once, log, wait_for_phase
 from tests.service.specs import numbers, spec
-
-STAGES = (
-    ("clean", "victim"),
-    ("undefended", "victim"),
-    ("abl", "isolation"),
-    ("abl", "finetune"),
-    ("abl", "unlearning"),
-)
 
 
 @pytest.fixture(scope="module")
@@ -43,24 +39,6 @@ def reference(wanted: dict[str, Any], folder: Path) -> Any:
     return json.loads((folder / "out" / "results.json").read_text())
 
 
-def wait_for_stage(stack: Stack, experiment_id: str, arm: str, stage: str) -> None:
-    """Wait until an epoch of this stage is done, in an attempt that is running."""
-
-    def there() -> bool:
-        experiment = stack.experiment(experiment_id)
-        assert experiment["status"] not in TERMINAL, experiment
-        progress = experiment["progress"]
-        here = (progress.get("arm"), progress.get("stage")) == (arm, stage)
-        return experiment["status"] == "running" and here and progress["epoch"] >= 1
-
-    stack.eventually(there, 60, f"{arm}, {stage} was not reached")
-
-
-def log(stack: Stack, experiment_id: str) -> str:
-    answer = stack.client.get(f"/v1/experiments/{experiment_id}/logs", headers={"Accept": "text/plain"})
-    return answer.text
-
-
 def test_a_worker_killed_in_each_stage_ends_in_the_same_numbers(sturdy: Stack, tmp_path: Path) -> None:
     wanted = spec(seed=10, epochs=40, images=400)
     mine = sturdy.submit(wanted)
@@ -69,12 +47,13 @@ def test_a_worker_killed_in_each_stage_ends_in_the_same_numbers(sturdy: Stack, t
         return [tried["outcome"] for tried in sturdy.experiment(mine)["attempts"]].count("lost")
 
     for arm, stage in STAGES:
-        wait_for_stage(sturdy, mine, arm, stage)
+        wait_for_phase(sturdy, mine, arm, stage)
         before = lost()
         os.kill(sturdy.training_pid(), signal.SIGKILL)
         sturdy.eventually(lambda before=before: lost() > before, 15, "nobody noticed the worker's death")
     ended = sturdy.wait(mine)
     *tries, last = [tried["outcome"] for tried in ended["attempts"]]
+    completed_once(sturdy, mine)
     # On a machine that is too busy for this test's short lease an attempt may also be lost without our doing.
     assert len(tries) >= len(STAGES)
     assert set(tries) == {"lost"}
@@ -83,10 +62,31 @@ def test_a_worker_killed_in_each_stage_ends_in_the_same_numbers(sturdy: Stack, t
     assert numbers(sturdy.results(mine)) == numbers(reference(wanted, tmp_path))
 
 
+def test_the_embedded_broker_keeps_its_messages(sturdy: Stack) -> None:
+    broker = redis.Redis(unix_socket_path=str(Settings(home=sturdy.home).broker_socket))
+    os.kill(sturdy.pid("worker"), signal.SIGSTOP)
+    mine = sturdy.submit(spec(seed=15, epochs=1, defenses=[]))
+    sturdy.eventually(lambda: broker.llen("experiments") == 1, 10, "it was not published")
+    time.sleep(1.1)  # the broker writes its file every second
+    sturdy.kill("broker")
+
+    def back() -> bool:
+        try:
+            return bool(broker.ping())
+        except redis.ConnectionError:
+            return False
+
+    sturdy.eventually(back, 10, "the broker did not come back")
+    assert broker.llen("experiments") == 1
+    os.kill(sturdy.pid("worker"), signal.SIGCONT)
+    sturdy.wait(mine)
+    completed_once(sturdy, mine)
+
+
 def test_a_run_survives_its_surroundings(sturdy: Stack) -> None:
     """API, relay and broker may die without the run noticing; with Celery's parent it dies and is resumed."""
     mine = sturdy.submit(spec(seed=11, epochs=1000, images=400, defenses=[]))
-    wait_for_stage(sturdy, mine, "clean", "victim")
+    wait_for_phase(sturdy, mine, "clean", "victim")
     trainer = sturdy.training_pid()
     for name in ("api", "relay", "broker"):
         sturdy.kill(name)
@@ -106,7 +106,7 @@ def test_a_run_survives_its_surroundings(sturdy: Stack) -> None:
 def test_an_object_store_that_fails_ends_the_run_with_the_reason(sturdy: Stack) -> None:
     objects = sturdy.home / "objects"
     mine = sturdy.submit(spec(seed=12, epochs=40, images=400, defenses=[]))
-    wait_for_stage(sturdy, mine, "clean", "victim")
+    wait_for_phase(sturdy, mine, "clean", "victim")
     objects.rename(sturdy.home / "away")
     objects.touch()
     try:
@@ -126,7 +126,7 @@ def test_an_object_store_that_fails_ends_the_run_with_the_reason(sturdy: Stack) 
 
 def test_ctrl_c_leaves_nothing_behind_and_the_run_resumes_at_the_next_start(sturdy: Stack) -> None:
     mine = sturdy.submit(spec(seed=13, epochs=40, images=400, defenses=[]))
-    wait_for_stage(sturdy, mine, "clean", "victim")
+    wait_for_phase(sturdy, mine, "clean", "victim")
     family = descendants(sturdy.process.pid)
     assert len(family) >= 6
     assert sturdy.stop(signal.SIGINT) == 0

@@ -1,14 +1,16 @@
 """The main job over HTTP against the whole running service."""
 
-import subprocess
 import time
+from hashlib import sha256
 from typing import Any
 
+import httpx2
 import pytest
 
-from tests.conftest import BDLAB, Stack
+from tests.conftest import BOTH, Stack
 from tests.service.specs import numbers, spec
 
+pytestmark = BOTH
 PNG = b"\x89PNG\r\n"
 
 
@@ -50,6 +52,22 @@ def test_every_artifact_can_be_fetched(stack: Stack, done: Any) -> None:
         assert len(content.content) == artifact["size"]
         if artifact["media_type"] == "image/png":
             assert content.content.startswith(PNG)
+
+
+def test_a_link_leads_to_the_bucket_or_to_the_service(stack: Stack, done: Any) -> None:
+    model = stack.get(f"/v1/experiments/{done['id']}/artifacts", kind="checkpoint")["artifacts"][0]
+    link = stack.get(f"/v1/artifacts/{model['id']}/link", seconds=60)
+    bucket = stack.environment.get("AWS_ENDPOINT_URL")
+    assert link["url"].startswith(f"{bucket}/" if bucket else f"{stack.url}/v1/downloads/")
+    content = httpx2.get(link["url"]).content
+    assert sha256(content).hexdigest() == link["sha256"] == model["sha256"]
+    part = httpx2.get(link["url"], headers={"Range": "bytes=2-9"})
+    assert (part.status_code, part.content) == (206, content[2:10])
+    url, _, rest = link["url"].partition(model["sha256"])
+    assert httpx2.get(url + "0" * 64 + rest if rest else url[:-2]).status_code in (403, 404)
+    soon = stack.get(f"/v1/artifacts/{model['id']}/link", seconds=1)["url"]
+    time.sleep(2.1)
+    assert httpx2.get(soon).status_code in (403, 404)
 
 
 def test_metrics_have_a_point_for_every_epoch(stack: Stack, done: Any) -> None:
@@ -130,32 +148,3 @@ def test_an_arm_whose_loss_is_not_finite_fails_alone(stack: Stack) -> None:
     assert "epoch" in arms["undefended"]["error"]
     assert "batch" in arms["undefended"]["error"]
     assert arms["abl"]["clean_accuracy"] > 0
-
-
-def test_a_second_service_on_the_same_folder_ends_with_one_line(stack: Stack) -> None:
-    second = subprocess.run(
-        [BDLAB, "up", "--port", "0"],
-        env=stack.environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert second.returncode == 1
-    assert len(second.stderr.strip().splitlines()) == 1
-    assert str(stack.home) in second.stderr
-    assert stack.client.get("/readyz").status_code == 200
-
-
-def test_only_this_machine_may_reach_a_service_without_authentication(stack: Stack) -> None:
-    open_to_all = subprocess.run(
-        [BDLAB, "up", "--host", "0.0.0.0"],
-        env=stack.environment | {"BDLAB_HOME": str(stack.home / "other")},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert open_to_all.returncode == 1
-    assert "there is no API key yet; make one with `bdlab keys create`" in open_to_all.stderr
-    assert not (stack.home / "other" / "logs").exists()

@@ -126,7 +126,7 @@ def test_the_api_tells_what_all_processes_counted(seen: Stack) -> None:
     assert found["bdlab_experiments_ended_total", "succeeded"] == 1
     assert found["bdlab_epochs_total", "victim"] >= 12
     assert found["bdlab_stages_total", "computed", "victim"] >= 1
-    assert found["bdlab_worker_busy_seconds_total", "experiments"] > 1
+    assert found["bdlab_worker_busy_seconds_total", "cpu"] > 1
     assert found["bdlab_objects_seconds_count", "write"] > 0
     assert found["bdlab_experiments", "queued"] == 0
     assert found["bdlab_outbox_messages", "due"] == 0

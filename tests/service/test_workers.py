@@ -14,15 +14,15 @@ def workers(stack: Stack) -> dict[str, Any]:
 
 def test_every_worker_is_listed_with_what_it_does(stack: Stack) -> None:
     found = workers(stack)
-    assert set(found) == {"experiments", "interactive", "checks"}
+    assert set(found) == {"cpu", "interactive", "checks"}
     for worker in found.values():
         assert worker["version"] == code_version()
         assert worker["memory"]["host_total"] > 0
         assert worker["seconds_since_sign"] < 20
-    assert found["experiments"]["name"].endswith(f":{stack.pid('worker')}:experiments")
+    assert found["cpu"]["name"].endswith(f":{stack.pid('worker')}:cpu")
     mine = stack.submit(spec(seed=20, epochs=1000, images=400, defenses=[]))
-    stack.eventually(lambda: workers(stack)["experiments"]["experiment_id"] == mine, 30, "nobody ran it")
-    assert workers(stack)["experiments"]["state"] == "busy"
+    stack.eventually(lambda: workers(stack)["cpu"]["experiment_id"] == mine, 30, "nobody ran it")
+    assert workers(stack)["cpu"]["state"] == "busy"
     stack.post(f"/v1/experiments/{mine}:cancel")
     stack.wait(mine, "canceled", timeout=20)
-    assert workers(stack)["experiments"]["state"] == "idle"
+    assert workers(stack)["cpu"]["state"] == "idle"

@@ -15,6 +15,7 @@ from app.experiments import lifecycle
 from app.experiments.tables import Experiment
 from app.settings import Settings
 from app.specs.experiment import ExperimentSpec
+from app.specs.placement import placement_of
 from tests.servers import Postgres
 from worker.attempt import attempt
 
@@ -38,6 +39,8 @@ class House:
                 dataset=parsed.dataset.name,
                 model=parsed.model.name,
                 attack=parsed.attack.name,
+                placement=placement_of(parsed),
+                priority=parsed.priority,
                 created_at=utcnow(),
                 queued_at=utcnow(),
                 attempts_left=self.settings.max_attempts,
@@ -55,7 +58,7 @@ class House:
             assert lifecycle.lose(session, experiment_id, experiment.attempt, "no heartbeat")
 
     def try_(self, experiment_id: str, run: Callable[..., dict[str, Any]]) -> str | None:
-        return attempt(experiment_id, "host:1:experiments", self.settings, run)
+        return attempt(experiment_id, "host:1:cpu", self.settings, run)
 
     def experiment(self, experiment_id: str) -> Experiment:
         with self.database.reading() as session:

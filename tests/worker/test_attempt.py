@@ -324,7 +324,7 @@ STUCK = """
 import sys, time
 from app.settings import Settings
 from worker.attempt import attempt
-attempt(sys.argv[1], "host:1:experiments", Settings(), lambda *a, **k: time.sleep(60))
+attempt(sys.argv[1], "host:1:cpu", Settings(), lambda *a, **k: time.sleep(60))
 """
 
 

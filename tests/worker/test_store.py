@@ -24,7 +24,7 @@ def running(house: House, experiment_id: str | None = None) -> Iterator[tuple[Sq
     """The store of a worker that holds an experiment."""
     mine = experiment_id or house.submit()
     with house.database.writing() as session:
-        number = lifecycle.claim(session, mine, "host:1:experiments", house.settings.lease_seconds)
+        number = lifecycle.claim(session, mine, "host:1:cpu", house.settings.lease_seconds)
     assert number is not None
     with Lease(house.database, house.settings, mine, number) as lease:
         yield SqlStageStore(lease, house.objects, before_save=lambda: None), lease

@@ -1,0 +1,157 @@
+"""Several real worker processes on one service: what they share, and how one leaves."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.children import before_exec
+from app.experiments import relay
+from app.settings import Settings
+from tests.app.conftest import Service, serve
+from tests.conftest import BDLAB, QUICK, TERMINAL
+from tests.processes import wait_for
+from tests.servers import Valkey
+from tests.service.specs import numbers, spec
+
+PATIENCE = 240.0
+GRACE = 30.0
+
+
+class Fleet:
+    """A service with as many `bdlab worker` as a test starts."""
+
+    def __init__(self, service: Service, folder: Path) -> None:
+        self.service, self.folder = service, folder
+        self.running: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """One more training worker, once the API knows of it."""
+        settings = self.service.settings
+        environment = {
+            "BDLAB_HOME": str(settings.home),
+            "BDLAB_BROKER_URL": settings.broker_url,
+            "BDLAB_LEASE_SECONDS": str(settings.lease_seconds),
+        }
+        with (self.folder / f"worker-{len(self.running)}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [BDLAB, "worker", "--gpu", "none"],
+                env=os.environ | QUICK | environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                preexec_fn=before_exec(0, os.getpid()),  # noqa: PLW1509  # gone with pytest, even if that is killed
+            )
+        self.running.append(process)
+        wait_for(lambda: self.name(process) in self.workers(), "the worker", PATIENCE)
+        return process
+
+    def name(self, process: subprocess.Popen[bytes]) -> str:
+        return f"{os.uname().nodename}:{process.pid}:cpu"
+
+    def workers(self) -> dict[str, Any]:
+        listed = self.service.http.get("/v1/workers").json()["workers"]
+        return {worker["name"]: worker for worker in listed}
+
+    def wait(self, experiment_id: str) -> Any:
+        """The experiment, once it has succeeded."""
+
+        def ended() -> Any:
+            experiment = self.service.get(experiment_id)
+            return experiment["status"] in TERMINAL and experiment
+
+        experiment = wait_for(ended, "the end", PATIENCE)
+        assert experiment["status"] == "succeeded", f"{experiment}\n{self.logs()}"
+        return experiment
+
+    def results(self, experiment_id: str) -> Any:
+        return self.service.http.get(f"/v1/experiments/{experiment_id}/results").json()
+
+    def manifest(self, experiment_id: str) -> Any:
+        return self.service.http.get(f"/v1/experiments/{experiment_id}/manifest").json()
+
+    def log(self, experiment_id: str) -> str:
+        headers = {"Accept": "text/plain"}
+        return str(self.service.http.get(f"/v1/experiments/{experiment_id}/logs", headers=headers).text)
+
+    def logs(self) -> str:
+        return "\n".join(path.read_text()[-3000:] for path in sorted(self.folder.glob("worker-*.log")))
+
+
+@contextmanager
+def relaying(settings: Settings) -> Iterator[None]:
+    stop = threading.Event()
+    thread = threading.Thread(target=relay.run, args=(settings, stop))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(20)
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    folder = tmp_path_factory.mktemp("fleet")
+    with Valkey() as broker:
+        settings = Settings(
+            home=folder / "home",
+            broker_url=broker.url,
+            relay_seconds=0.1,
+            republish_seconds=3,
+            lease_seconds=30,
+        )
+        with serve(settings) as service, relaying(settings):
+            made = Fleet(service, folder)
+            yield made
+            for process in made.running:
+                process.kill()
+                process.wait()
+
+
+def test_a_worker_that_is_told_to_stop_hands_over_and_the_numbers_stay_the_same(fleet: Fleet) -> None:
+    first = fleet.start()
+    mine = fleet.service.submit(spec(seed=30, epochs=40, images=400))["id"]
+
+    def trains() -> Any:
+        return (fleet.service.get(mine)["progress"].get("epoch") or 0) >= 2
+
+    wait_for(trains, "the training", PATIENCE)
+    assert fleet.workers()[fleet.name(first)]["experiment_id"] == mine
+    began = time.monotonic()
+    first.send_signal(signal.SIGTERM)
+    wait_for(lambda: fleet.service.get(mine)["status"] == "queued", "the hand-over", GRACE)
+    assert first.wait(GRACE) == 0, fleet.logs()
+    assert time.monotonic() - began < GRACE
+    assert fleet.name(first) not in fleet.workers()  # it has signed off
+    [attempt] = fleet.service.get(mine)["attempts"]
+    assert (attempt["outcome"], attempt["reason"]) == ("waiting", "the worker shut down")
+    fleet.start()
+    resumed = fleet.wait(mine)
+    assert resumed["attempts_left"] == fleet.service.settings.max_attempts  # it was nobody's fault
+    assert "resumed from a checkpoint" in fleet.log(mine)
+    afresh = fleet.service.http.post(f"/v1/experiments/{mine}:reproduce").json()["id"]
+    fleet.wait(afresh)
+    assert numbers(fleet.results(mine)) == numbers(fleet.results(afresh))
+
+
+def test_a_stage_that_two_workers_need_is_computed_once(fleet: Fleet) -> None:
+    while len(fleet.workers()) < 2:
+        fleet.start()
+    mine = [
+        fleet.service.submit(spec(seed=31, epochs=20, images=400, tags={"copy": copy}))["id"] for copy in "ab"
+    ]
+    ended = [fleet.wait(one) for one in mine]
+    assert len({attempt["worker"] for one in ended for attempt in one["attempts"]}) == 2
+    begun = [line for one in mine for line in fleet.log(one).splitlines() if line.endswith(": started")]
+    titles = [line.partition("] ")[2] for line in begun]
+    stages = fleet.manifest(mine[0])["stages"]
+    assert len(titles) == len(set(titles)) == len(stages), titles
+    first, second = (numbers(fleet.results(one)) for one in mine)
+    assert first == second

@@ -1,0 +1,63 @@
+"""Which kind of worker an experiment goes to."""
+
+from typing import Any
+
+import pytest
+
+from app.specs.experiment import ExperimentSpec
+from app.specs.placement import CPU, GPU, accepted, placement_of, queue_of
+from app.specs.stages import arm_keys, plan
+
+HEAVY: dict[str, Any] = {"dataset": {"name": "cifar10"}, "model": {"name": "resnet18"}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "live", "queue"),
+    [
+        ({}, {CPU, GPU}, CPU),
+        ({}, {CPU}, CPU),
+        ({}, {GPU}, GPU),
+        ({}, set(), CPU),
+        (HEAVY, {CPU, GPU}, GPU),
+        (HEAVY, {CPU}, CPU),
+        (HEAVY, {GPU}, GPU),
+        (HEAVY, set(), GPU),
+        ({"model": {"name": "resnet18"}}, {CPU, GPU}, GPU),
+        ({"device": "cuda"}, {CPU}, GPU),
+        (HEAVY | {"device": "cpu"}, {CPU, GPU}, CPU),
+        (HEAVY | {"device": "cpu"}, {GPU}, GPU),
+    ],
+)
+def test_a_wish_gives_way_but_a_need_does_not(spec: dict[str, Any], live: set[str], queue: str) -> None:
+    placement = placement_of(ExperimentSpec.model_validate(spec))
+    assert queue_of(placement, live) == queue
+    for kind in live:
+        assert (placement in accepted([kind], live)) == (kind == queue)
+
+
+def test_work_for_a_gpu_waits_for_one_that_is_started_on_demand() -> None:
+    heavy = placement_of(ExperimentSpec.model_validate(HEAVY))
+    light = placement_of(ExperimentSpec())
+    assert queue_of(heavy, {CPU}, gpu_on_demand=True) == GPU
+    assert queue_of(light, {GPU}, gpu_on_demand=True) == GPU
+    assert accepted([CPU], {CPU}, gpu_on_demand=True) == [light]
+
+
+def test_a_worker_that_is_alone_takes_all_that_it_can() -> None:
+    assert accepted([GPU], set()) == ["needs_gpu", "rather_gpu", "rather_cpu"]
+    assert accepted([CPU], set()) == ["rather_gpu", "rather_cpu"]
+
+
+def test_neither_device_nor_priority_is_in_a_stages_key() -> None:
+    plain = ExperimentSpec.model_validate(HEAVY)
+    for fields in ({"device": "cuda"}, {"priority": 5}):
+        other = ExperimentSpec.model_validate(HEAVY | fields)
+        assert [stage.key for stage in plan(other)] == [stage.key for stage in plan(plain)]
+
+
+def test_a_priority_is_no_part_of_what_decides_the_numbers() -> None:
+    plain, urgent = ExperimentSpec(), ExperimentSpec(priority=9)
+    assert urgent.spec_hash == plain.spec_hash
+    assert arm_keys(urgent, plan(urgent)) == arm_keys(plain, plan(plain))
+    assert "priority" not in plain.model_dump()
+    assert ExperimentSpec.model_validate(urgent.model_dump()).priority == 9
