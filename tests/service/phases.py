@@ -20,18 +20,24 @@ PHASES = (*STAGES, REPORT)
 
 def wait_for_phase(stack: Stack, experiment_id: str, arm: str, stage: str) -> None:
     """Wait until an epoch of this stage is done, or the arm has its numbers, in an attempt that is running."""
+    assert reached(stack, experiment_id, arm, stage), stack.experiment(experiment_id)
 
-    def there() -> bool:
+
+def reached(stack: Stack, experiment_id: str, arm: str, stage: str) -> bool:
+    """Wait like `wait_for_phase`; False if the experiment has ended, for it may be through before one looks."""
+
+    def there() -> str | None:
         experiment = stack.experiment(experiment_id)
-        assert experiment["status"] not in TERMINAL, experiment
-        if experiment["status"] != "running":
-            return False
+        if (status := experiment["status"]) != "running":
+            return "ended" if status in TERMINAL else None
         if (arm, stage) == REPORT:
-            return any(one["arm"] == arm for one in stack.results(experiment_id)["arms"])
-        progress = experiment["progress"]
-        return (progress.get("arm"), progress.get("stage")) == (arm, stage) and progress["epoch"] >= 1
+            done = any(one["arm"] == arm for one in stack.results(experiment_id)["arms"])
+        else:
+            progress = experiment["progress"]
+            done = (progress.get("arm"), progress.get("stage")) == (arm, stage) and progress["epoch"] >= 1
+        return "there" if done else None
 
-    stack.eventually(there, 60, f"{arm}, {stage} was not reached")
+    return stack.eventually(there, 60, f"{arm}, {stage} was not reached") == "there"
 
 
 def log(stack: Stack, experiment_id: str) -> str:

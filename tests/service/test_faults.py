@@ -66,7 +66,7 @@ def test_the_embedded_broker_keeps_its_messages(sturdy: Stack) -> None:
     broker = redis.Redis(unix_socket_path=str(Settings(home=sturdy.home).broker_socket))
     os.kill(sturdy.pid("worker"), signal.SIGSTOP)
     mine = sturdy.submit(spec(seed=15, epochs=1, defenses=[]))
-    sturdy.eventually(lambda: broker.llen("experiments") == 1, 10, "it was not published")
+    sturdy.eventually(lambda: broker.llen("cpu") == 1, 10, "it was not published")
     time.sleep(1.1)  # the broker writes its file every second
     sturdy.kill("broker")
 
@@ -77,7 +77,7 @@ def test_the_embedded_broker_keeps_its_messages(sturdy: Stack) -> None:
             return False
 
     sturdy.eventually(back, 10, "the broker did not come back")
-    assert broker.llen("experiments") == 1
+    assert broker.llen("cpu") == 1
     os.kill(sturdy.pid("worker"), signal.SIGCONT)
     sturdy.wait(mine)
     completed_once(sturdy, mine)

@@ -26,7 +26,7 @@ from tests.processes import wait_for
 from tests.servers import Postgres, Valkey
 from tests.service.specs import numbers, spec
 
-PATIENCE = 60.0
+PATIENCE = 180.0
 PREFIX = f"bdlab{os.getpid()}"
 SERVICE = f"{PREFIX}-s"
 DATABASE, BROKER = 5432, 6379
@@ -196,11 +196,11 @@ def hosts(tmp_path: Path, postgres: Postgres) -> Iterator[Hosts]:
 def test_a_host_that_is_cut_off_costs_an_attempt_and_nothing_else(hosts: Hosts) -> None:
     service = hosts.service
     hosts.start(1)
-    mine = service.submit(spec(seed=40, epochs=100, images=400))["id"]
+    mine = service.submit(spec(seed=40, epochs=40, images=400))["id"]
     wait_for(lambda: (service.get(mine)["progress"].get("epoch") or 0) >= 2, "the training", PATIENCE)
+    hosts.link(1, "down")
     hosts.start(2)
     other = service.submit(spec(seed=41, epochs=2, defenses=[]))["id"]
-    hosts.link(1, "down")
     ended: dict[str, Any] = {}
     for one in (other, mine):
         wait_for(lambda one=one: service.get(one)["status"] in TERMINAL, "the end", PATIENCE)

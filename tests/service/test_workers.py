@@ -24,5 +24,5 @@ def test_every_worker_is_listed_with_what_it_does(stack: Stack) -> None:
     stack.eventually(lambda: workers(stack)["cpu"]["experiment_id"] == mine, 30, "nobody ran it")
     assert workers(stack)["cpu"]["state"] == "busy"
     stack.post(f"/v1/experiments/{mine}:cancel")
-    stack.wait(mine, "canceled", timeout=20)
+    stack.wait(mine, "canceled", timeout=60)
     assert workers(stack)["cpu"]["state"] == "idle"
