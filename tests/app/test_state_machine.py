@@ -29,6 +29,7 @@ import app.experiments.creation
 import app.experiments.idempotency
 import app.experiments.lifecycle
 import app.experiments.queue
+import app.experiments.turns
 import app.keys.running
 import app.uploads.repository
 from app.core import migrations
@@ -38,16 +39,18 @@ from app.core.database import Database, utcnow
 from app.core.errors import ConflictError, NotFoundError
 from app.core.objects import Objects
 from app.core.security import make_signer
-from app.experiments import lifecycle, queue, relay, service
+from app.experiments import lifecycle, queue, relay, service, turns
 from app.experiments.tables import QUEUED, RUNNING, SUCCEEDED, TERMINAL, Attempt, Event, Experiment, Outbox
 from app.settings import Settings
 from app.specs.experiment import ExperimentSpec
+from app.specs.placement import CPU
 
 CLOCKS = (
     app.experiments.creation,
     app.experiments.idempotency,
     app.experiments.lifecycle,
     app.experiments.queue,
+    app.experiments.turns,
     app.keys.running,
     app.uploads.repository,
 )
@@ -80,7 +83,8 @@ class ListBroker:
         self.messages: list[str] = []
         self.down = False
 
-    def send_experiment(self, experiment_id: str) -> None:
+    def send_experiment(self, experiment_id: str, queue: str) -> None:
+        assert queue == CPU
         if self.down:
             raise BrokerError("broker: it is away")
         self.messages.append(experiment_id)
@@ -251,16 +255,21 @@ class Experiments(RuleBasedStateMachine):
         if not self.broker.messages:
             return
         place = pick % len(self.broker.messages)
-        chosen = self.broker.messages[place] if keep else self.broker.messages.pop(place)
-        before = {row.id: row for row in self.rows()}.get(chosen)
-        with self.database.writing() as session:
-            attempt = lifecycle.claim(session, chosen, "w", LEASE)
-        assert (attempt is not None) == (before is not None and before.status == QUEUED)
-        if attempt is not None:
-            assert before is not None
-            assert attempt == before.attempt + 1
+        hint = self.broker.messages[place] if keep else self.broker.messages.pop(place)
+        waiting = [row for row in self.rows() if row.status == QUEUED]
+        due = [row for row in waiting if row.due_at <= self.now or row.id == hint]
+        taken = self.take(hint)
+        assert (taken is not None) == bool(due)
+        if taken is not None:
+            first = min(due, key=lambda row: (row.queued_at, row.id))
+            assert taken == (first.id, first.attempt + 1), "it was not its turn"
             self.happened["claim"] += 1
-            self.workers.append((chosen, attempt))
+            self.workers.append(taken)
+
+    def take(self, hint: str) -> turns.Taken | None:
+        """What a message makes a worker do."""
+        with self.database.writing() as session:
+            return turns.take(session, hint, "w", [CPU], self.context.settings)
 
     def heartbeat(self, pick: int) -> None:
         if not self.workers:
@@ -381,10 +390,9 @@ class Experiments(RuleBasedStateMachine):
             self.now += timedelta(seconds=3601)
             relay.step(self.context.settings, self.database, self.broker)  # type: ignore[arg-type]
             for message in self.broker.messages:
-                with self.database.writing() as session:
-                    attempt = lifecycle.claim(session, message, "w", LEASE)
-                    if attempt is not None:
-                        assert lifecycle.finish(session, message, attempt, "succeeded")
+                if taken := self.take(message):
+                    with self.database.writing() as session:
+                        assert lifecycle.finish(session, *taken, "succeeded")
             self.broker.messages.clear()
         assert {row.status for row in self.rows()} <= set(TERMINAL)
         with self.database.reading() as session:

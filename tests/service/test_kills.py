@@ -68,7 +68,8 @@ def test_the_numbers_are_those_of_an_undisturbed_run(
 ) -> None:
     service, original = team.service, undisturbed[0]["id"]
     left = list(PHASES)
-    while left:  # a run that goes on meanwhile may be past a phase before the test looks: the next one is for that
+    while left:
+        # A run that goes on meanwhile may be past a phase before the test looks: the next one is for that.
         mine = service.post(f"/v1/experiments/{original}:reproduce")["id"]  # computes all afresh
         hit = [phase for phase in left if reached(service, mine, *phase) and not break_it(team, harm)]
         assert hit, f"{mine} ended before {left}"
