@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from schemathesis import Case, Response
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -38,11 +38,11 @@ ELSEWHERE = (
     "/v1/experiments/{experiment_id}/predict",
     "/readyz",
     "/v1/experiments/{experiment_id}/events",  # a stream that does not end
+    "/v1/keys/{key_id}:revoke",  # it would revoke its own
 )
 EXAMPLES: dict[str, Any] = {
     "deadline": None,
     "database": None,
-    "derandomize": True,
     "phases": [Phase.generate],
     "suppress_health_check": list(HealthCheck),
 }
@@ -90,7 +90,10 @@ def test_requests_in_a_row(api: Any) -> None:
             seen.add((f"{case.method} {case.path}", response.status_code))
             case.validate_response(response, checks=CHECKS)
 
-    Sequences.run(settings=settings(max_examples=25, stateful_step_count=12, **EXAMPLES))
+    # A few at a time: of many Hypothesis expects that the same requests have the same answers, but rows stay.
+    for number in range(12):
+        seed(number)(Sequences)
+        Sequences.run(settings=settings(max_examples=2, stateful_step_count=20, **EXAMPLES))
     reached = {operation for operation, status in seen if status < 300}
     assert not any(status == 401 for _, status in seen)
     assert sum("{" in operation for operation in reached) >= 5, sorted(reached)  # things that were there
@@ -101,7 +104,7 @@ def test_requests_of_every_kind(api: Any) -> None:
     for result in api.get_all_operations():
         operation = result.ok()
 
-        @settings(max_examples=2, **EXAMPLES)
+        @settings(max_examples=2, derandomize=True, **EXAMPLES)
         @given(case=operation.as_strategy())
         def send(case: Case) -> None:
             response = case.call(headers=api.key)

@@ -37,7 +37,7 @@ def reached(stack: Stack, experiment_id: str, arm: str, stage: str) -> bool:
             done = (progress.get("arm"), progress.get("stage")) == (arm, stage) and progress["epoch"] >= 1
         return "there" if done else None
 
-    return stack.eventually(there, 60, f"{arm}, {stage} was not reached") == "there"
+    return stack.eventually(there, 180, f"{arm}, {stage} was not reached") == "there"
 
 
 def log(stack: Stack, experiment_id: str) -> str:
