@@ -15,6 +15,7 @@ from typer.exceptions import Abort, TyperException
 from app.client_errors import ApiError, BdlabError, NotFoundError
 from app.commands import (
     artifacts,
+    backup,
     data,
     demo,
     doctor,
@@ -68,6 +69,8 @@ app.add_typer(keys.app, name="keys")
 app.command()(demo.demo)
 app.command()(doctor.doctor)
 app.command()(housekeeping.gc)
+app.command()(backup.backup)
+app.command()(backup.restore)
 app.command()(service.migrate)
 app.command()(service.version)
 

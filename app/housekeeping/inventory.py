@@ -2,7 +2,7 @@
 
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -56,8 +56,10 @@ class Inventory:
     def lacks(self, keys: Iterable[str]) -> list[str]:
         """Those that are not here."""
         wanted = list(keys)
-        marks = ",".join("?" * len(wanted))
-        found = {
-            row[0] for row in self._file.execute(f"SELECT key FROM objects WHERE key IN ({marks})", wanted)
-        }
+        found = self.sizes(wanted)
         return [key for key in wanted if key not in found]
+
+    def sizes(self, keys: Collection[str]) -> dict[str, int]:
+        """The bytes of those that are here."""
+        marks = ",".join("?" * len(keys))
+        return dict(self._file.execute(f"SELECT key, size FROM objects WHERE key IN ({marks})", list(keys)))
