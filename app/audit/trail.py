@@ -7,6 +7,7 @@ service's log.
 """
 
 import logging
+from typing import Any
 from uuid import uuid4
 
 from fastapi import Request
@@ -16,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.audit.tables import AuditEntry
-from app.core.database import Database, utcnow
+from app.core.database import Database, utcnow, write
 from app.core.owners import LOCAL
 from app.core.security import READ, Principal, scope_of
 
@@ -70,30 +71,30 @@ async def _note(scope: Scope, status: int, location: str | None = None) -> None:
     if principal is None or not _is_audited(scope):
         return
     client = scope.get("client")
-    entry = AuditEntry(
-        at=utcnow(),
-        request_id=scope["request_id"],
-        owner=principal.owner,
-        key=principal.key,
-        client=client[0][:64] if client else "",
-        method=scope["method"],
-        route=getattr(scope.get("route"), "path", "unmatched"),
-        path=scope["path"][:LONGEST_PATH],
-        status=status,
-        location=location[:LONGEST_PATH] if location else None,
-    )
+    entry = {
+        "at": utcnow(),
+        "request_id": scope["request_id"],
+        "owner": principal.owner,
+        "key": principal.key,
+        "client": client[0][:64] if client else "",
+        "method": scope["method"],
+        "route": getattr(scope.get("route"), "path", "unmatched"),
+        "path": scope["path"][:LONGEST_PATH],
+        "status": status,
+        "location": location[:LONGEST_PATH] if location else None,
+    }
     try:
         await run_in_threadpool(_write, scope["app"].state.context.database.whole, entry)
     except SQLAlchemyError as error:
         # What was done is done, and the answer must not say otherwise.
         log.error(
             "not in the audit log: %s %s by %s (%s), answered %d, request %s: %s",
-            entry.method,
-            entry.path,
-            entry.owner,
-            entry.key,
+            entry["method"],
+            entry["path"],
+            entry["owner"],
+            entry["key"],
             status,
-            entry.request_id,
+            entry["request_id"],
             str(error).partition("\n")[0],
         )
 
@@ -104,6 +105,6 @@ def _is_audited(scope: Scope) -> bool:
     return scope["method"] not in SAFE and scope_of(scope.get("endpoint"), scope["method"]) != READ
 
 
-def _write(database: Database, entry: AuditEntry) -> None:
+def _write(database: Database, entry: dict[str, Any]) -> None:
     with database.writing() as session:
-        session.add(entry)
+        write(session, AuditEntry, [entry])

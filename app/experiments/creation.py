@@ -1,11 +1,11 @@
 """New experiments: their rows, what they are found by, and the messages that announce them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from sqlalchemy.orm import Session
 
-from app.core.database import utcnow
+from app.core.database import utcnow, write
 from app.experiments import lifecycle
 from app.experiments.tables import QUEUED, Experiment, Label
 from app.keys import quotas
@@ -34,13 +34,15 @@ def create(session: Session, planned: Sequence[Planned], attempts: int) -> list[
     experiments = [_row(one.spec, attempts) for one in planned]
     session.add_all(experiments)
     session.flush()
+    pairs = list(zip(experiments, planned, strict=True))
+    write(session, Label, [{"experiment_id": e.id, **row} for e, one in pairs for row in _labels(one.spec)])
     lifecycle.announce(session, experiments)
-    session.add_all(
-        ArmKey(experiment_id=experiment.id, arm=arm, seed=seed, key=key)
-        for experiment, one in zip(experiments, planned, strict=True)
+    keys = [
+        {"experiment_id": e.id, "arm": arm, "seed": seed, "key": key}
+        for e, one in pairs
         for (arm, seed), key in one.keys.items()
-    )
-    session.flush()
+    ]
+    write(session, ArmKey, keys)
     return experiments
 
 
@@ -63,9 +65,13 @@ def _row(spec: ExperimentSpec, attempts: int) -> Experiment:
         attempt=0,
         attempts_left=attempts,
         progress={},
-        labels=[
-            *(Label(kind="tag", key=key, value=value) for key, value in spec.tags.items()),
-            *(Label(kind="defense", key=name, value="") for name in sorted({d.name for d in spec.defenses})),
-            *(Label(kind=kind, key=upload_id, value="") for kind, upload_id in uses(spec)),
-        ],
     )
+
+
+def _labels(spec: ExperimentSpec) -> Iterator[dict[str, str]]:
+    for key, value in spec.tags.items():
+        yield {"kind": "tag", "key": key, "value": value}
+    for name in sorted({d.name for d in spec.defenses}):
+        yield {"kind": "defense", "key": name, "value": ""}
+    for kind, upload_id in uses(spec):
+        yield {"kind": kind, "key": upload_id, "value": ""}

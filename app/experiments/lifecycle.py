@@ -16,7 +16,7 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from app.core import meters
-from app.core.database import utcnow
+from app.core.database import utcnow, write
 from app.experiments.tables import (
     CANCELED,
     FAILED,
@@ -179,11 +179,15 @@ def enqueue(
 
 def announce(session: Session, experiments: Sequence[Experiment]) -> None:
     """What `enqueue` does, for new experiments that are queued already and that nobody else can see yet."""
-    session.add_all(Outbox(experiment_id=e.id, not_before=e.queued_at) for e in experiments)
-    session.add_all(
-        Event(experiment_id=e.id, at=e.queued_at, type="state", data=_state(e, None)) for e in experiments
+    write(session, Outbox, [{"experiment_id": e.id, "not_before": e.queued_at} for e in experiments])
+    write(
+        session,
+        Event,
+        [
+            {"experiment_id": e.id, "at": e.queued_at, "type": "state", "data": _state(e, None)}
+            for e in experiments
+        ],
     )
-    session.flush()
 
 
 def restart(session: Session, experiment: Experiment, attempts: int) -> None:

@@ -10,13 +10,16 @@ from app.experiments.tables import Experiment
 from app.specs.experiment import ExperimentSpec
 
 
-def present(session: Session, experiments: Sequence[Experiment]) -> list[ExperimentOut]:
-    """The experiments with their attempts and summaries: three more queries, however many they are."""
-    ids = [experiment.id for experiment in experiments]
-    attempts = repository.attempts(session, ids)
-    summaries = repository.summaries(session, ids)
-    sweeps = repository.sweeps(session, ids)
-    return [_one(e, attempts[e.id], summaries[e.id], sweeps.get(e.id)) for e in experiments]
+def present(session: Session, experiments: Sequence[Experiment], *, new: bool = False) -> list[ExperimentOut]:
+    """The experiments with their attempts and summaries: three more queries, however many they are.
+
+    ``new``: they have just been submitted, each by itself, so that there is nothing to ask for.
+    """
+    tried = [experiment.id for experiment in experiments if experiment.attempt]
+    attempts = repository.attempts(session, tried) if tried else {}
+    summaries = repository.summaries(session, tried) if tried else {}
+    sweeps = {} if new else repository.sweeps(session, [experiment.id for experiment in experiments])
+    return [_one(e, attempts.get(e.id, ()), summaries.get(e.id, {}), sweeps.get(e.id)) for e in experiments]
 
 
 def _one(

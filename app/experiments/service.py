@@ -39,7 +39,7 @@ def submit(context: Context, spec: ExperimentSpec, key: str | None) -> tuple[dic
     ready = planned(context, spec)
 
     def make(session: Session) -> ExperimentOut:
-        return present(session, create(session, [ready], context.settings.max_attempts))[0]
+        return present(session, create(session, [ready], context.settings.max_attempts), new=True)[0]
 
     return once(context, key, digest(spec), ExperimentOut, make)
 

@@ -63,7 +63,6 @@ class Experiment(Requested, Owned, Base):
     progress: Mapped[dict[str, Any]] = mapped_column(Json, default=dict)
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
 
-    labels: Mapped[list["Label"]] = relationship(cascade="all, delete-orphan", passive_deletes=True)
     attempts: Mapped[list["Attempt"]] = relationship(
         cascade="all, delete-orphan", passive_deletes=True, order_by="Attempt.number"
     )

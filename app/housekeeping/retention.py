@@ -75,7 +75,7 @@ def by_size(context: Context, policy: Policy, excess: int, delete: bool, tally: 
         query = query.having(func.min(_by_rules(policy, utcnow())) < 0)
     reasons = [f"the store may hold {policy.max_bytes} bytes, and this was among the oldest files"]
     freed = 0
-    with context.database.whole.reading() as session:
+    with context.database.whole.streaming() as session:
         for rows in session.execute(query.execution_options(yield_per=BATCH)).partitions():
             chosen: list[Group] = []
             for row in rows:

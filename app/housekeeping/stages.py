@@ -145,7 +145,7 @@ def _sweep(
 def _pages(context: Context, conditions: Sequence[ColumnElement[bool]]) -> Iterator[list[tuple[str, int]]]:
     """Key and bytes, those used longest ago first."""
     query = select(Stage.key, Stage.size).where(free(), *conditions).order_by(Stage.last_used_at, Stage.key)
-    with context.database.whole.reading() as session:
+    with context.database.whole.streaming() as session:
         for rows in session.execute(query.execution_options(yield_per=BATCH)).partitions():
             yield [(key, size or 0) for key, size in rows]
 

@@ -41,7 +41,7 @@ def reproduce(context: Context, experiment_id: str, key: str | None) -> tuple[di
     def make(session: Session) -> ExperimentOut:
         (experiment,) = create(session, [ready], context.settings.max_attempts)
         session.add(Reproduction(experiment_id=experiment.id, original_id=experiment_id))
-        return present(session, [experiment])[0]
+        return present(session, [experiment], new=True)[0]
 
     return once(context, key, digest(["reproduce", experiment_id]), ExperimentOut, make)
 

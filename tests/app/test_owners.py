@@ -33,10 +33,11 @@ def add(database: Database) -> str:
         queued_at=utcnow(),
         attempts_left=1,
         progress={},
-        labels=[Label(kind="tag", key="k", value="v")],
     )
     with database.writing() as session:
         session.add(experiment)
+        session.flush()
+        session.add(Label(experiment_id=experiment.id, kind="tag", key="k", value="v"))
     return experiment.id
 
 
