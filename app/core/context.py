@@ -1,6 +1,6 @@
 """What the routes work with: opened once when the API starts, then bound to who sent each request."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from app.core.broker import Broker
 from app.core.database import Database
 from app.core.objects import Objects
+from app.core.polled import Polled
 from app.core.security import NOBODY, Principal, Signer, make_signer
 from app.settings import Settings
 
@@ -25,6 +26,7 @@ class Context:
     objects: Objects
     broker: Broker
     signer: Signer
+    polled: Polled = field(default_factory=Polled)
     principal: Principal = NOBODY
 
     @classmethod

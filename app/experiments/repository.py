@@ -39,6 +39,28 @@ def get(session: Session, experiment_id: str) -> Experiment | None:
     return session.get(Experiment, experiment_id)
 
 
+def stamp(session: Session, experiment_id: str) -> tuple[Any, ...] | None:
+    """What is another one as soon as anything of an experiment is that the API shows; None if there is none."""
+    last_event = select(func.max(Event.id)).where(Event.experiment_id == Experiment.id).scalar_subquery()
+    made_by = (
+        select(func.min(SweepExperiment.sweep_id))
+        .where(SweepExperiment.experiment_id == Experiment.id, SweepExperiment.made)
+        .scalar_subquery()
+    )
+    own = (
+        Experiment.status,
+        Experiment.attempt,
+        Experiment.attempts_left,
+        Experiment.queued_at,
+        Experiment.finished_at,
+        Experiment.cancel_requested_at,
+    )
+    row = session.execute(
+        select(last_event, made_by, *own).where(Experiment.id == experiment_id)
+    ).one_or_none()
+    return None if row is None else tuple(row)
+
+
 def page(
     session: Session, filters: Filters, order: Order, after: tuple[datetime, str] | None, limit: int
 ) -> Sequence[Experiment]:

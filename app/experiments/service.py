@@ -13,6 +13,7 @@ from app.catalog.datasets import Known
 from app.core import pagination
 from app.core.context import Context
 from app.core.errors import ConflictError, InvalidError, NotFoundError, summary
+from app.core.polled import Answer
 from app.core.validation import FieldError, shown
 from app.experiments import lifecycle, repository
 from app.experiments.creation import Planned, create
@@ -94,6 +95,17 @@ def get(context: Context, experiment_id: str) -> ExperimentOut:
     with context.database.reading() as session:
         experiment = _found(repository.get(session, experiment_id), experiment_id)
         return present(session, [experiment])[0]
+
+
+def poll(context: Context, experiment_id: str) -> Answer:
+    """The same as JSON, for one query as long as nothing happens to the experiment. Raises NotFoundError."""
+    with context.database.reading() as session:
+        stamp = repository.stamp(session, experiment_id)
+        if stamp is not None and (kept := context.polled.get(experiment_id, stamp)) is not None:
+            return kept
+        experiment = _found(repository.get(session, experiment_id), experiment_id)
+        answer = Answer.of(present(session, [experiment])[0].model_dump_json())
+    return context.polled.keep(experiment_id, stamp, answer)
 
 
 def listing(

@@ -62,6 +62,7 @@ def test_polling_with_an_etag(service: Service) -> None:
 
 def test_the_summary_is_the_mean_over_seeds(service: Service) -> None:
     experiment = service.submit({"seeds": [0, 1], "reference": True})
+    service.start(experiment["id"])
     service.add(
         *(
             ResultValue(experiment_id=experiment["id"], arm=arm, seed=seed, metric=metric, value=value)
