@@ -11,34 +11,21 @@ the 95th percentile of each and the plan that was chosen.
 import argparse
 import http.client
 import json
-import random
 import tempfile
 import threading
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import uvicorn
-from sqlalchemy import insert, select
+from _filling import Filling, varied
 
 from app.core import migrations
-from app.core.database import Base, Database, new_id, utcnow
-from app.core.owners import LOCAL
-from app.experiments.tables import Experiment, Label
-from app.leaderboard.tables import LeaderboardSetting, LeaderboardValue
+from app.core.database import Database, utcnow
 from app.main import create_app
-from app.results.tables import ResultValue
-from app.search.facts import arm_of, dataset_label, facts
-from app.search.tables import ResultMean, ResultRow, SpecNumber, SpecPart, SpecText
 from app.settings import Settings
-from app.specs.base import digest
-from app.specs.experiment import ExperimentSpec
-from app.specs.summary import EFFECTIVENESS, summarise
 
-BATCH = 2_000
-METRICS = ("clean_accuracy", "attack_success_rate", "robust_accuracy", "train_accuracy", "seconds")
 QUESTIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "list, newest first": ("/v1/results", []),
     "one attack": ("/v1/results", [("where", "attack.name=sig")]),
@@ -131,148 +118,13 @@ def measure(port: int, repeat: int) -> None:
 
 
 def fill(database: Database, experiments: int) -> int:
-    """Write experiments and their index in bulk, as the indexing would; returns the number of rows."""
-    random.seed(0)
-    parts: dict[str, int] = {}
-    settings: dict[str, int] = {}
-    rows = 0
-    began = utcnow() - timedelta(days=365)
-    for first in range(0, experiments, BATCH):
-        batch: dict[type[Base], list[dict[str, Any]]] = {}
-        for n in range(first, min(first + BATCH, experiments)):
-            rows = _experiment(batch, n, began + timedelta(seconds=60 * n), parts, settings, rows)
-        order = (
-            Experiment,
-            Label,
-            ResultValue,
-            SpecPart,
-            SpecNumber,
-            SpecText,
-            ResultRow,
-            ResultMean,
-            LeaderboardSetting,
-            LeaderboardValue,
-        )
-        with database.writing() as session:
-            for table in order:
-                if batch.get(table):
-                    session.execute(insert(table), batch[table])
-    with database.reading() as session:
-        assert session.scalar(select(ResultRow.id).order_by(ResultRow.id.desc()).limit(1)) == rows
+    """Write experiments and their index; returns the number of rows of results."""
+    filling, began = Filling(database), utcnow() - timedelta(days=365)
+    for n in range(experiments):
+        filling.experiment(varied(n), began + timedelta(seconds=60 * n))
+    filling.flush()
     database.close()
-    return rows
-
-
-def _experiment(
-    batch: dict[type[Base], list[dict[str, Any]]],
-    n: int,
-    at: Any,
-    parts: dict[str, int],
-    settings: dict[str, int],
-    rows: int,
-) -> int:
-    rate = random.choice((0.1, round(random.uniform(0.01, 0.5), 4)))
-    spec = ExperimentSpec.model_validate(
-        {
-            "name": f"run {n}",
-            "dataset": {"name": random.choice(("digits", "cifar10", "cifar10", "gtsrb"))},
-            "model": {"name": random.choice(("resnet18", "resnet18", "small_cnn", "wide_resnet_16_1"))},
-            "attack": {
-                "name": random.choice(("badnets", "blend", "sig", "wanet", "refool", "trojan")),
-                "poisoning_rate": rate,
-            },
-            "defenses": [
-                {"name": "abl", "isolation_ratio": round(random.uniform(0.005, 0.1), 3)},
-                {"name": random.choice(("nad", "anp", "fine_pruning"))},
-            ],
-            "seeds": [2 * (n % 3), 2 * (n % 3) + 1],
-            "tags": {"study": f"study-{n % 500}"},
-        }
-    )
-    identity = new_id()
-
-    def add(table: type[Base], **values: Any) -> None:
-        batch.setdefault(table, []).append(values)
-
-    add(
-        Experiment,
-        id=identity,
-        owner_id=LOCAL,
-        name=spec.name,
-        status="succeeded",
-        spec=spec.model_dump(mode="json"),
-        spec_hash=spec.spec_hash,
-        dataset=spec.dataset.name,
-        model=spec.model.name,
-        attack=spec.attack.name,
-        created_at=at,
-        queued_at=at,
-        attempt=1,
-        attempts_left=3,
-        progress={},
-    )
-    add(Label, experiment_id=identity, kind="tag", key="study", value=spec.tags["study"])
-    for arm in spec.arms:
-        described = arm_of(spec, arm)
-        ids: dict[str, int | None] = {"defense_id": None}
-        for name, fields in described.parts.items():
-            key = digest([name, fields])
-            if key not in parts:
-                parts[key] = len(parts) + 1
-                add(SpecPart, id=parts[key], digest=key)
-                for path, value in facts(name, fields):
-                    table = SpecText if isinstance(value, str) else SpecNumber
-                    add(table, part_id=parts[key], path=path, value=value)
-            ids[f"{name}_id"] = parts[key]
-        rows += 1
-        common = {"experiment_id": identity, "arm": arm}
-        add(
-            ResultRow,
-            id=rows,
-            owner_id=LOCAL,
-            name=spec.name,
-            created_at=at,
-            seeds=2,
-            setting=described.setting,
-            **common,
-            **ids,
-        )
-        values = {
-            metric: [random.random() ** (3 if metric == "attack_success_rate" else 0.2) for _ in spec.seeds]
-            for metric in METRICS
-        }
-        for metric, numbers in values.items():
-            for seed, number in zip(spec.seeds, numbers, strict=True):
-                add(ResultValue, seed=seed, metric=metric, value=number, **common)
-            add(ResultMean, row_id=rows, metric=metric, **(summarise(numbers) or {}))
-        add(ResultMean, row_id=rows, metric=EFFECTIVENESS, **(summarise([0.9, 0.8]) or {}))
-        if described.setting not in settings:
-            settings[described.setting] = len(settings) + 1
-            add(
-                LeaderboardSetting,
-                id=settings[described.setting],
-                owner_id=LOCAL,
-                setting=described.setting,
-                dataset=dataset_label(described.parts["dataset"]),
-                model=spec.model.name,
-                attack=spec.attack.name,
-                defense=described.defense,
-                poisoning_rate=rate,
-                seeds=2,
-            )
-            for seed, clean, attack in zip(
-                spec.seeds, values["clean_accuracy"], values["attack_success_rate"], strict=True
-            ):
-                add(
-                    LeaderboardValue,
-                    setting_id=settings[described.setting],
-                    seed=seed,
-                    clean_accuracy=clean,
-                    attack_success_rate=attack,
-                    defense_effectiveness=0.85,
-                    **common,
-                )
-    return rows
+    return filling.rows
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from app.artifacts.storage import hold
+from app.artifacts.storage import hold, weigh
 from app.artifacts.tables import Artifact
 from app.core.database import new_id, utcnow
 from app.core.objects import Objects, put_content
@@ -252,9 +252,11 @@ class SqlRecorder:
             if known is not None and known.sha256 == row["sha256"]:
                 known.details = row["details"]
                 known.expired_at = known.expired_why = None
+                weigh(session, [row["experiment_id"]])
                 return
             artifact_id = known.id if known is not None else new_id()
             upsert(session, Artifact, [{"id": artifact_id, **row}], ["experiment_id", "name"])
+            weigh(session, [row["experiment_id"]])
             lifecycle.emit(
                 session, row["experiment_id"], "artifact", {"id": artifact_id, "name": row["name"]}
             )

@@ -8,12 +8,13 @@ writes looks for the object, writes it again if it has just gone, and adds the r
 import logging
 from collections.abc import Iterable
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app.artifacts.tables import Artifact
 from app.core.database import Database
 from app.core.objects import Objects, ObjectStoreError
+from app.experiments.tables import Experiment
 
 log = logging.getLogger(__name__)
 CHUNK = 100
@@ -33,6 +34,15 @@ def needed(session: Session, keys: Iterable[str]) -> set[str]:
         select(Artifact.sha256).where(Artifact.sha256.in_(digests), Artifact.expired_at.is_(None)).distinct()
     )
     return {digests[digest] for digest in rows}
+
+
+def weigh(session: Session, experiments: Iterable[str]) -> None:
+    """Write down how many bytes the files of these experiments have. For whoever adds files or lets them go."""
+    session.flush()
+    mine = (Artifact.experiment_id == Experiment.id, Artifact.expired_at.is_(None))
+    size = select(func.coalesce(func.sum(Artifact.size), 0)).where(*mine).scalar_subquery()
+    for chunk in _chunks(sorted(experiments)):
+        session.execute(update(Experiment).where(Experiment.id.in_(chunk)).values(stored_bytes=size))
 
 
 def drop(database: Database, objects: Objects, keys: Iterable[str]) -> int:

@@ -13,6 +13,8 @@ from app.sweeps import service as sweeps
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 PER_PAGE = 50
+MOST_LINKS = 5
+"""Experiments to which one cell of a study leads; each seed has its own."""
 
 
 class BoardQuery(BaseModel):
@@ -82,4 +84,5 @@ def study(request: Request, context: Ctx, study_id: str) -> Response:
         "study.html",
         study=studies.get(context, study_id),
         table=studies.table(context, study_id),
+        most=MOST_LINKS,
     )

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from app.compare import service
 from app.core.context import Ctx
+from app.core.errors import InvalidError
 from app.dashboard.pages import PageRoute, page
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -15,9 +16,13 @@ SHOWN = ("clean_accuracy", "attack_success_rate", "robust_accuracy", "isolation_
 
 
 @router.get("/compare")
-def compare(request: Request, context: Ctx, ids: Annotated[list[str], Query()]) -> Response:
+def compare(request: Request, context: Ctx, ids: Annotated[list[str] | None, Query()] = None) -> Response:
     """Which fields of the specs differ, the numbers of each arm with paired differences, and the curves overlaid."""
-    found = service.compare(context, ",".join(ids), CURVES, 2)
+    if not service.FEWEST <= len(set(ids or ())) <= service.MOST:
+        raise InvalidError(
+            f"tick {service.FEWEST} to {service.MOST} experiments in a list, then compare them"
+        )
+    found = service.compare(context, ",".join(ids or ()), CURVES, 2)
     return page(
         request,
         "compare.html",

@@ -53,8 +53,15 @@ def page(
     request: Request, template: str, status: int = 200, policy: str = POLICY, **values: Any
 ) -> HTMLResponse:
     """``template`` with ``values`` as an answer under the content-security policy."""
-    text = environment().get_template(template).render(path=request.url.path, **values)
+    here = request.url.path
+    text = environment().get_template(template).render(path=here, section=_section(here), **values)
     return HTMLResponse(text, status_code=status, headers=HEADERS | {"Content-Security-Policy": policy})
+
+
+def _section(path: str) -> str:
+    """The page of the main menu to which the page at ``path`` belongs."""
+    first = "/" + path.split("/")[1]
+    return {"/experiments": "/", "/compare": "/", "/studies": "/sweeps"}.get(first, first)
 
 
 class Static(StaticFiles):

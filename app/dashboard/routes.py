@@ -14,7 +14,7 @@ from app.core.errors import InvalidError, NotFoundError
 from app.core.validation import shown
 from app.dashboard import files
 from app.dashboard.pages import PageRoute, page
-from app.dashboard.timeline import timeline
+from app.dashboard.timeline import MOST_SEEDS, timeline
 from app.dashboard.words import METRICS, STAGES
 from app.experiments import service as experiments
 from app.experiments.repository import Filters
@@ -30,6 +30,8 @@ from app.workers import service as known_workers
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 PER_PAGE = 30
+MOST_ROWS = 100
+"""Of a table on an experiment's page."""
 STATUSES = ("queued", "running", "succeeded", "failed", "canceled")
 
 
@@ -104,6 +106,8 @@ def experiment(request: Request, context: Ctx, experiment_id: str) -> Response:
         copies=reproductions.reproductions(context, experiment_id).reproductions,
         manned=found.status != "queued" or health.manned(context),
         active=found.status in ("queued", "running"),
+        most_rows=MOST_ROWS,
+        most_seeds=MOST_SEEDS,
     )
 
 

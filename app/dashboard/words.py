@@ -41,11 +41,11 @@ def percent(fraction: float | None, digits: int = 1) -> str:
     return "–" if fraction is None else f"{100 * fraction:.{digits}f} %"
 
 
-def measured(value: dict[str, Any] | None, name: str = "") -> str:
-    """A mean with half the width of its interval, where it has one."""
+def measured(value: dict[str, Any] | None, name: str = "", share: str = "%") -> str:
+    """A mean with half the width of its interval, where it has one; ``share`` is the unit of a fraction."""
     if value is None:
         return "–"
-    scale, unit = (1, "s") if name == "seconds" else (100, "%")
+    scale, unit = (1, "s") if name == "seconds" else (100, share)
     half = f" ± {scale * (value['high'] - value['mean']):.1f}" if value.get("high") is not None else ""
     return f"{scale * value['mean']:.1f}{half} {unit}"
 

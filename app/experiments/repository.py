@@ -111,10 +111,14 @@ def attempts(session: Session, ids: Sequence[str]) -> dict[str, list[Attempt]]:
 
 
 def summaries(session: Session, ids: Sequence[str]) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Means over seeds: experiment -> arm -> metric -> value."""
+    """Means over seeds: experiment -> arm -> metric -> value.
+
+    ``coalesce`` keeps SQLite from its index of metrics, which would lead it through the numbers of all experiments.
+    """
+    wanted = func.coalesce(ResultValue.metric, "").in_(SUMMARY_METRICS)
     rows = session.execute(
         select(ResultValue.experiment_id, ResultValue.arm, ResultValue.metric, func.avg(ResultValue.value))
-        .where(ResultValue.experiment_id.in_(ids), ResultValue.metric.in_(SUMMARY_METRICS))
+        .where(ResultValue.experiment_id.in_(ids), wanted)
         .group_by(ResultValue.experiment_id, ResultValue.arm, ResultValue.metric)
     )
     found: dict[str, dict[str, dict[str, float | None]]] = {i: {} for i in ids}
@@ -127,10 +131,11 @@ def sweeps(session: Session, ids: Sequence[str]) -> dict[str, Row[str, str, str,
     """By experiment, the sweep or study that submitted it: (..., id, kind, coordinates)."""
     rows = session.execute(
         select(SweepExperiment.experiment_id, Sweep.id, Sweep.kind, SweepExperiment.coordinates)
-        .join(Sweep, Sweep.id == SweepExperiment.sweep_id)
+        .select_from(SweepExperiment)
+        .outerjoin(Sweep, Sweep.id == SweepExperiment.sweep_id)  # else SQLite begins with the owner's sweeps
         .where(SweepExperiment.experiment_id.in_(ids), SweepExperiment.made)
     )
-    return {row.experiment_id: row for row in rows}
+    return {row.experiment_id: row for row in rows if row.id is not None}
 
 
 def events(session: Session, experiment_id: str, after: int, limit: int) -> Sequence[Event]:

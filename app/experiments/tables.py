@@ -29,6 +29,7 @@ class Experiment(Requested, Owned, Base):
         owned_index("ix_experiments_dataset_created", "dataset", "created_at", "id"),
         owned_index("ix_experiments_model_created", "model", "created_at", "id"),
         owned_index("ix_experiments_attack_created", "attack", "created_at", "id"),
+        owned_index("ix_experiments_stored", "stored_bytes"),
         Index("ix_experiments_lease", "status", "lease_expires_at"),
         Index("ix_experiments_turn", "status", "owner_id", "priority", "queued_at", "id"),
     )
@@ -62,6 +63,8 @@ class Experiment(Requested, Owned, Base):
     lease_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     progress: Mapped[dict[str, Any]] = mapped_column(Json, default=dict)
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    stored_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    """Of its files that are there. `app.artifacts.storage.weigh` keeps it, so that nobody adds up millions of files."""
 
     attempts: Mapped[list["Attempt"]] = relationship(
         cascade="all, delete-orphan", passive_deletes=True, order_by="Attempt.number"

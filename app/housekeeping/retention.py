@@ -11,7 +11,7 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, Select, and_, case, exists, func, or_, select, true, update
 from sqlalchemy.orm import Session
 
-from app.artifacts.storage import drop
+from app.artifacts.storage import drop, weigh
 from app.artifacts.tables import Artifact
 from app.core.context import Context
 from app.core.database import utcnow
@@ -111,7 +111,7 @@ def _expire(context: Context, digests: Sequence[str], allowed: Case, reasons: li
         session.execute(locked.with_for_update())  # a retry waits, or has made its experiment queued
         fitting = {row[0] for row in session.execute(_groups(allowed).where(Artifact.sha256.in_(digests)))}
         rows = session.execute(
-            select(Artifact.id, allowed)
+            select(Artifact.id, allowed, Artifact.experiment_id)
             .join(Experiment, Experiment.id == Artifact.experiment_id)
             .where(Artifact.sha256.in_(fitting), Artifact.expired_at.is_(None))
         ).all()
@@ -121,6 +121,7 @@ def _expire(context: Context, digests: Sequence[str], allowed: Case, reasons: li
             marked = update(Artifact).where(Artifact.id.in_(ids)).values(expired_at=now, expired_why=reason)
             if ids:
                 session.execute(marked)
+        weigh(session, {row[2] for row in rows})
     return fitting
 
 

@@ -11,7 +11,6 @@ from datetime import timedelta
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app.artifacts.tables import Artifact
 from app.core.database import LIMITS, OWNER, utcnow
 from app.core.errors import TooManyError
 from app.core.owners import UNLIMITED, Limits, Owner
@@ -74,11 +73,7 @@ def device_seconds(session: Session) -> float:
 def stored_bytes(session: Session) -> int:
     """Bytes of the files of the owner's experiments, and of what the owner sent. Equal files of experiments are
     stored once but counted each time."""
-    made = session.scalar(
-        select(func.sum(Artifact.size))
-        .join(Experiment, Experiment.id == Artifact.experiment_id)
-        .where(Artifact.expired_at.is_(None))
-    )
+    made = session.scalar(select(func.sum(Experiment.stored_bytes)))
     given = session.scalar(select(func.sum(Upload.size)))
     return int(made or 0) + int(given or 0)
 

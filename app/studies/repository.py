@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import Row, exists, select
+from sqlalchemy import Row, exists, func, select
 from sqlalchemy.orm import Session
 
 from app.experiments.tables import SUCCEEDED, Experiment
@@ -51,10 +51,13 @@ def experiments(session: Session, study_id: str) -> dict[str, tuple[str, bool]]:
     """By experiment that the study uses, its status, and whether the study submitted it."""
     rows = session.execute(
         select(Experiment.id, Experiment.status, SweepExperiment.made)
-        .join(SweepExperiment, SweepExperiment.experiment_id == Experiment.id)
+        .select_from(SweepExperiment)
+        .outerjoin(Experiment, Experiment.id == SweepExperiment.experiment_id)  # not the other way round
         .where(SweepExperiment.sweep_id == study_id)
     )
-    return {experiment_id: (status, made) for experiment_id, status, made in rows}
+    return {
+        experiment_id: (status, made) for experiment_id, status, made in rows if experiment_id is not None
+    }
 
 
 def values(session: Session, study_id: str) -> Sequence[Row[str, str, int, str, float | None]]:
@@ -68,7 +71,8 @@ def values(session: Session, study_id: str) -> Sequence[Row[str, str, int, str, 
             ResultValue.value,
         )
         .join(SweepExperiment, SweepExperiment.experiment_id == ResultValue.experiment_id)
-        .where(SweepExperiment.sweep_id == study_id, ResultValue.metric.in_(MEASURED))
+        # Else SQLite starts with its index of metrics, and goes through the numbers of all experiments.
+        .where(SweepExperiment.sweep_id == study_id, func.coalesce(ResultValue.metric, "").in_(MEASURED))
     ).all()
 
 

@@ -1,4 +1,7 @@
-"""Queries about sweeps and studies. On a request's session they see the owner's rows alone."""
+"""Queries about sweeps and studies. On a request's session they see the owner's rows alone.
+
+Outer joins have SQLite, which keeps no statistics, begin with the sweeps and not with all experiments of the owner.
+"""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -33,13 +36,14 @@ def counts(session: Session, ids: Sequence[str]) -> dict[str, dict[str, int]]:
     """By sweep, how many of its experiments are in each state."""
     rows = session.execute(
         select(SweepExperiment.sweep_id, Experiment.status, func.count())
-        .join(Experiment, Experiment.id == SweepExperiment.experiment_id)
+        .outerjoin(Experiment, Experiment.id == SweepExperiment.experiment_id)
         .where(SweepExperiment.sweep_id.in_(ids))
         .group_by(SweepExperiment.sweep_id, Experiment.status)
     )
     found: dict[str, dict[str, int]] = {i: {} for i in ids}
     for sweep_id, status, count in rows:
-        found[sweep_id][status] = count
+        if status is not None:
+            found[sweep_id][status] = count
     return found
 
 
@@ -47,8 +51,8 @@ def running(session: Session, ids: Sequence[str]) -> dict[str, float]:
     """By sweep, the sum of the fractions that its running experiments have done."""
     rows = session.execute(
         select(SweepExperiment.sweep_id, Experiment.progress)
-        .join(Experiment, Experiment.id == SweepExperiment.experiment_id)
-        .where(SweepExperiment.sweep_id.in_(ids), Experiment.status == RUNNING)
+        .outerjoin(Experiment, Experiment.id == SweepExperiment.experiment_id)
+        .where(SweepExperiment.sweep_id.in_(ids), func.coalesce(Experiment.status, "") == RUNNING)
     )
     found = dict.fromkeys(ids, 0.0)
     for sweep_id, progress in rows:
@@ -78,7 +82,7 @@ def cells(
     if status == "missing":
         query = query.where(SweepCell.experiment_id.is_(None))
     elif status is not None:
-        query = query.where(Experiment.status == status)
+        query = query.where(func.coalesce(Experiment.status, "") == status)
     return session.execute(query.order_by(SweepCell.number).limit(limit)).all()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx2
 
+from app.artifacts.storage import weigh
 from app.artifacts.tables import Artifact
 from app.core.database import utcnow
 from app.core.security import SCOPES
@@ -80,4 +81,6 @@ def stored(service: Service, experiment_id: str, data: bytes = b"weights", **det
         created_at=utcnow(),
     )
     service.add(artifact)
+    with service.database.writing() as session:
+        weigh(session, [experiment_id])
     return artifact.id

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from app.artifacts.tables import Artifact
 from app.core.database import utcnow
 from app.dashboard.pages import STATIC
 from app.experiments.tables import WorkerHeartbeat
@@ -95,6 +96,32 @@ def test_each_seed_is_shown_and_failed_arms_are_named(service: Service) -> None:
     assert text.count('<li class="failed">') == 3  # the stages of abl under seed 2
 
 
+def test_a_page_of_many_seeds_and_files_is_bounded(service: Service) -> None:
+    seeds = range(50)
+    numbers = {(name, seed): arm(0.9, 0.5) for name in ("clean", "undefended", "abl") for seed in seeds}
+    made = done(service, SPEC | {"name": "Long", "reference": True, "seeds": list(seeds)}, numbers)
+    png = {"kind": "figure", "media_type": "image/png", "size": 1, "sha256": "0" * 64, "object_key": "none"}
+    with service.database.writing() as session:
+        session.add_all(
+            Artifact(
+                experiment_id=made["id"],
+                seed=seed,
+                name=f"seed-{seed}/{name}.png",
+                details={},
+                created_at=utcnow(),
+                **png,
+            )
+            for seed in seeds
+            for name in ("curves", "samples", "dataset")
+        )
+    text = service.http.get(f"/experiments/{made['id']}").text
+    assert "Each seed by itself would be too long for a page" in text
+    assert "and those of 45 more seeds" in text
+    assert "The first 100;" in text
+    assert text.count("<img ") == 5 * 3
+    assert len(text) < BUDGET
+
+
 def test_what_waits_without_a_worker_says_so(service: Service) -> None:
     id = service.submit()["id"]
     text = service.http.get(f"/experiments/{id}").text
@@ -122,8 +149,10 @@ def test_two_experiments_are_compared(service: Service, finished: Any) -> None:
     text = service.http.get("/compare", params={"ids": [finished["id"], other["id"]]}).text
     assert "training.epochs" in text
     assert "attack.name" not in text
-    assert "(+49.0 %)" in text
-    assert service.http.get("/compare", params={"ids": finished["id"]}).status_code == 422
+    assert "(+49.0 points)" in text
+    for ids in (None, finished["id"], [finished["id"]] * 2):
+        refused = service.http.get("/compare", params={"ids": ids} if ids else {})
+        assert (refused.status_code, "tick 2 to 10 experiments" in refused.text) == (422, True)
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,8 @@ def file(
         created_at=utcnow() - timedelta(days=1),
     )
     service.add(row)
+    with service.database.writing() as session:
+        storage.weigh(session, [experiment["id"]])
     return f"/v1/artifacts/{row.id}/content"
 
 

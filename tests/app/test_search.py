@@ -3,14 +3,12 @@
 import csv
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from sqlalchemy import delete, event, select
-from sqlalchemy.orm import Session
+from sqlalchemy import delete, select
 
 from app.core import migrations
 from app.core.database import Database, make_engine, utcnow
@@ -22,6 +20,7 @@ from app.search.grammar import parse
 from app.search.tables import ResultRow
 from app.specs.experiment import ExperimentSpec
 from tests.app.conftest import Service
+from tests.app.explained import explained
 from tests.app.numbers import arm, done, record
 
 ABL = {"name": "abl", "isolation_ratio": 0.02}
@@ -315,25 +314,6 @@ def test_a_condition_that_fits_few_is_looked_up_by_its_index(
     plan = explained(service, lambda session: session.execute(plans._ids(question.where[0], question.where)))
     assert index in plan[0], plan
     assert not any(step.startswith("SCAN") for step in plan), plan
-
-
-def explained(service: Service, ask: Callable[[Session], Any]) -> list[str]:
-    """SQLite's plan for the last statement that ``ask`` sends."""
-    database = service.database.of(LOCAL)
-    statements: list[tuple[str, Any]] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        statements.append((statement, parameters))
-
-    event.listen(database.engine, "before_cursor_execute", note)
-    try:
-        with database.reading() as session:
-            ask(session)
-            statement, parameters = statements[-1]
-            rows = session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
-    finally:
-        event.remove(database.engine, "before_cursor_execute", note)
-    return [row[3] for row in rows]
 
 
 def test_the_revision_that_makes_the_index_fills_it(tmp_path: Path) -> None:

@@ -5,11 +5,14 @@
   const ids = section.dataset.ids.split(",");
   const answer = await fetch(`/v1/compare?ids=${ids.join(",")}&points=200`);
   if (!answer.ok) return;
-  const { curves } = await answer.json();
+  const { arms, curves } = await answer.json();
   if (!curves.length) return;
   section.hidden = false;
   const name = (curve) => `${String.fromCharCode(65 + ids.indexOf(curve.experiment_id))}: ${curve.arm}`;
-  const names = [...new Set(curves.map(name))].sort();
+  // As in the table: A before B, and of each the arms in the order of its spec.
+  const known = arms.map((row) => row.arm);
+  const place = (curve) => 100 * ids.indexOf(curve.experiment_id) + (known.includes(curve.arm) ? known.indexOf(curve.arm) : known.length);
+  const names = [...new Set([...curves].sort((a, b) => place(a) - place(b)).map(name))];
   Charts.legend(document.getElementById("legend"), names);
   const panels = [["Accuracy on clean test images", "clean_accuracy"], ["Attack success", "attack_success_rate"]]
     .map(([title, metric]) => ({ title, found: curves.filter((curve) => curve.name === metric), box: document.createElement("div") }))

@@ -1,0 +1,45 @@
+"""Queries of pages do not go through all experiments that an owner has, or through all their numbers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session
+
+from app.experiments import repository as experiments
+from app.keys import quotas
+from app.studies import repository as studies
+from app.sweeps import repository as sweeps
+from tests.app.conftest import Service
+from tests.app.explained import explained
+
+IDS = ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("ask", "first"),
+    [
+        (lambda session: experiments.summaries(session, IDS), "sqlite_autoindex_result_values_1"),
+        (lambda session: experiments.attempts(session, IDS), "sqlite_autoindex_attempts_1"),
+        (lambda session: experiments.sweeps(session, IDS), "ix_sweep_experiments_experiment"),
+        (lambda session: sweeps.counts(session, IDS), "sqlite_autoindex_sweep_experiments_1"),
+        (lambda session: sweeps.running(session, IDS), "sqlite_autoindex_sweep_experiments_1"),
+        (lambda session: sweeps.cell_counts(session, IDS), "sqlite_autoindex_sweep_cells_1"),
+        (lambda session: sweeps.cells(session, "a", None, -1, 50), "sqlite_autoindex_sweep_cells_1"),
+        (lambda session: sweeps.cells(session, "a", "failed", -1, 50), "sqlite_autoindex_sweep_cells_1"),
+        (lambda session: studies.experiments(session, "a"), "sqlite_autoindex_sweep_experiments_1"),
+        (lambda session: studies.values(session, "a"), "sqlite_autoindex_sweep_experiments_1"),
+        (lambda session: studies.notes(session, "a"), "sqlite_autoindex_sweep_experiments_1"),
+    ],
+)
+def test_a_page_begins_with_what_it_shows(
+    service: Service, ask: Callable[[Session], Any], first: str
+) -> None:
+    plan = explained(service, ask)
+    assert first in plan[0], plan
+    assert not any(step.startswith("SCAN") for step in plan), plan
+
+
+def test_what_an_owner_has_stored_is_read_from_one_index(service: Service) -> None:
+    plan = explained(service, quotas.stored_bytes, 0)
+    assert [step for step in plan if "COVERING INDEX ix_experiments_stored" in step] == plan
