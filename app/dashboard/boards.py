@@ -79,10 +79,5 @@ def sweep(
 @router.get("/studies/{study_id}")
 def study(request: Request, context: Ctx, study_id: str) -> Response:
     """The attack x defence matrix of a study."""
-    return page(
-        request,
-        "study.html",
-        study=studies.get(context, study_id),
-        table=studies.table(context, study_id),
-        most=MOST_LINKS,
-    )
+    found, table = studies.get_with_table(context, study_id)
+    return page(request, "study.html", study=found, table=table, most=MOST_LINKS)

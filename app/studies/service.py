@@ -1,6 +1,6 @@
 """What can be done with studies. Every function has committed when it returns."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,6 +16,7 @@ from app.specs.base import digest
 from app.specs.study import StudyParts, StudySpec
 from app.studies import matrix
 from app.studies import repository as cells
+from app.studies.matrix import SeedCell
 from app.studies.planning import Place, fill, lay_out
 from app.studies.schemas import Links, StudyOut, StudySummary, StudyValidation, Table
 from app.sweeps import fleet, repository
@@ -91,6 +92,16 @@ def table(context: Context, study_id: str) -> Table:
         return matrix.table(study, StudySpec.model_validate(study.spec), matrix.seed_cells(session, study_id))
 
 
+def get_with_table(context: Context, study_id: str) -> tuple[StudyOut, Table]:
+    """The study and its matrix, for which its cells are looked up once. Raises NotFoundError."""
+    with context.database.reading() as session:
+        study = fleet.found(repository.get(session, STUDY, study_id), STUDY, study_id)
+        found = matrix.seed_cells(session, study_id)
+        return _present(session, study, found), matrix.table(
+            study, StudySpec.model_validate(study.spec), found
+        )
+
+
 def listing(context: Context, cursor: str | None, limit: int) -> tuple[list[StudySummary], str | None]:
     """One page, the newest first, and the cursor of the next one if there is one."""
     with context.database.reading() as session:
@@ -151,9 +162,9 @@ def _fill(context: Context, session: Session, study: Sweep, spec: StudySpec, key
         outbox.look_at(session, [study.id])  # all of it was there
 
 
-def _present(session: Session, study: Sweep) -> StudyOut:
+def _present(session: Session, study: Sweep, cells: Mapping[Place, SeedCell] | None = None) -> StudyOut:
     (known,) = _summaries(session, [study])
-    found = matrix.seed_cells(session, study.id).values()
+    found = (cells if cells is not None else matrix.seed_cells(session, study.id)).values()
     return StudyOut(
         **dict(known),
         spec=StudySpec.model_validate(study.spec),

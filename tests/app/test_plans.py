@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
+from app.compare import repository as compare
 from app.experiments import repository as experiments
 from app.keys import quotas
 from app.studies import repository as studies
@@ -19,6 +20,9 @@ IDS = ["a", "b"]
 @pytest.mark.parametrize(
     ("ask", "first"),
     [
+        (lambda session: compare.experiments(session, IDS), "sqlite_autoindex_experiments_1"),
+        (lambda session: compare.numbers(session, IDS), "sqlite_autoindex_result_values_1"),
+        (lambda session: compare.curves(session, IDS, ["loss"]), "sqlite_autoindex_metric_points_1"),
         (lambda session: experiments.summaries(session, IDS), "sqlite_autoindex_result_values_1"),
         (lambda session: experiments.attempts(session, IDS), "sqlite_autoindex_attempts_1"),
         (lambda session: experiments.sweeps(session, IDS), "ix_sweep_experiments_experiment"),
