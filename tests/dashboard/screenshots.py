@@ -39,7 +39,12 @@ STUDY: dict[str, Any] = {
 }
 SWEEP: dict[str, Any] = {
     "name": "How much must be isolated",
-    "base": {"dataset": DATA, "defenses": [{"name": "abl"}], "training": {"epochs": 8}},
+    "base": {
+        "dataset": DATA,
+        "attack": {"name": "badnets"},
+        "defenses": [{"name": "abl"}],
+        "training": {"epochs": 8},
+    },
     "grid": {"attack.poisoning_rate": [0.1, 0.2], "defenses.0.isolation_ratio": [0.02, 0.05]},
 }
 
@@ -56,7 +61,11 @@ def main() -> int:
     signal.signal(signal.SIGALRM, _too_long)
     signal.alarm(MOST_SECONDS)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        stack = Stack(Path(folder) / "home")
+        patient = {
+            "BDLAB_LEASE_SECONDS": "60",
+            "BDLAB_HEARTBEAT_SECONDS": "5",
+        }  # a busy machine loses no lease
+        stack = Stack(Path(folder) / "home", **patient)
         try:
             stack.start()
             shutil.rmtree(EVERY, ignore_errors=True)
