@@ -125,3 +125,14 @@ def test_a_foreign_upload_cannot_be_named(made: People, ann: httpx2.Client, bob:
     data = sent("datasets", {"format": "npz"})
     named = {"dataset": {"name": "uploaded", "dataset_id": data}}
     assert bob.post("/v1/experiments:validate", json=named).status_code == 422
+
+
+def test_an_answer_kept_for_its_owner_is_not_given_to_another(
+    ann: httpx2.Client, bob: httpx2.Client, ended: str
+) -> None:
+    path = f"/v1/experiments/{ended}"
+    first = ann.get(path)
+    again = ann.get(path)
+    assert (first.status_code, again.content) == (200, first.content)
+    assert bob.get(path).status_code == 404
+    assert bob.get(path, headers={"If-None-Match": first.headers["ETag"]}).status_code == 404
