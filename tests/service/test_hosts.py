@@ -196,7 +196,7 @@ def hosts(tmp_path: Path, postgres: Postgres) -> Iterator[Hosts]:
 def test_a_host_that_is_cut_off_costs_an_attempt_and_nothing_else(hosts: Hosts) -> None:
     service = hosts.service
     hosts.start(1)
-    mine = service.submit(spec(seed=40, epochs=40, images=400))["id"]
+    mine = service.submit(spec(seed=40, epochs=15, images=400))["id"]
     wait_for(lambda: (service.get(mine)["progress"].get("epoch") or 0) >= 2, "the training", PATIENCE)
     hosts.link(1, "down")
     hosts.start(2)
