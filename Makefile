@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 SHARED ?= ../shared
 DATA := $(or $(BDLAB_DATA_DIR),var/data)
 UNPACK := $(wildcard $(SHARED)/data/unpack.py)
-ARGS ?= -n 2 --dist loadgroup --no-loadscope-reorder
+ARGS ?= -n 2 --dist loadgroup --no-loadscope-reorder $(if $(LONG),,-m "not long")
 REAL := $(if $(UNPACK),$(DATA)/cifar10.safetensors $(DATA)/gtsrb.safetensors)
 
 .DEFAULT_GOAL := help
@@ -31,7 +31,7 @@ demo: $(READY)  ## attack, train, defend: the main job end to end (KEEP=1 leaves
 up: $(READY)  ## start the service (API, relay, workers, broker) on this machine
 	@$(BIN)/bdlab up
 
-test: $(READY) $(REAL)  ## run all tests in two processes, or those of ARGS in one; those on real data need it under var/data (see make data)
+test: $(READY) $(REAL)  ## run the tests in two processes (LONG=1: also those that take minutes), or those of ARGS in one; those on real data need it under var/data (see make data)
 	@BDLAB_DATA_DIR="$(abspath $(DATA))" $(BIN)/python -m pytest $(ARGS)
 
 data: $(READY) $(REAL)  ## put CIFAR-10 and GTSRB under var/data, where ../shared/data has them

@@ -13,6 +13,7 @@ from app.core.database import utcnow
 from app.settings import Settings
 from tests.app.conftest import Service, serve
 from tests.app.sending import ABOUT, pictures, post
+from tests.processes import wait_for
 from tests.servers import S3
 from worker.checking import check
 
@@ -94,4 +95,5 @@ def test_an_outage_is_said_and_passes(service: Service, artifact: dict[str, Any]
         assert answer.status_code == 503
     finally:
         s3.start()
-    assert service.http.get(artifact["content"]).content == DATA
+    # It says that it is there before its volumes are.
+    wait_for(lambda: service.http.get(artifact["content"]).content == DATA, "the file", 30)

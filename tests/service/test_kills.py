@@ -61,7 +61,12 @@ def undisturbed(team: Team) -> Any:
 
 @pytest.mark.parametrize(
     "harm",
-    [kill_the_control_plane, kill_the_worker, kill_the_database, take_the_objects_away],
+    [
+        kill_the_control_plane,
+        pytest.param(kill_the_worker, marks=pytest.mark.long),
+        kill_the_database,
+        pytest.param(take_the_objects_away, marks=pytest.mark.long),
+    ],
 )
 def test_the_numbers_are_those_of_an_undisturbed_run(
     team: Team, undisturbed: Any, harm: Callable[[Team], None]
