@@ -56,6 +56,18 @@ ATTACKS = "(ARRAY['badnets', 'blend', 'sig', 'wanet'])[1 + g % 4]"
 LOGGED = "log 100 metrics"
 A = "/api/2.0/mlflow"
 
+SHARED_DOOR = """
+import signal, socket, subprocess, sys
+door = socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=1000)
+command = [sys.executable, "-m", "app.server", str(door.fileno())]
+processes = [subprocess.Popen(command, pass_fds=[door.fileno()]) for _ in range(int(sys.argv[2]))]
+signal.signal(signal.SIGTERM, lambda *_: [one.terminate() for one in processes])
+for one in processes:
+    one.wait()
+"""
+"""Several API processes on one socket. `uvicorn --workers` makes one that leaves Nagle's algorithm on: each answer
+then waits 40 ms for the client's acknowledgement of its head."""
+
 Ask = Callable[["Connection", int], bytes]
 """Sends the request with this number and returns the body of its answer."""
 
@@ -326,9 +338,8 @@ def free_port() -> int:
 def ours(url: str, folder: Path, workers: int) -> System:
     engine, port = database(url, "bdlab"), free_port()
     migrations.upgrade(shown(engine))
-    command = [sys.executable, "-m", "uvicorn", "app.main:create_app", "--factory", "--port", str(port)]
     settings = [f"BDLAB_HOME={folder / 'home'}", f"BDLAB_DATABASE_URL={shown(engine)}"]
-    command = ["env", *settings, *command, "--workers", str(workers), "--no-access-log"]
+    command = ["env", *settings, sys.executable, "-c", SHARED_DOOR, str(port), str(workers)]
     return System("bdlab", engine, command, port, folder / "bdlab.log")
 
 
