@@ -12,7 +12,7 @@ import uvicorn
 from app.core import migrations
 from app.core.database import Database
 from app.core.objects import Objects, put_content
-from app.experiments import lifecycle
+from app.experiments import lifecycle, relay
 from app.main import create_app
 from app.settings import Settings
 from tests.processes import wait_for
@@ -79,6 +79,20 @@ def serve(settings: Settings) -> Iterator[Service]:
         service.close()
     finally:
         server.should_exit = True
+        thread.join(20)
+    assert not thread.is_alive()
+
+
+@contextmanager
+def relaying(settings: Settings) -> Iterator[None]:
+    """The relay in a thread of this process."""
+    stop = threading.Event()
+    thread = threading.Thread(target=relay.run, args=(settings, stop))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
         thread.join(20)
     assert not thread.is_alive()
 

@@ -22,7 +22,7 @@ from app.experiments import relay
 from app.experiments.tables import Outbox, WorkerHeartbeat
 from app.settings import Settings
 from app.specs.placement import CPU, GPU
-from tests.app.conftest import Service, Valkey, wait_for
+from tests.app.conftest import Service, Valkey, relaying, wait_for
 
 Serving = Callable[[Settings], AbstractContextManager[Service]]
 
@@ -42,13 +42,8 @@ def service(serving: Serving, valkey: Valkey, tmp_path: Path) -> Iterator[Servic
 
 @pytest.fixture
 def running(service: Service) -> Iterator[None]:
-    stop = threading.Event()
-    thread = threading.Thread(target=relay.run, args=(service.settings, stop))
-    thread.start()
-    yield
-    stop.set()
-    thread.join(20)
-    assert not thread.is_alive()
+    with relaying(service.settings):
+        yield
 
 
 def sent(valkey: Valkey, queue: str = "cpu") -> list[Any]:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,9 +17,8 @@ import pytest
 from sqlalchemy import make_url
 
 from app.children import before_exec
-from app.experiments import relay
 from app.settings import Settings
-from tests.app.conftest import Service, serve
+from tests.app.conftest import Service, relaying, serve
 from tests.conftest import BDLAB, QUICK, TERMINAL
 from tests.processes import wait_for
 from tests.servers import Postgres, Valkey
@@ -150,18 +148,6 @@ def running(command: list[str]) -> Iterator[None]:
     finally:
         process.kill()
         process.wait()
-
-
-@contextmanager
-def relaying(settings: Settings) -> Iterator[None]:
-    stop = threading.Event()
-    thread = threading.Thread(target=relay.run, args=(settings, stop))
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(20)
 
 
 @pytest.fixture

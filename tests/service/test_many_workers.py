@@ -3,19 +3,16 @@
 import os
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.children import before_exec
-from app.experiments import relay
 from app.settings import Settings
-from tests.app.conftest import Service, serve
+from tests.app.conftest import Service, relaying, serve
 from tests.conftest import BDLAB, QUICK, TERMINAL
 from tests.processes import wait_for
 from tests.servers import Valkey
@@ -82,18 +79,6 @@ class Fleet:
 
     def logs(self) -> str:
         return "\n".join(path.read_text()[-3000:] for path in sorted(self.folder.glob("worker-*.log")))
-
-
-@contextmanager
-def relaying(settings: Settings) -> Iterator[None]:
-    stop = threading.Event()
-    thread = threading.Thread(target=relay.run, args=(settings, stop))
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(20)
 
 
 @pytest.fixture(scope="module")
