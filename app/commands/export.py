@@ -1,5 +1,7 @@
 """`bdlab export mlflow`."""
 
+import sys
+from contextlib import redirect_stdout
 from typing import Annotated
 
 import typer
@@ -37,7 +39,8 @@ def mlflow(
         raise CommandError("give --tracking-uri URI, or set MLFLOW_TRACKING_URI")
     with connect(url, patience=10.0) as client:
         try:
-            run = export_to_mlflow(client, id, tracking_uri, name=experiment, files=files)
+            with redirect_stdout(sys.stderr):  # MLflow prints links to its pages
+                run = export_to_mlflow(client, id, tracking_uri, name=experiment, files=files)
         except ValueError as error:
             raise CommandError(str(error)) from error
     if as_json:

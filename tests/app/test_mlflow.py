@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 
 from app.artifacts.tables import Artifact
 from app.client_errors import ApiError, MissingPackageError
+from app.commands.export import mlflow as command
 from app.core.database import utcnow
 from app.results.tables import ArmNote, MetricPoint
 from bdlab import Client
@@ -101,6 +102,26 @@ def test_files_that_the_key_may_not_read_are_left_out_and_counted(
     monkeypatch.setattr(Client, "download", refused)
     kept = MlflowClient(uri).get_run(client.to_mlflow(id, uri, name="without files"))
     assert kept.data.tags["bdlab.files_left_out"] == "2"
+
+
+def test_the_command_prints_the_id_alone(
+    client: Client, id: str, uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """MLflow's client prints links if the server is reached over HTTP."""
+    end = MlflowClient.set_terminated
+
+    def chatty(self: MlflowClient, *given: Any) -> None:
+        end(self, *given)
+        print("View run at: http://tracking")
+
+    monkeypatch.setattr(MlflowClient, "set_terminated", chatty)
+    command(id, tracking_uri=uri, experiment="printed", files=False, url=client.url)
+    printed = capsys.readouterr()
+    [run] = MlflowClient(uri).search_runs(
+        [MlflowClient(uri).get_experiment_by_name("printed").experiment_id], "tags.`bdlab.experiment_id` != ''"
+    )
+    assert printed.out == f"{run.info.run_id}\n"
+    assert "View run at" in printed.err
 
 
 def test_what_cannot_be_copied_is_said_in_one_line(
