@@ -27,6 +27,7 @@ OF_ALL = {"manifest.json": "data", "results.json": "table", "results.png": "figu
 OF_SEED = {
     "curves.png": "figure",
     "dataset.png": "figure",
+    "poison.png": "figure",
     "predictions.png": "figure",
     "samples.png": "figure",
     "poisoned_indices.json": "data",

@@ -11,6 +11,10 @@ TITLES = {
         "What the trigger does",
         "Test images without the trigger of {attack}, with it, and the difference.",
     ),
+    "poison.png": (
+        "What was put into the training set",
+        "Training images before and after {attack} poisoned them, the difference, and the label that each was given.",
+    ),
     "predictions.png": (
         "What the models answer",
         "Test images with the trigger of {attack}, and the class that each arm's model gives them; "

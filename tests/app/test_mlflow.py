@@ -118,7 +118,8 @@ def test_the_command_prints_the_id_alone(
     command(id, tracking_uri=uri, experiment="printed", files=False, url=client.url)
     printed = capsys.readouterr()
     [run] = MlflowClient(uri).search_runs(
-        [MlflowClient(uri).get_experiment_by_name("printed").experiment_id], "tags.`bdlab.experiment_id` != ''"
+        [MlflowClient(uri).get_experiment_by_name("printed").experiment_id],
+        "tags.`bdlab.experiment_id` != ''",
     )
     assert printed.out == f"{run.info.run_id}\n"
     assert "View run at" in printed.err

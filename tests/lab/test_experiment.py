@@ -67,6 +67,7 @@ def test_files_of_a_run(done: MemoryRecorder) -> None:
         "results.png",
         "results.json",
         "seed-3/samples.png",
+        "seed-3/poison.png",
         "seed-3/curves.png",
         "seed-3/predictions.png",
         "seed-3/poisoned_indices.json",

@@ -112,6 +112,7 @@ def plain_cases() -> dict[str, bytes]:
     return {
         "table": figures.results_table([row("undefended", clean_accuracy=0.9, attack_success_rate=1.0)]),
         "samples": figures.samples(clean, triggered, labels, ["0"] * 8, "badnets on digits"),
+        "poison": figures.samples(clean, triggered, labels, ["0"] * 8, "poison", "poisoned", "label given"),
         "curves": figures.curves({"undefended": series(5), "abl": series(40, True)}, {"abl": STAGES}),
         "losses": figures.loss_histogram(losses, is_poisoned, isolated, "abl: loss when isolation ends"),
         "ranking": figures.ranking(1 - losses, is_poisoned, 100),
@@ -185,7 +186,7 @@ def test_equal_bytes_in_a_new_process_that_never_imports_pyplot_or_torch(cases: 
     )
     *digests, forbidden = done.stdout.split("\n")[:-1]
     assert digests == [hashlib.sha256(data).hexdigest() for data in list(cases.values())[: len(digests)]]
-    assert len(digests) == 7
+    assert len(digests) == 8
     assert forbidden == "[]"
 
 

@@ -175,7 +175,7 @@ class SeedLab:
         self.test = TestSet.make(data.test, attack, self.poisoned.state)
         self.curve_test = self._curve_test(attack, self.poisoned.state)
         self.victims: dict[str, dict[str, Tensor]] = {}
-        report.poisoned_set(seed, self.poisoned, poisoned.tensors["index"], self.test)
+        report.poisoned_set(seed, data.train.images, self.poisoned, poisoned.tensors["index"], self.test)
         self.stealth = attack_files.keep(
             spec, seed, data, attack, prepared, self.poisoned, self.test, surroundings.recorder
         )

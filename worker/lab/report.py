@@ -45,8 +45,11 @@ class Report:
         self.labels: dict[int, Tensor] = {}
         self.images = torch.empty(0)  # of the seed at work alone: a set may fill much of a GPU
 
-    def poisoned_set(self, seed: int, poisoned: PoisonedSet, index: Tensor, test: TestSet) -> None:
-        """Which samples were poisoned, and what the trigger does to test images."""
+    def poisoned_set(
+        self, seed: int, clean: Tensor, poisoned: PoisonedSet, index: Tensor, test: TestSet
+    ) -> None:
+        """Which samples were poisoned, what became of them (``clean``: the images before), and what the trigger does
+        to test images."""
         self.truth[seed], self.labels[seed] = poisoned.is_poisoned.cpu(), poisoned.labels.cpu()
         self.images = poisoned.images
         if test.triggered is None or test.targets is None:
@@ -64,16 +67,32 @@ class Report:
             "application/json",
             json.dumps(document).encode(),
         )
-        some, clean = self._shown(test)
+        attack = f"{self.spec.attack.name} on {self.spec.dataset.name}"
+        some, untouched = self._shown(test)
         self._figure(
             scope,
             f"seed-{seed}/samples.png",
             "samples",
-            _array(clean),
+            _array(untouched),
             _array(test.triggered.images[some]),
             self._names(test.triggered.labels[some]),
             self._names(test.targets[some]),
-            f"{self.spec.attack.name} on {self.spec.dataset.name}",
+            attack,
+        )
+        if not (rows := poisoned.is_poisoned.nonzero().flatten()).numel():
+            return
+        rows = rows[torch.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).long().to(rows.device)]
+        self._figure(
+            scope,
+            f"seed-{seed}/poison.png",
+            "samples",
+            _array(clean[rows]),
+            _array(poisoned.images[rows]),
+            self._names(poisoned.clean_labels[rows]),
+            self._names(poisoned.labels[rows]),
+            f"{attack}: training image{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows.tolist()))}",
+            "poisoned",
+            "label given",
         )
 
     def stage_done(self, run: StageRun, outcome: Outcome) -> None:

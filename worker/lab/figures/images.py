@@ -27,11 +27,20 @@ def residual(clean: Array, triggered: Array) -> tuple[Array, str]:
     return shown, f"difference ×{'½' if scale < 1 else scale}"
 
 
-def samples(clean: Array, triggered: Array, labels: list[str], targets: list[str], title: str) -> bytes:
+def samples(
+    clean: Array,
+    triggered: Array,
+    labels: list[str],
+    targets: list[str],
+    title: str,
+    changed: str = "triggered",
+    wanted: str = "target",
+) -> bytes:
     """What the trigger does: rows clean, triggered and difference, one column an image (the first eight).
 
     ``clean`` and ``triggered`` are uint8 ``[N, C, H, W]``; ``labels`` the true classes, ``targets`` those the
-    attack wants. Raises ValueError if the arrays are no images or the lengths differ.
+    attack wants; ``changed`` and ``wanted`` name the second row and the targets.
+    Raises ValueError if the arrays are no images or the lengths differ.
     """
     check_images("clean", clean)
     check_images("triggered", triggered)
@@ -42,11 +51,11 @@ def samples(clean: Array, triggered: Array, labels: list[str], targets: list[str
         )
     clean, triggered = clean[:MAX_IMAGES], triggered[:MAX_IMAGES]
     shown, scale = residual(clean, triggered)
-    rows = {"clean": clean, "triggered": triggered, scale: shown}
+    rows = {"clean": clean, changed: triggered, scale: shown}
 
     wide, high = shown_size(clean, 128)
     column = max(wide, 104) + GAP
-    left = EDGE + max(text_width(name, 9.5) for name in [*rows, "true class"]) + 16
+    left = EDGE + max(text_width(name, 9.5) for name in [*rows, "true class", wanted]) + 16
     width = max(MIN_WIDTH, left + column * len(clean) - GAP + EDGE)
     title = fit(title, width - 2 * EDGE, 12, lines=2, weight="bold")
     above = [fit(label, column - 6, 9, lines=2) for label in labels[:MAX_IMAGES]]
@@ -59,7 +68,7 @@ def samples(clean: Array, triggered: Array, labels: list[str], targets: list[str
     board = Board(width, bottom + below_height + 16)
     board.text(EDGE, 16, title, 12, across="left", down="top", weight="bold")
     board.text(left - 16, top - 8, "true class", 9.5, across="right", down="bottom", color=MUTED)
-    board.text(left - 16, bottom + 8, "target", 9.5, across="right", down="top", color=MUTED)
+    board.text(left - 16, bottom + 8, wanted, 9.5, across="right", down="top", color=MUTED)
     for i in range(len(clean)):
         centre = left + i * column + (column - GAP) / 2
         board.text(centre, top - 8, above[i], 9, down="bottom")
