@@ -121,6 +121,13 @@ def _make_postgres(url: str) -> Engine:
     patience = {name: value for name, value in PATIENCE.items() if name not in given}
     engine = create_engine(url, connect_args=patience, **POOL)
 
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: Any) -> None:
+        # A plan made once for every value takes a label of a third of all experiments for one of a few: a list of
+        # 100,000 took 140 ms with it instead of 1.
+        connection.execute("SET plan_cache_mode = force_custom_plan")
+        connection.commit()
+
     @event.listens_for(engine, "checkin")
     def _returned(_connection: Any, record: Any) -> None:
         record.info["returned"] = time.monotonic()
