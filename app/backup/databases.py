@@ -83,7 +83,8 @@ def restore(url: str, path: Path) -> None:
             )  # of the database that was there before
         partial.replace(target)
         return
-    options = ("--no-owner", "--no-privileges", "--single-transaction", "--exit-on-error")
+    # Comments are those of extensions, which only their owner may set.
+    options = ("--no-owner", "--no-privileges", "--no-comments", "--single-transaction", "--exit-on-error")
     _run("pg_restore", parsed, *options, str(path))
 
 

@@ -30,6 +30,9 @@ from app.sweeps import tables as sweeps
 from app.uploads import tables as uploads
 from app.webhooks import tables as webhooks
 
+WHERE_POSSIBLE = "ix_experiments_name_parts"
+"""An index that PostgreSQL alone can have, and only where its extension may be made (revision 0015)."""
+
 TABLES = (
     owners,
     artifacts,
@@ -65,8 +68,13 @@ def revise(url: str, message: str) -> None:
 
 def differences(engine: Engine) -> list[Any]:
     """What the tables in the code have and the database has not, or the other way round."""
+
+    def compared(_thing: Any, name: str | None, _type: str, _reflected: bool, _other: Any) -> bool:
+        return name != WHERE_POSSIBLE
+
     with engine.execution_options(readonly=True).connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        options = {"compare_type": True, "include_object": compared}
+        context = MigrationContext.configure(connection, opts=options)
         return list(compare_metadata(context, Base.metadata))
 
 

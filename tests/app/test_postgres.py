@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import inspect, text
+from sqlalchemy import inspect, make_url, text
 from sqlalchemy.exc import DatabaseError
 
 from app.core import migrations
@@ -47,6 +47,34 @@ def test_the_schema_goes_up_and_down(url: str) -> None:
         migrations.downgrade(url)
         assert inspect(engine).get_table_names() == ["alembic_version"]
         engine.dispose()
+
+
+def test_parts_of_names_are_found_by_an_index_where_its_extension_may_be_made(
+    url: str, postgres: Postgres
+) -> None:
+    migrations.upgrade(url)
+    engine = make_engine(url)
+    with engine.connect() as connection:
+        for other in ("seqscan", "indexscan", "indexonlyscan"):
+            connection.execute(text(f"SET enable_{other} = off"))
+        query = "EXPLAIN SELECT id FROM experiments WHERE name ILIKE '%part%'"
+        assert any(migrations.WHERE_POSSIBLE in line for line in connection.scalars(text(query)))
+    engine.dispose()
+
+    restricted = postgres.fresh()
+    engine = make_engine(restricted)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE ROLE tenant LOGIN"))
+        connection.execute(text("GRANT ALL ON SCHEMA public TO tenant"))
+    engine.dispose()
+    as_tenant = make_url(restricted).set(username="tenant").render_as_string(hide_password=False)
+    migrations.upgrade(as_tenant)
+    engine = make_engine(as_tenant)
+    assert migrations.differences(engine) == []
+    indexes = {index["name"] for index in inspect(engine).get_indexes("experiments")}
+    assert "ix_experiments_created" in indexes
+    assert migrations.WHERE_POSSIBLE not in indexes
+    engine.dispose()
 
 
 def test_the_audit_log_is_append_only(url: str) -> None:

@@ -25,7 +25,7 @@ from tests.app.conftest import Service
 
 IMPORT = """
 import resource, sys
-import app.main
+import {}
 used = resource.getrusage(resource.RUSAGE_SELF)
 heavy = sorted({name.partition('.')[0] for name in sys.modules} & {'torch', 'torchvision', 'worker', 'sklearn'})
 print(used.ru_utime + used.ru_stime, heavy)
@@ -33,14 +33,17 @@ print(used.ru_utime + used.ru_stime, heavy)
 
 
 def test_importing_the_api_is_quick_and_needs_no_torch() -> None:
-    """Processor time, the best of three: this machine may be busy with other things."""
-    found = []
-    for _ in range(3):
-        output = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
+    """Processor time beside that of the two libraries it cannot do without, by turns, for other tests share the
+    machine. Idle it is one second, which is 1.8 times theirs."""
+    ours, theirs = [], []
+    for found, names in [(ours, "app.main"), (theirs, "fastapi, sqlalchemy.orm")] * 3:
+        output = subprocess.run(
+            [sys.executable, "-c", IMPORT.format(names)], capture_output=True, text=True, check=True
+        )
         seconds, heavy = output.stdout.split(" ", 1)
         assert heavy.strip() == "[]"
         found.append(float(seconds))
-    assert min(found) < 1.5
+    assert min(ours) < 2.5 * min(theirs)
 
 
 def test_the_schema_goes_up_and_down(tmp_path: Path) -> None:

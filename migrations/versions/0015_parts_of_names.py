@@ -1,0 +1,34 @@
+"""An index for parts of names, where PostgreSQL has the means: without it a search walks all names of an owner."""
+
+from alembic import op
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+revision = "0015"
+down_revision = "0014"
+
+NAME = "ix_experiments_name_parts"  # app.core.migrations knows that a database may have it or not
+
+
+def upgrade() -> None:
+    connection = op.get_bind()
+    if connection.dialect.name != "postgresql":
+        return
+    if not connection.scalar(text("SELECT 1 FROM pg_available_extensions WHERE name = 'pg_trgm'")):
+        return
+    try:
+        with connection.begin_nested():
+            connection.execute(text("CREATE EXTENSION IF NOT EXISTS pg_trgm"))
+            op.create_index(
+                NAME,
+                "experiments",
+                ["name"],
+                postgresql_using="gin",
+                postgresql_ops={"name": "gin_trgm_ops"},
+            )
+    except DBAPIError:  # who does not own the database may not; searches work, they only take longer
+        return
+
+
+def downgrade() -> None:
+    op.execute(f"DROP INDEX IF EXISTS {NAME}")
