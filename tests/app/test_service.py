@@ -27,7 +27,7 @@ IMPORT = """
 import resource, sys
 import {}
 used = resource.getrusage(resource.RUSAGE_SELF)
-heavy = sorted({name.partition('.')[0] for name in sys.modules} & {'torch', 'torchvision', 'worker', 'sklearn'})
+heavy = sorted({{name.partition('.')[0] for name in sys.modules}} & {{'torch', 'torchvision', 'worker', 'sklearn'}})
 print(used.ru_utime + used.ru_stime, heavy)
 """
 
