@@ -13,6 +13,8 @@ ROUNDS = 4
 """Sorting rounds; each is a stage of its own, so that each can be resumed."""
 SPLITS = 2
 """Splitting rounds, likewise."""
+MARGIN = 4.0
+"""How far training pushes the log-odds of the accused label below zero on what was found, in nats: to 1.8 %."""
 
 
 class AblPlus(Defense):
@@ -99,6 +101,6 @@ class AblPlus(Defense):
             *((f"sorting_{i}", sorting, self.sorting_epochs) for i in range(1, ROUNDS + 1)),
             *((f"splitting_{i}", sorting, self.sorting_epochs) for i in range(1, SPLITS + 1)),
             ("verdict", {"proof": self.proof}, 1),
-            ("training", {}, 30),
+            ("training", {"margin": MARGIN}, 30),
             unlearning,
         ]

@@ -1,14 +1,18 @@
 """ABL with a second opinion: what it believes of a poisoned and of a clean set, and its parts by hand."""
 
 import json
+import math
+from typing import Any
 
 import pytest
 import torch
 
-from app.specs.defenses.abl_plus import AblPlus
+from app.specs.defenses.abl_plus import MARGIN, AblPlus
 from tests.lab.defenses.cases import BADNETS, NOTHING, defended, number
 from worker.lab.defenses import abl_plus
-from worker.lab.defenses.abl_plus import Signs, _core, _cut, _evidence, _try, classes_to_sort, separability
+from worker.lab.defenses.abl_plus import kept_off
+from worker.lab.defenses.signs import Signs, best_cut, separability
+from worker.lab.defenses.sorting import classes_to_sort, core_of, evidence_of, trial_of
 from worker.lab.stages import Outcome
 
 SPEC = {"name": "abl_plus", "scout_epochs": 12}
@@ -31,7 +35,7 @@ def test_finds_and_removes_the_poison(attack: dict[str, object], target: int) ->
 def test_unlearns_what_it_found_if_it_missed_so_much_that_the_backdoor_is_learned(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(abl_plus, "_cut", lambda values: float(values.double().quantile(0.8)))
+    monkeypatch.setattr(abl_plus, "best_cut", lambda values: float(values.double().quantile(0.8)))
     # A proof of its own, so that no verdict is taken from the cache.
     recorder = defended(BADNETS, {**SPEC, "proof": 1.09})
     assert number(recorder, "abl_plus", "isolation_recall") <= 0.5
@@ -51,9 +55,40 @@ def test_leaves_clean_data_alone() -> None:
     assert any("no poison was found" in warning for warning in recorder.warnings)
 
 
+def test_the_loss_pushes_the_log_odds_of_the_isolated_below_the_margin_and_no_further() -> None:
+    chances = torch.tensor([0.9, 0.5, 0.9, 0.5, 0.01], requires_grad=True)
+    losses = -torch.log(chances)
+    isolated = torch.tensor([False, False, True, True, True])
+    loss = kept_off(losses, isolated)
+    pushed = [MARGIN + math.log(9), MARGIN, 0.0]  # at odds of 1 to 99 the last is past the margin of 4
+    assert loss.item() == pytest.approx((-math.log(0.9) - math.log(0.5) + sum(pushed)) / 5, abs=1e-5)
+    loss.backward()
+    # d log-odds / dp = 1 / (p (1 - p)), over a batch of five
+    expected = torch.tensor([-1 / 0.9, -1 / 0.5, 1 / 0.09, 1 / 0.25, 0.0]) / 5
+    assert chances.grad is not None
+    assert torch.allclose(chances.grad, expected, rtol=1e-4)
+    certain = torch.zeros(1, requires_grad=True)
+    kept_off(certain, torch.ones(1, dtype=torch.bool)).backward()
+    assert certain.grad is not None
+    assert certain.grad.isfinite().all()
+
+
+def test_missed_poison_is_outvoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def half_blind(*given: Any) -> torch.Tensor:
+        evidence = evidence_of(*given)
+        evidence[::5] = 0.0  # a fifth of the class is not even looked at
+        return evidence
+
+    monkeypatch.setattr(abl_plus, "evidence_of", half_blind)
+    recorder = defended(BADNETS, {**SPEC, "proof": 1.08, "unlearning_epochs": 0})
+    assert number(recorder, "abl_plus", "isolation_recall") == pytest.approx(0.8, abs=0.06)
+    assert number(recorder, "abl_plus", "attack_success_rate") <= 0.1
+    assert number(recorder, "abl_plus", "clean_accuracy") >= 0.95
+
+
 def test_cut_separates_two_heaps() -> None:
-    assert _cut(torch.tensor([0.1, 0.9, 0.2, 0.8, 0.15])) == pytest.approx(0.5)
-    assert _cut(torch.tensor([0.4])) == pytest.approx(0.4)
+    assert best_cut(torch.tensor([0.1, 0.9, 0.2, 0.8, 0.15])) == pytest.approx(0.5)
+    assert best_cut(torch.tensor([0.4])) == pytest.approx(0.4)
 
 
 def test_classes_to_sort_are_the_majorities_of_the_heads() -> None:
@@ -92,11 +127,11 @@ def test_separability_is_that_of_known_distributions() -> None:
 def test_core_listens_only_to_signs_that_agree() -> None:
     members, strangeness = torch.arange(10), torch.linspace(0, 1, 10)
     against = Signs(1 - strangeness, 1 - strangeness)
-    assert _core(members, strangeness, against, 0.3).tolist() == [0, 1, 2]
+    assert core_of(members, strangeness, against, 0.3).tolist() == [0, 1, 2]
     # Both signs say of member 0, the least strange, that it is the most suspicious, and agree on the others.
     doubted = strangeness.clone()
     doubted[0] = 2
-    assert 0 not in _core(members, strangeness, Signs(doubted, doubted), 0.3).tolist()
+    assert 0 not in core_of(members, strangeness, Signs(doubted, doubted), 0.3).tolist()
 
 
 def trial(strange: int, trusted_known: bool, sign: torch.Tensor, heads: bool) -> bool:
@@ -115,7 +150,9 @@ def trial(strange: int, trusted_known: bool, sign: torch.Tensor, heads: bool) ->
     values[10:40] = sign
     if not heads:
         values[40:160] += 5  # other classes stand before this one in both rankings
-    return _try(AblPlus(), 0, labels, Signs(values, values), sorted_(strangeness, trusted, held_out)).guilty
+    return trial_of(
+        AblPlus(), 0, labels, Signs(values, values), sorted_(strangeness, trusted, held_out)
+    ).guilty
 
 
 def sorted_(strangeness: torch.Tensor, trusted: torch.Tensor, held_out: torch.Tensor) -> Outcome:
@@ -144,13 +181,13 @@ def test_a_model_that_cannot_tell_is_not_believed() -> None:
     known, unknown = torch.zeros(20), torch.ones(20)
     known[10:] = 1.0
     sign = torch.linspace(0, 1, 20, dtype=torch.double)
-    believed = _try(AblPlus(), 0, labels, Signs(sign, sign), sorted_(known, trusted, trusted))
-    ignored = _try(AblPlus(), 0, labels, Signs(sign, sign), sorted_(unknown, trusted, trusted))
+    believed = trial_of(AblPlus(), 0, labels, Signs(sign, sign), sorted_(known, trusted, trusted))
+    ignored = trial_of(AblPlus(), 0, labels, Signs(sign, sign), sorted_(unknown, trusted, trusted))
     assert believed.sorted_out
     assert not ignored.sorted_out
 
 
 def test_evidence_takes_a_sign_as_far_as_it_agrees() -> None:
     sign = torch.linspace(0, 1, 20, dtype=torch.double)
-    assert torch.allclose(_evidence(sign, Signs(1 - sign, 1 - sign)), sign)
-    assert torch.allclose(_evidence(sign, Signs(sign**2, 1 - sign)), (sign + sign**2) / 2)
+    assert torch.allclose(evidence_of(sign, Signs(1 - sign, 1 - sign)), sign)
+    assert torch.allclose(evidence_of(sign, Signs(sign**2, 1 - sign)), (sign + sign**2) / 2)
