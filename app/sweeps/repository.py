@@ -13,6 +13,9 @@ from app.experiments.tables import FAILED, RUNNING, SUCCEEDED, Experiment
 from app.results.tables import ArmNote
 from app.sweeps.tables import Sweep, SweepCell, SweepExperiment
 
+NEVER_SO_MANY = 1_000_000
+"""Experiments of a sweep; see `app.specs.sweep` and `app.specs.study` for how many there may be."""
+
 
 def get(session: Session, kind: str, sweep_id: str) -> Sweep | None:
     return session.scalars(select(Sweep).where(Sweep.id == sweep_id, Sweep.kind == kind)).one_or_none()
@@ -89,11 +92,11 @@ def cells(
 def locked(session: Session, sweep_id: str, statuses: Sequence[str], *, made: bool) -> Sequence[Experiment]:
     """The sweep's experiments in these states, locked, in an order in which two transactions never block each
     other. ``made``: only those that it submitted itself."""
-    mine = exists().where(
-        SweepExperiment.sweep_id == sweep_id, SweepExperiment.experiment_id == Experiment.id
-    )
-    query = select(Experiment).where(mine.where(SweepExperiment.made) if made else mine, _state(statuses))
-    query = query.order_by(Experiment.id).with_for_update()
+    own = select(SweepExperiment.experiment_id).where(SweepExperiment.sweep_id == sweep_id)
+    # A subquery with a limit is not merged into the rest, so SQLite asks it first.
+    ids = (own.where(SweepExperiment.made) if made else own).limit(NEVER_SO_MANY).subquery()
+    query = select(Experiment).join(ids, Experiment.id == ids.c.experiment_id).where(_state(statuses))
+    query = query.order_by(Experiment.id).with_for_update(of=Experiment)
     return session.scalars(query.execution_options(populate_existing=True)).all()
 
 

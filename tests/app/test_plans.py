@@ -47,3 +47,17 @@ def test_a_page_begins_with_what_it_shows(
 def test_what_an_owner_has_stored_is_read_from_one_index(service: Service) -> None:
     plan = explained(service, quotas.stored_bytes, 0)
     assert [step for step in plan if "COVERING INDEX ix_experiments_stored" in step] == plan
+
+
+def test_the_experiments_of_a_sweep_are_locked_without_going_through_all_others(service: Service) -> None:
+    plan = explained(service, lambda session: sweeps.locked(session, "a", ["failed"], made=True))
+    of_experiments = [step for step in plan if "experiments USING INDEX sqlite_autoindex_experiments_1" in step]
+    assert of_experiments, plan
+    assert not any(step.startswith("SEARCH experiments USING INDEX ix_") for step in plan), plan
+
+
+def test_a_list_reads_whole_rows_only_of_what_it_shows(service: Service) -> None:
+    text = experiments.Filters(text="part")
+    plan = explained(service, lambda session: experiments.page(session, text, "-created_at", None, 50))
+    assert any("COVERING INDEX ix_experiments_created" in step for step in plan), plan
+    assert any("experiments USING INDEX sqlite_autoindex_experiments_1" in step for step in plan), plan
