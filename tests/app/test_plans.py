@@ -51,7 +51,9 @@ def test_what_an_owner_has_stored_is_read_from_one_index(service: Service) -> No
 
 def test_the_experiments_of_a_sweep_are_locked_without_going_through_all_others(service: Service) -> None:
     plan = explained(service, lambda session: sweeps.locked(session, "a", ["failed"], made=True))
-    of_experiments = [step for step in plan if "experiments USING INDEX sqlite_autoindex_experiments_1" in step]
+    of_experiments = [
+        step for step in plan if "experiments USING INDEX sqlite_autoindex_experiments_1" in step
+    ]
     assert of_experiments, plan
     assert not any(step.startswith("SEARCH experiments USING INDEX ix_") for step in plan), plan
 

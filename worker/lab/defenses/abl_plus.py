@@ -20,6 +20,7 @@ What is found is not learned: the final model is kept off the accused label on i
 much poison was missed, and what was found is unlearned as well.
 """
 
+import math
 from dataclasses import replace
 
 import torch
@@ -37,6 +38,7 @@ from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 
 OVERLAYS = 8
+SUREST = 0.5  # of what is isolated: what the final model is kept off the label on
 SURE = 0.2  # probability of being poison by the last splitting model, up to which a member is kept
 
 
@@ -137,16 +139,20 @@ def kept_off(losses: Tensor, isolated: Tensor) -> Tensor:
 
 
 def train(lab: TrainingDefense, stage: StageRun, verdict: Outcome) -> Outcome:
-    """A fresh model by the experiment's recipe, which learns everything but what is isolated, and keeps that off the
-    accused label.
+    """A fresh model by the experiment's recipe, which learns everything but what is isolated, and is kept off the
+    accused label on the most suspicious part of that.
 
-    Poison that was missed is outvoted: in one batch with it, more images with the same trigger say the contrary.
+    Poison that was missed is outvoted: in one batch with it, more images with the same trigger say the contrary. The
+    less suspicious part is left out altogether, for the clean images that were isolated by mistake are there.
     """
-    isolated = torch.zeros_like(lab.labels, dtype=torch.bool)
-    isolated[verdict.tensors["isolated"].to(isolated.device)] = True
+    rows = verdict.tensors["isolated"].to(lab.labels.device)
+    suspicion = verdict.tensors["suspicion"].to(rows.device)[rows]
+    surest = rows[suspicion.argsort(descending=True, stable=True)[: math.ceil(SUREST * len(rows))]]
+    isolated, held_off = (torch.zeros_like(lab.labels, dtype=torch.bool) for _ in range(2))
+    isolated[rows], held_off[surest] = True, True
     network = lab.new_network("victim")
-    recipe = replace(lab.recipe, memory={}, loss=lambda losses, rows: kept_off(losses, isolated[rows]))
-    lab.fit(stage, network, recipe)
+    recipe = replace(lab.recipe, memory={}, loss=lambda losses, of: kept_off(losses, held_off[of]))
+    lab.fit(stage, network, recipe, rows=(~isolated | held_off).nonzero().flatten())
     return stage.finish(abl.prefixed(network))
 
 
