@@ -7,7 +7,7 @@ half an hour on one core. Finished stages are kept under var/, so a second run o
 import argparse
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ REPAIR = ("fine_tuning", "fine_pruning", "nad", "mcr", "ft_sam", "anp", "i_bau")
 DETECTION = ("spectral_signatures", "activation_clustering", "strip", "neural_cleanse")
 TRAINING = ("nab",)
 DEFENSES = (*REPAIR, *DETECTION, *TRAINING)
+BY_SAMPLE = [name for name in (*DETECTION, *TRAINING) if name != "neural_cleanse"]
+Results = dict[str, list[dict[str, dict[str, Any]]]]
+"""By attack and seed, the numbers of each arm."""
 INTRODUCTION = """# Defences on digits
 
 Made by `python benchmarks/defenses_digits.py`. 1,437 training images of 8x8, `small_cnn`, 30 epochs, every defence at
@@ -48,25 +51,27 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     seeds = parser.parse_args().seeds
     torch.set_num_threads(1)
-    results: dict[str, list[dict[str, dict[str, Any]]]] = {title: [] for title in ATTACKS}
+    results: Results = {title: [] for title in ATTACKS}
     for seed in seeds:
         for title, attack in ATTACKS.items():
-            results[title].append(arms(attack, seed))
+            spec = {"attack": attack, "seeds": [seed], "defenses": [{"name": name} for name in DEFENSES]}
+            results[title].append(arms(spec, WORK, ROOT / "var" / "data"))
             print(f"seed {seed}, {title}: done", file=sys.stderr)
-    write(results, seeds)
+    write(TABLE, INTRODUCTION.format(seeds=", ".join(map(str, seeds))), DEFENSES, BY_SAMPLE, results)
     print(TABLE.read_text())
     return 0
 
 
-def arms(attack: dict[str, Any], seed: int) -> dict[str, dict[str, Any]]:
-    """One experiment: each arm's numbers, and under ``warnings`` what it warned of."""
-    spec = ExperimentSpec.model_validate(
-        {"attack": attack, "seeds": [seed], "defenses": [{"name": name} for name in DEFENSES]}
-    )
-    recorder = FolderRecorder(WORK / f"{attack['name']}-{seed}")
-    store = FolderStore(WORK / "stages")
+def arms(given: dict[str, Any], work: Path, data_dir: Path) -> dict[str, dict[str, Any]]:
+    """One experiment of one seed: each arm's numbers, and under ``warnings`` what it warned of.
+
+    Its stages are kept under ``work``.
+    """
+    spec = ExperimentSpec.model_validate(given)
+    recorder = FolderRecorder(work / spec.spec_hash[:12])
+    store = FolderStore(work / "stages")
     try:
-        document = run(spec, recorder, store, data_dir=ROOT / "var" / "data", device="cpu")
+        document = run(spec, recorder, store, data_dir=data_dir, device="cpu")
     finally:
         recorder.close()
     numbers = {arm["arm"]: dict(arm["seeds"][0]) for arm in document["arms"]}
@@ -75,28 +80,29 @@ def arms(attack: dict[str, Any], seed: int) -> dict[str, dict[str, Any]]:
     return numbers
 
 
-def write(results: dict[str, list[dict[str, dict[str, Any]]]], seeds: list[int]) -> None:
-    lines = [INTRODUCTION.format(seeds=", ".join(map(str, seeds)))]
-    lines += table(["model", *ATTACKS], ("victim", *DEFENSES), results, outcome)
+def write(
+    where: Path, introduction: str, defenses: Sequence[str], by_sample: Sequence[str], results: Results
+) -> None:
+    """Two tables: what each of ``defenses`` came to, and what those that judge samples flagged."""
+    lines = [introduction, *table(["model", *results], ("victim", *defenses), results, outcome)]
     lines += [
         "",
-        "## What detection flagged",
+        "## What was flagged or isolated",
         "",
-        "Precision / recall of the flagged samples and AUROC of the scores against the truth, means over seeds; "
-        "Neural Cleanse accuses classes, not samples. NAB's are those of its isolation.",
+        "Precision / recall of the samples and AUROC of the scores against the truth, means over seeds; "
+        "Neural Cleanse accuses classes, not samples.",
         "",
     ]
     poisoned = {title: rows for title, rows in results.items() if title != "no attack"}
-    by_sample = [name for name in (*DETECTION, *TRAINING) if name != "neural_cleanse"]
     lines += table(["defence", *poisoned], by_sample, poisoned, detection)
-    TABLE.parent.mkdir(parents=True, exist_ok=True)
-    TABLE.write_text("\n".join(lines) + "\n")
+    where.parent.mkdir(parents=True, exist_ok=True)
+    where.write_text("\n".join(lines) + "\n")
 
 
 def table(
     head: list[str],
-    names: tuple[str, ...] | list[str],
-    results: dict[str, list[dict[str, dict[str, Any]]]],
+    names: Sequence[str],
+    results: Results,
     cell: Callable[[list[dict[str, Any]]], str],
 ) -> list[str]:
     """A Markdown table: one row a model, one column an attack."""
