@@ -7,12 +7,12 @@ from typing import Any
 from app.compare import repository
 from app.compare.repository import Numbers
 from app.compare.schemas import ArmComparison, Compared, Comparison, Curve, MetricRow, SpecField
+from app.compare.thinning import thin
 from app.core.context import Context
 from app.core.errors import InvalidError, NotFoundError, summary
 from app.core.validation import FieldError, shown
 from app.experiments.tables import Experiment
 from app.results.schemas import Aggregate
-from app.results.thinning import thin
 from app.specs.experiment import ATTACK, LABELS, ExperimentSpec
 from app.specs.summary import METRICS, summarise
 

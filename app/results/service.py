@@ -12,7 +12,6 @@ from app.core.validation import shown
 from app.experiments import repository as experiments
 from app.results import repository
 from app.results.schemas import Aggregate, ArmResults, Metrics, Results, Series
-from app.results.thinning import thin
 from app.specs.experiment import ExperimentSpec
 from app.specs.summary import METRICS, summarise
 
@@ -83,12 +82,10 @@ def metrics(
     with context.database.reading() as session:
         if experiments.status(session, experiment_id) is None:
             raise NotFoundError(f"there is no experiment {shown(experiment_id)}")
-        rows = repository.points(session, experiment_id, arm, seed, name)
+        rows = repository.points(session, experiment_id, arm, seed, name, most)
     series = []
     for (of_arm, of_seed, of_name), group in groupby(rows, key=lambda row: tuple(row[:3])):
         points = list(group)
-        if most is not None:
-            points = thin(points, most)
         steps, values = [p.step for p in points], [_finite(p.value) for p in points]
         series.append(Series(arm=of_arm, seed=of_seed, name=of_name, steps=steps, values=values))
     return Metrics(series=series)

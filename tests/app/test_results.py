@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from app.compare.thinning import thin
 from app.results.tables import ArmNote, MetricPoint, ResultValue
-from app.results.thinning import thin
 from app.specs.summary import summarise, t_quantile
 from tests.app.conftest import Service
+from tests.app.numbers import check_thinning
 
 SPEC = {"reference": True, "seeds": [0, 1, 2], "defenses": [{"name": "abl"}]}
 
@@ -122,6 +123,10 @@ def test_curves_are_filtered_and_thinned(service: Service, experiment: dict[str,
     assert series(arm="clean")[0]["values"] == [None]  # JSON has no infinity
     assert series(name="nothing") == []
     assert service.http.get(experiment["links"]["metrics"], params={"points": 1}).status_code == 422
+
+
+def test_series_of_any_length_are_thinned(service: Service) -> None:
+    check_thinning(service)
 
 
 @pytest.mark.parametrize("df", [1, 2, 3, 4, 7, 10, 25, 49])
