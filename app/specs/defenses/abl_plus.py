@@ -22,8 +22,9 @@ class AblPlus(Defense):
 
     Isolation (as in `abl`) and a superposition test name classes to look into. A model that learns such a class
     from its least suspicious images alone says which of its other images do not belong there; where no model knows
-    a class from a few images, the class is looked at for two heaps. An accused class is parted, what was found is left
-    out of training, and unlearned if some was missed. If no class is accused, the model is trained on everything.
+    a class from a few images, the class is looked at for two heaps. An accused class is parted; the model learns the
+    rest and is kept off the class's label on what was found, which is unlearned too if it was far too little. If no
+    class is accused, the model is trained on everything.
     """
 
     name: Literal["abl_plus"] = "abl_plus"
@@ -69,7 +70,12 @@ class AblPlus(Defense):
         le=2,
     )
     unlearning_epochs: int = field(
-        10, "At most so many passes of unlearning what was found.", unit="epochs", source=HERE, ge=0, le=500
+        10,
+        "At most so many passes of unlearning what was found, where training did not keep it off its label.",
+        unit="epochs",
+        source=HERE,
+        ge=0,
+        le=500,
     )
     unlearning_learning_rate: float = field(
         5e-4, "Learning rate of unlearning, constant, as in `abl`.", source=HERE, gt=0, le=1
