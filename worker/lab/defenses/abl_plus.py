@@ -159,8 +159,8 @@ def train(lab: TrainingDefense, stage: StageRun, verdict: Outcome) -> Outcome:
 def unlearn(
     spec: AblPlus, lab: TrainingDefense, stage: StageRun, verdict: Outcome, trained: Outcome
 ) -> Outcome:
-    """`abl.unlearn` on what was isolated, if the model, which has not seen it, still gives it the accused label, and
-    more often than it errs on what it has seen."""
+    """`abl.unlearn` on what was isolated, if the model gives it the accused label in spite of all, and more often than
+    it errs on the rest."""
     isolated = torch.zeros_like(lab.labels, dtype=torch.bool)
     isolated[verdict.tensors["isolated"].to(isolated.device)] = True
     if isolated.any():
