@@ -23,8 +23,9 @@ class AblPlus(Defense):
     Isolation (as in `abl`) and a superposition test name classes to look into. A model that learns such a class
     from its least suspicious images alone says which of its other images do not belong there; where no model knows
     a class from a few images, the class is looked at for two heaps. An accused class is parted; the model learns the
-    rest and is kept off the class's label on what was found, which is unlearned too if it was far too little. If no
-    class is accused, the model is trained on everything.
+    rest and is kept off the class's label on half of what was found. If that fails with the other half, a model is
+    trained on the rest alone, and what was found is unlearned. If no class is accused, the model is trained on
+    everything.
     """
 
     name: Literal["abl_plus"] = "abl_plus"
@@ -71,7 +72,7 @@ class AblPlus(Defense):
     )
     unlearning_epochs: int = field(
         10,
-        "At most so many passes of unlearning what was found, where training did not keep it off its label.",
+        "At most so many passes of unlearning what was found, where training does not keep it off its label.",
         unit="epochs",
         source=HERE,
         ge=0,
@@ -108,5 +109,6 @@ class AblPlus(Defense):
             *((f"splitting_{i}", sorting, self.sorting_epochs) for i in range(1, SPLITS + 1)),
             ("verdict", {"proof": self.proof}, 1),
             ("training", {"margin": MARGIN}, 30),
+            ("retraining", {}, 30),
             unlearning,
         ]

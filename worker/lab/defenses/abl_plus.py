@@ -16,8 +16,8 @@ On data that is hard to learn no model knows a class from a few members, and the
 the members of a clean class lie spread over speed and dominance, and those of a poisoned one in two heaps; that is
 proof enough, and so is a class that both rankings name with one voice.
 
-What is found is not learned: the final model is kept off the accused label on it. If it gives that label nevertheless,
-much poison was missed, and what was found is unlearned as well.
+What is found is not learned: the final model is kept off the accused label on half of it, and does not see the other
+half. If it gives that label to the other half, a model is trained without either, and both are unlearned.
 """
 
 import math
@@ -38,7 +38,7 @@ from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 
 OVERLAYS = 8
-SUREST = 0.5  # of what is isolated: what the final model is kept off the label on
+CLEARLY = 0.1
 SURE = 0.2  # probability of being poison by the last splitting model, up to which a member is kept
 
 
@@ -69,8 +69,15 @@ def run(spec: AblPlus, lab: TrainingDefense) -> Network:
         "verdict", lambda stage: judge(lab, stage, signs, sorting, trials, accused, splitting)
     )
     trained = lab.stage("training", lambda stage: train(lab, stage, verdict))
-    unlearned = lab.stage("unlearning", lambda stage: unlearn(spec, lab, stage, verdict, trained))
-    return abl.network_of(lab, unlearned)
+    again = fooled(lab, verdict, trained)
+    anew = lab.stage(
+        "retraining", lambda stage: train_anew(lab, stage, verdict) if again else stage.finish({})
+    )
+    unlearned = lab.stage(
+        "unlearning",
+        lambda stage: abl.unlearn(spec.abl, lab, stage, verdict, anew) if again else stage.finish({}),
+    )
+    return abl.network_of(lab, unlearned if again else trained)
 
 
 def scout(spec: AblPlus, lab: TrainingDefense, stage: StageRun) -> Outcome:
@@ -140,38 +147,51 @@ def kept_off(losses: Tensor, isolated: Tensor) -> Tensor:
 
 def train(lab: TrainingDefense, stage: StageRun, verdict: Outcome) -> Outcome:
     """A fresh model by the experiment's recipe, which learns everything but what is isolated, and is kept off the
-    accused label on the most suspicious part of that.
+    accused label on the surest half of that.
 
     Poison that was missed is outvoted: in one batch with it, more images with the same trigger say the contrary. The
-    less suspicious part is left out altogether, for the clean images that were isolated by mistake are there.
+    other half is left out altogether: clean images that were isolated by mistake are there, and it shows whether
+    the trigger is what was learned (`fooled`).
     """
-    rows = verdict.tensors["isolated"].to(lab.labels.device)
-    suspicion = verdict.tensors["suspicion"].to(rows.device)[rows]
-    surest = rows[suspicion.argsort(descending=True, stable=True)[: math.ceil(SUREST * len(rows))]]
-    isolated, held_off = (torch.zeros_like(lab.labels, dtype=torch.bool) for _ in range(2))
-    isolated[rows], held_off[surest] = True, True
+    surest, doubtful = halves(lab, verdict)
     network = lab.new_network("victim")
-    recipe = replace(lab.recipe, memory={}, loss=lambda losses, of: kept_off(losses, held_off[of]))
-    lab.fit(stage, network, recipe, rows=(~isolated | held_off).nonzero().flatten())
+    recipe = replace(lab.recipe, memory={}, loss=lambda losses, rows: kept_off(losses, surest[rows]))
+    lab.fit(stage, network, recipe, rows=(~doubtful).nonzero().flatten())
     return stage.finish(abl.prefixed(network))
 
 
-def unlearn(
-    spec: AblPlus, lab: TrainingDefense, stage: StageRun, verdict: Outcome, trained: Outcome
-) -> Outcome:
-    """`abl.unlearn` on what was isolated, if the model gives it the accused label in spite of all, and more often than
-    it errs on the rest."""
-    isolated = torch.zeros_like(lab.labels, dtype=torch.bool)
-    isolated[verdict.tensors["isolated"].to(isolated.device)] = True
-    if isolated.any():
-        network = abl.network_of(lab, trained)
-        known, right = (
-            accuracy(network, Split(lab.images[rows], lab.labels[rows]), lab.compute)
-            for rows in (isolated, ~isolated)
-        )
-        lab.recorder.log(
-            f"the accused label is given to {known:.1%} of the isolated; of the rest {1 - right:.1%} are misjudged"
-        )
-        if known > 1 - right:
-            return abl.unlearn(spec.abl, lab, stage, verdict, trained)
-    return stage.finish(trained.tensors)
+def halves(lab: TrainingDefense, verdict: Outcome) -> tuple[Tensor, Tensor]:
+    """What is isolated, in two: the more suspicious half and the other, bool ``[N]`` each."""
+    rows = verdict.tensors["isolated"].to(lab.labels.device)
+    suspicion = verdict.tensors["suspicion"].to(rows.device)[rows]
+    order = rows[suspicion.argsort(descending=True, stable=True)]
+    middle = math.ceil(len(order) / 2)
+    surest, doubtful = (torch.zeros_like(lab.labels, dtype=torch.bool) for _ in range(2))
+    surest[order[:middle]], doubtful[order[middle:]] = True, True
+    return surest, doubtful
+
+
+def fooled(lab: TrainingDefense, verdict: Outcome, trained: Outcome) -> bool:
+    """Whether the model gives the accused label to the isolated images that it has not seen, clearly more often than
+    it errs on the rest: poison was missed, and the trigger differs too much from image to image to be outvoted."""
+    surest, doubtful = halves(lab, verdict)
+    if not doubtful.any():
+        return False
+    network = abl.network_of(lab, trained)
+    known, right = (
+        accuracy(network, Split(lab.images[rows], lab.labels[rows]), lab.compute)
+        for rows in (doubtful, ~surest & ~doubtful)
+    )
+    lab.recorder.log(
+        f"the accused label is given to {known:.1%} of the isolated that were left out; of the rest "
+        f"{1 - right:.1%} are misjudged"
+    )
+    return known > 1 - right + CLEARLY
+
+
+def train_anew(lab: TrainingDefense, stage: StageRun, verdict: Outcome) -> Outcome:
+    """A fresh model by the experiment's recipe, without anything that is isolated."""
+    surest, doubtful = halves(lab, verdict)
+    network = lab.new_network("victim")
+    lab.fit(stage, network, replace(lab.recipe, memory={}), rows=(~surest & ~doubtful).nonzero().flatten())
+    return stage.finish(abl.prefixed(network))
