@@ -61,7 +61,7 @@ def check(stack: Stack, folder: Path, elsewhere: dict[str, str]) -> None:
     key = bdlab("keys", "create", *scopes, **stack.environment).stdout.strip()
     stack.client.headers["Authorization"] = f"Bearer {key}"
     results, files = stack.results(ended), files_of(stack, ended)
-    wanted = spec(seed=22, epochs=60, images=400, defenses=[])
+    wanted = spec(seed=22, epochs=40, images=400, defenses=[])
     running = stack.submit(wanted)
     waiting = stack.submit(spec(seed=23, epochs=1, defenses=[], dataset={"name": "imported", "key": "toy"}))
     first = done(stack, "backup", str(backup))

@@ -102,7 +102,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 def test_a_worker_that_is_told_to_stop_hands_over_and_the_numbers_stay_the_same(fleet: Fleet) -> None:
     first = fleet.start()
-    mine = fleet.service.submit(spec(seed=30, epochs=40, images=400))["id"]
+    mine = fleet.service.submit(spec(seed=30, epochs=24, images=400))["id"]
 
     def trains() -> Any:
         return (fleet.service.get(mine)["progress"].get("epoch") or 0) >= 2
