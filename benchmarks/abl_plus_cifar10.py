@@ -6,9 +6,6 @@ Finished stages are kept under var/, so a second run only makes the table.
 """
 
 import argparse
-import datetime
-import os
-import platform
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,8 +13,9 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+from _heading import making
 from abl_plus_digits import cells
-from attacks_cifar10 import DATASET, EPOCHS, ROOT, WORK
+from attacks_cifar10 import DATA_DIR, DATASET, EPOCHS, ROOT, WORK
 
 from app.specs.experiment import ExperimentSpec
 
@@ -73,14 +71,9 @@ def main() -> int:
     seeds = parser.parse_args().seeds
     torch.set_num_threads(1)
     text = HEAD.format(
-        date=datetime.date.today().isoformat(),
-        processor=platform.processor() or platform.machine(),
-        python=platform.python_version(),
-        torch=torch.__version__,
+        **making(seeds),
         epochs=EPOCHS,
-        seeds=", ".join(map(str, seeds)),
     )
-    data_dir = Path(os.environ.get("BDLAB_DATA_DIR", ROOT / "var" / "data"))
     for name, fields in CELLS:
         spec = ExperimentSpec.model_validate(
             {
@@ -91,7 +84,7 @@ def main() -> int:
                 "seeds": seeds,
             }
         )
-        text += cells(name, fields, spec, WORK, data_dir)
+        text += cells(name, fields, spec, WORK, DATA_DIR)
         print(f"{name}: done", file=sys.stderr)
         TABLE.write_text(text + NOTES)
     print(text)

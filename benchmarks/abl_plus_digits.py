@@ -5,9 +5,7 @@ attacks and the victim are those of attacks_digits.py, and finished stages are k
 """
 
 import argparse
-import datetime
 import json
-import platform
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+from _heading import making
 from attacks_digits import ATTACKS, MODEL, ROOT, TRAINING, WORK, cell
 
 from app.specs.experiment import ExperimentSpec
@@ -58,11 +57,7 @@ def main() -> int:
     seeds = parser.parse_args().seeds
     torch.set_num_threads(1)
     text = HEAD.format(
-        date=datetime.date.today().isoformat(),
-        processor=platform.processor() or platform.machine(),
-        python=platform.python_version(),
-        torch=torch.__version__,
-        seeds=", ".join(map(str, seeds)),
+        **making(seeds),
     )
     for name, fields in CELLS:
         text += row(name, fields, seeds)

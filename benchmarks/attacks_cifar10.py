@@ -6,9 +6,7 @@ so a second run only makes the table.
 """
 
 import argparse
-import datetime
 import os
-import platform
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+from _heading import making
 from attacks_digits import COLUMNS, ROOT, STEALTH, cell, mean
 
 from app.specs.experiment import ExperimentSpec
@@ -24,6 +23,7 @@ from worker.lab.local import FolderRecorder, FolderStore
 
 TABLE = ROOT / "docs" / "results" / "attacks-cifar10.md"
 WORK = ROOT / "var" / "cifar10-subset"
+DATA_DIR = Path(os.environ.get("BDLAB_DATA_DIR", ROOT / "var" / "data"))
 DATASET = {"name": "cifar10", "train_size": 10_000}
 EPOCHS = 20
 
@@ -96,9 +96,8 @@ def arms(attack: dict[str, Any], seeds: list[int]) -> dict[str, list[dict[str, A
         }
     )
     recorder = FolderRecorder(WORK / spec.spec_hash[:12])
-    data_dir = Path(os.environ.get("BDLAB_DATA_DIR", ROOT / "var" / "data"))
     try:
-        answer = run(spec, recorder, FolderStore(WORK / "stages"), data_dir=data_dir, device="cpu")
+        answer = run(spec, recorder, FolderStore(WORK / "stages"), data_dir=DATA_DIR, device="cpu")
     finally:
         recorder.close()
     return {arm["arm"]: arm["seeds"] for arm in answer["arms"]}
@@ -107,12 +106,8 @@ def arms(attack: dict[str, Any], seeds: list[int]) -> dict[str, list[dict[str, A
 def write(results: list[dict[str, list[dict[str, Any]]]], seeds: list[int]) -> None:
     """The tables, as far as they are known."""
     text = HEAD.format(
-        date=datetime.date.today().isoformat(),
-        processor=platform.processor() or platform.machine(),
-        python=platform.python_version(),
-        torch=torch.__version__,
+        **making(seeds),
         epochs=EPOCHS,
-        seeds=", ".join(map(str, seeds)),
         clean=cell(results[0]["clean"], "clean_accuracy"),
     )
     rows = list(zip(ATTACKS, results, strict=False))

@@ -5,13 +5,14 @@ Finished stages are kept under var/, so a second run only makes the table.
 """
 
 import argparse
-import datetime
-import platform
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from _heading import making
 
 from app.specs.experiment import ExperimentSpec
 from worker.lab.experiment import run
@@ -133,12 +134,8 @@ def write(results: list[dict[str, list[dict[str, Any]]]], seeds: list[int]) -> N
     """The tables, as far as they are known."""
     clean = results[0]["clean"]
     text = HEAD.format(
-        date=datetime.date.today().isoformat(),
-        processor=platform.processor() or platform.machine(),
-        python=platform.python_version(),
-        torch=torch.__version__,
+        **making(seeds),
         epochs=TRAINING["epochs"],
-        seeds=", ".join(map(str, seeds)),
         clean=cell(clean, "clean_accuracy"),
     )
     rows = list(zip(ATTACKS, results, strict=False))

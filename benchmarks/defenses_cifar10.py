@@ -7,9 +7,6 @@ are taken from abl_plus_cifar10.py where that was run before.
 """
 
 import argparse
-import datetime
-import os
-import platform
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,8 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from attacks_cifar10 import DATASET, EPOCHS, ROOT, WORK
+from _heading import making
+from attacks_cifar10 import DATA_DIR, DATASET, EPOCHS, ROOT, WORK
 from defenses_digits import BY_SAMPLE, DEFENSES, Results, arms, write
 
 TABLE = ROOT / "docs" / "results" / "defenses-cifar10.md"
@@ -52,14 +50,9 @@ def main() -> int:
     seeds = parser.parse_args().seeds
     torch.set_num_threads(1)
     introduction = INTRODUCTION.format(
-        date=datetime.date.today().isoformat(),
-        processor=platform.processor() or platform.machine(),
-        python=platform.python_version(),
-        torch=torch.__version__,
+        **making(seeds),
         epochs=EPOCHS,
-        seeds=", ".join(map(str, seeds)),
     )
-    data_dir = Path(os.environ.get("BDLAB_DATA_DIR", ROOT / "var" / "data"))
     results: Results = {}
     for title, attack in ATTACKS.items():
         results[title] = [
@@ -72,7 +65,7 @@ def main() -> int:
                     "defenses": [*ABL, *({"name": name} for name in DEFENSES)],
                 },
                 WORK,
-                data_dir,
+                DATA_DIR,
             )
             for seed in seeds
         ]

@@ -1,5 +1,6 @@
 """Queries about several experiments at once."""
 
+import sys
 from collections.abc import Sequence
 
 from sqlalchemy import func, select
@@ -7,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.experiments.tables import Experiment
 from app.results.tables import MetricPoint, ResultValue
+from app.results.thinning import thinned
 
 Numbers = dict[str, dict[str, dict[str, dict[int, float]]]]
 """Experiment -> arm -> metric -> seed -> value."""
@@ -36,17 +38,18 @@ def numbers(session: Session, ids: Sequence[str]) -> Numbers:
 
 
 def curves(
-    session: Session, ids: Sequence[str], names: Sequence[str]
+    session: Session, ids: Sequence[str], names: Sequence[str], most: int
 ) -> dict[tuple[str, str, str], list[tuple[int, float]]]:
-    """Means over seeds: (experiment, arm, name) -> (step, value) in order."""
+    """Means over seeds, where they are finite: (experiment, arm, name) -> at most ``most`` (step, value) in order."""
     columns = (MetricPoint.experiment_id, MetricPoint.arm, MetricPoint.name, MetricPoint.step)
+    mean = func.avg(MetricPoint.value)
     query = (
-        select(*columns, func.avg(MetricPoint.value))
+        select(*columns, mean.label("value"))
         .where(MetricPoint.experiment_id.in_(ids), MetricPoint.name.in_(names))
         .group_by(*columns)
-        .order_by(*columns)
+        .having(mean.between(-sys.float_info.max, sys.float_info.max))
     )
     found: dict[tuple[str, str, str], list[tuple[int, float]]] = {}
-    for experiment_id, arm, name, step, value in session.execute(query):
+    for experiment_id, arm, name, step, value in session.execute(thinned(query, most)):
         found.setdefault((experiment_id, arm, name), []).append((step, value))
     return found

@@ -1,13 +1,11 @@
 """Experiments side by side: what differs in their specs, and by how much their numbers do."""
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from app.compare import repository
 from app.compare.repository import Numbers
 from app.compare.schemas import ArmComparison, Compared, Comparison, Curve, MetricRow, SpecField
-from app.compare.thinning import thin
 from app.core.context import Context
 from app.core.errors import InvalidError, NotFoundError, summary
 from app.core.validation import FieldError, shown
@@ -31,7 +29,7 @@ def compare(context: Context, ids: str, names: Sequence[str], points: int) -> Co
         if missing:
             raise NotFoundError(f"there is no experiment {shown(missing[0])}")
         numbers = repository.numbers(session, wanted)
-        curves = repository.curves(session, wanted, names)
+        curves = repository.curves(session, wanted, names, points)
     experiments = [found[i] for i in wanted]
     specs = [ExperimentSpec.model_validate(experiment.spec) for experiment in experiments]
     arms = list(dict.fromkeys(arm for spec in specs for arm in spec.arms))
@@ -40,7 +38,13 @@ def compare(context: Context, ids: str, names: Sequence[str], points: int) -> Co
         spec=_spec(specs),
         arms=[row for arm in arms if (row := _arm(arm, wanted, numbers)).metrics],
         curves=[
-            _curve(experiment_id, arm, name, series, points)
+            Curve(
+                experiment_id=experiment_id,
+                arm=arm,
+                name=name,
+                steps=[step for step, _ in series],
+                values=[value for _, value in series],
+            )
             for (experiment_id, arm, name), series in curves.items()
             if arm != ATTACK
         ],
@@ -107,14 +111,3 @@ def _arm(arm: str, ids: list[str], numbers: Numbers) -> ArmComparison:
 def _aggregate(values: Iterable[float]) -> Aggregate | None:
     summary_of = summarise(values)
     return Aggregate.model_validate(summary_of) if summary_of is not None else None
-
-
-def _curve(experiment_id: str, arm: str, name: str, series: list[tuple[int, float]], points: int) -> Curve:
-    kept = thin([(step, value) for step, value in series if math.isfinite(value)], points)
-    return Curve(
-        experiment_id=experiment_id,
-        arm=arm,
-        name=name,
-        steps=[step for step, _ in kept],
-        values=[value for _, value in kept],
-    )

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import Row, func, or_, select
+from sqlalchemy import Row, select
 from sqlalchemy.orm import Session
 
 from app.results.tables import ArmNote, MetricPoint, ResultValue
+from app.results.thinning import thinned
 
 
 def values(session: Session, experiment_id: str) -> Sequence[ResultValue]:
@@ -35,15 +36,5 @@ def points(
     for column, wanted in zip(series, (arm, seed, name), strict=True):
         if wanted is not None:
             query = query.where(column == wanted)
-    if most is None:
-        return session.execute(query.order_by(*series, MetricPoint.step)).all()
-    place = func.row_number().over(partition_by=series, order_by=MetricPoint.step) - 1
-    count = func.count().over(partition_by=series)
-    every = query.add_columns(place.label("place"), count.label("count")).subquery().c
-    # The k-th that is kept has the place k (count - 1) / (most - 1), rounded; so this is the k that a place may have.
-    last, gaps = func.nullif(every.count - 1, 0), most - 1
-    k = (2 * every.place * gaps + last) // (2 * last)
-    kept = (2 * k * last + gaps) // (2 * gaps)
-    columns = (every.arm, every.seed, every.name, every.step, every.value)
-    thinned = select(*columns).where(or_(every.count <= most, every.place == kept))
-    return session.execute(thinned.order_by(*columns[:-1])).all()
+    query = query.order_by(*series, MetricPoint.step) if most is None else thinned(query, most)
+    return session.execute(query).all()

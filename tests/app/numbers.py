@@ -1,9 +1,9 @@
 """Tests play the worker: an experiment with numbers, indexed as the recorder does it."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from app.compare.thinning import thin
 from app.results.tables import MetricPoint, ResultValue
 from app.search import indexing
 from tests.app.conftest import Service
@@ -38,7 +38,7 @@ def arm(clean: float, attack: float | None) -> dict[str, float | None]:
 
 
 def check_thinning(service: Service) -> None:
-    """Series of every length up to 60, with gaps between their steps, are thinned by the database as `thin` does it."""
+    """Series of every length up to 60, with gaps between their steps, lose points evenly and none at the ends."""
     made = service.submit()
     points = {f"of {n}": [step * step for step in range(n)] for n in range(1, 61)}
     place = {"experiment_id": made["id"], "arm": "undefended", "seed": 0}
@@ -53,12 +53,26 @@ def check_thinning(service: Service) -> None:
         series = service.http.get(made["links"]["metrics"], params={"points": most}).json()["series"]
         assert {one["name"] for one in series} == set(points)
         for one in series:
-            kept, near = one["steps"], thin(points[one["name"]], most)
-            assert len(kept) == len(near) == min(most, len(points[one["name"]]))
-            assert (kept[0], kept[-1]) == (near[0], near[-1])
-            places = [
-                (points[one["name"]].index(a), points[one["name"]].index(b))
-                for a, b in zip(kept, near, strict=True)
-            ]
-            assert all(abs(a - b) <= 1 for a, b in places)  # a half may be rounded either way
-            assert one["values"] == [step / 2 for step in kept]
+            steps = points[one["name"]]
+            places = [steps.index(step) for step in one["steps"]]
+            assert len(places) == min(most, len(steps))
+            even = [i * (len(steps) - 1) / max(1, len(places) - 1) for i in range(len(places))]
+            assert all(abs(place - near) <= 0.5 for place, near in zip(places, even, strict=True))
+            assert one["values"] == [step / 2 for step in one["steps"]]
+
+
+def check_compared_curves(service: Service) -> None:
+    """Compared curves leave out points that are no numbers, before they are thinned."""
+    one, other = service.submit()["id"], service.submit()["id"]
+    values = [math.inf, 1.0, 2.0, -math.inf, 3.0, 4.0, 5.0]
+    service.add(
+        *(
+            MetricPoint(
+                experiment_id=one, arm="undefended", seed=0, name="train_loss", step=step, value=value
+            )
+            for step, value in enumerate(values)
+        )
+    )
+    asked: dict[str, str | int] = {"ids": f"{one},{other}", "curve": "train_loss", "points": 3}
+    [curve] = service.http.get("/v1/compare", params=asked).json()["curves"]
+    assert (curve["steps"], curve["values"]) == ([1, 4, 6], [1.0, 3.0, 5.0])

@@ -10,7 +10,7 @@ from scipy import stats
 
 from app.results.tables import MetricPoint
 from tests.app.conftest import Service
-from tests.app.numbers import arm, done
+from tests.app.numbers import arm, check_compared_curves, done
 
 FIRST = {"name": "one", "defenses": [{"name": "abl", "isolation_ratio": 0.01}], "seeds": [0, 1, 2]}
 SECOND = {
@@ -80,6 +80,10 @@ def test_a_difference_pairs_the_seeds_that_both_have(service: Service, ids: list
     assert [row["metric"] for row in arms["abl"]] == ["clean_accuracy", "clean_loss"]
     (other,) = [row for row in arms["other"] if row["metric"] == "clean_accuracy"]
     assert (other["values"][0], other["differences"]) == (None, [None, None])
+
+
+def test_curves_leave_out_what_is_no_number(service: Service) -> None:
+    check_compared_curves(service)
 
 
 def test_curves_are_means_over_seeds_and_thinned(service: Service, ids: list[str]) -> None:

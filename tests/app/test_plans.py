@@ -22,7 +22,7 @@ IDS = ["a", "b"]
     [
         (lambda session: compare.experiments(session, IDS), "sqlite_autoindex_experiments_1"),
         (lambda session: compare.numbers(session, IDS), "sqlite_autoindex_result_values_1"),
-        (lambda session: compare.curves(session, IDS, ["loss"]), "sqlite_autoindex_metric_points_1"),
+        (lambda session: compare.curves(session, IDS, ["loss"], 500), "sqlite_autoindex_metric_points_1"),
         (lambda session: experiments.summaries(session, IDS), "sqlite_autoindex_result_values_1"),
         (lambda session: experiments.attempts(session, IDS), "sqlite_autoindex_attempts_1"),
         (lambda session: experiments.sweeps(session, IDS), "ix_sweep_experiments_experiment"),
@@ -39,7 +39,12 @@ IDS = ["a", "b"]
 def test_a_page_begins_with_what_it_shows(
     service: Service, ask: Callable[[Session], Any], first: str
 ) -> None:
-    plan = explained(service, ask)
+    subqueries = (
+        "CO-ROUTINE",
+        "SCAN anon_",
+        "SCAN (subquery",
+    )  # whatever they are made of is a step of its own
+    plan = [step for step in explained(service, ask) if not step.startswith(subqueries)]
     assert first in plan[0], plan
     assert not any(step.startswith("SCAN") for step in plan), plan
 

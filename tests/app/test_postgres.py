@@ -25,7 +25,7 @@ from app.specs.placement import CPU
 from app.uploads import repository
 from app.webhooks.sender import Sender
 from tests.app.conftest import QUICK, Service
-from tests.app.numbers import arm, check_thinning, done
+from tests.app.numbers import arm, check_compared_curves, check_thinning, done
 from tests.app.receiver import Authority, receiving
 from tests.app.sending import MODEL, post, sent_model, weights
 from tests.app.test_audit import check_append_only
@@ -110,6 +110,7 @@ def test_an_experiment_from_end_to_end(
             assert len(queue.due(session)) == 2
             queue.purge(session, 60, 60)
         check_thinning(service)
+        check_compared_curves(service)
         service.end(experiment["id"])
         found = service.get(experiment["id"])
         assert [a["outcome"] for a in found["attempts"]] == ["lost", "succeeded"]

@@ -3,7 +3,6 @@
 import csv
 import io
 import math
-from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import Any
 
@@ -12,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from app.compare.thinning import thin
 from app.results.tables import ArmNote, MetricPoint, ResultValue
 from app.specs.summary import summarise, t_quantile
 from tests.app.conftest import Service
@@ -143,11 +141,3 @@ def test_the_interval_is_students(values: list[float]) -> None:
     assert found["high"] is not None
     assert found["mean"] is not None
     assert found["high"] - found["mean"] == pytest.approx(half, abs=1e-9)
-
-
-@given(st.lists(st.integers(), min_size=1, unique=True), st.integers(2, 40))
-def test_thinning_keeps_the_ends_and_the_order(points: Sequence[int], most: int) -> None:
-    kept = thin(points, most)
-    assert len(kept) == min(most, len(points))
-    assert (kept[0], kept[-1]) == (points[0], points[-1])
-    assert [p for p in points if p in set(kept)] == kept

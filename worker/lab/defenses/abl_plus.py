@@ -69,7 +69,7 @@ def run(spec: AblPlus, lab: TrainingDefense) -> Network:
         "verdict", lambda stage: judge(lab, stage, signs, sorting, trials, accused, splitting)
     )
     trained = lab.stage("training", lambda stage: train(lab, stage, verdict))
-    again = fooled(lab, verdict, trained)
+    again = bool(trained.facts["fooled"])
     anew = lab.stage(
         "retraining", lambda stage: train_anew(lab, stage, verdict) if again else stage.finish({})
     )
@@ -151,13 +151,13 @@ def train(lab: TrainingDefense, stage: StageRun, verdict: Outcome) -> Outcome:
 
     Poison that was missed is outvoted: in one batch with it, more images with the same trigger say the contrary. The
     other half is left out altogether: clean images that were isolated by mistake are there, and it shows whether
-    the trigger is what was learned (`fooled`).
+    the trigger is what was learned: the fact ``fooled`` says that it is not.
     """
     surest, doubtful = halves(lab, verdict)
     network = lab.new_network("victim")
     recipe = replace(lab.recipe, memory={}, loss=lambda losses, rows: kept_off(losses, surest[rows]))
     lab.fit(stage, network, recipe, rows=(~doubtful).nonzero().flatten())
-    return stage.finish(abl.prefixed(network))
+    return stage.finish(abl.prefixed(network), fooled=is_fooled(lab, network, surest, doubtful))
 
 
 def halves(lab: TrainingDefense, verdict: Outcome) -> tuple[Tensor, Tensor]:
@@ -171,13 +171,11 @@ def halves(lab: TrainingDefense, verdict: Outcome) -> tuple[Tensor, Tensor]:
     return surest, doubtful
 
 
-def fooled(lab: TrainingDefense, verdict: Outcome, trained: Outcome) -> bool:
+def is_fooled(lab: TrainingDefense, network: Network, surest: Tensor, doubtful: Tensor) -> bool:
     """Whether the model gives the accused label to the isolated images that it has not seen, clearly more often than
     it errs on the rest: poison was missed, and the trigger differs too much from image to image to be outvoted."""
-    surest, doubtful = halves(lab, verdict)
     if not doubtful.any():
         return False
-    network = abl.network_of(lab, trained)
     known, right = (
         accuracy(network, Split(lab.images[rows], lab.labels[rows]), lab.compute)
         for rows in (doubtful, ~surest & ~doubtful)
