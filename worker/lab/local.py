@@ -1,5 +1,6 @@
 """A recorder and a stage store on a folder, for runs without the service."""
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 class FolderStore:
-    """Stages and checkpoints as files. One process at a time; a claim is always granted."""
+    """Stages and checkpoints as files. Processes may share the folder: a claim waits for the one that computes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -39,7 +40,15 @@ class FolderStore:
 
     @contextmanager
     def claim(self, key: str, kind: str) -> Iterator[None]:
-        yield
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{key}.lock"
+        with path.open("w") as lock:  # the system lets go of it if this process dies
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                # Whoever waited for this file finds the stage; at worst, after an error, two compute it.
+                path.unlink(missing_ok=True)
 
     @staticmethod
     def _read(path: Path) -> bytes | None:

@@ -1,0 +1,244 @@
+"""The lab on a device that is not the CPU: no tensor meets one of another device, fresh or from the cache."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load
+from torch.utils._pytree import tree_leaves
+
+from app.specs.experiment import ExperimentSpec
+from tests.lab.defenses.cases import SHORT, Spec
+from tests.lab.memory import DIGITS_ONLY, MemoryRecorder, MemoryStore, experiment
+from tests.lab.other_device import MixedDevicesError, other_device
+from worker.lab import figures
+from worker.lab.compute import Compute, choose
+from worker.lab.contracts import CanceledError, NonFiniteLossError
+from worker.lab.defenses import abl, abl_plus, sorting
+from worker.lab.experiment import run
+from worker.lab.interactive import predict
+
+# What torch says of loading weights into a network on "meta"; here they are loaded.
+pytestmark = pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
+SURROGATE = {"surrogate_epochs": 1}
+ATTACKS: dict[str, Spec] = {
+    "none": {"name": "none"},
+    "badnets": {"name": "badnets"},
+    "all_to_all": {"name": "badnets", "label_mode": "all_to_all", "export": True},
+    "single_pixel": {"name": "single_pixel"},
+    "blend": {"name": "blend"},
+    "blend_of_an_image": {"name": "blend", "pattern": "image", "pattern_index": 3},
+    "sig": {"name": "sig"},
+    "clean_label": {"name": "clean_label", **SURROGATE, "surrogate_steps": 2, "pgd_steps": 2},
+    "clean_label_l_2": {
+        "name": "clean_label",
+        **SURROGATE,
+        "surrogate_adversarial": False,
+        "pgd_steps": 2,
+        "pgd_norm": "l_2",
+        "pgd_epsilon": 300,
+    },
+    "input_aware": {"name": "input_aware", "mask_epochs": 1, "generator_epochs": 1},
+    "trojan": {"name": "trojan", **SURROGATE, "patch_steps": 2},
+    "wanet": {"name": "wanet"},
+    "refool": {"name": "refool", "ghost_rate": 0.5, "reflections": 20},
+    "hidden_trigger": {"name": "hidden_trigger", **SURROGATE, "craft_steps": 2},
+    "poison_frogs": {"name": "poison_frogs", **SURROGATE, "craft_steps": 2, "rate_of": "training_set"},
+    "poison_frogs_of_an_image": {
+        "name": "poison_frogs",
+        **SURROGATE,
+        "craft_steps": 2,
+        "target_image": 4,
+        "rate_of": "training_set",
+    },
+    "low_frequency": {"name": "low_frequency"},
+}
+ABL = {"isolation_epochs": 2, "ranking_window": 2, "finetune_epochs": 1, "unlearning_epochs": 2}
+# These flag something however little there is to find, so that what follows is seen too.
+EAGER: dict[str, Spec] = {
+    "anp": {"steps": 8},
+    "activation_clustering": {"components": 2, "max_size": 0.5, "min_silhouette": 0.0},
+    "neural_cleanse": {"anomaly_threshold": 0.01, "success": 0.01},
+}
+DEFENSES: list[Spec] = [
+    {"name": "abl", **ABL},
+    {"name": "abl", "arm": "abl_paper", "preset": "paper", **ABL},
+    {"name": "abl", "arm": "abl_authors", "preset": "authors", **ABL},
+    *({"name": name, **fields, **EAGER.get(name, {})} for name, fields in SHORT.items()),
+]
+
+
+def spec(attack: Spec, *defenses: Spec) -> Spec:
+    return {
+        "dataset": {"name": "digits", "train_size": 200, "test_size": 60},
+        "model": {"name": "small_cnn", "width": 8},
+        "attack": attack,
+        "defenses": list(defenses),
+        "training": {"epochs": 1, "batch_size": 50, "augmentation": {"flip": True, "cutout": 2}},
+    }
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    """The other device, chosen by every experiment. Figures are not drawn, but must be given no tensors."""
+    torch.set_num_threads(1)
+
+    def drawn(*data: Any) -> bytes:
+        assert not any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(data))
+        return b""
+
+    def elsewhere(*asked: Any) -> Compute:
+        return replace(choose(*asked), device=there)
+
+    for name in figures.__all__:
+        monkeypatch.setattr(figures, name, drawn)
+    monkeypatch.setattr("worker.lab.experiment.choose", elsewhere)
+    with other_device() as there:
+        yield there
+
+
+def twice(whole: Spec) -> MemoryRecorder:
+    """Run fresh, when what a stage hands on is on the device, and from the cache, when it is on the CPU."""
+    store = MemoryStore()
+    first = experiment(whole, store=store)
+    assert not first.failures
+    store.computed.clear()
+    again = experiment(whole, store=store)
+    assert store.computed == []
+    assert again.results == first.results
+    return first
+
+
+def in_pieces(whole: Spec, store: MemoryStore) -> list[str]:
+    """Run, stopped at the first checkpoint of every stage that makes one, until it is done; returns these stages."""
+    stopped: list[str] = []
+
+    def stop() -> None:
+        if new := [key for key in store.checkpoints if key not in stopped]:
+            stopped.extend(new)
+            raise CanceledError("stopped by the test")
+
+    resumed = 0
+    while True:
+        recorder = MemoryRecorder(stop)
+        try:
+            experiment(whole, recorder, store)
+        except CanceledError:
+            pass
+        else:
+            break
+        finally:
+            resumed += sum("resumed from a checkpoint" in line for line in recorder.lines)
+    assert not recorder.failures
+    assert resumed >= len(stopped)
+    return stopped
+
+
+def test_the_device_refuses_what_a_gpu_refuses() -> None:
+    here, drawn = torch.arange(4.0), torch.Generator().manual_seed(0)
+    with other_device() as device:
+        there = here.to(device)
+        mask = there > 1
+        assert there[mask.cpu()].tolist() == there[mask].tolist() == [2, 3]
+        assert (there + torch.tensor(1.0)).device == device
+        assert here.copy_(there).device.type == "cpu"
+        same = torch.Generator(device).manual_seed(0)
+        assert torch.randperm(4, device=device, generator=same).device == device
+        for mixture in (
+            lambda: here[mask],
+            lambda: here.add_(there.sum()),
+            lambda: there + here,
+            lambda: torch.stack([there.sum(), torch.tensor(1.0)]),
+            lambda: torch.randperm(4, device=device, generator=drawn),
+            lambda: there.clone().uniform_(generator=drawn),
+        ):
+            with pytest.raises(MixedDevicesError):
+                mixture()
+        with pytest.raises(RuntimeError, match="numpy"):
+            there.numpy()
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attacks(name: str) -> None:
+    whole = ExperimentSpec.model_validate(spec(ATTACKS[name]))
+    files = twice(whole.model_dump(mode="json")).files
+    trigger = files.get("seed-0/trigger.safetensors")
+    if trigger and whole.attack.name != "poison_frogs":  # trained on the device, and shown on the CPU
+        models = {"undefended": files["seed-0/undefended/model.safetensors"]}
+        here = {"data_dir": DIGITS_ONLY, "index": 0, "image": None, "triggered": True, "seed": 0}
+        assert predict(whole, models, **here, trigger_state=trigger)["triggered"]
+
+
+@pytest.mark.usefixtures("device")
+def test_defenses() -> None:
+    done = twice(spec(ATTACKS["badnets"], *DEFENSES))
+    assert ("neural_cleanse", 0, "clean_accuracy") in done.points
+
+
+@pytest.mark.usefixtures("device")
+def test_abl_where_no_class_is_accused_and_unlearning_costs_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(abl, "accused_class", lambda labels: None)
+    harmful = {"finetune_epochs": 8, "unlearning_learning_rate": 1.0, "holdout_ratio": 0.1}
+    done = twice(spec(ATTACKS["all_to_all"], {"name": "abl", **ABL, **harmful}))
+    assert any("below the accuracy floor" in warning for warning in done.warnings)
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("believed", [True, False])
+def test_every_stage_of_abl_plus(believed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class is accused, by the sorting models or in spite of them, and what was found has to be unlearned."""
+    really = abl_plus.is_fooled
+
+    def fooled(*judged: Any) -> bool:
+        really(*judged)
+        return True
+
+    monkeypatch.setattr(sorting.Trial, "guilty", True)
+    monkeypatch.setattr(sorting.Trial, "believed", believed)
+    monkeypatch.setattr(abl_plus, "is_fooled", fooled)
+    monkeypatch.setattr(abl_plus, "SURE", 0.0)  # a model of one epoch is sure of nothing
+    done = twice(spec(ATTACKS["badnets"], {"name": "abl_plus", **SHORT["abl_plus"]}))
+    assert ("abl_plus", 0, "isolated_accuracy") in done.points
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("name", ["input_aware", "hidden_trigger"])
+def test_an_attack_goes_on_where_it_stopped(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.lab.attacks.surrogate.CRAFTED", 8)
+    longer = {field: 2 for field in ATTACKS[name] if field.endswith("_epochs")}
+    assert len(in_pieces(spec(ATTACKS[name] | longer), MemoryStore())) == 2
+
+
+@pytest.mark.usefixtures("device")
+def test_a_defense_goes_on_where_it_stopped() -> None:
+    store = MemoryStore()
+    experiment(spec(ATTACKS["badnets"]), store=store)
+    for name in ("abl", "ft_sam", "anp", "i_bau", "neural_cleanse", "nab"):
+        defense = next(d for d in DEFENSES if d["name"] == name)
+        assert in_pieces(spec(ATTACKS["badnets"], defense), store)
+
+
+@pytest.mark.usefixtures("device")
+def test_a_network_that_goes_astray_is_kept_as_it_was() -> None:
+    astray = {"epochs": 40, "batch_size": 50, "learning_rate": 10.0, "momentum": 0.99, "weight_decay": 1.0}
+    with pytest.raises(NonFiniteLossError):
+        experiment(spec(ATTACKS["badnets"]) | {"training": astray}, done := MemoryRecorder())
+    assert load(done.files["seed-0/undefended/last-finite.safetensors"])
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("name", ["fine_tuning", "nab"])
+def test_a_model_from_a_file_is_a_victim(name: str, tmp_path: Path) -> None:
+    """Also one that stamps its images, as nab leaves it."""
+    defense = next(d for d in DEFENSES if d["name"] == name)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(experiment(spec(ATTACKS["badnets"], defense)).files[f"seed-0/{name}/model.safetensors"])
+    again = [] if name == "nab" else [defense]
+    whole = ExperimentSpec.model_validate(spec(ATTACKS["badnets"], *again))
+    recorder = MemoryRecorder()
+    run(whole, recorder, MemoryStore(), data_dir=DIGITS_ONLY, device="cpu", victim=file)
+    assert not recorder.failures
