@@ -1,7 +1,7 @@
 """Images a second of the training loop and of evaluation on a GPU, by batch and with and without torch.compile.
 
-``python benchmarks/gpu_training.py [network ...]`` (resnet18 unless named); some minutes, most of them the compiler's.
-It needs a GPU and nothing but the lab. Random images of CIFAR-10's shape.
+``python benchmarks/gpu_training.py [network ...]`` (resnet18 unless named); a minute a network. It needs a GPU and
+nothing but the lab. Random images of CIFAR-10's shape. `launched` is kernel by kernel, the others replay a graph.
 """
 
 import itertools
@@ -18,6 +18,7 @@ from app.specs.experiment import ExperimentSpec
 from app.specs.facts import BUILT_IN
 from app.specs.model import ModelSpec
 from app.specs.stages import plan
+from worker.lab import graphs
 from worker.lab.compute import Compute, choose
 from worker.lab.data.augment import Augment
 from worker.lab.evaluation import predict
@@ -39,13 +40,17 @@ def main(names: list[str]) -> None:
     print(torch.cuda.get_device_name(device), "torch", torch.__version__)
     for name in names:
         spec: ModelSpec = TypeAdapter(ModelSpec).validate_python({"name": name})
+        worth_it = graphs.WORTH_IT
         for title, compute, size in (
             ("bfloat16", auto, 128),
+            ("bfloat16, launched", auto, 128),
             ("bfloat16", auto, 256),
+            ("bfloat16, launched", auto, 256),
             ("bfloat16", auto, 512),
-            ("bfloat16, compiled", replace(auto, compile=True), 256),
+            ("bfloat16, compiled", replace(auto, compile=True), 128),
             ("float32", replace(auto, bfloat16=False), 128),
         ):
+            graphs.WORTH_IT = 10**9 if "launched" in title else worth_it
             network = build(spec, facts, 0)
             network.calibrate(images.cpu())
             network.to(device)

@@ -53,5 +53,7 @@ class TrainingSpec(Spec):
         "auto", "Arithmetic of the forward and backward pass. auto: bfloat16 on a GPU, float32 on a CPU."
     )
     compile: bool = field(
-        False, "Compile the network with torch.compile; pays on a GPU for runs of many epochs."
+        False,
+        "Compile the network with torch.compile, instead of replaying recorded CUDA graphs as a GPU otherwise does. "
+        "Slower for ResNet-18 on an H200 (docs/results/gpu.md).",
     )

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.specs.training import TrainingSpec
+from worker.lab import graphs
 from worker.lab.compute import generator
 from worker.lab.contracts import NonFiniteLossError
 from worker.lab.data.augment import Augment
@@ -146,9 +147,7 @@ def train(
     optimizer = recipe.optimizer(network.parameters(), recipe)
     rows = torch.arange(len(labels), device=device) if rows is None else rows.to(device)
     start = _restore(run, network, optimizer, recipe)
-    objective = recipe.objective or _on_losses(
-        torch.compile(network) if run.compute.compile else network, recipe.loss
-    )
+    gradients = _gradients(run, network, optimizer, recipe, len(rows))
     epoch = start
     while epoch < recipe.epochs and not recipe.stop():
         epoch += 1
@@ -165,7 +164,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * recipe.schedule(share)
             x = to_input(recipe.augment(images[batch], drawn), run)
-            losses[step] = _step(run, network, optimizer, objective, Batch(x, labels[batch], batch, drawn))
+            losses[step] = _step(optimizer, partial(gradients, Batch(x, labels[batch], batch, drawn)))
         with _or_back_to(before, run, network, f"epoch {epoch}, batch"):
             _check_finite(losses, network)
         with _or_back_to(before, run, network, f"epoch {epoch}, after batch {len(batches)}:"):
@@ -185,19 +184,43 @@ def _on_losses(forward: Callable[[Tensor], Tensor], loss: Loss) -> Objective:
     return objective
 
 
-def _step(
-    run: StageRun, network: Network, optimizer: torch.optim.Optimizer, objective: Objective, batch: Batch
-) -> Tensor:
-    """One step of the optimiser; returns the loss, detached."""
-    last = batch.x.new_zeros(())
+def _gradients(
+    run: StageRun, network: Network, optimizer: torch.optim.Optimizer, recipe: Recipe, samples: int
+) -> Callable[[Batch], Tensor]:
+    """A batch's loss, detached; its gradients are left at the parameters."""
+    objective = recipe.objective or _on_losses(
+        torch.compile(network) if run.compute.compile else network, recipe.loss
+    )
 
-    def closure() -> float:
-        nonlocal last
+    def gradients(batch: Batch) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
         with run.compute.autocast():
             loss = objective(network, batch)
         loss.backward()
-        last = loss.detach()
+        return loss.detach()
+
+    # An objective of its own may draw random numbers, which a graph would repeat.
+    ordinary = recipe.objective is None and not run.compute.compile
+    batches = recipe.epochs * (samples // recipe.batch_size)
+    if run.compute.device.type != "cuda" or not ordinary or batches < graphs.WORTH_IT:
+        return gradients
+    unused = torch.Generator(run.compute.device)
+    graphed = graphs.Graphed(
+        lambda x, labels, rows: gradients(Batch(x, labels, rows, unused)),
+        list(network.parameters()),
+        recipe.batch_size,
+        run.recorder.log,
+    )
+    return lambda batch: graphed(batch.x, batch.labels, batch.rows)
+
+
+def _step(optimizer: torch.optim.Optimizer, gradients: Callable[[], Tensor]) -> Tensor:
+    """One step of the optimiser; returns the loss of its last look at the batch."""
+    last = torch.empty(0)
+
+    def closure() -> float:
+        nonlocal last
+        last = gradients()
         return last  # type: ignore[return-value]  # torch's stub asks for a float, which would wait for the device
 
     optimizer.step(closure)

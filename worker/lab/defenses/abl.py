@@ -149,6 +149,9 @@ def unlearn(
     trained_on = torch.cat([isolated.nonzero().flatten().cpu(), anchor])
     watched = Split(lab.images[held_out], lab.labels[held_out])
     suspects = Split(lab.images[isolated], lab.labels[isolated])
+    innocent = _innocent(lab, isolation)
+    rest = Split(lab.images[innocent], lab.labels[innocent])
+    right = accuracy(network, rest, lab.compute)
     floor = accuracy(network, watched, lab.compute) - spec.max_accuracy_drop if len(watched) else 0.0
     # Kept in the checkpoints, so that a resumed run ends at the same epoch.
     memory = {"below": torch.tensor(0), **prefixed(network)}
@@ -176,6 +179,13 @@ def unlearn(
     if int(memory["below"]):
         lab.warn(stage, "unlearning ended below the accuracy floor; the last epoch above it was kept")
     network.load_state_dict(_network_part(memory))
+    still_right = accuracy(network, rest, lab.compute)
+    if right - still_right > spec.max_accuracy_drop:
+        lab.warn(
+            stage,
+            f"unlearning cost accuracy: of the less suspicious half of the images {right:.0%} were right before it, "
+            f"{still_right:.0%} after",
+        )
     still_known = accuracy(network, suspects, lab.compute)
     if still_known > 0.5:
         lab.warn(
@@ -217,13 +227,20 @@ def _holdout(spec: Abl, lab: TrainingDefense, isolation: Outcome) -> Tensor:
     A poisoned sample among them would bear the target's label and make unlearning look like a loss of accuracy
     just when it works.
     """
-    labels, suspicion = lab.labels.cpu(), isolation.tensors["suspicion"].cpu()
-    accused = _accused(lab, isolation)
-    watchable = labels >= 0 if accused is None else labels != accused
-    trusted = torch.nonzero((suspicion <= suspicion.median()) & watchable).flatten()
+    trusted = _innocent(lab, isolation).cpu()
     drawn = torch.Generator().manual_seed(derive_seed("abl hold-out", lab.seed))
     order = torch.randperm(len(trusted), generator=drawn)
-    return trusted[order[: round(spec.holdout_ratio * len(labels))]].sort().values.to(lab.labels.device)
+    return trusted[order[: round(spec.holdout_ratio * len(lab.labels))]].sort().values.to(lab.labels.device)
+
+
+def _innocent(lab: TrainingDefense, isolation: Outcome) -> Tensor:
+    """Rows of the less suspicious half of every class but the accused one."""
+    labels, suspicion = lab.labels.cpu(), isolation.tensors["suspicion"].cpu()
+    accused = _accused(lab, isolation)
+    innocent = suspicion <= suspicion.median()
+    if accused is not None:
+        innocent &= labels != accused
+    return innocent.nonzero().flatten().to(lab.labels.device)
 
 
 def _accused(lab: TrainingDefense, isolation: Outcome) -> int | None:
