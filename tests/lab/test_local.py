@@ -1,6 +1,7 @@
 """The lab by itself, on folders."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,3 +29,21 @@ def test_processes_share_a_folder_of_stages_and_compute_each_once(tmp_path: Path
     arms = [json.loads((out / "results.json").read_text())["arms"] for out in outs]
     assert arms[0] == arms[1] == arms[2]
     assert sorted({path.suffix for path in (tmp_path / "stages").iterdir()}) == [".stage"]
+
+
+def test_threads_that_wait_sleep_unless_the_user_wants_otherwise() -> None:
+    """Spinning, eight times as slow beside another busy process, is OpenMP's own default."""
+    for given, policy in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "import sys, os, worker.celery; print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])",
+            ],
+            env=environment | given,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.split() == ["False", policy]  # and torch, which reads it, comes later

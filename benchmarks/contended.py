@@ -1,0 +1,53 @@
+"""Training on all processors, alone and beside a process that keeps one of them busy, by how OpenMP's threads wait.
+
+``python benchmarks/contended.py``; three minutes on two processors. ``passive`` is what workers do.
+"""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+
+WORK = """
+import tempfile, time
+from pathlib import Path
+from app.specs.experiment import ExperimentSpec
+from worker.lab.experiment import run
+from worker.lab.local import FolderRecorder, FolderStore
+spec = ExperimentSpec.model_validate({"training": {"epochs": 8}})
+with tempfile.TemporaryDirectory() as folder:
+    start = time.perf_counter()
+    run(spec, FolderRecorder(Path(folder)), FolderStore(Path(folder) / "stages"), data_dir=Path(), device="cpu")
+    print(f"{time.perf_counter() - start:.1f} s")
+"""
+NICENESS = 10  # a worker's
+
+
+def main() -> None:
+    for beside in ("alone", "beside a busy process"):
+        busy = multiprocessing.Process(target=spin, daemon=True)
+        if beside != "alone":
+            busy.start()
+        for policy in ("passive", "active"):
+            done = subprocess.run(
+                [sys.executable, "-c", WORK],
+                env={**os.environ, "OMP_WAIT_POLICY": policy},
+                preexec_fn=lambda: os.nice(NICENESS),
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            print(f"{beside}, {policy}: {done.stdout.strip()}", flush=True)
+        if busy.is_alive():
+            busy.kill()
+
+
+def spin() -> None:
+    end = time.monotonic() + 3600
+    while time.monotonic() < end:
+        pass
+
+
+if __name__ == "__main__":
+    main()
