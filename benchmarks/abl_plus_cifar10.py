@@ -2,7 +2,8 @@
 
 ``python benchmarks/abl_plus_cifar10.py`` writes docs/results/abl-plus-cifar10.md; some five minutes a cell on one idle
 core that has bfloat16. With ``--more`` it takes other attacks and writes abl-plus-cifar10-more.md. CIFAR-10 must be
-under var/data (`make data` or `bdlab data fetch cifar10`). Finished stages are kept under var/, so a second run only makes the table.
+under var/data (`make data` or `bdlab data fetch cifar10`). Finished stages are kept under var/, so a second run only
+makes the table.
 """
 
 import argparse
@@ -36,9 +37,9 @@ MORE: tuple[tuple[str, dict[str, Any]], ...] = (
 HEAD = """# ABL with a second opinion, on 10,000 images of CIFAR-10{more}
 
 Made by `python benchmarks/abl_plus_cifar10.py{flag}` on {date}: {processor}, one thread, Python {python}, torch
-{torch}. 10,000 training images (class proportions kept) and all 10,000 test images; `small_cnn`; {epochs} epochs in bfloat16,
-the rest of the recipe and `abl_plus` at their defaults. Attacks at their defaults; clean-label ones (SIG among them)
-poison half of their class. Seeds {seeds}, one after the other in each cell, in percent.
+{torch}. 10,000 training images (class proportions kept) and all 10,000 test images; `small_cnn`; {epochs} epochs in
+bfloat16, the rest of the recipe and `abl_plus` at their defaults. Attacks at their defaults; clean-label ones (SIG
+among them) poison half of their class. Seeds {seeds}, one after the other in each cell, in percent.
 
 `accused` is the class that the defence accuses (the target is class 0; `-`: none), `AUROC` that of its ranking.
 
