@@ -45,9 +45,11 @@ suffice, or the agreement of both rankings. When the sorting model is believed a
 of them or more, and not clearly the slow ones) was set with dirty-label SIG and input_aware of this page in view. That
 what was found is unlearned where keeping the model off its label fails was added after a table without it had 18.8, 7.1
 and 13.6 % for input_aware, and set on seeds 10 and 11 (19.8 and 21.0 % without it, 13.3 and 14.5 % with it): isolation
-misses a quarter of that poison there, and its trigger differs from image to image. On clean data at most 42 % of a
-class were strange, the product of the two shares was at most 0.05, and separability at most 0.73, on seeds 10 to 15 and
-0 to 2.
+misses a quarter of that poison there, and its trigger differs from image to image. The bound on a class's excess in the
+heads of both rankings was lowered from 0.6 to 0.3 after SIG had been missed at 0.46 on all of CIFAR-10 (gpu.md), which
+also finds one hidden trigger more here; poison on seeds 10 to 15 that nothing else accused had 0.6 and more. On clean
+data at most 42 % of a class were strange, that excess was at most 0.05, and separability at most 0.73, on seeds 10 to
+15 and 0 to 2; on clean CIFAR-10 (10,000 images, seeds 0 to 2) the excess was at most 0.14.
 """
 
 

@@ -12,7 +12,7 @@ from tests.lab.defenses.cases import BADNETS, NOTHING, defended, number
 from worker.lab.defenses import abl_plus
 from worker.lab.defenses.abl_plus import kept_off
 from worker.lab.defenses.signs import Signs, best_cut, separability
-from worker.lab.defenses.sorting import classes_to_sort, core_of, evidence_of, trial_of
+from worker.lab.defenses.sorting import classes_to_sort, core_of, evidence_of, excess, trial_of
 from worker.lab.stages import Outcome
 
 SPEC = {"name": "abl_plus", "scout_epochs": 12}
@@ -191,3 +191,17 @@ def test_evidence_takes_a_sign_as_far_as_it_agrees() -> None:
     sign = torch.linspace(0, 1, 20, dtype=torch.double)
     assert torch.allclose(evidence_of(sign, Signs(1 - sign, 1 - sign)), sign)
     assert torch.allclose(evidence_of(sign, Signs(sign**2, 1 - sign)), (sign + sign**2) / 2)
+
+
+def test_excess_is_the_share_of_a_rankings_head_beyond_chance() -> None:
+    sign = torch.linspace(1, 0, 1000)  # its head are the first twenty
+    tenth = torch.zeros(1000, dtype=torch.int64)
+    tenth[:10] = tenth[100:190] = 1
+    assert excess(1, tenth, sign) == pytest.approx((0.5 - 0.1) / 0.9)
+    assert excess(0, tenth, sign) == 0  # nine tenths of all, half of the head
+    alone = torch.ones(1000, dtype=torch.int64)
+    alone[20:] = 0
+    assert excess(1, alone, sign) == pytest.approx(1)
+    large = torch.zeros(1000, dtype=torch.int64)
+    large[::5] = 1
+    assert excess(0, large, sign) == 0  # a large class is no more common at the head than anywhere

@@ -140,7 +140,7 @@ class Trial:
     recall: float
     """Share of the trusted members held out that the sorting model knows: whether it is worth asking."""
     united: float
-    """Product of the class's shares of the heads of both rankings."""
+    """Product of the class's excess in the heads of both rankings: its share there, beyond what chance gives it."""
     heaps: float
     """How far speed and dominance part the class in two."""
     sorted_out: bool
@@ -184,12 +184,16 @@ def trial_of(spec: AblPlus, label: int, labels: Tensor, signs: Signs, sorting: O
         auroc_or_half(sign[members][outside], strange[outside]) for sign in (signs.speed, signs.dominance)
     )
     share = strange.double().mean().item()
-    shares = [
-        (labels[_head(sign)] == label).double().mean().item() for sign in (signs.speed, signs.dominance)
-    ]
-    trial = Trial(label, share, agreement, recall, shares[0] * shares[1], signs.heaps(labels == label), False)
+    united = excess(label, labels, signs.speed) * excess(label, labels, signs.dominance)
+    trial = Trial(label, share, agreement, recall, united, signs.heaps(labels == label), False)
     proven = share + agreement >= spec.proof or (share >= MANY and agreement >= 0.5)
     return replace(trial, sorted_out=trial.competent and proven)
+
+
+def excess(label: int, labels: Tensor, sign: Tensor) -> float:
+    """By how much a class is too common in the head of a ranking: 0 at its share of all samples, 1 if alone there."""
+    of_head, of_all = ((some == label).double().mean().item() for some in (labels[_head(sign)], labels))
+    return max(0.0, (of_head - of_all) / (1 - of_all)) if of_all < 1 else 0.0
 
 
 def evidence_of(strangeness: Tensor, signs: Signs) -> Tensor:
