@@ -171,6 +171,7 @@ def train(
             values = {"train_loss": losses.mean().item()} | (after_epoch(network, epoch) or {})
         run.epoch_done(epoch, recipe.epochs, values)
         run.checkpoint(partial(_state, network, optimizer, recipe, epoch))
+    optimizer.zero_grad(set_to_none=True)  # the gradients hold on to memory as long as the network lives
     return epoch
 
 

@@ -149,8 +149,10 @@ def unlearn(
     trained_on = torch.cat([isolated.nonzero().flatten().cpu(), anchor])
     watched = Split(lab.images[held_out], lab.labels[held_out])
     suspects = Split(lab.images[isolated], lab.labels[isolated])
-    innocent = _innocent(lab, isolation)
-    rest = Split(lab.images[innocent], lab.labels[innocent])
+    accused = _accused(lab, isolation)
+    # Where no class is accused the rest of any may be poison, which unlearning should take from the network.
+    spared = _innocent(lab, isolation) if accused is None else (lab.labels != accused) & ~isolated
+    rest = Split(lab.images[spared], lab.labels[spared])
     right = accuracy(network, rest, lab.compute)
     floor = accuracy(network, watched, lab.compute) - spec.max_accuracy_drop if len(watched) else 0.0
     # Kept in the checkpoints, so that a resumed run ends at the same epoch.
@@ -183,7 +185,7 @@ def unlearn(
     if right - still_right > spec.max_accuracy_drop:
         lab.warn(
             stage,
-            f"unlearning cost accuracy: of the less suspicious half of the images {right:.0%} were right before it, "
+            f"unlearning cost accuracy: of the training images that it should spare {right:.0%} were right before it, "
             f"{still_right:.0%} after",
         )
     still_known = accuracy(network, suspects, lab.compute)
