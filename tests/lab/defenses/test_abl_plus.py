@@ -187,6 +187,26 @@ def test_a_model_that_cannot_tell_is_not_believed() -> None:
     assert not ignored.sorted_out
 
 
+def test_a_model_that_took_the_poison_for_the_class_is_not_believed() -> None:
+    """Ten trusted members, ten strange ones, five between: those that stand above the others are the poison."""
+    labels = torch.zeros(25, dtype=torch.int64)
+    trusted, strangeness = torch.zeros(25, dtype=torch.bool), torch.zeros(25)
+    trusted[:10], strangeness[15:] = True, 1.0
+    between = torch.full((5,), 0.7)
+    above, below = torch.linspace(0.8, 1, 10), torch.linspace(0, 0.2, 10)
+    for sign, believed in (
+        (torch.cat([below, between, above]), True),
+        # As common among the strange as above, and slower than the few between: as in a poisoned class on digits.
+        (torch.cat([below, between, torch.full((10,), 0.6)]), True),
+        (torch.cat([above, between, below]), False),
+    ):
+        found = trial_of(
+            AblPlus(), 0, labels, Signs(sign.double(), sign.double()), sorted_(strangeness, trusted, trusted)
+        )
+        assert found.competent
+        assert found.believed is believed
+
+
 def test_evidence_takes_a_sign_as_far_as_it_agrees() -> None:
     sign = torch.linspace(0, 1, 20, dtype=torch.double)
     assert torch.allclose(evidence_of(sign, Signs(1 - sign, 1 - sign)), sign)

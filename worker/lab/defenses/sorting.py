@@ -17,7 +17,6 @@ FIRST_CORE, GROWTH = 0.1, 0.1  # of a class: what is trusted at first, and how m
 COMPETENT = 0.8  # recall on trusted members held out, below which the sorting model is not listened to
 MANY = 0.45  # of a class: so many strange members, if they are not the slow ones, accuse by themselves
 SOME = 0.25  # of a class: fewer strange members say nothing of single ones
-NOT_AGAINST = 0.35  # agreement, below which the strange members are the hard ones
 UNITED = 0.6  # product of a class's shares of both heads, from which on they accuse it with one voice
 TWO_HEAPS = 0.78  # separability of a class; evenly spread members have 0.75, those of one heap less
 END = 0.2  # of an accused class, at either end: what the splitting models learn from
@@ -137,6 +136,8 @@ class Trial:
     """Share of the members that belong elsewhere, by the last sorting model."""
     agreement: float
     """Probability that a strange member outranks another in speed or dominance, whichever agrees better."""
+    contrast: float
+    """Probability that a strange member outranks a trusted one in speed or dominance, whichever says so more."""
     recall: float
     """Share of the trusted members held out that the sorting model knows: whether it is worth asking."""
     united: float
@@ -152,9 +153,11 @@ class Trial:
 
     @property
     def believed(self) -> bool:
-        """Whether the sorting model's word counts for single members: it knows the class, finds something, and what it
-        finds are not clearly the slow ones."""
-        return self.competent and self.strange >= SOME and self.agreement >= NOT_AGAINST
+        """Whether the sorting model's word counts for single members: it knows the class, finds something, and accuses
+        by itself or at least finds what stands above the trusted. If the trusted stand above, it may have learned the
+        poison as the class, to which the clean members then look strange."""
+        against = self.sorted_out or self.contrast >= 0.5
+        return self.competent and self.strange >= SOME and against
 
     @property
     def guilty(self) -> bool:
@@ -180,12 +183,16 @@ def trial_of(spec: AblPlus, label: int, labels: Tensor, signs: Signs, sorting: O
     )
     strange, outside = strangeness > 0.5, ~trusted
     recall = 1 - strange[held_out].double().mean().item() if held_out.any() else 0.0
-    agreement = max(
-        auroc_or_half(sign[members][outside], strange[outside]) for sign in (signs.speed, signs.dominance)
-    )
+
+    def outranks(some: Tensor) -> float:
+        return max(
+            auroc_or_half(sign[members][some], strange[some]) for sign in (signs.speed, signs.dominance)
+        )
+
+    agreement, contrast = outranks(outside), outranks(strange | trusted)
     share = strange.double().mean().item()
     united = excess(label, labels, signs.speed) * excess(label, labels, signs.dominance)
-    trial = Trial(label, share, agreement, recall, united, signs.heaps(labels == label), False)
+    trial = Trial(label, share, agreement, contrast, recall, united, signs.heaps(labels == label), False)
     proven = share + agreement >= spec.proof or (share >= MANY and agreement >= 0.5)
     return replace(trial, sorted_out=trial.competent and proven)
 
