@@ -225,3 +225,14 @@ def test_excess_is_the_share_of_a_rankings_head_beyond_chance() -> None:
     large = torch.zeros(1000, dtype=torch.int64)
     large[::5] = 1
     assert excess(0, large, sign) == 0  # a large class is no more common at the head than anywhere
+
+
+@pytest.mark.parametrize(("in_head", "accused"), [(13, True), (9, False)])
+def test_two_thirds_of_both_heads_accuse_a_class_and_half_of_them_do_not(in_head: int, accused: bool) -> None:
+    sign = torch.linspace(1, 0, 1000, dtype=torch.double)  # the head are the first twenty
+    labels = torch.arange(1000) % 9 + 1
+    labels[:in_head] = labels[25 :: 975 // (100 - in_head)] = 0  # a tenth of all, else evenly spread
+    none = torch.zeros(1000)
+    found = trial_of(AblPlus(), 0, labels, Signs(sign, sign), sorted_(none, none.bool(), none.bool()))
+    assert found.guilty is accused
+    assert not found.believed  # nothing is strange

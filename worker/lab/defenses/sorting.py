@@ -17,7 +17,7 @@ FIRST_CORE, GROWTH = 0.1, 0.1  # of a class: what is trusted at first, and how m
 COMPETENT = 0.8  # recall on trusted members held out, below which the sorting model is not listened to
 MANY = 0.45  # of a class: so many strange members, if they are not the slow ones, accuse by themselves
 SOME = 0.25  # of a class: fewer strange members say nothing of single ones
-UNITED = 0.6  # product of a class's shares of both heads, from which on they accuse it with one voice
+UNITED = 0.3  # product of a class's excess in both heads, from which on they accuse it with one voice
 TWO_HEAPS = 0.78  # separability of a class; evenly spread members have 0.75, those of one heap less
 END = 0.2  # of an accused class, at either end: what the splitting models learn from
 
