@@ -36,8 +36,8 @@ is at its defaults. Seeds {seeds}, one after the other in each cell, in percent.
 """
 NOTES = """
 Where it does not work: in an all-to-all attack no label is the target. Poison Frogs puts nothing foreign under a
-label, nor does hidden trigger, of which one cell of three was found. Where neither ranking names the target's class
-and it does not lie in two heaps (WaNet and clean-label, seed 2), nothing is found in it.
+label. Where neither ranking names the target's class and it does not lie in two heaps (WaNet and clean-label, seed 2),
+nothing is found in it.
 
 Thresholds changed after a look at these seeds, so the page is no untouched test of them. At rate 0.1 of ten classes the
 poison is half of its class, and "half of it is strange" was missed by a hair for dirty-label SIG on seed 0; now 45 %
@@ -46,10 +46,10 @@ of them or more, and not clearly the slow ones) was set with dirty-label SIG and
 what was found is unlearned where keeping the model off its label fails was added after a table without it had 18.8, 7.1
 and 13.6 % for input_aware, and set on seeds 10 and 11 (19.8 and 21.0 % without it, 13.3 and 14.5 % with it): isolation
 misses a quarter of that poison there, and its trigger differs from image to image. The bound on a class's excess in the
-heads of both rankings was lowered from 0.6 to 0.3 after SIG had been missed at 0.46 on all of CIFAR-10 (gpu.md), which
-also finds one hidden trigger more here; poison on seeds 10 to 15 that nothing else accused had 0.6 and more. On clean
-data at most 42 % of a class were strange, that excess was at most 0.05, and separability at most 0.73, on seeds 10 to
-15 and 0 to 2; on clean CIFAR-10 (10,000 images, seeds 0 to 2) the excess was at most 0.14.
+heads of both rankings was lowered from 0.6 to 0.3 after SIG had been missed at 0.46 on all of CIFAR-10 (gpu.md). That
+also finds two hidden triggers here, at 0.31 and 0.35, which left 63.9 and 89.2 % before, and changes no other cell. On
+clean data at most 42 % of a class were strange, that excess was at most 0.05, and separability at most 0.73, on seeds
+10 to 15 and 0 to 2; on clean CIFAR-10 (10,000 images, seeds 0 to 2) the excess was at most 0.14.
 """
 
 

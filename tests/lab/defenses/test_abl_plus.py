@@ -155,8 +155,14 @@ def trial(strange: int, trusted_known: bool, sign: torch.Tensor, heads: bool) ->
     ).guilty
 
 
-def sorted_(strangeness: torch.Tensor, trusted: torch.Tensor, held_out: torch.Tensor) -> Outcome:
-    return Outcome({"strangeness": strangeness, "trusted": trusted, "held_out": held_out})
+def sorted_(
+    strangeness: torch.Tensor, trusted: torch.Tensor, held_out: torch.Tensor, kinds: int = 9
+) -> Outcome:
+    """``kinds``: how many other classes the members resemble."""
+    elsewhere = torch.arange(len(strangeness)) % kinds + 1
+    return Outcome(
+        {"strangeness": strangeness, "elsewhere": elsewhere, "trusted": trusted, "held_out": held_out}
+    )
 
 
 def test_accuses_by_agreement_by_number_or_by_both_heads() -> None:
@@ -236,3 +242,21 @@ def test_two_thirds_of_both_heads_accuse_a_class_and_half_of_them_do_not(in_head
     found = trial_of(AblPlus(), 0, labels, Signs(sign, sign), sorted_(none, none.bool(), none.bool()))
     assert found.guilty is accused
     assert not found.believed  # nothing is strange
+
+
+def test_a_class_of_two_kinds_of_which_one_looks_like_another_class_is_not_accused() -> None:
+    """Digits, seeds 20 and 21: half of the ones look like eights, and training likes them."""
+    labels = torch.arange(1000) // 100
+    members = (labels == 0).nonzero().flatten()
+    strangeness, sign = torch.zeros(1000), torch.zeros(1000, dtype=torch.double)
+    strangeness[members[50:]], sign[members[50:]], sign[labels == 1] = 1.0, 1.0, 2.0
+    trusted = torch.zeros(1000, dtype=torch.bool)
+    trusted[members[:30]] = True
+    for kinds, accused in ((9, True), (4, True), (2, False), (1, False)):
+        found = trial_of(
+            AblPlus(), 0, labels, Signs(sign, sign), sorted_(strangeness, trusted, trusted, kinds)
+        )
+        assert found.sorted_out is accused
+        assert found.variety == pytest.approx(kinds, rel=0.1)
+    none = torch.zeros(1000)
+    assert trial_of(AblPlus(), 0, labels, Signs(sign, sign), sorted_(none, trusted, trusted)).variety == 1

@@ -17,6 +17,9 @@ FIRST_CORE, GROWTH = 0.1, 0.1  # of a class: what is trusted at first, and how m
 COMPETENT = 0.8  # recall on trusted members held out, below which the sorting model is not listened to
 MANY = 0.45  # of a class: so many strange members, if they are not the slow ones, accuse by themselves
 SOME = 0.25  # of a class: fewer strange members say nothing of single ones
+VARIETY = (
+    3.0  # classes that poison was made from, at least; members that all resemble one other are no poison
+)
 UNITED = 0.3  # product of a class's excess in both heads, from which on they accuse it with one voice
 TWO_HEAPS = 0.78  # separability of a class; evenly spread members have 0.75, those of one heap less
 END = 0.2  # of an accused class, at either end: what the splitting models learn from
@@ -49,8 +52,9 @@ def sort(
 ) -> Outcome:
     """One round of sorting the suspected classes; ``before`` is the last round's strangeness, None in the first.
 
-    Leaves ``strangeness`` ``[N]`` (0 outside the suspected classes) and two bool ``[N]``: ``trusted``, the core of
-    those classes, and ``held_out``, the part of it that the round's model has not seen.
+    Leaves ``strangeness`` ``[N]`` (0 outside the suspected classes), ``elsewhere`` int64 ``[N]``, the other class that
+    a member resembles most, and two bool ``[N]``: ``trusted``, the core of those classes, and ``held_out``, the part of
+    it that the round's model has not seen.
     """
     labels = lab.labels.cpu()
     suspected = torch.isin(labels, torch.tensor(suspects))
@@ -71,15 +75,20 @@ def sort(
     recipe = replace(lab.recipe, epochs=spec.sorting_epochs, memory={})
     lab.fit(stage, network, recipe, rows=torch.cat(rows))
     logits = predict(network, lab.images, lab.compute).cpu()
-    strangeness = torch.zeros(len(labels))
+    strangeness, elsewhere = torch.zeros(len(labels)), labels.clone()
     for c in suspects:
         members = (labels == c).nonzero().flatten()
+        foreign = logits[members].clone()
+        foreign[:, c] = -torch.inf
+        elsewhere[members] = foreign.argmax(1)
         if before is None:  # energy (Liu et al. 2020): high where the model recognises another class
             others = [k for k in range(lab.facts.classes) if k not in suspects]
             strangeness[members] = ranks(logits[members][:, others].logsumexp(1))
         else:
             strangeness[members] = 1 - logits[members].softmax(1)[:, c]
-    return stage.finish({"strangeness": strangeness, "trusted": trusted, "held_out": held_out})
+    return stage.finish(
+        {"strangeness": strangeness, "elsewhere": elsewhere, "trusted": trusted, "held_out": held_out}
+    )
 
 
 def core_of(members: Tensor, strangeness: Tensor, signs: Signs, share: float) -> Tensor:
@@ -129,7 +138,7 @@ def split(
 
 @dataclass(frozen=True)
 class Trial:
-    """What speaks for and against a class. All but ``label`` and ``guilty`` are in [0, 1]."""
+    """What speaks for and against a class. All but ``label``, ``variety`` and ``guilty`` are in [0, 1]."""
 
     label: int
     strange: float
@@ -138,6 +147,8 @@ class Trial:
     """Probability that a strange member outranks another in speed or dominance, whichever agrees better."""
     contrast: float
     """Probability that a strange member outranks a trusted one in speed or dominance, whichever says so more."""
+    variety: float
+    """How many other classes the strange members resemble: the exponential of the entropy of their shares."""
     recall: float
     """Share of the trusted members held out that the sorting model knows: whether it is worth asking."""
     united: float
@@ -170,16 +181,16 @@ class Trial:
 
     def __str__(self) -> str:
         return (
-            f"{self.strange:.0%} of it strange, agreement {self.agreement:.2f}, trusted members known "
-            f"{self.recall:.0%}, named by both heads {self.united:.2f}, in two heaps {self.heaps:.2f}: "
-            + ("accused" if self.guilty else "not accused")
+            f"{self.strange:.0%} of it strange, like {self.variety:.1f} other classes, agreement {self.agreement:.2f}, "
+            f"trusted members known {self.recall:.0%}, named by both heads {self.united:.2f}, in two heaps "
+            f"{self.heaps:.2f}: " + ("accused" if self.guilty else "not accused")
         )
 
 
 def trial_of(spec: AblPlus, label: int, labels: Tensor, signs: Signs, sorting: Outcome) -> Trial:
     members = (labels == label).nonzero().flatten()
-    strangeness, trusted, held_out = (
-        sorting.tensors[name].cpu()[members] for name in ("strangeness", "trusted", "held_out")
+    strangeness, elsewhere, trusted, held_out = (
+        sorting.tensors[name].cpu()[members] for name in ("strangeness", "elsewhere", "trusted", "held_out")
     )
     strange, outside = strangeness > 0.5, ~trusted
     recall = 1 - strange[held_out].double().mean().item() if held_out.any() else 0.0
@@ -192,9 +203,18 @@ def trial_of(spec: AblPlus, label: int, labels: Tensor, signs: Signs, sorting: O
     agreement, contrast = outranks(outside), outranks(strange | trusted)
     share = strange.double().mean().item()
     united = excess(label, labels, signs.speed) * excess(label, labels, signs.dominance)
-    trial = Trial(label, share, agreement, contrast, recall, united, signs.heaps(labels == label), False)
+    variety, heaps = effective_number(elsewhere[strange]), signs.heaps(labels == label)
+    trial = Trial(label, share, agreement, contrast, variety, recall, united, heaps, False)
     proven = share + agreement >= spec.proof or (share >= MANY and agreement >= 0.5)
-    return replace(trial, sorted_out=trial.competent and proven)
+    # A clean class may come in two kinds, of which one looks like another class; poison was made from many.
+    several = variety >= min(VARIETY, (len(labels.unique()) - 1) / 3)
+    return replace(trial, sorted_out=trial.competent and proven and several)
+
+
+def effective_number(values: Tensor) -> float:
+    """How many different ``values`` ``[n]`` there are, counted by their shares: the exponential of the entropy."""
+    shares = values.unique(return_counts=True)[1].double() / max(1, len(values))
+    return float(torch.exp(-(shares * shares.log()).sum()))
 
 
 def excess(label: int, labels: Tensor, sign: Tensor) -> float:
