@@ -69,7 +69,8 @@ with it, with and without a patch, and where some was missed (seed 2 of BadNets)
 
 What accuses a class was tuned on seed 10 with other targets and rates (BadNets and Blend 0.08, SIG 0.4 of its class).
 There, separability of speed and dominance was 0.84 and 0.85 in classes poisoned by SIG and BadNets, 0.73 in an easy one
-poisoned by Blend, and at most 0.71 in 37 clean ones.
+poisoned by Blend, and at most 0.71 in 37 clean ones. Three rules were changed after this table (excess in both heads,
+variety, whom to believe: abl-plus-digits.md); by the logs of these runs they change no accusation here.
 """
 
 
