@@ -11,7 +11,7 @@ SPEC = {"dataset": {"name": "digits", "train_size": 300}, "training": {"epochs":
 
 def test_processes_share_a_folder_of_stages_and_compute_each_once(tmp_path: Path) -> None:
     (tmp_path / "spec.json").write_text(json.dumps(SPEC))
-    outs = [tmp_path / name for name in ("one", "two", "three")]
+    outs = [tmp_path / name for name in ("one", "two")]
     runs = [
         subprocess.Popen(
             [
@@ -21,13 +21,13 @@ def test_processes_share_a_folder_of_stages_and_compute_each_once(tmp_path: Path
         )
         for out in outs
     ]
-    assert [run.wait(timeout=120) for run in runs] == [0, 0, 0]
+    assert [run.wait(timeout=120) for run in runs] == [0, 0]
     log = "".join((out / "log.txt").read_text() for out in outs)
     for stage in ("poisoned_set", "victim"):
         assert log.count(f"{stage}: done in") == 1
-        assert log.count(f"{stage}: taken from the cache") == 2
+        assert log.count(f"{stage}: taken from the cache") == 1
     arms = [json.loads((out / "results.json").read_text())["arms"] for out in outs]
-    assert arms[0] == arms[1] == arms[2]
+    assert arms[0] == arms[1]
     assert sorted({path.suffix for path in (tmp_path / "stages").iterdir()}) == [".stage"]
 
 
