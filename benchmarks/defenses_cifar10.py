@@ -38,7 +38,7 @@ Made by `python benchmarks/defenses_cifar10.py` on {date}: {processor}, one thre
 every defence at its defaults, seeds {seeds}. Each cell is the mean of clean accuracy / attack success rate, in percent;
 on clean data there is only the accuracy. Attacks at their defaults; SIG is clean-label and poisons half of its class.
 In brackets: of how many seeds the defence itself warned, by signs that need no truth. `abl-paper` has the schedule of
-the paper.
+the paper, whose unlearning has no lower bound.
 
 The clean set of those that need one is 5 % of the training set: 500 images, of which 100 are held out.
 """
