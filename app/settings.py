@@ -125,7 +125,10 @@ class Settings(BaseSettings):
         le=19,
     )
     worker_threads: int = Field(
-        0, description="CPU threads of a training worker; 0 leaves the choice to torch.", ge=0
+        0,
+        description="CPU threads of a training worker; 0 leaves the choice to torch. While they wait for each other "
+        "they sleep, unless `OMP_WAIT_POLICY` says otherwise.",
+        ge=0,
     )
     retention: Annotated[Policy | None, NoDecode] = Field(
         None, description="What the relay may delete, as JSON; empty: nothing. See docs/operations.md."

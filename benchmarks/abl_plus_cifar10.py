@@ -1,9 +1,8 @@
 """`abl_plus` on 10,000 images of CIFAR-10, and on clean ones.
 
-``python benchmarks/abl_plus_cifar10.py`` writes docs/results/abl-plus-cifar10.md; some five minutes a cell on one idle
-core that has bfloat16. With ``--more`` it takes other attacks and writes abl-plus-cifar10-more.md. CIFAR-10 must be
-under var/data (`make data` or `bdlab data fetch cifar10`). Finished stages are kept under var/, so a second run only
-makes the table.
+``python benchmarks/abl_plus_cifar10.py`` writes docs/results/abl-plus-cifar10.md, row by row; some five minutes a cell
+on one idle core that has bfloat16. CIFAR-10 must be under var/data (`make data` or `bdlab data fetch cifar10`).
+Finished stages are kept under var/, so a second run only makes the table.
 """
 
 import argparse
@@ -21,25 +20,18 @@ from attacks_cifar10 import DATA_DIR, DATASET, EPOCHS, ROOT, WORK
 from app.specs.experiment import ExperimentSpec
 
 TABLE = ROOT / "docs" / "results" / "abl-plus-cifar10.md"
-MORE_TABLE = TABLE.with_name("abl-plus-cifar10-more.md")
 CELLS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("none", {}),
     ("badnets", {}),
     ("blend", {}),
     ("sig", {"poisoning_rate": 0.5}),
 )
-MORE: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("refool", {}),
-    ("trojan", {}),
-    ("wanet", {}),
-    ("clean_label", {"poisoning_rate": 0.5}),
-)
-HEAD = """# ABL with a second opinion, on 10,000 images of CIFAR-10{more}
+HEAD = """# ABL with a second opinion, on 10,000 images of CIFAR-10
 
-Made by `python benchmarks/abl_plus_cifar10.py{flag}` on {date}: {processor}, one thread, Python {python}, torch
-{torch}. 10,000 training images (class proportions kept) and all 10,000 test images; `small_cnn`; {epochs} epochs in
-bfloat16, the rest of the recipe and `abl_plus` at their defaults. Attacks at their defaults; clean-label ones (SIG
-among them) poison half of their class. Seeds {seeds}, one after the other in each cell, in percent.
+Made by `python benchmarks/abl_plus_cifar10.py` on {date}: {processor}, one thread, Python {python}, torch {torch}.
+10,000 training images (class proportions kept) and all 10,000 test images; `small_cnn`; {epochs} epochs in bfloat16,
+the rest of the recipe and `abl_plus` at their defaults. Attacks at their defaults; SIG is clean-label and poisons half
+of its class. Seeds {seeds}, one after the other in each cell, in percent.
 
 `accused` is the class that the defence accuses (the target is class 0; `-`: none), `AUROC` that of its ranking.
 
@@ -74,38 +66,28 @@ variety, whom to believe: abl-plus-digits.md); by the logs of these runs they ch
 """
 
 
-MORE_NOTES = """
-Not here: input-aware, hidden-trigger and Poison Frogs, which take hours of one core to prepare, and single-pixel,
-low-frequency and all-to-all, which do not take hold in {epochs} epochs (attacks-cifar10.md).
-"""
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description="Table of abl_plus on part of CIFAR-10.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--more", action="store_true", help="other attacks, on a page of their own")
-    options = parser.parse_args()
+    seeds = parser.parse_args().seeds
     torch.set_num_threads(1)
     text = HEAD.format(
-        **making(options.seeds),
+        **making(seeds),
         epochs=EPOCHS,
-        more=": other attacks" if options.more else "",
-        flag=f" --more --seeds {' '.join(map(str, options.seeds))}" if options.more else "",
     )
-    for name, fields in MORE if options.more else CELLS:
+    for name, fields in CELLS:
         spec = ExperimentSpec.model_validate(
             {
                 "dataset": DATASET,
                 "attack": {"name": name} | fields,
                 "training": {"epochs": EPOCHS, "precision": "bfloat16"},
                 "defenses": [{"name": "abl_plus"}],
-                "seeds": options.seeds,
+                "seeds": seeds,
             }
         )
         text += cells(name, fields, spec, WORK, DATA_DIR)
         print(f"{name}: done", file=sys.stderr)
-        where, notes = (MORE_TABLE, MORE_NOTES) if options.more else (TABLE, NOTES)
-        where.write_text(text + notes.format(epochs=EPOCHS))
+        TABLE.write_text(text + NOTES)
     print(text)
     return 0
 

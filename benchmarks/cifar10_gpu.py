@@ -3,15 +3,13 @@
 ``python benchmarks/cifar10_gpu.py run OUT`` computes, ``... page OUT`` writes docs/results/cifar10-gpu.md from what is
 there. The first needs a GPU and nothing but the lab and cifar10.safetensors in ``--data``; the second neither.
 Several processes share the GPU and a folder of stages. ``--epochs`` is the length of a victim's training, and every
-other length follows from it; with few all are far below the defaults, for time's sake. With 7 epochs an H200 had done
-two thirds of it after seven minutes (13 processes at once: all begun, little finished; so now four, in order).
+other length follows from it; with few all are far below the defaults, for time's sake. With 7 epochs an H200 had
+finished little more than half of the cells after seven minutes (13 processes at once, everything begun; so now four).
 """
 
 import argparse
 import json
 import multiprocessing
-import os
-import queue
 import statistics
 import sys
 import time
@@ -24,7 +22,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from _heading import making
 
-from app.specs.experiment import ExperimentSpec
+from app.specs.experiment import UNDEFENDED, ExperimentSpec
+from app.specs.summary import defense_effectiveness
 from worker.lab.contracts import Scope
 from worker.lab.experiment import run
 from worker.lab.local import FolderRecorder, FolderStore
@@ -85,7 +84,7 @@ def defense(name: str, epochs: int) -> dict[str, Any]:
     return {"name": name, **lengths.get(name, {})}
 
 
-def spec(title: str, defenses: tuple[str, ...], epochs: int, compiled: bool) -> ExperimentSpec:
+def spec(title: str, defenses: tuple[str, ...], epochs: int) -> ExperimentSpec:
     return ExperimentSpec.model_validate(
         {
             "dataset": {"name": "cifar10"},
@@ -97,7 +96,6 @@ def spec(title: str, defenses: tuple[str, ...], epochs: int, compiled: bool) -> 
                 "batch_size": 256,
                 "learning_rate": 0.2,
                 "schedule": "one_cycle",
-                "compile": compiled,
             },
         }
     )
@@ -132,58 +130,46 @@ class Cells(FolderRecorder):
         super().log(f"{time.monotonic() - self.began:6.1f} s  {message}")
 
 
-def work(tasks: "multiprocessing.Queue[tuple[str, tuple[str, ...]]]", options: argparse.Namespace) -> None:
-    """One process: tasks until there are none left. A task that fails is written down, and the next one begins."""
+def work(options: argparse.Namespace, title: str, defenses: tuple[str, ...]) -> None:
+    """One task. If it fails that is written down, and the others go on."""
     torch.set_num_threads(1)
-    while True:
-        try:
-            title, defenses = tasks.get(timeout=1)
-        except queue.Empty:
-            return
-        folder = options.out / f"{title.replace(' ', '-')}-{'-'.join(defenses) or 'victim'}"
-        recorder = Cells(folder, options.out / "cells.jsonl", title)
-        try:
-            run(
-                spec(title, defenses, options.epochs, options.compile),
-                recorder,
-                FolderStore(options.stages),
-                data_dir=options.data,
-                device=options.device,
-                checkpoint_seconds=1e9,
-            )
-        except Exception:
-            recorder.log(traceback.format_exc())
-            print(f"{title}, {defenses}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-        finally:
-            recorder.close()
-        print(f"{title}, {', '.join(defenses)}: {time.monotonic() - recorder.began:.0f} s", flush=True)
+    recorder = Cells(
+        options.out / f"{title.replace(' ', '-')}-{'-'.join(defenses)}", options.out / "cells.jsonl", title
+    )
+    try:
+        run(
+            spec(title, defenses, options.epochs),
+            recorder,
+            FolderStore(options.out / "stages"),
+            data_dir=options.data,
+            device="cuda",
+            checkpoint_seconds=1e9,
+        )
+    except Exception:
+        recorder.log(traceback.format_exc())
+        print(f"{title}, {defenses}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+    finally:
+        recorder.close()
+    print(f"{title}, {', '.join(defenses)}: {time.monotonic() - recorder.began:.0f} s", flush=True)
 
 
 def compute(options: argparse.Namespace) -> int:
     began = time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
-    tasks: multiprocessing.Queue[tuple[str, tuple[str, ...]]] = context.Queue()
-    todo = [(title, task) for title in options.attacks for task in TASKS]
-    for task in todo:
-        tasks.put(task)
-    processes = [
-        context.Process(target=work, args=(tasks, options)) for _ in range(min(options.processes, len(todo)))
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(max(0.0, options.minutes * 60 - (time.monotonic() - began)))
-    late = [process for process in processes if process.is_alive()]
-    for process in late:
-        process.kill()
+    with context.Pool(options.processes) as pool:  # leaving it ends whatever is still at work
+        tasks = [
+            pool.apply_async(work, (options, title, task)) for title in options.attacks for task in TASKS
+        ]
+        for task in tasks:
+            task.wait(max(0.0, options.minutes * 60 - (time.monotonic() - began)))
+        unfinished = sum(not task.ready() for task in tasks)
     facts = {
         **making([0]),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "device": torch.cuda.get_device_name(),
         "epochs": options.epochs,
         "minutes": round((time.monotonic() - began) / 60, 1),
-        "unfinished": len(late),
-        "compiled": options.compile,
+        "unfinished": unfinished,
         "processes": options.processes,
     }
     (options.out / "run.json").write_text(json.dumps(facts, indent=1))
@@ -193,7 +179,7 @@ def compute(options: argparse.Namespace) -> int:
 
 INTRODUCTION = """# All of CIFAR-10 with a GPU
 
-Made by `python benchmarks/cifar10_gpu.py run OUT --epochs {epochs} --minutes {minutes} --processes {processes}{flags}`
+Made by `python benchmarks/cifar10_gpu.py run OUT --epochs {epochs} --minutes {minutes} --processes {processes}`
 on {date}: {device}, Python {python}, torch {torch}. 50,000 training and 10,000 test images, `resnet18`,
 bfloat16, seed 0. Poisoning rate 0.1; SIG and clean-label poison half of the target class. {unfinished} of the tasks had
 not ended when time was up.
@@ -216,23 +202,21 @@ def page(options: argparse.Namespace) -> int:
     ours = defense("abl_plus", facts["epochs"])
     head = INTRODUCTION.format(
         **facts,
-        flags=" --compile" if facts["compiled"] else "",
         isolation=ours["isolation_epochs"],
         scout=ours["scout_epochs"],
         sorting=ours["sorting_epochs"],
     )
     columns = [title for title in SHOWN if title in {line["attack"] for line in lines}]
     out = [head, "| model | " + " | ".join(columns) + " | mean DER |", "|---" * (len(columns) + 2) + "|"]
+    attacked = [title for title in columns if title != NO_ATTACK]
     there = {arm for _, arm in cells}
-    for arm in ("undefended", *(name for name in (*TRAINING, *REPAIR) if name in there)):
+    for arm in (UNDEFENDED, *(name for name in (*TRAINING, *REPAIR) if name in there)):
         row = [
-            number(cells.get((t, "clean" if (t, arm) == (NO_ATTACK, "undefended") else arm))) for t in columns
+            number(cells.get((t, "clean" if (t, arm) == (NO_ATTACK, UNDEFENDED) else arm))) for t in columns
         ]
-        ratings = [
-            rating(cells[t, "undefended"]["values"], cells[t, arm]["values"])
-            for t in columns
-            if arm != "undefended" and (t, arm) in cells and (t, "undefended") in cells and t != NO_ATTACK
-        ]
+        rows = ((cells.get((t, UNDEFENDED)), cells.get((t, arm))) for t in attacked if arm != UNDEFENDED)
+        rated = [defense_effectiveness(a["values"], b["values"]) for a, b in rows if a and b]
+        ratings = [rating for rating in rated if rating is not None]
         mean = f"{statistics.fmean(ratings):.3f}" if ratings else ""
         out.append(f"| {arm} | " + " | ".join(row) + f" | {mean} |")
     out += [
@@ -243,15 +227,15 @@ def page(options: argparse.Namespace) -> int:
         "What was isolated: precision / recall, and AUROC of the ranking against the truth. "
         "`accused` is the class that `abl_plus` accuses; the target is class 0.",
         "",
-        "| defence | " + " | ".join(columns[:-1]) + " |",
-        "|---" * len(columns) + "|",
+        "| defence | " + " | ".join(attacked) + " |",
+        "|---" * (len(attacked) + 1) + "|",
     ]
     for arm in [name for name in TRAINING if name in there]:
-        out.append(f"| {arm} | " + " | ".join(found(cells.get((t, arm))) for t in columns[:-1]) + " |")
+        out.append(f"| {arm} | " + " | ".join(found(cells.get((t, arm))) for t in attacked) + " |")
     if "abl_plus" in there:
-        accused = [belief(cells.get((t, "abl_plus"))) for t in columns]
-        out += ["| accused | " + " | ".join(accused[:-1]) + " |", ""]
-        out += [f"On clean data `abl_plus` accuses: {accused[-1]}."]
+        accused = {t: belief(cells.get((t, "abl_plus"))) for t in (*attacked, NO_ATTACK)}
+        out += ["| accused | " + " | ".join(accused[t] for t in attacked) + " |", ""]
+        out += [f"On clean data `abl_plus` accuses: {accused[NO_ATTACK]}."]
     out += ["", "What the defences warned of, by signs that need no truth:", ""]
     for (title, arm), line in sorted(cells.items()):
         out += [f"- {title}, {arm}: {warning}" for warning in line["warnings"]]
@@ -263,18 +247,8 @@ def page(options: argparse.Namespace) -> int:
 def number(cell: dict[str, Any] | None) -> str:
     if cell is None:
         return "-"
-    values = cell["values"]
-    text = f"{100 * values['clean_accuracy']:.1f}"
-    return (
-        text
-        if values["attack_success_rate"] is None
-        else f"{text} / {100 * values['attack_success_rate']:.1f}"
-    )
-
-
-def rating(before: dict[str, float], after: dict[str, float]) -> float:
-    fall, cost = (before[n] - after[n] for n in ("attack_success_rate", "clean_accuracy"))
-    return (max(0.0, fall) - max(0.0, cost) + 1) / 2
+    clean, attack = (cell["values"][name] for name in ("clean_accuracy", "attack_success_rate"))
+    return f"{100 * clean:.1f}" if attack is None else f"{100 * clean:.1f} / {100 * attack:.1f}"
 
 
 def found(cell: dict[str, Any] | None) -> str:
@@ -296,15 +270,13 @@ def main() -> int:
     parser.add_argument("what", choices=("run", "page"))
     parser.add_argument("out", type=Path, help="folder for the numbers")
     parser.add_argument("--data", type=Path, default=ROOT / "var" / "data", help="folder of data sets")
-    parser.add_argument("--stages", type=Path, help="folder of finished stages (default: OUT/stages)")
     parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=ATTACKS)
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--processes", type=int, default=min(4, os.cpu_count() or 1))
+    parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--minutes", type=float, default=60.0, help="stop after so long with what there is")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cuda")
-    parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
-    options.stages = options.stages or options.out / "stages"
+    if options.what == "run" and not torch.cuda.is_available():
+        parser.error("run: there is no GPU")
     return compute(options) if options.what == "run" else page(options)
 
 

@@ -23,7 +23,7 @@ from worker.lab.compute import Compute, choose
 from worker.lab.data.augment import Augment
 from worker.lab.evaluation import predict
 from worker.lab.local import FolderRecorder, FolderStore
-from worker.lab.networks import build
+from worker.lab.networks import Network, build
 from worker.lab.stages import Progress, StageRun
 from worker.lab.training import Recipe, train
 
@@ -68,7 +68,7 @@ def main(names: list[str]) -> None:
 
 
 def epochs(
-    network: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, compute: Compute, size: int
+    network: Network, images: torch.Tensor, labels: torch.Tensor, compute: Compute, size: int
 ) -> tuple[float, float]:
     """Seconds of the first epoch, compilation included, and of the fastest of three others."""
     ends = [time.perf_counter()]
@@ -84,7 +84,7 @@ def epochs(
             stage, recorder, FolderStore(Path(folder) / "stages"), compute, Progress(4), 1e9, first_step=0
         )
         recipe = Recipe(4, size, 0.01, 0.9, 5e-4, augment=AUGMENT)
-        train(run, network, images, labels, recipe, after_epoch=after)  # type: ignore[arg-type]
+        train(run, network, images, labels, recipe, after_epoch=after)
         recorder.close()
     times = [b - a for a, b in itertools.pairwise(ends)]
     return times[0], min(times[1:])

@@ -39,11 +39,8 @@ IDS = ["a", "b"]
 def test_a_page_begins_with_what_it_shows(
     service: Service, ask: Callable[[Session], Any], first: str
 ) -> None:
-    subqueries = (
-        "CO-ROUTINE",
-        "SCAN anon_",
-        "SCAN (subquery",
-    )  # whatever they are made of is a step of its own
+    # Whatever a subquery is made of is a step of its own.
+    subqueries = ("CO-ROUTINE", "SCAN anon_", "SCAN (subquery")
     plan = [step for step in explained(service, ask) if not step.startswith(subqueries)]
     assert first in plan[0], plan
     assert not any(step.startswith("SCAN") for step in plan), plan

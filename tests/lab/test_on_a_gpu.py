@@ -42,19 +42,21 @@ def results(spec: dict[str, Any], recorder: MemoryRecorder, store: MemoryStore) 
 def test_a_recorded_batch_gives_the_same_numbers_as_one_launched_kernel_by_kernel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    replays = []
-    monkeypatch.setattr(
-        graphs.Graphed,
-        "_record",
-        lambda self, *batch, old=graphs.Graphed._record: replays.append(old(self, *batch)) or replays[-1],
-    )
+    recordings: list[bool] = []
+    record = graphs.Graphed._record
+
+    def noted(self: graphs.Graphed, *batch: torch.Tensor) -> bool:
+        recordings.append(record(self, *batch))
+        return recordings[-1]
+
+    monkeypatch.setattr(graphs.Graphed, "_record", noted)
     recorded = results(SPEC, MemoryRecorder(), MemoryStore())
-    assert len(replays) > 5
-    assert all(replays)
+    assert len(recordings) > 5
+    assert all(recordings)
     monkeypatch.setattr(graphs, "WORTH_IT", 10**9)
-    count = len(replays)
+    count = len(recordings)
     assert results(SPEC, MemoryRecorder(), MemoryStore()) == recorded
-    assert len(replays) == count
+    assert len(recordings) == count
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_numbers() -> None:

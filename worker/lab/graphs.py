@@ -21,7 +21,8 @@ WORTH_IT = 30
 class Graphed:
     """``gradients(x, labels, rows)`` -> loss, which leaves gradients at ``parameters``, for batches of one size.
 
-    Other sizes, and everything if recording fails (whatever waits for the device cannot be recorded), run as they are.
+    What ``gradients`` does on the host, it does once: it must not depend on anything that changes but its arguments'
+    values. Other sizes, and everything if recording fails (as it does if it waits for the device), run as they are.
     """
 
     gradients: Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -19,7 +19,8 @@ from worker.lab.networks import Network
 from worker.lab.stages import StageRun
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""(per-sample cross-entropy ``[B]``, rows of the training set ``[B]``) to the scalar that is minimised."""
+"""(per-sample cross-entropy ``[B]``, rows of the training set ``[B]``) to the scalar that is minimised, and nothing
+else: on a GPU it is recorded once and replayed (`graphs`)."""
 
 
 @dataclass(frozen=True)

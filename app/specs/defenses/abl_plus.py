@@ -64,8 +64,9 @@ class AblPlus(Defense):
     proof: float = field(
         1.1,
         "A class is accused if the share of its members that belong elsewhere, plus the probability that such a member "
-        "is more suspicious than another (area under the ROC curve), reaches this; or if nearly half of it belongs "
-        "elsewhere; or if both rankings name it with one voice or lie in two heaps within it.",
+        "is more suspicious than another (area under the ROC curve), reaches this, or if nearly half of it belongs "
+        "elsewhere (in both cases to several classes); or if both rankings name it with one voice or lie in two heaps "
+        "within it.",
         source=HERE,
         ge=0.5,
         le=2,

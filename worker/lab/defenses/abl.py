@@ -149,11 +149,8 @@ def unlearn(
     trained_on = torch.cat([isolated.nonzero().flatten().cpu(), anchor])
     watched = Split(lab.images[held_out], lab.labels[held_out])
     suspects = Split(lab.images[isolated], lab.labels[isolated])
-    accused = _accused(lab, isolation)
-    # Where no class is accused the rest of any may be poison, which unlearning should take from the network.
-    spared = _innocent(lab, isolation) if accused is None else (lab.labels != accused) & ~isolated
-    rest = Split(lab.images[spared], lab.labels[spared])
-    right = accuracy(network, rest, lab.compute)
+    spared = _spared(lab, isolation)
+    right = accuracy(network, spared, lab.compute)
     floor = accuracy(network, watched, lab.compute) - spec.max_accuracy_drop if len(watched) else 0.0
     # Kept in the checkpoints, so that a resumed run ends at the same epoch.
     memory = {"below": torch.tensor(0), **prefixed(network)}
@@ -181,7 +178,7 @@ def unlearn(
     if int(memory["below"]):
         lab.warn(stage, "unlearning ended below the accuracy floor; the last epoch above it was kept")
     network.load_state_dict(_network_part(memory))
-    still_right = accuracy(network, rest, lab.compute)
+    still_right = accuracy(network, spared, lab.compute)
     if right - still_right > spec.max_accuracy_drop:
         lab.warn(
             stage,
@@ -243,6 +240,21 @@ def _innocent(lab: TrainingDefense, isolation: Outcome) -> Tensor:
     if accused is not None:
         innocent &= labels != accused
     return innocent.nonzero().flatten().to(lab.labels.device)
+
+
+def _spared(lab: TrainingDefense, isolation: Outcome) -> Split:
+    """What unlearning should leave as it is: the other classes, less what was isolated.
+
+    Where no class is accused any may hold poison, and only the less suspicious half is safe to ask.
+    """
+    accused = _accused(lab, isolation)
+    if accused is None:
+        rows = _innocent(lab, isolation)
+    else:
+        others = lab.labels != accused
+        others[isolation.tensors["isolated"].to(others.device)] = False
+        rows = others.nonzero().flatten()
+    return Split(lab.images[rows], lab.labels[rows])
 
 
 def _accused(lab: TrainingDefense, isolation: Outcome) -> int | None:

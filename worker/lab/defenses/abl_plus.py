@@ -10,7 +10,8 @@ none of which needs a clean image:
   says which of its members belong elsewhere. It starts from a model that has never seen the class, to which its own
   members look like nothing known, and mislabelled ones like what they are;
 - *agreement*: in a clean class strange members are the hard ones, which are neither learned fast nor dominant. In a
-  poisoned class they are both, or one of the two, or so many that they cannot be the hard ones.
+  poisoned class they are both, or one of the two, or so many that they cannot be the hard ones; and they come from
+  several classes, while a clean class may have a second kind that looks like one other.
 
 On data that is hard to learn no model knows a class from a few members, and the sorting model is not listened to. There
 the members of a clean class lie spread over speed and dominance, and those of a poisoned one in two heaps; that is
