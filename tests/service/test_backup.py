@@ -96,7 +96,6 @@ def check(stack: Stack, folder: Path, elsewhere: dict[str, str]) -> None:
     assert looked.returncode == 0, looked
 
 
-@pytest.mark.long
 def test_the_embedded_back_ends(new_stack: NewStack, tmp_path: Path) -> None:
     stack = new_stack(BDLAB_DATA_DIR=str(tmp_path / "data"), **SPARE)
     check(stack, tmp_path, {})
