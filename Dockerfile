@@ -23,7 +23,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 FROM base AS api
 COPY --from=api-environment /opt/venv /opt/venv
 COPY . .
-RUN pip install --no-deps --no-build-isolation -e .
+RUN pip install --no-deps --no-build-isolation -e . && python -m compileall -q app bdlab migrations worker
 USER bdlab
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s \
@@ -33,6 +33,6 @@ CMD ["uvicorn", "app.main:create_app", "--factory", "--host", "0.0.0.0", "--port
 FROM base AS worker
 COPY --from=worker-environment /opt/venv /opt/venv
 COPY . .
-RUN pip install --no-deps --no-build-isolation -e .
+RUN pip install --no-deps --no-build-isolation -e . && python -m compileall -q app bdlab migrations worker
 USER bdlab
 CMD ["bdlab", "worker"]

@@ -11,6 +11,10 @@ UNPACK := $(wildcard $(SHARED)/data/unpack.py)
 ARGS ?= -n 2 --dist loadgroup --no-loadscope-reorder $(if $(LONG),,-m "not long")
 REAL := $(if $(UNPACK),$(DATA)/cifar10.safetensors $(DATA)/gtsrb.safetensors)
 
+# The service and its tests are many processes: told not to keep compiled sources, each would spend half of its time on
+# compiling them anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 
 $(READY): pyproject.toml $(wildcard requirements/*.txt)

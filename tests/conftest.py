@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -177,13 +178,13 @@ class Stack:
         return "\n".join(f"--- {file.name}\n" + "\n".join(lines) for file, lines in tails)
 
 
-@pytest.fixture(scope="session")
-def new_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Stack]]:
-    """Makes services that a test may break; each is stopped in the end. Keyword arguments: environment variables."""
+@contextmanager
+def services(folders: pytest.TempPathFactory) -> Iterator[Callable[..., Stack]]:
+    """Makes services, each stopped in the end. Keyword arguments: environment variables."""
     made: list[Stack] = []
 
     def make(**environment: str) -> Stack:
-        stack = Stack(tmp_path_factory.mktemp("service") / "home", **environment)
+        stack = Stack(folders.mktemp("service") / "home", **environment)
         made.append(stack)
         stack.start()
         return stack
@@ -192,6 +193,13 @@ def new_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...
     for stack in made:
         stack.client.close()
         stack.stop()
+
+
+@pytest.fixture(scope="module")
+def new_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Stack]]:
+    """Makes services that a test may break. None outlives its file, for an idle one takes a tenth of a processor."""
+    with services(tmp_path_factory) as make:
+        yield make
 
 
 @pytest.fixture(scope="session")
@@ -209,9 +217,10 @@ def s3() -> Iterator[S3]:
 
 
 @pytest.fixture(scope="session")
-def embedded(new_stack: Callable[..., Stack]) -> Stack:
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """One service with the defaults and the example plug-ins, for all tests that leave it as it was."""
-    return new_stack(BDLAB_PLUGINS_DIR=str(PLUGINS))
+    with services(tmp_path_factory) as make:
+        yield make(BDLAB_PLUGINS_DIR=str(PLUGINS))
 
 
 @pytest.fixture(scope="session")

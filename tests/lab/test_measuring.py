@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from app.specs.attack import BadNets
@@ -13,6 +15,7 @@ from tests.lab.memory import DIGITS_ONLY
 from worker.lab.attacks import make
 from worker.lab.compute import choose, derive_seed, generator
 from worker.lab.contracts import DatasetMissingError, NonFiniteLossError
+from worker.lab.data import datasets
 from worker.lab.data.augment import Augment
 from worker.lab.data.datasets import Split, load
 from worker.lab.evaluation import TestSet, auroc, evaluate, isolation_quality, predict
@@ -100,6 +103,23 @@ def test_digits_have_a_fixed_balanced_split() -> None:
     assert torch.equal(
         other.test.images, data.test.images
     )  # the seed moves no image between training and test
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    data, source = load(Digits(), DIGITS_ONLY, seed=0), load_digits()
+    theirs = zip((source.images * 15.9375).round().astype(np.uint8), source.target, strict=True)
+    ours = (
+        pair for split in (data.train, data.test) for pair in zip(split.images, split.labels, strict=True)
+    )
+    assert sorted((image.numpy().tobytes(), int(label)) for image, label in ours) == sorted(
+        (image.tobytes(), int(label)) for image, label in theirs
+    )
+
+
+def test_digits_without_scikit_learn_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "find_spec", lambda _: None)
+    with pytest.raises(DatasetMissingError, match="pip install scikit-learn"):
+        datasets._digits.__wrapped__()
 
 
 def test_a_subset_keeps_class_proportions_and_follows_the_seed() -> None:
