@@ -27,7 +27,7 @@ PLUGINS = Path(__file__).parent.parent / "examples/plugins"
 QUICK = {
     "BDLAB_LEASE_SECONDS": "3",
     "BDLAB_HEARTBEAT_SECONDS": "0.5",
-    "BDLAB_RELAY_SECONDS": "0.2",
+    "BDLAB_RELAY_SECONDS": "0.4",
     "BDLAB_REPUBLISH_SECONDS": "3",
     "BDLAB_STAGE_BUSY_SECONDS": "1",
     "BDLAB_CHECKPOINT_SECONDS": "0",

@@ -6,13 +6,13 @@ and with them the catalog, the API page and every check, know what they define.
 """
 
 import hashlib
-import importlib.util
 import os
 import sys
 from collections.abc import Iterator
 from functools import cache, reduce
 from operator import or_
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar, get_args
 
 from app.specs.base import Spec
@@ -70,17 +70,16 @@ def _classes() -> tuple[type[Spec], ...]:
 
 def _load(path: Path) -> Iterator[type[Spec]]:
     """The spec classes that a file defines, each with the digest of the file as its ``code``."""
-    name = f"{PACKAGE}.{path.stem}"
-    described = importlib.util.spec_from_file_location(name, path)
-    assert described is not None
-    assert described.loader is not None
-    module = importlib.util.module_from_spec(described)
+    # The very text that is digested is run: an import could take what was compiled from another.
+    name, text = f"{PACKAGE}.{path.stem}", path.read_bytes()
+    module = ModuleType(name)
+    module.__file__ = str(path)
     sys.modules[name] = module  # annotations are looked up there
     try:
-        described.loader.exec_module(module)
+        exec(compile(text, path, "exec"), vars(module))
     except Exception as error:
         raise PluginError(f"{path}: {type(error).__name__}: {error}") from error
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256(text).hexdigest()
     for cls in vars(module).values():
         ours = isinstance(cls, type) and issubclass(cls, Spec) and cls.__module__ == name
         if ours and not cls.__name__.startswith("_"):

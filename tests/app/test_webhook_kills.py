@@ -24,7 +24,7 @@ def relay(service: Service, authority: Authority) -> Iterator["subprocess.Popen[
     environment = os.environ | {
         "BDLAB_HOME": str(service.settings.home_dir),
         "BDLAB_WEBHOOK_PRIVATE": "true",
-        "BDLAB_WEBHOOK_TIMEOUT": "1",
+        "BDLAB_WEBHOOK_TIMEOUT": "3",  # an attempt that fails for load is followed by a long pause
         "BDLAB_RELAY_SECONDS": "0.05",
         "SSL_CERT_FILE": str(authority.file),
     }
