@@ -10,7 +10,7 @@ import torch
 from app.specs.defenses.abl_plus import MARGIN, AblPlus
 from tests.lab.defenses.cases import BADNETS, NOTHING, defended, number
 from worker.lab.defenses import abl_plus
-from worker.lab.defenses.abl_plus import kept_off
+from worker.lab.defenses.abl_plus import clearest, kept_off
 from worker.lab.defenses.signs import Signs, best_cut, separability
 from worker.lab.defenses.sorting import classes_to_sort, core_of, evidence_of, excess, trial_of
 from worker.lab.stages import Outcome
@@ -89,6 +89,15 @@ def test_missed_poison_is_outvoted(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cut_separates_two_heaps() -> None:
     assert best_cut(torch.tensor([0.1, 0.9, 0.2, 0.8, 0.15])) == pytest.approx(0.5)
     assert best_cut(torch.tensor([0.4])) == pytest.approx(0.4)
+
+
+def test_a_splitting_model_that_learned_nothing_is_not_asked() -> None:
+    drawn = torch.Generator().manual_seed(0)
+    poison = torch.arange(200) < 100
+    sharp = torch.where(poison, 0.9, 0.1) + 0.05 * torch.randn(200, generator=drawn)
+    murky = torch.where(poison, 0.3, 0.2) + 0.15 * torch.rand(200, generator=drawn)
+    for rounds in ([sharp, murky], [murky, sharp]):
+        assert clearest([Outcome({"evidence": evidence}) for evidence in rounds]) is sharp
 
 
 def test_classes_to_sort_are_the_majorities_of_the_heads() -> None:

@@ -32,7 +32,7 @@ from worker.lab.data.datasets import Split
 from worker.lab.defenses import abl
 from worker.lab.defenses.base import TrainingDefense
 from worker.lab.defenses.detection import superimposed
-from worker.lab.defenses.signs import Signs, best_cut, ranks
+from worker.lab.defenses.signs import Signs, best_cut, ranks, separability
 from worker.lab.defenses.sorting import Trial, classes_to_sort, evidence_of, sort, split, trial_of
 from worker.lab.evaluation import accuracy
 from worker.lab.networks import Network
@@ -40,7 +40,7 @@ from worker.lab.stages import Outcome, StageRun
 
 OVERLAYS = 8
 CLEARLY = 0.1
-SURE = 0.2  # probability of being poison by the last splitting model, up to which a member is kept
+SURE = 0.2  # probability of being poison by the clearest splitting model, up to which a member is kept
 
 
 def run(spec: AblPlus, lab: TrainingDefense) -> Network:
@@ -59,15 +59,17 @@ def run(spec: AblPlus, lab: TrainingDefense) -> Network:
     trials = [trial_of(spec, c, lab.labels.cpu(), signs, sorting) for c in suspects]
     # One class alone: where one is poisoned, what its poison was made from looks odd as well.
     accused = max((t for t in trials if t.guilty), key=lambda t: t.confidence, default=None)
-    splitting = Outcome({})
+    splittings: list[Outcome] = []
     for i in range(1, SPLITS + 1):
-        before = splitting.tensors.get("evidence")
-        splitting = lab.stage(
-            f"splitting_{i}",
-            lambda stage, before=before, i=i: split(spec, lab, stage, signs, accused, before, i),  # type: ignore[misc]
+        before = splittings[-1].tensors.get("evidence") if splittings else None
+        splittings.append(
+            lab.stage(
+                f"splitting_{i}",
+                lambda stage, before=before, i=i: split(spec, lab, stage, signs, accused, before, i),  # type: ignore[misc]
+            )
         )
     verdict = lab.stage(
-        "verdict", lambda stage: judge(lab, stage, signs, sorting, trials, accused, splitting)
+        "verdict", lambda stage: judge(lab, stage, signs, sorting, trials, accused, splittings)
     )
     trained = lab.stage("training", lambda stage: train(lab, stage, verdict))
     again = bool(trained.facts["fooled"])
@@ -98,7 +100,7 @@ def judge(
     sorting: Outcome,
     trials: list[Trial],
     accused: Trial | None,
-    splitting: Outcome,
+    splittings: list[Outcome],
 ) -> Outcome:
     """Which members of the accused class are poison.
 
@@ -116,7 +118,7 @@ def judge(
             evidence = evidence_of(sorting.tensors["strangeness"].cpu()[members], signs.of(members))
             cut = best_cut(evidence)
         else:
-            evidence, cut = splitting.tensors["evidence"].cpu(), SURE
+            evidence, cut = clearest(splittings), SURE
         isolated[members[evidence > cut]] = True
         suspicion[members] = 0.5 + 0.5 * ranks(evidence)
         rate = isolated.double().mean().item()
@@ -130,6 +132,12 @@ def judge(
     rows = isolated.nonzero().flatten()
     lab.record_isolation(stage, 1, suspicion, rows)
     return stage.finish({"suspicion": suspicion, "isolated": rows}, belief=belief)
+
+
+def clearest(splittings: list[Outcome]) -> Tensor:
+    """The evidence ``[n]`` of the round that parts the class best. Not the last one: a model that has not learned in
+    time what tells poison from the rest gives every member some chance of both."""
+    return max((splitting.tensors["evidence"].cpu() for splitting in splittings), key=separability)
 
 
 def kept_off(losses: Tensor, isolated: Tensor) -> Tensor:
