@@ -24,6 +24,7 @@ STAGES = {
     "victim": "train",
     "isolation": "isolate suspects",
     "finetune": "train on the rest",
+    "second_training": "train once more",
     "retraining": "train anew",
     "unlearning": "unlearn suspects",
 }

@@ -110,6 +110,7 @@ class AblPlus(Defense):
             *((f"splitting_{i}", sorting, self.sorting_epochs) for i in range(1, SPLITS + 1)),
             ("verdict", {"proof": self.proof}, 1),
             ("training", {"margin": MARGIN}, 30),
+            ("second_training", {}, 30),
             ("retraining", {}, 30),
             unlearning,
         ]

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from app.specs.defenses.abl_plus import MARGIN, AblPlus
 from tests.lab.defenses.cases import BADNETS, NOTHING, defended, number
 from worker.lab.defenses import abl_plus
 from worker.lab.defenses.abl_plus import clearest, kept_off
+from worker.lab.defenses.base import TrainingDefense
 from worker.lab.defenses.signs import Signs, best_cut, separability
 from worker.lab.defenses.sorting import classes_to_sort, core_of, evidence_of, excess, trial_of
-from worker.lab.stages import Outcome
+from worker.lab.stages import Outcome, StageRun
 
 SPEC = {"name": "abl_plus", "scout_epochs": 12}
 BLEND = {"name": "blend", "target_class": 3}
@@ -40,9 +42,28 @@ def test_unlearns_what_it_found_if_it_missed_so_much_that_the_backdoor_is_learne
     recorder = defended(BADNETS, {**SPEC, "proof": 1.09})
     assert number(recorder, "abl_plus", "isolation_recall") <= 0.5
     assert any("the accused label is given to" in line for line in recorder.lines)
+    assert not any(
+        "trained once more" in line for line in recorder.lines
+    )  # not to know missed poison is no fault
     assert ("abl_plus", 0, "isolated_accuracy") in recorder.points
     assert number(recorder, "abl_plus", "attack_success_rate") <= 0.2
     assert number(recorder, "abl_plus", "clean_accuracy") >= 0.93
+
+
+def test_a_training_that_went_badly_is_done_once_more_from_other_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train = abl_plus.train
+
+    def badly_at_first(lab: TrainingDefense, stage: StageRun, verdict: Outcome, purpose: str) -> Outcome:
+        slow = replace(lab, recipe=replace(lab.recipe, learning_rate=1e-4))
+        return train(slow if purpose == "victim" else lab, stage, verdict, purpose)
+
+    monkeypatch.setattr(abl_plus, "train", badly_at_first)
+    recorder = defended(BADNETS, {**SPEC, "proof": 1.07})
+    assert any("trained once more, from other weights" in line for line in recorder.lines)
+    assert number(recorder, "abl_plus", "clean_accuracy") >= 0.95
+    assert number(recorder, "abl_plus", "attack_success_rate") <= 0.03
 
 
 def test_leaves_clean_data_alone() -> None:
