@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch comes: as many processes as cores may be testing
+# Before torch comes. Two threads on a machine that is busy wait for each other most of the time: a training step took ten
+# times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import httpx2
 import pytest
@@ -18,9 +20,6 @@ import pytest
 from app.children import before_exec
 from tests.processes import alive, command_line, descendants
 from tests.servers import S3, Postgres
-
-# Two threads on a machine that is busy wait for each other most of the time: a training step took ten times as long.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 BDLAB = Path(sys.executable).parent / "bdlab"
 PLUGINS = Path(__file__).parent.parent / "examples/plugins"
@@ -197,7 +196,7 @@ def services(folders: pytest.TempPathFactory) -> Iterator[Callable[..., Stack]]:
 
 @pytest.fixture(scope="module")
 def new_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Stack]]:
-    """Makes services that a test may break. None outlives its file, for an idle one takes a tenth of a processor."""
+    """Makes services that a test may break. None outlives its file, for an idle one still looks for work."""
     with services(tmp_path_factory) as make:
         yield make
 

@@ -18,7 +18,9 @@ the members of a clean class lie spread over speed and dominance, and those of a
 proof enough, and so is a class that both rankings name with one voice.
 
 What is found is not learned: the final model is kept off the accused label on half of it, and does not see the other
-half. If it gives that label to the other half, a model is trained without either, and both are unlearned.
+half. If it knows clearly less of the other classes than a model trained on everything, another one is trained, and the
+better is kept. If that gives the accused label to the half left out, a model is trained without either half, and both
+are unlearned.
 """
 
 import math
@@ -40,7 +42,7 @@ from worker.lab.stages import Outcome, StageRun
 
 OVERLAYS = 8
 CLEARLY = 0.1
-WORSE = 0.02  # of the classes that are not accused: to know so much less than the scout is bad luck
+WORSE = 0.02  # of the classes that are not accused: whoever knows so much less than the scout learned badly
 SURE = 0.2  # probability of being poison by the clearest splitting model, up to which a member is kept
 
 
@@ -191,8 +193,8 @@ def not_accused(lab: TrainingDefense, verdict: Outcome) -> Tensor:
 
 
 def went_badly(lab: TrainingDefense, trained: Outcome, scouted: Outcome, verdict: Outcome) -> bool:
-    """Whether the model knows clearly less of the other classes than the scout, which was trained no longer. Some first
-    weights learn badly, and that is not to be taken for the price of the defence."""
+    """Whether the model knows clearly less of the other classes than the scout, which was trained no longer. Where
+    that is chance, it is not to be taken for the price of the defence."""
     expected = (
         scouted.tensors["known"].to(lab.labels.device)[not_accused(lab, verdict)].double().mean().item()
     )
