@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Before torch comes. Two threads on a machine that is busy wait for each other most of the time: a training step took ten
-# times as long.
+# Before torch comes. Two threads on a machine that is busy wait for each other most of the time: a training step took
+# ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import httpx2

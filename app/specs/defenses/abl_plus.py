@@ -23,10 +23,9 @@ class AblPlus(Defense):
     Isolation (as in `abl`) and a superposition test name classes to look into. A model that learns such a class
     from its least suspicious images alone says which of its other images do not belong there; where no model knows
     a class from a few images, the class is looked at for two heaps. An accused class is parted; the model learns the
-    rest and is kept off the class's label on half of what was found. A model that learns badly is trained once more, from
-    other weights. If keeping off fails with the other half, a model is
-    trained on the rest alone, and what was found is unlearned. If no class is accused, the model is trained on
-    everything.
+    rest and is kept off the class's label on half of what was found. A model that learns badly is trained once more,
+    from other weights. If keeping off fails with the other half, a model is trained on the rest alone, and what was
+    found is unlearned. If no class is accused, the model is trained on everything.
     """
 
     name: Literal["abl_plus"] = "abl_plus"
