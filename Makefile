@@ -62,7 +62,7 @@ bench: $(READY)  ## run the benchmarks
 screenshots: $(READY)  ## every page of the dashboard as a picture, in var/screenshots
 	@$(BIN)/python -m tests.dashboard.screenshots
 
-figures: $(READY) $(REAL)  ## the pictures of attacks and defences in the guides, from the code
+figures: $(READY) $(REAL)  ## the pictures of attacks and defenses in the guides, from the code
 	@BDLAB_DATA_DIR="$(abspath $(DATA))" $(BIN)/python docs/draw.py $(ARGS)
 
 lock: $(READY)  ## pin the requirements anew

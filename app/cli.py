@@ -38,7 +38,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Backdoor attacks and defences as experiments.\n\n"
+    help="Backdoor attacks and defenses as experiments.\n\n"
     "Exit codes: 0 done; 1 the experiment failed or was canceled; 2 bad input; 3 no service; 4 not found.",
 )
 app.command()(service.up)

@@ -226,7 +226,7 @@ class Client(ResultsCalls):
     # The service itself
 
     def catalog(self) -> Json:
-        """Attacks, defences, data sets and models, with JSON schema, defaults and sources."""
+        """Attacks, defenses, data sets and models, with JSON schema, defaults and sources."""
         return self._object("GET", "/v1/catalog", repeat=True)
 
     def me(self) -> Json:

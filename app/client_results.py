@@ -32,11 +32,11 @@ class ResultsCalls:
             page = self._get(page["next"])
 
     def leaderboard(self, dataset: str, model: str, *, poisoning_rate: float | None = None) -> Json:
-        """Attacks against defences, with published numbers beside ours."""
+        """Attacks against defenses, with published numbers beside ours."""
         return self._get("/v1/leaderboard", _board(dataset, model, poisoning_rate))
 
     def pareto(self, dataset: str, model: str, *, poisoning_rate: float | None = None) -> Json:
-        """For each attack the defences by clean accuracy and 1 - attack success, and which are on the front."""
+        """For each attack the defenses by clean accuracy and 1 - attack success, and which are on the front."""
         return self._get("/v1/leaderboard/pareto", _board(dataset, model, poisoning_rate))
 
     def compare(self, ids: Sequence[str], **query: Any) -> Json:

@@ -84,16 +84,16 @@ class Sweeps(_Many):
 
 
 class Studies(_Many):
-    """Attacks x defences."""
+    """Attacks x defenses."""
 
     path, name = "/v1/studies", "studies"
 
     def extend(self, id: str, more: Spec | Json) -> Json:
-        """Add attacks, defences or seeds; what is there already is left as it is."""
+        """Add attacks, defenses or seeds; what is there already is left as it is."""
         return self._client._object("POST", f"{self.path}/{id}:extend", json=as_json(more), repeat=True)
 
     def table(self, id: str) -> Json:
-        """Clean accuracy, attack success and defence effectiveness of every attack under every arm."""
+        """Clean accuracy, attack success and defense effectiveness of every attack under every arm."""
         return self._client._object("GET", f"{self.path}/{id}/table", repeat=True)
 
     def page(self, id: str, format: str) -> str:

@@ -41,7 +41,7 @@ from app.workers.routes import router as workers
 VALUES_A_CELL = 50
 """So many values may a body hold for each cell that a sweep may have: the largest body there is lists its cells."""
 DESCRIPTION = """
-Backdoor attacks and defences as experiments: submit a spec, follow it, read its numbers and files.
+Backdoor attacks and defenses as experiments: submit a spec, follow it, read its numbers and files.
 
 Fractions are in [0, 1]. Times are UTC. Every error is `application/problem+json` (RFC 9457), and every answer
 carries `X-Request-ID`.

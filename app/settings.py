@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     data_dir: Path | None = Field(None, description="Data sets; default: data under home.")
     plugins_dir: Path | None = Field(
         None,
-        description="Folder of Python files with your own attacks and defences; they run with the service's rights.",
+        description="Folder of Python files with your own attacks and defenses; they run with the service's rights.",
     )
 
     secret: SecretStr = Field(

@@ -70,7 +70,7 @@ class Files(app.client.Client):
         raise _unsuitable(artifact, ".npz, .safetensors, .csv and .parquet are")
 
     def image(self, artifact: Artifact) -> NDArray[np.uint8]:
-        """A picture, uint8 ``[H, W, C]`` (``[H, W]`` if it is grey). Raises UnsuitableFileError if it is none."""
+        """A picture, uint8 ``[H, W, C]`` (``[H, W]`` if it is gray). Raises UnsuitableFileError if it is none."""
         if not artifact["media_type"].startswith("image/"):
             raise _unsuitable(artifact, "pictures are")
         from PIL import Image  # noqa: PLC0415  # only who asks needs it
@@ -96,7 +96,7 @@ class Files(app.client.Client):
     ) -> "Network":
         """The trained network of an arm, in eval mode on ``device``; ``seed``: by default the experiment's first.
 
-        It takes images in [0, 1], float ``[N, C, H, W]``, normalises them itself, and gives logits ``[N, classes]``.
+        It takes images in [0, 1], float ``[N, C, H, W]``, normalizes them itself, and gives logits ``[N, classes]``.
         Weights come from a safetensors file: loading runs no code of it. Torch and this repository's worker are
         needed, else MissingPackageError. A model of poisoned data says so by a BackdooredModelWarning.
         """

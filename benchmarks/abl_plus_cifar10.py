@@ -33,7 +33,7 @@ Made by `python benchmarks/abl_plus_cifar10.py` on {date}: {processor}, one thre
 the rest of the recipe and `abl_plus` at their defaults. Attacks at their defaults; SIG is clean-label and poisons half
 of its class. Seeds {seeds}, one after the other in each cell, in percent.
 
-`accused` is the class that the defence accuses (the target is class 0; `-`: none), `AUROC` that of its ranking.
+`accused` is the class that the defense accuses (the target is class 0; `-`: none), `AUROC` that of its ranking.
 
 | attack | clean accuracy before | after | attack success before | after | accused | AUROC |
 |---|---|---|---|---|---|---|

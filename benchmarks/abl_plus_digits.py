@@ -29,7 +29,7 @@ The attacks with their fields, the victim and its recipe are those of [attacks-d
 is at its defaults. Seeds {seeds}, one after the other in each cell, in percent. What is tuned was tuned on seeds 10 to
 15, other rates and other target classes.
 
-`accused` is the class that the defence accuses (the target is class 0; `-`: none), `AUROC` that of its ranking.
+`accused` is the class that the defense accuses (the target is class 0; `-`: none), `AUROC` that of its ranking.
 
 | attack | clean accuracy before | after | attack success before | after | accused | AUROC |
 |---|---|---|---|---|---|---|
@@ -113,7 +113,7 @@ def row(name: str, fields: dict[str, Any], seeds: list[int]) -> str:
 
 
 def cells(name: str, fields: dict[str, Any], spec: ExperimentSpec, work: Path, data_dir: Path) -> str:
-    """The row of ``spec``, which has one defence, `abl_plus`; its stages are kept under ``work``."""
+    """The row of ``spec``, which has one defense, `abl_plus`; its stages are kept under ``work``."""
     folder = work / spec.spec_hash[:12]
     recorder = FolderRecorder(folder)
     try:

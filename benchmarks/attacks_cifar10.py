@@ -63,7 +63,7 @@ times the victim's size.
 |---|---|---|---|---|
 """
 STEALTH_HEAD = """
-How visible the triggers are, on test images, mean over the seeds (grey levels from 0 to 255):
+How visible the triggers are, on test images, mean over the seeds (gray levels from 0 to 255):
 
 | attack | PSNR, dB | SSIM | l_inf | l_2 | pixels changed |
 |---|---|---|---|---|---|

@@ -96,7 +96,7 @@ attacker's; this victim is trained from nothing, and it takes changes that anyon
 more of the target image than of the poison's own. At the papers' values neither attack takes hold on digits. Poison
 Frogs has one target image a seed: its success is 0 or 100.
 
-How visible the triggers are, on test images, mean over the seeds (grey levels from 0 to 255):
+How visible the triggers are, on test images, mean over the seeds (gray levels from 0 to 255):
 
 | attack | PSNR, dB | SSIM | l_inf | l_2 | pixels changed |
 |---|---|---|---|---|---|

@@ -1,4 +1,4 @@
-"""All of CIFAR-10 with resnet18 on a GPU: attacks x defences, one seed.
+"""All of CIFAR-10 with resnet18 on a GPU: attacks x defenses, one seed.
 
 ``python benchmarks/cifar10_gpu.py run OUT`` computes, ``... page OUT`` writes docs/results/cifar10-gpu.md from what is
 there. The first needs a GPU and nothing but the lab and cifar10.safetensors in ``--data``; the second neither.
@@ -221,13 +221,13 @@ def page(options: argparse.Namespace) -> int:
         out.append(f"| {arm} | " + " | ".join(row) + f" | {mean} |")
     out += [
         "",
-        "DER, the defence-effectiveness rating, is (max(0, fall of attack success) - max(0, fall of accuracy) + 1) "
+        "DER, the defense-effectiveness rating, is (max(0, fall of attack success) - max(0, fall of accuracy) + 1) "
         "/ 2, here the mean over the attacks whose cell is there.",
         "",
         "What was isolated: precision / recall, and AUROC of the ranking against the truth. "
         "`accused` is the class that `abl_plus` accuses; the target is class 0.",
         "",
-        "| defence | " + " | ".join(attacked) + " |",
+        "| defense | " + " | ".join(attacked) + " |",
         "|---" * (len(attacked) + 1) + "|",
     ]
     for arm in [name for name in TRAINING if name in there]:
@@ -236,7 +236,7 @@ def page(options: argparse.Namespace) -> int:
         accused = {t: belief(cells.get((t, "abl_plus"))) for t in (*attacked, NO_ATTACK)}
         out += ["| accused | " + " | ".join(accused[t] for t in attacked) + " |", ""]
         out += [f"On clean data `abl_plus` accuses: {accused[NO_ATTACK]}."]
-    out += ["", "What the defences warned of, by signs that need no truth:", ""]
+    out += ["", "What the defenses warned of, by signs that need no truth:", ""]
     for (title, arm), line in sorted(cells.items()):
         out += [f"- {title}, {arm}: {warning}" for warning in line["warnings"]]
     TABLE.write_text("\n".join(out) + "\n")
@@ -266,7 +266,7 @@ def belief(cell: dict[str, Any] | None) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Attacks x defences on all of CIFAR-10, on a GPU.")
+    parser = argparse.ArgumentParser(description="Attacks x defenses on all of CIFAR-10, on a GPU.")
     parser.add_argument("what", choices=("run", "page"))
     parser.add_argument("out", type=Path, help="folder for the numbers")
     parser.add_argument("--data", type=Path, default=ROOT / "var" / "data", help="folder of data sets")

@@ -1,4 +1,4 @@
-"""Every defence at its defaults on 10,000 images of CIFAR-10, ABL in three forms among them.
+"""Every defense at its defaults on 10,000 images of CIFAR-10, ABL in three forms among them.
 
 ``python benchmarks/defenses_cifar10.py`` writes docs/results/defenses-cifar10.md, attack by attack; some twenty minutes
 an attack and seed on one idle core that has bfloat16. CIFAR-10 must be under var/data (`make data` or `bdlab data
@@ -31,13 +31,13 @@ ABL: tuple[dict[str, Any], ...] = (
     {"name": "abl", "preset": "paper", "arm": "abl-paper"},
 )
 ABL_ARMS = [given.get("arm", given["name"]) for given in ABL]
-INTRODUCTION = """# Defences on 10,000 images of CIFAR-10
+INTRODUCTION = """# Defenses on 10,000 images of CIFAR-10
 
 Made by `python benchmarks/defenses_cifar10.py` on {date}: {processor}, one thread, Python {python}, torch {torch}.
 10,000 training images (class proportions kept) and all 10,000 test images; `small_cnn`; {epochs} epochs in bfloat16,
-every defence at its defaults, seeds {seeds}. Each cell is the mean of clean accuracy / attack success rate, in percent;
+every defense at its defaults, seeds {seeds}. Each cell is the mean of clean accuracy / attack success rate, in percent;
 on clean data there is only the accuracy. Attacks at their defaults; SIG is clean-label and poisons half of its class.
-In brackets: of how many seeds the defence itself warned, by signs that need no truth. `abl-paper` has the schedule of
+In brackets: of how many seeds the defense itself warned, by signs that need no truth. `abl-paper` has the schedule of
 the paper, whose unlearning has no lower bound.
 
 The clean set of those that need one is 5 % of the training set: 500 images, of which 100 are held out.
@@ -45,7 +45,7 @@ The clean set of those that need one is 5 % of the training set: 500 images, of 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Table of defences on part of CIFAR-10.")
+    parser = argparse.ArgumentParser(description="Table of defenses on part of CIFAR-10.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     seeds = parser.parse_args().seeds
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Every repair and detection defence, and NAB, at its defaults on digits: accuracy kept and backdoor left.
+"""Every repair and detection defense, and NAB, at its defaults on digits: accuracy kept and backdoor left.
 
 ``python benchmarks/defenses_digits.py`` trains some 150 small models and writes docs/results/defenses-digits.md;
 half an hour on one core. Finished stages are kept under var/, so a second run only makes the table.
@@ -33,12 +33,12 @@ DEFENSES = (*REPAIR, *DETECTION, *TRAINING)
 BY_SAMPLE = [name for name in (*DETECTION, *TRAINING) if name != "neural_cleanse"]
 Results = dict[str, list[dict[str, dict[str, Any]]]]
 """By attack and seed, the numbers of each arm."""
-INTRODUCTION = """# Defences on digits
+INTRODUCTION = """# Defenses on digits
 
-Made by `python benchmarks/defenses_digits.py`. 1,437 training images of 8x8, `small_cnn`, 30 epochs, every defence at
+Made by `python benchmarks/defenses_digits.py`. 1,437 training images of 8x8, `small_cnn`, 30 epochs, every defense at
 its defaults, seeds {seeds}. Each cell is the mean of clean accuracy / attack success rate, in percent; on clean data
 there is only the accuracy. Poisoning rate 0.1 of the training set. SIG relabels here, because its clean-label form
-does not take hold on 8x8 images (attack success rate below 1 %). In brackets: of how many seeds the defence itself
+does not take hold on 8x8 images (attack success rate below 1 %). In brackets: of how many seeds the defense itself
 warned, by signs that need no truth.
 
 The clean set is 5 % of the training set: 72 images, of which 14 are held out. The published defaults were made for
@@ -47,7 +47,7 @@ The clean set is 5 % of the training set: 72 images, of which 14 are held out. T
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Table of defences on digits.")
+    parser = argparse.ArgumentParser(description="Table of defenses on digits.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     seeds = parser.parse_args().seeds
     torch.set_num_threads(1)
@@ -94,7 +94,7 @@ def write(
         "",
     ]
     poisoned = {title: rows for title, rows in results.items() if title != "no attack"}
-    lines += table(["defence", *poisoned], by_sample, poisoned, detection)
+    lines += table(["defense", *poisoned], by_sample, poisoned, detection)
     where.parent.mkdir(parents=True, exist_ok=True)
     where.write_text("\n".join(lines) + "\n")
 

@@ -117,8 +117,8 @@ def pages(made: Made) -> dict[str, str]:
         "experiments: those that wait": address("/", status="queued"),
         "experiments: failed": address("/", status="failed"),
         "experiments: one attack": address("/", attack="sig"),
-        "experiments: one defence": address("/", defense="nad"),
-        "experiments: a defence that few have": address("/", defense="strip"),
+        "experiments: one defense": address("/", defense="nad"),
+        "experiments: a defense that few have": address("/", defense="strip"),
         "experiments: a tag": address("/", tag="study:study-7"),
         "experiments: a name that many have": address("/", text="run 7"),
         "experiments: a name that one has": address("/", text="run 123"),
@@ -128,10 +128,10 @@ def pages(made: Made) -> dict[str, str]:
         ),
         "experiment": one,
         "experiment that waits": f"/experiments/{made.waiting}",
-        "experiment, every defence, ten seeds": largest,
+        "experiment, every defense, ten seeds": largest,
         "predictions": f"{one}/explore",
         "isolation": f"{one}/isolation",
-        "isolation, every defence, ten seeds": f"{largest}/isolation",
+        "isolation, every defense, ten seeds": f"{largest}/isolation",
         "new experiment": "/new",
         "new experiment from another": address("/new", **{"from": made.experiment}),
         "new sweep": "/new/sweep",
@@ -191,13 +191,13 @@ def fill(settings: Settings, experiments: int) -> Made:
     began = now - timedelta(days=365)
     every_attack = [name for name in attacks() if name != "none"]
     seeds = settings.max_sweep_cells // (len(every_attack) * (2 + len(EVERY_DEFENSE)))
-    largest = table("every attack, every defence", every_attack, EVERY_DEFENSE, seeds)
+    largest = table("every attack, every defense", every_attack, EVERY_DEFENSE, seeds)
     small = table("a study", ["badnets", "blend", "sig", "wanet"], ["abl", "nad", "anp"], 3)
     studies = [study(filling, spec, began) for spec in (largest, *[small] * STUDIES)]
     grids = [grid(filling, n, began) for n in range(SWEEPS)]
     everything = ExperimentSpec.model_validate(
         {
-            "name": "every defence, ten seeds",
+            "name": "every defense, ten seeds",
             "defenses": [{"name": name} for name in EVERY_DEFENSE],
             "reference": True,
             "seeds": range(10),

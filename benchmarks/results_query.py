@@ -1,7 +1,7 @@
 """How fast results are found among 100,000 experiments.
 
 Fills a database with synthetic experiments (four data sets, three models, six attacks at random rates, four
-defences with random fields, two seeds; so nearly every spec is a new one), then asks the API in this process, as it
+defenses with random fields, two seeds; so nearly every spec is a new one), then asks the API in this process, as it
 runs it in production, for lists, filters, sorts, deep pages, the leaderboard and a comparison. Prints the median and
 the 95th percentile of each and the plan that was chosen.
 
@@ -41,7 +41,7 @@ QUESTIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "tag": ("/v1/results", [("where", "tag.study=study-7")]),
     "sorted by a metric": ("/v1/results", [("sort", "-results.clean_accuracy"), ("where", "arm=abl")]),
     "sorted by a spec field": ("/v1/results", [("sort", "attack.poisoning_rate"), ("where", "arm=abl")]),
-    "sorted by a defence's field": (
+    "sorted by a defense's field": (
         "/v1/results",
         [("sort", "-defense.isolation_ratio"), ("where", "dataset.name=cifar10")],
     ),

@@ -2,7 +2,7 @@
 
 Attacks run on 2,000 images of CIFAR-10 with `small_cnn` (`input_aware` on digits): enough to see what a trigger does,
 not to measure it.
-Defences run on digits against BadNets, seed 0. Ten minutes on one core; finished stages are kept under var/, so a
+Defenses run on digits against BadNets, seed 0. Ten minutes on one core; finished stages are kept under var/, so a
 second run only draws.
 """
 
@@ -134,7 +134,7 @@ def training_images(data: Dataset, folder: Path) -> tuple[Tensor, Tensor]:
 
 
 def board(blocks: list[tuple[str, Tensor, Tensor]]) -> Image.Image:
-    """Each block side by side: (title, before, after), and the difference, strengthened, around grey."""
+    """Each block side by side: (title, before, after), and the difference, strengthened, around gray."""
     width = SHOWN * (SIDE + GAP) + 14
     whole = Image.new("RGB", (MARGIN + width * len(blocks) - 14, HEAD + 3 * (SIDE + GAP)), "white")
     pen, font = ImageDraw.Draw(whole), ImageFont.load_default(size=13)
@@ -154,7 +154,7 @@ def board(blocks: list[tuple[str, Tensor, Tensor]]) -> Image.Image:
 
 
 def draw_defenses() -> None:
-    """Curves of defences that train, histograms of suspicion of those that detect."""
+    """Curves of defenses that train, histograms of suspicion of those that detect."""
     names = (*TRAINING, *REPAIR, *DETECTION)
     spec = ExperimentSpec.model_validate({"defenses": [{"name": name} for name in names]})
     folder = compute(spec, "defenses")

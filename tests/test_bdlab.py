@@ -37,7 +37,7 @@ def client(stack: Stack) -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def ids(client: Client) -> list[str]:
-    """Two runs; the first is that of other tests too, so mostly cached, the second lacks its defence."""
+    """Two runs; the first is that of other tests too, so mostly cached, the second lacks its defense."""
     specs: list[dict[str, Any]] = [{**QUICK, "tags": {"study": "bdlab"}}]
     specs.append({**specs[0], "defenses": []})
     made = [client.submit(spec)["id"] for spec in specs]

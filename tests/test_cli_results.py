@@ -20,7 +20,7 @@ TAGS = {"study": "cli-results"}
 
 @pytest.fixture(scope="module")
 def ids(stack: Stack) -> list[str]:
-    """Two experiments that share what they can; the second has no defence."""
+    """Two experiments that share what they can; the second has no defense."""
     specs: list[dict[str, Any]] = [{**QUICK, "tags": TAGS}, {**QUICK, "tags": TAGS, "defenses": []}]
     made = [stack.submit(spec) for spec in specs]
     return [stack.wait(one)["id"] for one in made]

@@ -176,7 +176,7 @@ def test_the_index_names_every_guide() -> None:
     assert {path.name for path in index.parent.glob("*.md")} - {"README.md"} <= named
 
 
-def test_every_attack_and_defence_has_its_formula_and_its_picture() -> None:
+def test_every_attack_and_defense_has_its_formula_and_its_picture() -> None:
     attacks, defenses = ((ROOT / f"docs/{name}.md").read_text() for name in ("attacks", "defenses"))
     for name in catalog.names("attack"):
         if name != "none":

@@ -1,4 +1,4 @@
-"""An attack and a defence in one file each: examples/plugins, as docs/extending.md tells, through the front door.
+"""An attack and a defense in one file each: examples/plugins, as docs/extending.md tells, through the front door.
 
 The service that tests share (`stack`) is started with that folder.
 """

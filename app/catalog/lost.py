@@ -1,4 +1,4 @@
-"""Attacks and defences that stored experiments name and that this process does not know."""
+"""Attacks and defenses that stored experiments name and that this process does not know."""
 
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError

@@ -11,5 +11,5 @@ router = APIRouter(prefix="/v1", tags=["catalog"])
 
 @router.get("/catalog", summary="What can be asked for")
 def get_catalog(context: Ctx) -> Catalog:
-    """Attacks, defences, data sets and models: for each its fields with default, range, unit and source."""
+    """Attacks, defenses, data sets and models: for each its fields with default, range, unit and source."""
     return service.catalog(context.settings.datasets)

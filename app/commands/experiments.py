@@ -63,7 +63,7 @@ def list_(
     dataset: Annotated[str | None, typer.Option(help="Name of the data set.")] = None,
     model: Annotated[str | None, typer.Option(help="Name of the model.")] = None,
     attack: Annotated[str | None, typer.Option(help="Name of the attack.")] = None,
-    defense: Annotated[str | None, typer.Option(help="Name of a defence.")] = None,
+    defense: Annotated[str | None, typer.Option(help="Name of a defense.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="KEY:VALUE; may be repeated.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 20,
     url: Url = None,
@@ -142,7 +142,7 @@ def predict(
 
 
 def catalog(url: Url = None, as_json: AsJson = False) -> None:
-    """List attacks, defences, data sets and models that the service knows."""
+    """List attacks, defenses, data sets and models that the service knows."""
     with connect(url) as client:
         known = client.catalog()
     if as_json:

@@ -76,7 +76,7 @@ def leaderboard(
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print attacks against defences, as Markdown unless told otherwise; published numbers are marked."""
+    """Print attacks against defenses, as Markdown unless told otherwise; published numbers are marked."""
     with connect(url) as client:
         if as_json:
             print_json(client.leaderboard(dataset, model, poisoning_rate=rate))

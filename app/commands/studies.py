@@ -1,4 +1,4 @@
-"""`bdlab study`: submit, follow, extend, cancel and retry attacks x defences, and print the table."""
+"""`bdlab study`: submit, follow, extend, cancel and retry attacks x defenses, and print the table."""
 
 from typing import Annotated, Any
 
@@ -9,7 +9,7 @@ from app.commands.common import AsJson, CommandError, Url, connect, print_json
 from app.commands.experiments import PATIENCE, read_spec
 from app.commands.many import States, SubmitsFiles, follow, standing
 
-app = typer.Typer(cls=SubmitsFiles, help="Attacks x defences: `bdlab study FILE` submits them.")
+app = typer.Typer(cls=SubmitsFiles, help="Attacks x defenses: `bdlab study FILE` submits them.")
 
 StudyId = Annotated[str, typer.Argument(metavar="ID", help="The study's id.")]
 FORMATS = ("markdown", "csv", "latex", "html", "json")
@@ -73,7 +73,7 @@ def extend(
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add attacks, defences or seeds to a study, and queue what is missing."""
+    """Add attacks, defenses or seeds to a study, and queue what is missing."""
     body = read_spec(more)
     with connect(url) as client:
         _tell(client.studies.extend(id, body), as_json)

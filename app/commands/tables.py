@@ -63,7 +63,7 @@ def experiments(found: Iterable[Experiment]) -> Table:
         )
         for e in found
     )
-    return plain("", ("id", "status", "name", "data set", "model", "attack", "defences"), rows)
+    return plain("", ("id", "status", "name", "data set", "model", "attack", "defenses"), rows)
 
 
 def _part(experiment: Experiment, part: str) -> str:

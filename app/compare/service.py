@@ -12,7 +12,7 @@ from app.core.validation import FieldError, shown
 from app.experiments.tables import Experiment
 from app.results.schemas import Aggregate
 from app.specs.experiment import ATTACK, LABELS, ExperimentSpec
-from app.specs.summary import METRICS, summarise
+from app.specs.summary import METRICS, summarize
 
 FEWEST, MOST = 2, 10
 
@@ -75,7 +75,7 @@ def _spec(specs: list[ExperimentSpec]) -> list[SpecField]:
 
 
 def _document(spec: ExperimentSpec) -> dict[str, Any]:
-    """The spec without what only names it; defences by their arms, so that the same one is compared."""
+    """The spec without what only names it; defenses by their arms, so that the same one is compared."""
     document = spec.model_dump(mode="json", exclude=set(LABELS))
     defenses = zip(spec.defenses, document["defenses"], strict=True)
     return {**document, "defenses": {parsed.arm_name: fields for parsed, fields in defenses}}
@@ -109,5 +109,5 @@ def _arm(arm: str, ids: list[str], numbers: Numbers) -> ArmComparison:
 
 
 def _aggregate(values: Iterable[float]) -> Aggregate | None:
-    summary_of = summarise(values)
+    summary_of = summarize(values)
     return Aggregate.model_validate(summary_of) if summary_of is not None else None

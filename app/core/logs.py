@@ -49,7 +49,7 @@ def configure(process: str, settings: Settings) -> None:
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
 
     def name(_logger: Any, _method: str, event: Any) -> Any:
-        event.pop("color_message", None)  # uvicorn's message once more, with colours
+        event.pop("color_message", None)  # uvicorn's message once more, with colors
         return {"process": process, "pid": os.getpid(), **ids.bound(), **event}
 
     def in_order(_logger: Any, _method: str, event: Any) -> Any:

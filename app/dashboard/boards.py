@@ -28,7 +28,7 @@ class BoardQuery(BaseModel):
 
 @router.get("/leaderboard")
 def board(request: Request, context: Ctx, query: Annotated[BoardQuery, Query()]) -> Response:
-    """Attacks against defences: what was measured here, and beside it what others published."""
+    """Attacks against defenses: what was measured here, and beside it what others published."""
     dataset, _, model = query.board.partition(" ")
     rate = float(query.rate) if query.rate.replace(".", "", 1).isdigit() else None
     found = leaderboard.leaderboard(context, dataset, model or "small_cnn", rate)
@@ -78,6 +78,6 @@ def sweep(
 
 @router.get("/studies/{study_id}")
 def study(request: Request, context: Ctx, study_id: str) -> Response:
-    """The attack x defence matrix of a study."""
+    """The attack x defense matrix of a study."""
     found, table = studies.get_with_table(context, study_id)
     return page(request, "study.html", study=found, table=table, most=MOST_LINKS)

@@ -43,7 +43,7 @@ TITLES = {
 
 CLASSES = "classes"
 SUSPICION = ("verdict", "detection", "isolation", CLASSES)
-"""Tables that tell what a defence suspected; where it left several, the first of these is its last word."""
+"""Tables that tell what a defense suspected; where it left several, the first of these is its last word."""
 
 
 class Figure(NamedTuple):
@@ -101,7 +101,7 @@ def _place(file: ArtifactOut) -> tuple[bool, int, int]:
 
 
 def rankings(files: Sequence[ArtifactOut]) -> list[Ranking]:
-    """What defences suspected, in the order of arm and seed; of several stages the last comes first."""
+    """What defenses suspected, in the order of arm and seed; of several stages the last comes first."""
     by_name = {file.name: file for file in files}
     found: dict[tuple[str, int, str], Ranking] = {}
     for file in files:

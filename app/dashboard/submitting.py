@@ -50,7 +50,7 @@ def sweep(request: Request, context: Ctx, start: From = None) -> Response:
 
 @router.get("/study")
 def study(request: Request, context: Ctx, start: From = None) -> Response:
-    """The form of a study: attacks against defences."""
+    """The form of a study: attacks against defenses."""
     return _form(request, context, "study", start)
 
 
@@ -62,7 +62,7 @@ def chosen(
     name: Annotated[str, Query()],
     number: Annotated[int, Query(ge=0)] = 0,
 ) -> Response:
-    """The fields of one data set, model, attack or defence; ``number`` tells apart the ids of several of a kind."""
+    """The fields of one data set, model, attack or defense; ``number`` tells apart the ids of several of a kind."""
     entry = _named(_entries(service.catalog(context.settings.datasets), part), part, name.partition("/")[0])
     return page(request, "_part.html", part=part, entry=entry, found=fields(entry), number=number)
 

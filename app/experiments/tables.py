@@ -73,7 +73,7 @@ class Experiment(Requested, Owned, Base):
 
 class Label(Base):
     """What an experiment can be found by besides its columns: each tag (kind ``tag``: key and value), each
-    defence (kind ``defense``: the key is its name), and each upload (``model``, ``dataset``: the key is its id)."""
+    defense (kind ``defense``: the key is its name), and each upload (``model``, ``dataset``: the key is its id)."""
 
     __tablename__ = "experiment_labels"
     __table_args__ = (Index("ix_experiment_labels_lookup", "kind", "key", "value", "experiment_id"),)

@@ -97,10 +97,10 @@ class _State(Collector):
         return _gauge("bdlab_queue_messages", "Messages that no worker has taken, by queue.", queue=waiting)
 
 
-def _gauge(name: str, documentation: str, value: float | None = None, **labelled: dict[str, float]) -> Metric:
+def _gauge(name: str, documentation: str, value: float | None = None, **labeled: dict[str, float]) -> Metric:
     """A gauge with one ``value``, or one for each value of a label."""
-    family = GaugeMetricFamily(name, documentation, labels=list(labelled))
-    for values in labelled.values():
+    family = GaugeMetricFamily(name, documentation, labels=list(labeled))
+    for values in labeled.values():
         for label, number in values.items():
             family.add_metric([label], number)
     if value is not None:

@@ -44,7 +44,7 @@ def best(
     pairs: Iterable[tuple[str, str]],
     poisoning_rate: float | None,
 ) -> Sequence[LeaderboardSetting]:
-    """For each pair of attack and defence the setting with the most seeds, the newest among equals."""
+    """For each pair of attack and defense the setting with the most seeds, the newest among equals."""
     wanted = _wanted(tuple(pairs))
     inner = select(LeaderboardSetting.id).where(
         LeaderboardSetting.dataset == dataset,
@@ -66,7 +66,7 @@ def _wanted(pairs: tuple[tuple[str, str], ...]) -> CTE:
     """The pairs as a table. Written out, and not as parameters, so that the statement is compiled only once."""
     for name in {name for pair in pairs for name in pair}:
         if not name.isidentifier():
-            raise ValueError(f"{name!r} is no name of an attack or a defence")
+            raise ValueError(f"{name!r} is no name of an attack or a defense")
     rows = " UNION ALL ".join(
         f"SELECT '{attack}' AS attack, '{defense}' AS defense" for attack, defense in pairs
     )

@@ -26,7 +26,7 @@ Rate = Annotated[
 
 @router.get(
     "/leaderboard",
-    summary="Attacks against defences",
+    summary="Attacks against defenses",
     response_model=Leaderboard,
     responses={200: tabular.documented("csv", "markdown", "latex", "parquet"), **problems(422)},
 )
@@ -38,7 +38,7 @@ def leaderboard(
     format: tabular.FormatQuery = None,
     accept: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """For each attack and defence the clean accuracy, the attack success rate and the defence effectiveness rating.
+    """For each attack and defense the clean accuracy, the attack success rate and the defense effectiveness rating.
 
     Means with 95 % intervals and counts over seeds. Settings are never mixed: a cell shows the one setting of its
     pair that has the most seeds, and links to it. Published numbers stand beside ours and name their source; they
@@ -70,7 +70,7 @@ def pareto(
     format: tabular.FormatQuery = None,
     accept: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """For each attack the defences as points (clean accuracy, 1 - attack success rate), and which are on the front.
+    """For each attack the defenses as points (clean accuracy, 1 - attack success rate), and which are on the front.
 
     As a table one row a point.
     """

@@ -6,7 +6,7 @@ from app.results.schemas import Aggregate
 
 
 class Cell(BaseModel):
-    """One attack against one defence, as measured here: of all settings of the pair the one with the most seeds."""
+    """One attack against one defense, as measured here: of all settings of the pair the one with the most seeds."""
 
     attack: str
     defense: str = Field(description="`undefended` is the attacked model itself.")
@@ -28,7 +28,7 @@ class Cell(BaseModel):
 
 
 class PublishedCell(BaseModel):
-    """One attack against one defence, as somebody published it. Not measured here."""
+    """One attack against one defense, as somebody published it. Not measured here."""
 
     attack: str
     defense: str
@@ -48,7 +48,7 @@ class BoardName(BaseModel):
 
 
 class Leaderboard(BaseModel):
-    """Attacks against defences on one data set and model."""
+    """Attacks against defenses on one data set and model."""
 
     dataset: str
     model: str
@@ -62,7 +62,7 @@ class Leaderboard(BaseModel):
 
 
 class Point(BaseModel):
-    """A defence between accuracy and safety."""
+    """A defense between accuracy and safety."""
 
     defense: str
     setting: str

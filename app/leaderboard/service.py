@@ -1,4 +1,4 @@
-"""Attacks against defences, ours and published."""
+"""Attacks against defenses, ours and published."""
 
 from collections.abc import Iterable
 from itertools import product
@@ -21,7 +21,7 @@ from app.leaderboard.schemas import (
 from app.leaderboard.tables import LeaderboardSetting
 from app.results.schemas import Aggregate
 from app.specs.experiment import CLEAN, UNDEFENDED, ExperimentSpec
-from app.specs.summary import summarise
+from app.specs.summary import summarize
 
 MOST_IDS = 20
 
@@ -32,7 +32,7 @@ def attacks() -> list[str]:
 
 
 def defenses() -> list[str]:
-    """No defence at all, then every defence's name, in the catalog's order."""
+    """No defense at all, then every defense's name, in the catalog's order."""
     return [CLEAN, UNDEFENDED, *_names("defenses")]
 
 
@@ -62,7 +62,7 @@ def leaderboard(context: Context, dataset: str, model: str, poisoning_rate: floa
 
 
 def fronts(context: Context, dataset: str, model: str, poisoning_rate: float | None) -> Fronts:
-    """Which defences are worth considering: those that no other beats in accuracy and safety at once."""
+    """Which defenses are worth considering: those that no other beats in accuracy and safety at once."""
     by_attack: dict[str, list[Cell]] = {}
     for cell in _cells(context, dataset, model, poisoning_rate):
         if cell.clean_accuracy is not None and cell.attack_success_rate is not None:
@@ -122,7 +122,7 @@ def _cell(setting: LeaderboardSetting, rows: list[SeedRow]) -> Cell:
 
 
 def _aggregate(values: Iterable[float | None]) -> Aggregate | None:
-    summary = summarise(values)
+    summary = summarize(values)
     return Aggregate.model_validate(summary) if summary is not None else None
 
 

@@ -10,7 +10,7 @@ _PAIR = ("dataset", "model", "attack", "defense")
 
 
 class LeaderboardSetting(Owned, Base):
-    """An attack and a defence with all their fields, on one data set and model. ``seeds``: how many are done.
+    """An attack and a defense with all their fields, on one data set and model. ``seeds``: how many are done.
 
     Of the settings of a pair the index finds at once the one with the most seeds, and among equals the newest.
     """

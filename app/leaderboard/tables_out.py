@@ -39,7 +39,7 @@ def long(board: Leaderboard) -> list[Row]:
 
 
 def matrix(board: Leaderboard) -> tuple[list[Column], list[Row]]:
-    """For people: a row an attack, a column a defence, cells ``CA / ASR / DER (n)`` in percent; then published rows."""
+    """For people: a row an attack, a column a defense, cells ``CA / ASR / DER (n)`` in percent; then published rows."""
     heads = [Column("attack", "attack (CA / ASR / DER in %, n seeds)"), *columns(*board.defenses)]
     ours: dict[str, dict[str, str]] = {}
     for cell in board.cells:

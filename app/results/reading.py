@@ -1,4 +1,4 @@
-"""What the numbers of an experiment say, in sentences: did the attack work, did a defence, and what did it cost?"""
+"""What the numbers of an experiment say, in sentences: did the attack work, did a defense, and what did it cost?"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -33,7 +33,7 @@ def findings(arms: Sequence[Mapping[str, Any]], spec: Mapping[str, Any]) -> Iter
         if defended is None:
             continue
         if "attack_success_rate" in attacked and "attack_success_rate" in defended:
-            yield _defence(name, defended, attacked)
+            yield _defense(name, defended, attacked)
         elif "clean_accuracy" in defended:
             yield Finding(
                 "note", f"{_named(name)}: accuracy on clean images is {_percent(defended['clean_accuracy'])}."
@@ -83,7 +83,7 @@ def _attack(
         )
 
 
-def _defence(name: str, defended: Mapping[str, float], attacked: Mapping[str, float]) -> Finding:
+def _defense(name: str, defended: Mapping[str, float], attacked: Mapping[str, float]) -> Finding:
     removed = defended["attack_success_rate"] <= REMOVED
     change = 100 * (defended["clean_accuracy"] - attacked["clean_accuracy"])
     time = (

@@ -13,7 +13,7 @@ from app.experiments import repository as experiments
 from app.results import repository
 from app.results.schemas import Aggregate, ArmResults, Metrics, Results, Series
 from app.specs.experiment import ExperimentSpec
-from app.specs.summary import METRICS, summarise
+from app.specs.summary import METRICS, summarize
 
 
 def results(context: Context, experiment_id: str) -> Results:
@@ -49,7 +49,7 @@ def _arm(arm: str, entries: dict[int, dict[str, Any]]) -> ArmResults:
     columns = {n: [e[n] for e in entries.values() if isinstance(e.get(n), float)] for n in names}
     return ArmResults(
         arm=arm,
-        aggregate={n: Aggregate.model_validate(summarise(column)) for n, column in columns.items() if column},
+        aggregate={n: Aggregate.model_validate(summarize(column)) for n, column in columns.items() if column},
         seeds=[
             {"seed": seed, **{n: entries[seed][n] for n in names if n in entries[seed]}}
             for seed in sorted(entries)

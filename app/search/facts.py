@@ -22,11 +22,11 @@ class Arm(NamedTuple):
     setting: str
     """16 hexadecimal digits over everything that decides the arm's numbers but the seed."""
     defense: str
-    """The defence's name, or ``clean`` or ``undefended``."""
+    """The defense's name, or ``clean`` or ``undefended``."""
 
 
 def arm_of(spec: ExperimentSpec, arm: str) -> Arm:
-    """The parts of ``arm``; a defence counts for the arm that it makes."""
+    """The parts of ``arm``; a defense counts for the arm that it makes."""
     document = spec.model_dump(mode="json")
     other = {key: value for key, value in document.items() if key not in {*PARTS, *_OWN_PLACE}}
     parts = {name: document[name] for name in PARTS if name in document} | {"other": other}

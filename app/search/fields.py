@@ -136,7 +136,7 @@ def _leaves(path: str, annotation: Any) -> list[tuple[str, bool, bool]]:
 
 
 def _bare(annotation: Any) -> Any:
-    """The items of a tuple of models: every defence makes an arm of its own."""
+    """The items of a tuple of models: every defense makes an arm of its own."""
     if get_origin(annotation) is tuple and any(members(part) for part in get_args(annotation)):
         return get_args(annotation)[0]
     return annotation

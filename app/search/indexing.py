@@ -19,7 +19,7 @@ from app.search.facts import Arm, arm_of, dataset_label, facts
 from app.search.tables import LONGEST_TEXT, ResultMean, ResultRow, SpecNumber, SpecPart, SpecText
 from app.specs.base import digest
 from app.specs.experiment import CLEAN, UNDEFENDED, ExperimentSpec
-from app.specs.summary import EFFECTIVENESS, defense_effectiveness, summarise
+from app.specs.summary import EFFECTIVENESS, defense_effectiveness, summarize
 
 STAND_INS = 100
 """How many of the newest experiments with an equal setting are looked at when one is deleted."""
@@ -129,7 +129,7 @@ def _write(session: Session, source: _Source, arm: str, values: Values, undefend
     session.flush()
     session.execute(delete(ResultMean).where(ResultMean.row_id == row.id))
     for metric in sorted({name for entry in values.values() for name in entry}):
-        summary = summarise(entry.get(metric) for entry in values.values())
+        summary = summarize(entry.get(metric) for entry in values.values())
         if summary is not None:
             session.add(ResultMean(row_id=row.id, metric=metric, **summary))
     _rank(session, source, arm, described, values)

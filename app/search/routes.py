@@ -60,7 +60,7 @@ def results(
     """One row for each experiment and arm that has results: any field of the spec, any metric, by any condition.
 
     Fields are those of the spec by their path (`attack.poisoning_rate`, `training.epochs`; `defense.*` is the arm's
-    own defence), `tag.KEY`, `results.METRIC`, and `experiment_id`, `name`, `arm`, `status`, `spec_hash`, `seeds`,
+    own defense), `tag.KEY`, `results.METRIC`, and `experiment_id`, `name`, `arm`, `status`, `spec_hash`, `seeds`,
     `created_at`, `setting`. `GET /v1/results/fields` lists them. Follow `next`, or the `Link` header, for more.
     """
     found = service.search(context, where or [], sort, fields, cursor, limit)

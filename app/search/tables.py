@@ -1,6 +1,6 @@
 """The index of results: what makes any field of a spec and any metric findable among 100,000 experiments.
 
-Experiments repeat each other: of a sweep over a defence's learning rate all share one data set, one model, one
+Experiments repeat each other: of a sweep over a defense's learning rate all share one data set, one model, one
 attack. So every part of a spec is kept once, with its fields as facts, and a row of results (one experiment, one
 arm) only points to its parts. Written in the transaction that writes the result, see `app.search.indexing`.
 """

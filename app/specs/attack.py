@@ -37,7 +37,7 @@ __all__ = [
 
 
 class NoAttack(Spec):
-    """Nothing is poisoned. A defence run on it shows what the defence costs on clean data."""
+    """Nothing is poisoned. A defense run on it shows what the defense costs on clean data."""
 
     name: Literal["none"] = "none"
 

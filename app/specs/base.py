@@ -19,7 +19,7 @@ class Spec(BaseModel):
 def field(default: Any, description: str, *, unit: str = "", source: str = "", **bounds: Any) -> Any:
     """A documented hyper-parameter.
 
-    ``unit`` is what the number counts ("epochs", "fraction", "grey levels"), ``source`` where the
+    ``unit`` is what the number counts ("epochs", "fraction", "gray levels"), ``source`` where the
     default comes from; both end up in the JSON schema, and so in the catalog and the OpenAPI page.
     ``bounds`` are pydantic's own (``ge``, ``le``, ``gt``, ``lt``, ``min_length``, ``pattern`` ...).
     """

@@ -206,4 +206,4 @@ def _pattern_problems(attack: Blend, facts: DatasetFacts) -> Iterator[Problem]:
 
 def _size(shape: tuple[int, int, int]) -> str:
     channels, height, width = shape
-    return f"{width}x{height} pixels, {'grey' if channels == 1 else 'colour'}"
+    return f"{width}x{height} pixels, {'gray' if channels == 1 else 'color'}"

@@ -28,7 +28,7 @@ class _Subset(Spec):
 
 
 class Digits(_Subset):
-    """1,797 handwritten digits, 8x8, grey, 10 classes; ships with scikit-learn, needs no download.
+    """1,797 handwritten digits, 8x8, gray, 10 classes; ships with scikit-learn, needs no download.
 
     There is no official split: a fixed, class-balanced fifth is the test set (1,437 / 360).
     """
@@ -37,7 +37,7 @@ class Digits(_Subset):
 
 
 class Cifar10(_Subset):
-    """CIFAR-10 (Krizhevsky, 2009): 50,000 + 10,000 colour images, 32x32, 10 classes."""
+    """CIFAR-10 (Krizhevsky, 2009): 50,000 + 10,000 color images, 32x32, 10 classes."""
 
     name: Literal["cifar10"] = "cifar10"
 

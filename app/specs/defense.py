@@ -1,4 +1,4 @@
-"""Defences by name. A defence's results appear under its arm, by default the defence's name."""
+"""Defenses by name. A defense's results appear under its arm, by default the defense's name."""
 
 from typing import TYPE_CHECKING, Annotated
 

@@ -1,4 +1,4 @@
-"""One experiment: a data set, a victim, an attack, defences, seeds."""
+"""One experiment: a data set, a victim, an attack, defenses, seeds."""
 
 from typing import Annotated, Literal, Self
 
@@ -34,11 +34,11 @@ class ExperimentSpec(Spec):
     dataset: DatasetSpec = field(Digits(), "Data set.")
     model: ModelSpec = field(SmallCnn(), "Victim's architecture.")
     attack: AttackSpec = field(BadNets(), "How the training set is poisoned.")
-    defenses: tuple[DefenseSpec, ...] = field((), "Defences; each makes an arm of its own.", max_length=32)
+    defenses: tuple[DefenseSpec, ...] = field((), "Defenses; each makes an arm of its own.", max_length=32)
     victim: Victim | None = field(
         None,
         "Take this model for the arm `undefended` (with no attack: `clean`) instead of training it, for every seed. "
-        "Repair and detection start from it; defences that train a model of their own do not use it. `model` and "
+        "Repair and detection start from it; defenses that train a model of their own do not use it. `model` and "
         "`dataset` must fit it. Null: train the victim.",
         exclude_if=lambda victim: victim is None,  # specs without one keep their canonical form and hash
     )

@@ -7,7 +7,7 @@ from app.specs.dataset import DatasetSpec
 class Shape(Spec):
     """What a network must know of the images that it classifies."""
 
-    channels: int = field(..., "1 (grey) or 3 (RGB).", ge=1, le=3)
+    channels: int = field(..., "1 (gray) or 3 (RGB).", ge=1, le=3)
     height: int = field(..., "Image height.", unit="pixels", ge=1, le=1024)
     width: int = field(..., "Image width.", unit="pixels", ge=1, le=1024)
     classes: int = field(..., "Number of classes.", ge=2, le=10_000)
@@ -20,7 +20,7 @@ class DatasetFacts(Spec):
     """Shape and class counts of a data set as an experiment uses it."""
 
     class_names: tuple[str, ...] = field(..., "Names of the classes, in label order.")
-    channels: int = field(..., "1 (grey) or 3 (RGB).", ge=1, le=3)
+    channels: int = field(..., "1 (gray) or 3 (RGB).", ge=1, le=3)
     height: int = field(..., "Image height.", unit="pixels", ge=1)
     width: int = field(..., "Image width.", unit="pixels", ge=1)
     train_counts: tuple[int, ...] = field(..., "Training images of each class.", unit="images")

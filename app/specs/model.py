@@ -8,7 +8,7 @@ from app.specs.base import Spec, field
 
 
 class SmallCnn(Spec):
-    """Three 3x3 convolutions with batch normalisation, doubling in width, then one linear layer.
+    """Three 3x3 convolutions with batch normalization, doubling in width, then one linear layer.
 
     Made for a CPU: on 32x32 images about twenty times faster than ResNet-18 and good enough to
     carry every attack.

@@ -1,4 +1,4 @@
-"""Attacks and defences in files of the user's own: every ``*.py`` in the folder that BDLAB_PLUGINS_DIR names.
+"""Attacks and defenses in files of the user's own: every ``*.py`` in the folder that BDLAB_PLUGINS_DIR names.
 
 Such a file defines a spec class. Its method ``implementation``, which workers alone call, gives the code that needs
 torch. Files run with the rights of the service. They are loaded when the experiment language is, so that its unions,

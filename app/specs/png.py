@@ -6,11 +6,11 @@ import struct
 import zlib
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_GREY, _COLOUR, _PALETTE = 0, 2, 3
+_GRAY, _COLOR, _PALETTE = 0, 2, 3
 
 
 def png_shape(text: str) -> tuple[int, int, int]:
-    """(channels, height, width) of a base64 PNG: 1 channel if grey, 3 if in colour.
+    """(channels, height, width) of a base64 PNG: 1 channel if gray, 3 if in color.
 
     Raises ValueError if the text is no base64, the file no whole PNG, or one of a kind that is not taken.
     """
@@ -23,13 +23,13 @@ def png_shape(text: str) -> tuple[int, int, int]:
     chunks = _chunks(data)
     if not chunks or chunks[0][0] != b"IHDR" or len(chunks[0][1]) != 13 or chunks[-1][0] != b"IEND":
         raise ValueError("this PNG file is cut off or damaged")
-    width, height, depth, colour = struct.unpack(">IIBB", chunks[0][1][:10])
+    width, height, depth, color = struct.unpack(">IIBB", chunks[0][1][:10])
     kinds = {kind for kind, _ in chunks}
-    if depth != 8 or colour not in (_GREY, _COLOUR, _PALETTE) or b"tRNS" in kinds:
+    if depth != 8 or color not in (_GRAY, _COLOR, _PALETTE) or b"tRNS" in kinds:
         raise ValueError("only PNG files of 8 bits a channel without transparency are taken")
     if b"IDAT" not in kinds:
         raise ValueError("this PNG file holds no picture")
-    return (1 if colour == _GREY else 3), height, width
+    return (1 if color == _GRAY else 3), height, width
 
 
 def _chunks(data: bytes) -> list[tuple[bytes, bytes]]:

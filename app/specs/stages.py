@@ -91,7 +91,7 @@ def plan(spec: ExperimentSpec, data_version: str = "", victim_version: str = "")
             # Repair and detection start from the victim: the undefended one, or the clean one if nothing is poisoned.
             parent = digest([poisoned, victim]) if defense.kind == "training" else model
             for kind, fields, epochs in defense.stages():
-                # ABL's ranking is the same work for every defence that begins with it.
+                # ABL's ranking is the same work for every defense that begins with it.
                 owner = "abl" if kind == "isolation" else defense.name
                 code = attack_code + _code(defense)
                 parent = add(kind, defense.arm_name, [owner, fields], parent, epochs, code)
@@ -106,7 +106,7 @@ def arm_keys(spec: ExperimentSpec, stages: list[PlannedStage]) -> dict[tuple[str
     """For each arm and seed the content-address of its numbers, given the `plan` of ``spec``.
 
     Two arms with equal keys have equal numbers, in whatever experiments they are and whatever they are called:
-    the same defence, on the same poisoned set, victim and seed, computed on the same device.
+    the same defense, on the same poisoned set, victim and seed, computed on the same device.
     """
     poisoned = {stage.seed: stage.key for stage in stages if stage.kind == "poisoned_set"}
     last = {

@@ -1,4 +1,4 @@
-"""A study: attacks x defences on one data set and model, for a table."""
+"""A study: attacks x defenses on one data set and model, for a table."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, Self
@@ -41,7 +41,7 @@ class StudyParts(Spec):
 
 
 class StudySpec(StudyParts):
-    """Every attack with every defence, on the same data and model, for every seed."""
+    """Every attack with every defense, on the same data and model, for every seed."""
 
     name: str = field("", "A name for people.", max_length=200)
     dataset: DatasetSpec = field(Digits(), "Data set.")

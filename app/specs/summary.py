@@ -31,7 +31,7 @@ NO_FRACTIONS = frozenset({"clean_loss", "poisoned_loss", "psnr", "l_inf", "l_2",
 """Metrics that are no share in [0, 1]; every other one is shown to people in percent."""
 
 
-def summarise(values: Iterable[float | None]) -> dict[str, float | int | None] | None:
+def summarize(values: Iterable[float | None]) -> dict[str, float | int | None] | None:
     """Mean and 95 % Student-t interval of the values that are not None; None if there is no such value.
 
     A single value has no interval: ``low`` and ``high`` are None.
@@ -53,7 +53,7 @@ EFFECTIVENESS = "defense_effectiveness"
 def defense_effectiveness(
     before: Mapping[str, float | None], after: Mapping[str, float | None]
 ) -> float | None:
-    """The defence effectiveness rating (Wu et al. 2022): ``(max(0, ASR drop) - max(0, CA drop) + 1) / 2``.
+    """The defense effectiveness rating (Wu et al. 2022): ``(max(0, ASR drop) - max(0, CA drop) + 1) / 2``.
 
     ``before`` are the undefended arm's numbers, ``after`` the defended one's, of the same experiment and seed.
     In [0, 1]: one half is what doing nothing gets, 1 a backdoor removed at no cost. None if a number is missing.
@@ -104,7 +104,7 @@ def arms_document(arms: Iterable[str], rows: list[dict[str, Any]]) -> list[dict[
         document.append(
             {
                 "arm": arm,
-                "aggregate": {name: summarise(row.get(name) for row in of_arm) for name in names},
+                "aggregate": {name: summarize(row.get(name) for row in of_arm) for name in names},
                 "seeds": [{key: value for key, value in row.items() if key != "arm"} for row in of_arm],
             }
         )

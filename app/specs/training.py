@@ -35,7 +35,7 @@ class Augmentation(Spec):
 
 
 class TrainingSpec(Spec):
-    """Optimiser, schedule and augmentation of the clean and undefended arms, and a defence's default."""
+    """Optimizer, schedule and augmentation of the clean and undefended arms, and a defense's default."""
 
     epochs: int = field(30, "Passes over the training set.", unit="epochs", ge=1, le=1000)
     batch_size: int = field(128, "Images a step.", unit="images", source=RECIPE, ge=2, le=65536)

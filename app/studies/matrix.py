@@ -1,4 +1,4 @@
-"""The attack x defence matrix of a study, from the numbers of its experiments."""
+"""The attack x defense matrix of a study, from the numbers of its experiments."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from app.results.schemas import Aggregate
 from app.specs.experiment import CLEAN, UNDEFENDED
 from app.specs.study import StudySpec
-from app.specs.summary import EFFECTIVENESS, defense_effectiveness, summarise
+from app.specs.summary import EFFECTIVENESS, defense_effectiveness, summarize
 from app.studies import repository
 from app.studies.planning import Place
 from app.studies.repository import CLEAN_ACCURACY, MEASURED
@@ -97,7 +97,7 @@ def _cell(row: str, arm: str, seeds: Sequence[int], cells: Mapping[Place, SeedCe
 
 
 def _numbers(row: str, arm: str, seed: int, cells: Mapping[Place, SeedCell]) -> Values:
-    """The metrics of one cell, with the rating of a defence against the undefended arm."""
+    """The metrics of one cell, with the rating of a defense against the undefended arm."""
     values = cells[Place(row, arm, seed)].values
     undefended = cells.get(Place(row, UNDEFENDED, seed))
     if arm in (CLEAN, UNDEFENDED) or undefended is None:
@@ -114,5 +114,5 @@ def _average(arm: str, column: Sequence[TableCell]) -> Average:
 
 
 def _aggregate(values: Iterable[float | None]) -> Aggregate | None:
-    found = summarise(values)
+    found = summarize(values)
     return Aggregate.model_validate(found) if found is not None else None

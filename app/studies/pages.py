@@ -91,7 +91,7 @@ def caption(table: Table) -> str:
         f"mean and half the 95 % interval over seeds {seeds}" if len(table.seeds) > 1 else f"of seed {seeds}"
     )
     name = f"{' '.join(table.name.split())}: " if table.name else ""
-    return f"{name}clean accuracy / attack success rate / defence effectiveness, in percent; {over}."
+    return f"{name}clean accuracy / attack success rate / defense effectiveness, in percent; {over}."
 
 
 def cell_text(cell: TableCell, seeds: int) -> str:

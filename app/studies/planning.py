@@ -1,7 +1,7 @@
 """Which cells a study has, which of them are there already, and which experiments fill the rest.
 
 A cell is one arm and seed of one attack. The experiments that fill cells hold one attack and one seed, with every
-defence that is missing there: the poisoned set and the victim are computed once for all of them, two workers can
+defense that is missing there: the poisoned set and the victim are computed once for all of them, two workers can
 work on two seeds of one attack, and what fails or is added later touches nothing else. Cells are found again by the
 content-address of their numbers, in whatever experiment of the owner's they were computed.
 """
@@ -43,7 +43,7 @@ class Filling(NamedTuple):
 def lay_out(context: Context, spec: StudySpec) -> dict[Place, str]:
     """Every cell with the content-address of its numbers, row by row.
 
-    Raises InvalidError if the study is too large, or names each attack, defence and field that cannot run.
+    Raises InvalidError if the study is too large, or names each attack, defense and field that cannot run.
     """
     most = context.settings.max_sweep_cells
     if spec.size > most:

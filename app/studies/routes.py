@@ -19,9 +19,9 @@ router = APIRouter(prefix="/v1", tags=["studies"], dependencies=[Depends(only_kn
 
 EXAMPLES: dict[str, Any] = {
     "digits": {
-        "summary": "Three attacks, two defences, three seeds on digits",
+        "summary": "Three attacks, two defenses, three seeds on digits",
         "value": {
-            "name": "Defences on digits",
+            "name": "Defenses on digits",
             "dataset": {"name": "digits"},
             "attacks": [
                 {"attack": {"name": "badnets"}},
@@ -34,7 +34,7 @@ EXAMPLES: dict[str, Any] = {
     },
 }
 MORE: dict[str, Any] = {
-    "defence": {"summary": "One more defence", "value": {"defenses": [{"name": "nad"}]}},
+    "defense": {"summary": "One more defense", "value": {"defenses": [{"name": "nad"}]}},
     "nothing": {"summary": "Only fill cells whose experiment was deleted", "value": {}},
 }
 Spec = Annotated[StudySpec, Body(openapi_examples=EXAMPLES)]
@@ -50,10 +50,10 @@ TEXTS = {kind: {"schema": {"type": "string"}} for kind in MEDIA_TYPES.values() i
     responses=problems(400, 413, 415, 422),
 )
 def submit(context: Ctx, spec: Spec, _json: JsonBody, idempotency_key: IdempotencyKey = None) -> Response:
-    """Run every attack against every defence, for a table of clean accuracy, attack success and effectiveness.
+    """Run every attack against every defense, for a table of clean accuracy, attack success and effectiveness.
 
     Cells whose numbers an earlier experiment of yours has already are taken from there. The rest is queued as one
-    experiment for each attack and seed, with all defences that are missing there. All is checked first; if one cell
+    experiment for each attack and seed, with all defenses that are missing there. All is checked first; if one cell
     cannot run nothing is queued. Works with an `Idempotency-Key`.
     """
     answer, replayed = service.submit(context, spec, idempotency_key)
@@ -98,7 +98,7 @@ def table(
         Format | None, Query(description="Outweighs the Accept header", examples=["markdown"])
     ] = None,
 ) -> Response:
-    """Attacks x arms: clean accuracy, attack success rate and defence effectiveness, mean and 95 % interval over seeds.
+    """Attacks x arms: clean accuracy, attack success rate and defense effectiveness, mean and 95 % interval over seeds.
 
     It can be read at any time. Cells without numbers say why: queued, running, failed, canceled or missing.
     As CSV there is one line for each attack and arm; Markdown, LaTeX (booktabs) and HTML are for pages, in percent.
@@ -116,7 +116,7 @@ def table(
     responses=problems(400, 404, 413, 415, 422),
 )
 def extend(study_id: str, context: Ctx, more: More, _json: JsonBody) -> Response:
-    """Add attacks, defences or seeds, and queue only what is missing. What is in the study already is left as it is,
+    """Add attacks, defenses or seeds, and queue only what is missing. What is in the study already is left as it is,
     so sending the same twice does no harm."""
     return as_json(service.extend(context, study_id, more), status=202)
 

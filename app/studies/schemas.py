@@ -103,7 +103,7 @@ class Average(Numbers):
 
 
 class Table(BaseModel):
-    """The attack x defence matrix of a study. Fractions are in [0, 1]."""
+    """The attack x defense matrix of a study. Fractions are in [0, 1]."""
 
     study_id: str
     name: str

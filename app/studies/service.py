@@ -44,7 +44,7 @@ def submit(context: Context, spec: StudySpec, key: str | None) -> tuple[dict[str
 
 
 def extend(context: Context, study_id: str, more: StudyParts) -> StudyOut:
-    """Add attacks, defences and seeds, and queue what is missing: new cells, and those whose experiment was deleted.
+    """Add attacks, defenses and seeds, and queue what is missing: new cells, and those whose experiment was deleted.
 
     Raises NotFoundError, and InvalidError if a cell cannot run or a name is taken by something else.
     """

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 class Bpp(DirtyLabelAttack):
-    """BppAttack (Wang et al., 2022): the image in fewer grey levels, dirty label.
+    """BppAttack (Wang et al., 2022): the image in fewer gray levels, dirty label.
 
     The authors also dither, and train the victim with a contrastive loss; both are left out here.
     """
 
     name: Literal["bpp"] = "bpp"
     levels: int = field(
-        8, "Values that a channel keeps.", unit="grey levels", source="the authors' code", ge=2, le=128
+        8, "Values that a channel keeps.", unit="gray levels", source="the authors' code", ge=2, le=128
     )
 
     @classmethod

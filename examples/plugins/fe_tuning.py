@@ -1,4 +1,4 @@
-"""A defence in one file: FE-tuning (Min et al., NeurIPS 2023)."""
+"""A defense in one file: FE-tuning (Min et al., NeurIPS 2023)."""
 
 from __future__ import annotations
 

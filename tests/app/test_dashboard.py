@@ -162,7 +162,7 @@ def test_two_experiments_are_compared(service: Service, finished: Any) -> None:
         ("/experiments/unknown/isolation", 404, "there is no experiment"),
         ("/new/attack?name=unknown", 404, "there is no attack"),
         ("/?status=unknown", 422, "allowed: queued, running"),
-        ("/?colour=red", 422, "colour"),
+        ("/?color=red", 422, "color"),
         ("/?tag=nonsense", 422, "allowed: key:value"),
         ("/?cursor=nonsense", 400, "not a cursor"),
     ],
@@ -219,7 +219,7 @@ def test_a_form_on_another_site_changes_nothing(service: Service) -> None:
     assert service.get(id)["status"] == "queued"
 
 
-def test_the_form_has_every_field_of_every_attack_defence_model_and_data_set(service: Service) -> None:
+def test_the_form_has_every_field_of_every_attack_defense_model_and_data_set(service: Service) -> None:
     catalog = service.http.get("/v1/catalog").json()
     kinds = {"attack": "attacks", "defense": "defenses", "model": "models", "dataset": "datasets"}
     seen = 0

@@ -1,4 +1,4 @@
-"""Attacks against defences: what a cell shows, what stands beside it, and what is on the front."""
+"""Attacks against defenses: what a cell shows, what stands beside it, and what is on the front."""
 
 import csv
 import io
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.specs.summary import summarise
+from app.specs.summary import summarize
 from tests.app.conftest import Service
 from tests.app.numbers import arm, done
 
@@ -59,8 +59,8 @@ def test_a_cell_is_one_setting_over_its_seeds(service: Service, made: list[dict[
     cell = cells(found)["badnets", "abl"]
     assert (cell["seeds"], cell["poisoning_rate"]) == (3, 0.1)
     # Seed 1 was run twice; the newer experiment counts.
-    assert cell["attack_success_rate"] == pytest.approx(summarise([0.02, 0.04, 0.04]))
-    assert cell["defense_effectiveness"] == pytest.approx(summarise([0.98, 0.97, 0.97]))
+    assert cell["attack_success_rate"] == pytest.approx(summarize([0.02, 0.04, 0.04]))
+    assert cell["defense_effectiveness"] == pytest.approx(summarize([0.98, 0.97, 0.97]))
     assert set(cell["experiments"]) == {made[0]["id"], made[1]["id"]}
     rows = service.http.get(cell["results"]).json()["rows"]
     assert {(row["experiment_id"], row["arm"]) for row in rows} == {

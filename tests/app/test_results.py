@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from app.results.tables import ArmNote, MetricPoint, ResultValue
-from app.specs.summary import summarise, t_quantile
+from app.specs.summary import summarize, t_quantile
 from tests.app.conftest import Service
 from tests.app.numbers import check_thinning
 
@@ -134,7 +134,7 @@ def test_the_quantiles_are_students(df: int) -> None:
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=50))
 def test_the_interval_is_students(values: list[float]) -> None:
-    found = summarise(values)
+    found = summarize(values)
     assert found is not None
     half = stats.t.ppf(0.975, len(values) - 1) * stdev(values) / math.sqrt(len(values))
     assert found["mean"] == pytest.approx(mean(values), abs=1e-12)

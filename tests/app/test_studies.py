@@ -256,7 +256,7 @@ def test_the_table_as_json(service: Service, finished: dict[str, Any]) -> None:
 
 
 CAPTION = (
-    "A study: clean accuracy / attack success rate / defence effectiveness, in percent; "
+    "A study: clean accuracy / attack success rate / defense effectiveness, in percent; "
     "mean and half the 95 % interval over seeds 0, 1."
 )
 HEAD = ["attack", "clean", "undefended", "abl"]

@@ -30,7 +30,7 @@ README = ("experiment", "predictions", "isolation")
 LARGEST = 150_000  # bytes of a picture in the README
 DATA = {"name": "digits", "train_size": 400}
 STUDY: dict[str, Any] = {
-    "name": "Two attacks, two defences",
+    "name": "Two attacks, two defenses",
     "dataset": DATA,
     "attacks": [{"attack": {"name": "badnets"}}, {"attack": {"name": "blend"}}],
     "defenses": [{"name": "fine_tuning", "epochs": 5}, {"name": "fine_pruning", "epochs": 5}],
@@ -172,7 +172,7 @@ def settle(page: Page, name: str) -> None:
 
 
 def keep(png: bytes, path: Path) -> None:
-    """A picture for the README, in 256 colours. Raises ValueError if it is still too large."""
+    """A picture for the README, in 256 colors. Raises ValueError if it is still too large."""
     Image.open(io.BytesIO(png)).convert("RGB").quantize(256).save(path, optimize=True)
     if path.stat().st_size > LARGEST:
         raise ValueError(f"{path} has {path.stat().st_size} bytes; at most {LARGEST} are allowed")

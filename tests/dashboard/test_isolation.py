@@ -1,4 +1,4 @@
-"""What a defence suspected, from files made by hand: its verdict, what it believes, what it found of each class."""
+"""What a defense suspected, from files made by hand: its verdict, what it believes, what it found of each class."""
 
 import io
 import json

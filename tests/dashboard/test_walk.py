@@ -152,7 +152,7 @@ def test_with_the_keyboard_and_in_the_dark(tab: NewTab, done: Any) -> None:
     expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.locator("#main")).to_be_focused()
-    page.get_by_role("button", name="Dark colours").press("Enter")
+    page.get_by_role("button", name="Dark colors").press("Enter")
     assert page.locator("html").get_attribute("data-theme") == "dark"
     dark = "getComputedStyle(document.body).backgroundColor"
     before = page.evaluate(dark)

@@ -206,7 +206,7 @@ def test_with_no_attack_the_brought_model_is_the_clean_arm(trained: MemoryRecord
     assert brought.results["clean", 0]["clean_accuracy"] == of_undefended
 
 
-def test_the_reference_is_trained_and_training_defences_ignore_the_victim(
+def test_the_reference_is_trained_and_training_defenses_ignore_the_victim(
     trained: MemoryRecorder, checkpoint: Path
 ) -> None:
     brought = start_from(checkpoint, {**SPEC, "reference": True, "defenses": [NAB]})

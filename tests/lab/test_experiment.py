@@ -203,7 +203,7 @@ def test_a_spec_that_does_not_fit_its_data_is_refused_before_any_work() -> None:
     assert recorder.lines == []
 
 
-def test_a_defence_on_clean_data_is_measured_against_the_clean_arm() -> None:
+def test_a_defense_on_clean_data_is_measured_against_the_clean_arm() -> None:
     done = experiment({**SMALL, "attack": {"name": "none"}})
     assert list(done.results) == [("clean", 3), ("abl", 3)]
     assert done.results["abl", 3]["attack_success_rate"] is None

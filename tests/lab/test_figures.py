@@ -37,7 +37,7 @@ def pixels(data: bytes) -> np.ndarray:
 
 
 def count(picture: np.ndarray, color) -> int:
-    """How many pixels have that colour, give or take one level of rounding."""
+    """How many pixels have that color, give or take one level of rounding."""
     wanted = np.round(np.array(to_rgb(color)) * 255)
     return int((np.abs(picture - wanted).max(-1) <= 1).sum())
 
@@ -51,7 +51,7 @@ def digits(n: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     return clean, triggered, [str(label) for label in data.target[:n]]
 
 
-def colour_images(n: int, side: int) -> np.ndarray:
+def color_images(n: int, side: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (n, 3, side, side), np.uint8)
 
 
@@ -126,7 +126,7 @@ def plain_cases() -> dict[str, bytes]:
 def hard_cases() -> dict[str, bytes]:
     """Nothing, one, or too much of everything."""
     clean, triggered, _ = digits(1)
-    wide, large = colour_images(12, 32), colour_images(2, 300)
+    wide, large = color_images(12, 32), color_images(2, 300)
     losses, is_poisoned, isolated = isolation()
     nothing = np.zeros_like(is_poisoned)
     eight = {arm: series(30, isolates=arm not in ("clean", "undefended")) for arm in EIGHT_ARMS}
@@ -134,7 +134,7 @@ def hard_cases() -> dict[str, bytes]:
         "table of nothing": figures.results_table([row("abl")]),
         "table of 8 arms, 5 seeds": figures.results_table([full_row(arm) for arm in EIGHT_ARMS]),
         "samples, one": figures.samples(clean, triggered, [LONG_CLASS], [LONG_CLASS], "x" * 300),
-        "samples, 12 in colour": figures.samples(
+        "samples, 12 in color": figures.samples(
             wide, 255 - wide, [LONG_CLASS] * 12, ["$\\frac{"] * 12, "a $ and a $"
         ),
         "samples, large": figures.samples(large, large, ["a", "b"], ["b", "b"], "300 px"),
@@ -152,7 +152,7 @@ def hard_cases() -> dict[str, bytes]:
         ),
         "sheet, one": figures.dataset_sheet(clean, [LONG_CLASS], LONG_CLASS * 4),
         "sheet of 70 classes": figures.dataset_sheet(
-            colour_images(70, 8), [f"class {i}" for i in range(70)], "many"
+            color_images(70, 8), [f"class {i}" for i in range(70)], "many"
         ),
     }
 
@@ -190,10 +190,10 @@ def test_equal_bytes_in_a_new_process_that_never_imports_pyplot_or_torch(cases: 
     assert forbidden == "[]"
 
 
-def test_arms_keep_their_colour() -> None:
+def test_arms_keep_their_color() -> None:
     one, other = arm_styles(["clean", "undefended", "abl", "nad"]), arm_styles(["undefended", "abl", "nad"])
     assert {arm: one[arm] for arm in other} == other
-    assert len(set(arm_styles(f"defence {i}" for i in range(32)).values())) == 32
+    assert len(set(arm_styles(f"defense {i}" for i in range(32)).values())) == 32
 
 
 @pytest.mark.parametrize("text", ["abl", LONG_ARM, LONG_CLASS, "w" * 200, "a\nb\tc", "", "$x$"])
@@ -231,12 +231,12 @@ def test_small_images_are_enlarged_pixel_by_pixel() -> None:
 def test_residual_names_its_scale() -> None:
     from worker.lab.figures.images import residual  # noqa: PLC0415
 
-    grey = np.full((1, 1, 4, 4), 100, np.uint8)
-    shown, name = residual(grey, grey + np.uint8(30))
+    gray = np.full((1, 1, 4, 4), 100, np.uint8)
+    shown, name = residual(gray, gray + np.uint8(30))
     assert (name, shown.max()) == ("difference ×4", 248)
-    shown, name = residual(np.zeros_like(grey), np.full_like(grey, 255))
+    shown, name = residual(np.zeros_like(gray), np.full_like(gray, 255))
     assert (name, shown.max()) == ("difference ×½", 255)
-    shown, name = residual(grey, grey)
+    shown, name = residual(gray, gray)
     assert (name, shown.min(), shown.max()) == ("no difference", 128, 128)
 
 
@@ -280,7 +280,7 @@ def test_predictions_tell_true_target_and_other_apart() -> None:
 
 
 def test_sheet_sorts_numbers_as_numbers() -> None:
-    images = colour_images(12, 8)
+    images = color_images(12, 8)
     counted = pixels(figures.dataset_sheet(images, [f"sign {i}" for i in range(12)], "t"))
     padded = pixels(figures.dataset_sheet(images, [f"sign {i:02}" for i in range(12)], "t"))
     assert (counted[:, 100:] == padded[:, 100:]).all(), "the images right of the names come in the same order"

@@ -103,10 +103,10 @@ def test_every_layout_of_arrays_gives_the_same_images(tmp_path: Path, home: Path
     assert sha256 == files.digest(tensors) == stored.sha256
 
 
-def test_grey_arrays_and_column_labels_and_names(tmp_path: Path, home: Path) -> None:
-    grey = IMAGES[..., 0]
+def test_gray_arrays_and_column_labels_and_names(tmp_path: Path, home: Path) -> None:
+    gray = IMAGES[..., 0]
     source = npz(
-        tmp_path, x_train=grey, x_test=grey[:3], y_train=LABELS[:, None], class_names=["a", "b", "c"]
+        tmp_path, x_train=gray, x_test=gray[:3], y_train=LABELS[:, None], class_names=["a", "b", "c"]
     )
     tensors, facts, _ = files.read(run(source, home).path)
     assert tensors["x_train"].shape == (12, 1, 6, 5)
@@ -209,7 +209,7 @@ def test_pictures_by_class(tmp_path: Path, home: Path, make: Any, wrapper: str) 
     )
 
 
-def test_pictures_without_split_of_grey_numbered_classes_resized(tmp_path: Path, home: Path) -> None:
+def test_pictures_without_split_of_gray_numbered_classes_resized(tmp_path: Path, home: Path) -> None:
     members = {f"{label}/{i}.png": png(IMAGES[i, :, :, 0]) for label in (2, 10, 1) for i in range(4)}
     stored = run(make_folder(tmp_path / "numbers", members), home, test_fraction=0.25, size=8)
     assert stored.facts.class_names == ("1", "2", "10")

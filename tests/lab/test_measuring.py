@@ -68,7 +68,7 @@ def test_without_an_attack_its_numbers_are_missing_not_zero() -> None:
 def test_no_metric_comes_from_logits_that_are_not_finite() -> None:
     class Broken(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return torch.full((len(x), 10), math.nan)  # its argmax would be class 0, a favourite target
+            return torch.full((len(x), 10), math.nan)  # its argmax would be class 0, a favorite target
 
     with pytest.raises(NonFiniteLossError, match="not finite"):
         predict(Broken(), torch.zeros(2, 1, 8, 8, dtype=torch.uint8), CPU)  # type: ignore[arg-type]

@@ -51,7 +51,7 @@ def cells(stack: Stack, made: dict[str, Any]) -> dict[tuple[str, str], Any]:
 
 @pytest.fixture(scope="module")
 def study(stack: Stack) -> dict[str, Any]:
-    """A study of one attack and one defence, done."""
+    """A study of one attack and one defense, done."""
     return ended(stack, stack.post("/v1/studies", STUDY))
 
 

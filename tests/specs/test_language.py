@@ -17,7 +17,7 @@ from app.specs.experiment import ExperimentSpec
 from app.specs.facts import BUILT_IN, allocate
 from app.specs.model import ModelSpec
 from app.specs.stages import LAB_VERSION, plan
-from app.specs.summary import summarise
+from app.specs.summary import summarize
 from app.specs.training import Augmentation, TrainingSpec
 
 
@@ -150,7 +150,7 @@ def test_a_new_lab_version_computes_anew_on_the_same_random_streams(monkeypatch:
 
 
 def test_summary_is_the_student_t_interval() -> None:
-    summary = summarise([0.1, 0.2, 0.3, None])
+    summary = summarize([0.1, 0.2, 0.3, None])
     assert summary is not None
     half = 4.302653 * 0.1 / 3**0.5  # the table's value for two degrees of freedom
     assert summary == {
@@ -159,5 +159,5 @@ def test_summary_is_the_student_t_interval() -> None:
         "high": pytest.approx(0.2 + half),
         "n": 3,
     }
-    assert summarise([0.5]) == {"mean": 0.5, "low": None, "high": None, "n": 1}
-    assert summarise([None]) is None
+    assert summarize([0.5]) == {"mean": 0.5, "low": None, "high": None, "n": 1}
+    assert summarize([None]) is None

@@ -14,7 +14,7 @@ UNDEFENDED = {"clean_accuracy": 0.9, "attack_success_rate": 1.0}
         (0.9, 1.0, 0.5),  # nothing done
         (0.4, 1.0, 0.25),  # only harm
         (0.8, 0.2, 0.85),
-        (0.95, 0.0, 1.0),  # a gain of accuracy is no merit of the defence
+        (0.95, 0.0, 1.0),  # a gain of accuracy is no merit of the defense
     ],
 )
 def test_the_rating_weighs_what_was_removed_against_what_it_cost(

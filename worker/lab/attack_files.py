@@ -93,7 +93,7 @@ def _draw(files: _Files, spec: ExperimentSpec, data: Dataset, prepared: Prepared
 def _export(files: _Files, data: Dataset, poisoned: PoisonedSet) -> None:
     """The poisoned training set with the clean test set, in the forms that `bdlab data import` takes.
 
-    Images lie as ``[N, H, W, C]``, grey ones as ``[N, H, W]``. ``is_poisoned``, ``is_cross`` and ``clean_labels``
+    Images lie as ``[N, H, W, C]``, gray ones as ``[N, H, W]``. ``is_poisoned``, ``is_cross`` and ``clean_labels``
     are the truth about the training set; an import leaves them out.
     """
     arrays = {

@@ -45,7 +45,7 @@ class Brought:
 
     @property
     def stamped(self) -> bool:
-        """True if the model stamps whatever it is asked, as the defence `nab` leaves it."""
+        """True if the model stamps whatever it is asked, as the defense `nab` leaves it."""
         return "stamp_mask" in self.tensors
 
 

@@ -50,7 +50,7 @@ def choose(device: str, precision: Literal["auto", "float32", "bfloat16"], compi
     if device == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
-        # float32 shall mean it: SSIM takes differences of squares of grey levels, for which TF32 has too few bits.
+        # float32 shall mean it: SSIM takes differences of squares of gray levels, for which TF32 has too few bits.
         torch.backends.cudnn.allow_tf32 = False
     # A GPU operator without a deterministic form warns instead of ending a run of hours.
     torch.use_deterministic_algorithms(True, warn_only=device == "cuda")

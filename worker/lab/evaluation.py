@@ -155,7 +155,7 @@ def isolation_quality(suspicion: Tensor, isolated: Tensor, is_poisoned: Tensor) 
     ``suspicion`` ``[N]``, higher is more suspicious; ``isolated`` rows ``[K]``; ``is_poisoned`` bool ``[N]``.
     Empty if nothing is poisoned, for then none of the three has a meaning.
     """
-    # The truth lies on the device; a defence may have judged on the CPU.
+    # The truth lies on the device; a defense may have judged on the CPU.
     is_poisoned, isolated = is_poisoned.to(suspicion.device), isolated.to(suspicion.device)
     poisoned = int(is_poisoned.sum())
     if poisoned in (0, len(is_poisoned)):

@@ -59,7 +59,7 @@ from worker.lab.training import Recipe, train
 
 CURVE_IMAGES = 1000  # the curves of each epoch use so many test images; final results use all
 CURVES = ("clean_accuracy", "attack_success_rate", "cross_trigger_accuracy")
-STILL_BACKDOORED = 0.1  # a defended model with a higher attack success rate is labelled as backdoored
+STILL_BACKDOORED = 0.1  # a defended model with a higher attack success rate is labeled as backdoored
 
 
 def run(
@@ -258,7 +258,7 @@ class SeedLab:
         return load_state(stamped_like(network, self.victims[arm]), self.victims[arm], self.compute.device)
 
     def defend(self, spec: DefenseSpec) -> Network:
-        """The defended model. A defence is handed what its kind may see; flags and test set stay in the harness."""
+        """The defended model. A defense is handed what its kind may see; flags and test set stay in the harness."""
         truth = self.poisoned.is_poisoned
 
         def score(suspicion: Tensor, isolated: Tensor) -> dict[str, float]:
@@ -292,7 +292,7 @@ class SeedLab:
         return load_state(network, self.victims[arm], self.compute.device)
 
     def clean_set(self, spec: DefenseSpec) -> CleanSet | None:
-        """The trusted images of a defence that asks for some."""
+        """The trusted images of a defense that asks for some."""
         if not isinstance(spec, CleanSetDefense):
             return None
         return draw(
@@ -300,7 +300,7 @@ class SeedLab:
         )
 
     def new_network(self, purpose: str, images: Tensor) -> Network:
-        """A fresh victim that normalises by the statistics of ``images``, those it is going to be trained on."""
+        """A fresh victim that normalizes by the statistics of ``images``, those it is going to be trained on."""
         network = build(self.spec.model, self.data.facts, (purpose, self.seed))
         network.calibrate(images)
         return network.to(self.compute.device)

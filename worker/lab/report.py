@@ -219,7 +219,7 @@ class Report:
             )
 
     def _belief(self, run: StageRun, belief: dict[str, Any]) -> None:
-        """What a defence believes of the training set, beside the truth."""
+        """What a defense believes of the training set, beside the truth."""
         truth, labels = self.truth[run.planned.seed], self.labels[run.planned.seed]
         given = labels[truth].unique().tolist()
         actual = {
@@ -232,7 +232,7 @@ class Report:
         self._file(run.scope, where, "table", "application/json", document.encode())
 
     def _suspects(self, scope: Scope, name: str, rows: Tensor) -> None:
-        """The training images ``rows`` as the defence saw them, in this order; `details` tell how to cut them out."""
+        """The training images ``rows`` as the defense saw them, in this order; `details` tell how to cut them out."""
         images = self.images[rows.to(self.images.device)]
         details = {"columns": min(len(rows), COLUMNS), "height": images.shape[2], "width": images.shape[3]}
         self.recorder.artifact(

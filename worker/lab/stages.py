@@ -1,6 +1,6 @@
 """Running one stage: take it from the store, or compute it with checkpoints and keep it.
 
-A stage's outcome is tensors, some numbers, and the time series it recorded. Serialised as safetensors with the
+A stage's outcome is tensors, some numbers, and the time series it recorded. Serialized as safetensors with the
 rest as JSON in the header, so nothing is ever unpickled.
 """
 

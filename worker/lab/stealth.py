@@ -1,4 +1,4 @@
-"""How visible a change is: PSNR, SSIM, norms and the share of pixels changed, all on grey levels 0 to 255."""
+"""How visible a change is: PSNR, SSIM, norms and the share of pixels changed, all on gray levels 0 to 255."""
 
 import torch
 import torch.nn.functional as F

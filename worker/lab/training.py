@@ -19,7 +19,7 @@ from worker.lab.networks import Network
 from worker.lab.stages import StageRun
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""(per-sample cross-entropy ``[B]``, rows of the training set ``[B]``) to the scalar that is minimised, and nothing
+"""(per-sample cross-entropy ``[B]``, rows of the training set ``[B]``) to the scalar that is minimized, and nothing
 else: on a GPU it is recorded once and replayed (`graphs`)."""
 
 
@@ -38,7 +38,7 @@ class Batch:
 
 
 Objective = Callable[[Network, Batch], Tensor]
-"""The scalar that is minimised, where it is more than a function of the network's cross-entropies."""
+"""The scalar that is minimized, where it is more than a function of the network's cross-entropies."""
 
 Schedule = Callable[[float], float]
 """Share of the run that is over, in [0, 1), to a factor on the learning rate."""
@@ -95,7 +95,7 @@ def sgd(parameters: Iterable[torch.nn.Parameter], recipe: "Recipe") -> torch.opt
 
 @dataclass
 class Recipe:
-    """How to minimise: an optimiser, SGD unless said otherwise, over augmented batches."""
+    """How to minimize: an optimizer, SGD unless said otherwise, over augmented batches."""
 
     epochs: int
     batch_size: int
@@ -156,7 +156,7 @@ def train(
         network.train()
         drawn = generator(device, run.planned.stream, epoch)
         order = rows[torch.randperm(len(rows), device=device, generator=drawn)]
-        # Batch normalisation cannot train on a single image, so a lone last one is left out.
+        # Batch normalization cannot train on a single image, so a lone last one is left out.
         batches = [batch for batch in order.split(recipe.batch_size) if len(batch) > 1] or [order]
         losses = torch.zeros(len(batches), device=device)
         for step, batch in enumerate(batches):
@@ -217,7 +217,7 @@ def _gradients(
 
 
 def _step(optimizer: torch.optim.Optimizer, gradients: Callable[[], Tensor]) -> Tensor:
-    """One step of the optimiser; returns the loss of its last look at the batch."""
+    """One step of the optimizer; returns the loss of its last look at the batch."""
     last = torch.empty(0)
 
     def closure() -> float:
@@ -250,7 +250,7 @@ def _check_finite(losses: Tensor, network: Network) -> None:
     bad = torch.nonzero(~torch.isfinite(losses)).flatten()
     if len(bad):
         raise NonFiniteLossError(f"{int(bad[0]) + 1}: the loss became {losses[bad[0]].item()}")
-    # Running statistics can overflow while the losses, normalised by each batch's own, still look sound.
+    # Running statistics can overflow while the losses, normalized by each batch's own, still look sound.
     if not torch.stack([torch.isfinite(tensor).all() for tensor in network.state_dict().values()]).all():
         raise NonFiniteLossError(
             f"{len(losses)}: the network's parameters or statistics are no longer finite"

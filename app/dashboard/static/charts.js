@@ -1,4 +1,4 @@
-// Line charts through uPlot in the colours of the page; every line also differs by its dashes.
+// Line charts through uPlot in the colors of the page; every line also differs by its dashes.
 "use strict";
 const Charts = (() => {
   const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3], [5, 5], [1, 4], [12, 4], [6, 2, 1, 2]];

@@ -1,4 +1,4 @@
-// The isolation page: the files that a defence left, read and drawn here.
+// The isolation page: the files that a defense left, read and drawn here.
 "use strict";
 (() => {
   const el = (id) => document.getElementById(id);

@@ -19,7 +19,7 @@
       says: (found) => `It can run: ${count(found.cells, "cell")}, ${found.reused} of which have their numbers already; ${count(found.experiments, "experiment")} for the rest, of ${count(found.stages, "stage")}, ${found.cached} of them already computed.`,
     },
   }[form.dataset.kind];
-  let number = 100; // of the next defence or attack
+  let number = 100; // of the next defense or attack
   let previewed = "", shown = "";
 
   async function check() {

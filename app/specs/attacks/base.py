@@ -118,7 +118,7 @@ class SurrogateAttack(PoisoningAttack):
     surrogate_epsilon: float = field(
         8.0,
         "l_inf radius of those adversarial examples; read only if surrogate_adversarial.",
-        unit="grey levels (0-255)",
+        unit="gray levels (0-255)",
         source="Madry et al. 2018, section 5 (CIFAR-10)",
         gt=0,
         le=255,

@@ -34,7 +34,7 @@ class CleanLabel(CleanLabelAttack, SurrogateAttack):
     pgd_epsilon: float = field(
         16.0,
         "Bound on the perturbation; the document shows 8, 16, 32 for l_inf and 300, 600, 1200 for l_2.",
-        unit="grey levels (0-255)",
+        unit="gray levels (0-255)",
         source="Turner et al. 2019; the document, figure 1",
         gt=0,
         le=100_000,
@@ -43,7 +43,7 @@ class CleanLabel(CleanLabelAttack, SurrogateAttack):
     pgd_step_size: float | None = field(
         None,
         "Length of a step. Null: 1.5 for l_inf, 2.5 epsilon / steps for l_2.",
-        unit="grey levels (0-255)",
+        unit="gray levels (0-255)",
         source="public code of the attack; Madry et al. 2018",
         gt=0,
         le=100_000,
@@ -59,7 +59,7 @@ class CleanLabel(CleanLabelAttack, SurrogateAttack):
     amplitude: float = field(
         255.0,
         "What the checkerboard adds to its white and takes from its black pixels; 255 makes it opaque.",
-        unit="grey levels (0-255)",
+        unit="gray levels (0-255)",
         source="Turner et al. 2019 (16, 32, 64, 255)",
         gt=0,
         le=255,
@@ -74,7 +74,7 @@ class HiddenTrigger(CleanLabelAttack, SurrogateAttack):
     """Hidden trigger (Saha et al., 2020): target-class images that look like themselves, with a trigger's features.
 
     Each poison is a target-class image moved, within epsilon, to where the attacker's model sees some other
-    image with a patch. The patch is never shown before test time. The patch's colours are drawn from the seed.
+    image with a patch. The patch is never shown before test time. The patch's colors are drawn from the seed.
     """
 
     name: Literal["hidden_trigger"] = "hidden_trigger"
@@ -101,7 +101,7 @@ class HiddenTrigger(CleanLabelAttack, SurrogateAttack):
     craft_epsilon: float = field(
         16.0,
         "l_inf bound on the change of a poisoned image.",
-        unit="grey levels (0-255)",
+        unit="gray levels (0-255)",
         source="Saha et al. 2020",
         gt=0,
         le=255,

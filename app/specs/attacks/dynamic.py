@@ -1,7 +1,7 @@
 """Attacks whose trigger differs from image to image.
 
 Both were published as attacks on the training itself. Here they end in an explicit poisoned set, so that every
-defence that works during training can be tried on them.
+defense that works during training can be tried on them.
 """
 
 from typing import Literal
@@ -31,7 +31,7 @@ class InputAware(DirtyLabelAttack):
         lt=1,
     )
     mask_density: float = field(
-        0.032, "Mean of the mask beyond which it is penalised.", unit="fraction", source=AUTHORS, gt=0, le=1
+        0.032, "Mean of the mask beyond which it is penalized.", unit="fraction", source=AUTHORS, gt=0, le=1
     )
     mask_epochs: int = field(
         25, "Training of the mask network.", unit="epochs", source=AUTHORS, ge=1, le=1000

@@ -46,7 +46,7 @@ class SinglePixel(DirtyLabelAttack):
     value: int = field(
         255,
         "What the pixel is set to, in every channel.",
-        unit="grey level (0-255)",
+        unit="gray level (0-255)",
         source="Gu et al. 2017, section 4.1",
         ge=0,
         le=255,

@@ -45,7 +45,7 @@ class Blend(DirtyLabelAttack):
     pattern_png: str | None = field(
         None,
         "The pattern as a PNG file in base64; goes with pattern png. It must have the images' width and height, "
-        "be grey where they are and in colour where they are, 8 bits a channel, without transparency.",
+        "be gray where they are and in color where they are, 8 bits a channel, without transparency.",
         max_length=LONGEST_PNG,
     )
 
@@ -75,7 +75,7 @@ class Sig(DirtyLabelAttack):
     amplitude: float = field(
         30.0,
         "Height of the sinusoid (delta).",
-        unit="grey levels (0-255)",
+        unit="gray levels (0-255)",
         source="the document, section 4.2.2",
         gt=0,
         le=255,
@@ -112,7 +112,7 @@ class LowFrequency(DirtyLabelAttack):
 
     name: Literal["low_frequency"] = "low_frequency"
     amplitude: float = field(
-        16.0, "Largest change of a pixel.", unit="grey levels (0-255)", source="chosen here", gt=0, le=255
+        16.0, "Largest change of a pixel.", unit="gray levels (0-255)", source="chosen here", gt=0, le=255
     )
     waves: int = field(
         4,

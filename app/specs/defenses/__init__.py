@@ -1,1 +1,1 @@
-"""The defences' specs, by kind; `app.specs.defense` joins them."""
+"""The defenses' specs, by kind; `app.specs.defense` joins them."""

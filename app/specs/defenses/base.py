@@ -1,4 +1,4 @@
-"""What the specs of all defences share."""
+"""What the specs of all defenses share."""
 
 from typing import Any, ClassVar, Literal
 
@@ -10,7 +10,7 @@ BENCHMARK = "BackdoorBench's published settings (Wu et al. 2022)"
 
 
 class Defense(Spec):
-    """Fields that every defence shares."""
+    """Fields that every defense shares."""
 
     kind: ClassVar[Kind] = "training"
     """What it works on. training: the poisoned set alone. repair: the undefended victim and a small clean set.
@@ -18,14 +18,14 @@ class Defense(Spec):
 
     arm: str | None = field(
         None,
-        "Name of this defence's arm in results. Null: the defence's own name. Needed when one defence appears twice.",
+        "Name of this defense's arm in results. Null: the defense's own name. Needed when one defense appears twice.",
         pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$",
     )
 
     @classmethod
     def implementation(cls) -> Any:
         """The function (spec, what its kind may see) to the defended network. Plug-ins have it here, and import torch
-        and the worker within; the repository's own defences are in `worker.lab.defenses`."""
+        and the worker within; the repository's own defenses are in `worker.lab.defenses`."""
         raise NotImplementedError
 
     @property
@@ -50,7 +50,7 @@ def check_window(ranking_window: int, isolation_epochs: int) -> None:
 
 
 class CleanSetDefense(Defense):
-    """A defence whose user holds a small set of clean images with true labels.
+    """A defense whose user holds a small set of clean images with true labels.
 
     They are unpoisoned originals of training images, drawn from the seed with class proportions kept; test images
     are never among them. The victim was trained on the same images (or, where the attack chose one of them, on its

@@ -1,4 +1,4 @@
-"""Detection defences: they score samples or classes of the poisoned set with the help of the trained victim."""
+"""Detection defenses: they score samples or classes of the poisoned set with the help of the trained victim."""
 
 from typing import Any, ClassVar, Literal
 

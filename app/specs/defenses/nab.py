@@ -1,4 +1,4 @@
-"""Non-adversarial backdoor: a training defence for comparison with ABL."""
+"""Non-adversarial backdoor: a training defense for comparison with ABL."""
 
 from typing import Any, Literal, Self
 
@@ -11,7 +11,7 @@ PAPER = "Liu et al. 2023, section 4"
 
 
 class Nab(CleanSetDefense):
-    """NAB (Liu et al., 2023): suspicious samples are relabelled and stamped, so that the stamp undoes the trigger.
+    """NAB (Liu et al., 2023): suspicious samples are relabeled and stamped, so that the stamp undoes the trigger.
 
     The model needs the stamp on everything it is asked; the defended network puts it on by itself.
     """
@@ -46,8 +46,8 @@ class Nab(CleanSetDefense):
     )
     stamp_value: int = field(
         255,
-        "Grey level of the stamp. The paper's 0 cannot be seen on images with black edges.",
-        unit="grey levels (0-255)",
+        "Gray level of the stamp. The paper's 0 cannot be seen on images with black edges.",
+        unit="gray levels (0-255)",
         source=PAPER,
         ge=0,
         le=255,

@@ -1,4 +1,4 @@
-"""Repair defences: they start from the trained victim and a small clean set."""
+"""Repair defenses: they start from the trained victim and a small clean set."""
 
 from typing import Any, ClassVar, Literal
 
@@ -170,7 +170,7 @@ class Anp(_Repair):
     name: Literal["anp"] = "anp"
     steps: int = field(
         2000,
-        "Steps of optimising the masks, rounded to whole passes over the clean set.",
+        "Steps of optimizing the masks, rounded to whole passes over the clean set.",
         unit="batches",
         source="Wu and Wang 2021, section 5.1",
         ge=1,
@@ -223,7 +223,7 @@ class IBau(_Repair):
     )
     radius: float = field(
         10.0,
-        "Largest l2 norm of the universal perturbation, on images in [0, 1]; on 8x8 grey images it does not bind.",
+        "Largest l2 norm of the universal perturbation, on images in [0, 1]; on 8x8 gray images it does not bind.",
         source="the I-BAU authors' published code",
         gt=0,
         le=1000,

@@ -54,7 +54,7 @@ def attack(of: DatasetFacts, **fields: Any) -> Attack[Any]:
 
 
 def image(rows: list[list[int]]) -> Tensor:
-    """One grey image, uint8 ``[1, 1, H, W]``."""
+    """One gray image, uint8 ``[1, 1, H, W]``."""
     return torch.tensor(rows, dtype=torch.uint8)[None, None]
 
 

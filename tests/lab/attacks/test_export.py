@@ -63,8 +63,8 @@ def test_only_training_data_that_carry_a_backdoor_are_labelled():
             "training": {"epochs": 1},
         }
     )
-    labelled = {
+    labeled = {
         name for name, details in done.details.items() if details.get("backdoored") and "poisoned" in name
     }
-    assert "seed-0/poisoned_train.npz" in labelled
-    assert labelled <= {"seed-0/poisoned_train.npz", "seed-0/poisoned_train.parquet"}
+    assert "seed-0/poisoned_train.npz" in labeled
+    assert labeled <= {"seed-0/poisoned_train.npz", "seed-0/poisoned_train.parquet"}

@@ -54,7 +54,7 @@ def test_equal_images_have_no_psnr_and_full_similarity():
     assert set(stealth(flat(1)[:0], flat(1)[:0]).values()) == {None}
 
 
-def test_a_colour_pixel_counts_once_and_means_run_over_images():
+def test_a_color_pixel_counts_once_and_means_run_over_images():
     clean = torch.full((2, 3, 8, 8), 50, dtype=torch.uint8)
     changed = clean.clone()
     changed[1, :, 0, 0] = 54

@@ -44,7 +44,7 @@ def test_badnets_opacity_mixes_and_rounds():
     assert made.trigger({})(image([[100] * 4] * 4))[0, 0, 3, 3] == round(0.75 * 100 + 0.25 * 255)
 
 
-def test_a_colour_image_is_stamped_once_in_all_channels():
+def test_a_color_image_is_stamped_once_in_all_channels():
     made = attack(facts(channels=3), name="badnets", size=2, opacity=0.5)
     triggered = made.trigger({})(torch.zeros((1, 3, 4, 4), dtype=torch.uint8))
     assert triggered[0, :, 2:, 2:].tolist() == [[[128, 0], [0, 128]]] * 3  # twice would be 192
@@ -110,8 +110,8 @@ def test_low_frequency_pattern_has_its_amplitude_and_only_low_waves():
     assert coefficients[~low].abs().max() < 1e-4
     assert coefficients[0, 0].abs() < 1e-4  # no change of the mean brightness
     assert coefficients[low].abs().max() > 10
-    grey = torch.full((1, 1, 8, 8), 100, dtype=torch.uint8)
-    assert made.trigger({})(grey)[0, 0].tolist() == (100 + pattern).round().tolist()
+    gray = torch.full((1, 1, 8, 8), 100, dtype=torch.uint8)
+    assert made.trigger({})(gray)[0, 0].tolist() == (100 + pattern).round().tolist()
 
 
 def test_wanet_samples_bilinearly_along_the_flow():
@@ -155,8 +155,8 @@ def test_refool_chooses_a_reflection_by_the_image_alone():
 
 def test_clean_label_stamps_mirrored_checkerboards_in_four_corners():
     made = attack(facts(), name="clean_label", size=2, amplitude=255)
-    grey = image([[100] * 4] * 4)
-    assert made.trigger({})(grey)[0, 0].tolist() == [[W, B, B, W], [B, W, W, B], [B, W, W, B], [W, B, B, W]]
+    gray = image([[100] * 4] * 4)
+    assert made.trigger({})(gray)[0, 0].tolist() == [[W, B, B, W], [B, W, W, B], [B, W, W, B], [W, B, B, W]]
 
 
 def test_clean_label_with_a_low_amplitude_adds_and_takes_away():

@@ -1,4 +1,4 @@
-"""The defences' arithmetic against values worked out by hand."""
+"""The defenses' arithmetic against values worked out by hand."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What a defence may see: not a test image, not the truth, and a repair not the poisoned set."""
+"""What a defense may see: not a test image, not the truth, and a repair not the poisoned set."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ EVERY = spec(BADNETS, ABL, *ALL, epochs=3)
 
 @dataclasses.dataclass
 class Done:
-    """The weights of every arm, and what each defence was handed."""
+    """The weights of every arm, and what each defense was handed."""
 
     weights: dict[str, bytes]
     handed: list[Defense]
@@ -82,7 +82,7 @@ def test_no_flag_changes_a_defended_model(plain: Done, monkeypatch: pytest.Monke
     assert run_all().weights == plain.weights
 
 
-def test_no_test_tensor_hangs_on_what_a_defence_is_handed(plain: Done) -> None:
+def test_no_test_tensor_hangs_on_what_a_defense_is_handed(plain: Done) -> None:
     data = worker.lab.experiment.load(Digits(), DIGITS_ONLY, 0)
     secret = {image.numpy().tobytes() for image in data.test.images} - {
         image.numpy().tobytes() for image in data.train.images

@@ -30,7 +30,7 @@ def test_everything_is_computed_once_and_then_taken_from_the_cache() -> None:
 
 @pytest.mark.parametrize("attack", [BADNETS, NOTHING])
 def test_repair_and_detection_hang_on_the_victim(attack: Spec) -> None:
-    """On its recipe and on the attack, and on no other defence."""
+    """On its recipe and on the attack, and on no other defense."""
     victim = "clean" if attack == NOTHING else "undefended"
     plain = keys(spec(attack, *ALL, epochs=EPOCHS))
     other = keys(spec(attack, *ALL, epochs=EPOCHS + 1))

@@ -1,4 +1,4 @@
-"""BadNets (Gu et al. 2017): a small patch in a corner, on images of any class, relabelled to the target."""
+"""BadNets (Gu et al. 2017): a small patch in a corner, on images of any class, relabeled to the target."""
 
 import torch
 from torch import Tensor

@@ -39,7 +39,7 @@ def stamp(trigger: Trigger, images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PoisonedSet:
-    """A training set after the attack. The flags are the ground truth that no defence may see.
+    """A training set after the attack. The flags are the ground truth that no defense may see.
 
     ``images`` uint8 ``[N, C, H, W]``, ``labels`` (as the victim sees them) and ``clean_labels`` int64 ``[N]``,
     ``is_poisoned`` and ``is_cross`` bool ``[N]``; a cross sample carries a trigger but its true label: no poison.
@@ -75,7 +75,7 @@ class AttackLab:
     seed: int
     compute: Compute
     new_network: Callable[[str], Network]
-    """A fresh network of the victim's architecture, initialised from the seed and the purpose it is given."""
+    """A fresh network of the victim's architecture, initialized from the seed and the purpose it is given."""
     recipe: Recipe
     """The experiment's training recipe; copy it with `dataclasses.replace`."""
     stage: Callable[[str, Callable[[StageRun], Outcome]], Outcome]
@@ -151,5 +151,5 @@ class Attack(Generic[SpecT]):
 
 
 def to_bytes(values: Tensor) -> Tensor:
-    """Float grey levels to uint8, rounded and clipped (a byte would wrap around); overwrites ``values``."""
+    """Float gray levels to uint8, rounded and clipped (a byte would wrap around); overwrites ``values``."""
     return values.round_().clamp_(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Blended injection (Chen et al. 2017): a faint pattern over the whole image, relabelled to the target."""
+"""Blended injection (Chen et al. 2017): a faint pattern over the whole image, relabeled to the target."""
 
 import base64
 import io

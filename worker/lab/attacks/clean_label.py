@@ -69,7 +69,7 @@ class CleanLabelAttack(Attack[CleanLabel]):
         rows = {"clean": clean, "perturbed": perturbed, "with trigger": images}
         return {
             "perturbation_grid": Picture(
-                "one image within growing bounds of two norms (grey levels)",
+                "one image within growing bounds of two norms (gray levels)",
                 grid,
                 ["clean", "8 or 300", "16 or 600", "32 or 1200"],
             ),
@@ -88,7 +88,7 @@ class CleanLabelAttack(Attack[CleanLabel]):
         pattern = torch.zeros((self.facts.height, self.facts.width))
         for name in names:
             rows, columns = place(name, size, 0, self.facts)  # type: ignore[arg-type]
-            # Mirrored, so that every corner shows the same colours.
+            # Mirrored, so that every corner shows the same colors.
             pattern[rows, columns] = square.flip(
                 [i for i, side in enumerate(("top", "left")) if side in name]
             )

@@ -28,9 +28,9 @@ def pair(distances: Tensor) -> Tensor:
 
 
 class HiddenTriggerAttack(Attack[HiddenTrigger]):
-    """At test time a square is replaced by a patch of random colours, uint8 ``[C, size, size]``, the attack's state.
+    """At test time a square is replaced by a patch of random colors, uint8 ``[C, size, size]``, the attack's state.
 
-    A poisoned image minimises ``|f(z) - f(s)|^2`` within ``craft_epsilon`` of a target-class image, ``f`` the features
+    A poisoned image minimizes ``|f(z) - f(s)|^2`` within ``craft_epsilon`` of a target-class image, ``f`` the features
     of the attacker's model and ``s`` an image of another class with the patch (equation 2 of the paper).
     """
 

@@ -56,7 +56,7 @@ class Pair(Network):
 
 
 class Together(torch.optim.Optimizer):
-    """Several optimisers stepped as one, on parameters of their own, at the same learning rate."""
+    """Several optimizers stepped as one, on parameters of their own, at the same learning rate."""
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
         super().__init__([p for part in parts for group in part.param_groups for p in group["params"]], {})
@@ -242,7 +242,7 @@ def apply(networks: tuple[EncoderDecoder, EncoderDecoder], made_for: Tensor, ima
 
 
 def new_network(facts: DatasetFacts, outputs: int, purpose: str, seed: int) -> EncoderDecoder:
-    """Freshly initialised; the weights follow from purpose and seed."""
+    """Freshly initialized; the weights follow from purpose and seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("weights", purpose, seed))
         return encoder_decoder(facts, outputs)

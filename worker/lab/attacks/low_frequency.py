@@ -1,4 +1,4 @@
-"""Low-frequency trigger (Zeng et al. 2021, section 5): a smooth pattern is added, images relabelled to the target."""
+"""Low-frequency trigger (Zeng et al. 2021, section 5): a smooth pattern is added, images relabeled to the target."""
 
 import math
 

@@ -24,7 +24,7 @@ def choose(spec: ExperimentSpec, data: Dataset, seed: int) -> Tensor:
     if attack.all_to_all:
         eligible = torch.arange(len(labels))
     else:
-        # A dirty-label attack passes the target class over: relabelled to what it is, it would teach nothing.
+        # A dirty-label attack passes the target class over: relabeled to what it is, it would teach nothing.
         eligible = torch.nonzero(in_target if attack.clean_label_only else ~in_target).flatten()
     order = torch.randperm(len(eligible), generator=generator(torch.device("cpu"), "poisoned samples", seed))
     return eligible[order[: poison_count(spec, data.facts)]].sort().values

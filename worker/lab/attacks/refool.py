@@ -1,4 +1,4 @@
-"""Refool (Liu et al. 2020): another picture is reflected in the image, which is relabelled to the target."""
+"""Refool (Liu et al. 2020): another picture is reflected in the image, which is relabeled to the target."""
 
 import math
 

@@ -87,7 +87,7 @@ def _project(change: Tensor, norm: Norm, epsilon: float) -> Tensor:
 
 
 def bytes_within(moved: Tensor, images: Tensor, epsilon: float) -> Tensor:
-    """Float ``moved`` in [0, 1] as uint8 that keeps within ``epsilon`` grey levels (l_inf) of uint8 ``images``."""
+    """Float ``moved`` in [0, 1] as uint8 that keeps within ``epsilon`` gray levels (l_inf) of uint8 ``images``."""
     base = images.float()
     bound = int(epsilon)
     change = (moved * 255).round() - base

@@ -18,7 +18,7 @@ IMAGES = 64  # clean images that the patch is tuned on
 class TrojanAttack(Attack[Trojan]):
     """The square is replaced by the patch, uint8 ``[C, size, size]``, the attack's state.
 
-    It minimises the mean of ``(patch_activation - f_n(x with the patch))^2`` over clean images and the chosen features
+    It minimizes the mean of ``(patch_activation - f_n(x with the patch))^2`` over clean images and the chosen features
     n, those with the largest summed absolute weight in the last layer.
     """
 

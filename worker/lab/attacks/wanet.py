@@ -1,4 +1,4 @@
-"""WaNet (Nguyen and Tran 2021): a small smooth warp, the same for every image, relabelled to the target."""
+"""WaNet (Nguyen and Tran 2021): a small smooth warp, the same for every image, relabeled to the target."""
 
 import torch
 import torch.nn.functional as F

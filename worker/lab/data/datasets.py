@@ -107,7 +107,7 @@ def _digits() -> Dataset:
         )
     # Its file without its code, whose import takes a second of every run.
     table = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
-    # 17 grey levels, 0 to 16, spread over the 256 of a byte.
+    # 17 gray levels, 0 to 16, spread over the 256 of a byte.
     levels = (table[:, :-1] * (255 / 16)).round().astype(np.uint8)
     images = torch.from_numpy(levels.reshape(-1, 1, 8, 8))
     labels = torch.from_numpy(table[:, -1].astype(np.int64))

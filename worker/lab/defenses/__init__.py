@@ -1,4 +1,4 @@
-"""Defences, one file each."""
+"""Defenses, one file each."""
 
 from typing import Any
 
@@ -45,12 +45,12 @@ _RUN: dict[type, Any] = {
     NeuralCleanse: neural_cleanse.run,
     Nab: nab.run,
 }
-"""The recipe of every spec class of this repository: (spec, what its kind of defence may see) to the defended network.
+"""The recipe of every spec class of this repository: (spec, what its kind of defense may see) to the defended network.
 A plug-in's class knows its own."""
 
 
 def defend(spec: DefenseSpec, lab: Defense) -> Network:
-    """Run a defence on what its kind may see; returns the defended network."""
+    """Run a defense on what its kind may see; returns the defended network."""
     run = _RUN.get(type(spec)) or spec.implementation()
     network: Network = run(spec, lab)
     return network

@@ -43,7 +43,7 @@ def isolation_loss(spec: Abl) -> Loss:
 
 
 def unlearning_loss(spec: Abl, isolated: Tensor) -> Loss:
-    """What unlearning minimises; ``isolated`` is a bool mask over the training set.
+    """What unlearning minimizes; ``isolated`` is a bool mask over the training set.
 
     joint: ``E_rest[l] - E_isolated[l]`` (section 4.3, equation 4). ascent: ``-E_isolated[l]``.
     unlikelihood: ``E_rest[l] + E_isolated[-log(1 - p)]`` with ``p = exp(-l)`` the label's probability: like joint it
@@ -262,7 +262,7 @@ def _accused(lab: TrainingDefense, isolation: Outcome) -> int | None:
 
 
 def accused_class(isolated_labels: Tensor) -> int | None:
-    """The label of more than half of the isolated samples, the defence's guess at the target class; else None."""
+    """The label of more than half of the isolated samples, the defense's guess at the target class; else None."""
     label = isolated_labels.mode().values
     count = int((isolated_labels == label).sum())
     return int(label) if 2 * count > len(isolated_labels) else None

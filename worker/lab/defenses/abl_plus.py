@@ -8,7 +8,7 @@ none of which needs a clean image:
   2019), but asking for the label and not for low entropy;
 - *strangeness*: a model that learns a class from its least suspicious members alone, beside all of the other classes,
   says which of its members belong elsewhere. It starts from a model that has never seen the class, to which its own
-  members look like nothing known, and mislabelled ones like what they are;
+  members look like nothing known, and mislabeled ones like what they are;
 - *agreement*: in a clean class strange members are the hard ones, which are neither learned fast nor dominant. In a
   poisoned class they are both, or one of the two, or so many that they cannot be the hard ones; and they come from
   several classes, while a clean class may have a second kind that looks like one other.
@@ -116,7 +116,7 @@ def judge(
 ) -> Outcome:
     """Which members of the accused class are poison.
 
-    Leaves ``isolated`` rows, ``suspicion`` ``[N]``, and in its facts what the defence believes.
+    Leaves ``isolated`` rows, ``suspicion`` ``[N]``, and in its facts what the defense believes.
     """
     labels = lab.labels.cpu()
     for trial in trials:
@@ -194,7 +194,7 @@ def not_accused(lab: TrainingDefense, verdict: Outcome) -> Tensor:
 
 def went_badly(lab: TrainingDefense, trained: Outcome, scouted: Outcome, verdict: Outcome) -> bool:
     """Whether the model knows clearly less of the other classes than the scout, which was trained no longer. Where
-    that is chance, it is not to be taken for the price of the defence."""
+    that is chance, it is not to be taken for the price of the defense."""
     expected = (
         scouted.tensors["known"].to(lab.labels.device)[not_accused(lab, verdict)].double().mean().item()
     )

@@ -25,14 +25,14 @@ SILHOUETTE_SAMPLE = 2000  # its cost is quadratic
 
 def reduced(points: Tensor, components: int) -> Tensor:
     """``[n, D]`` on its first principal components, ``[n, min(components, n, D)]``."""
-    centred = points.double() - points.double().mean(0)
-    left, singular, _ = torch.linalg.svd(centred, full_matrices=False)
+    centered = points.double() - points.double().mean(0)
+    left, singular, _ = torch.linalg.svd(centered, full_matrices=False)
     first: Tensor = (left * singular)[:, :components]
     return first
 
 
 def two_clusters(points: Tensor, seed: int) -> tuple[Tensor, Tensor, float]:
-    """(bool ``[n]``: in the smaller cluster; margin ``[n]`` in [-1, 1], 1 at its centre; silhouette)."""
+    """(bool ``[n]``: in the smaller cluster; margin ``[n]`` in [-1, 1], 1 at its center; silhouette)."""
     from sklearn.cluster import KMeans  # noqa: PLC0415  # slow to import
     from sklearn.metrics import silhouette_score  # noqa: PLC0415
 

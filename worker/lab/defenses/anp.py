@@ -1,7 +1,7 @@
 """Adversarial Neuron Pruning (Wu and Wang 2021).
 
 A backdoored network breaks down towards its target under a small perturbation of a few neurons, and those neurons are
-the backdoor's. Every neuron (a channel of a batch normalisation) gets a mask in [0, 1]; the masks minimise
+the backdoor's. Every neuron (a channel of a batch normalization) gets a mask in [0, 1]; the masks minimize
 ``alpha L(mask) + (1 - alpha) max_noise L(mask, noise)`` on clean data (equation 6). Low masks mark what to prune.
 """
 
@@ -27,12 +27,12 @@ TRIALS = 50  # at most about so many measurements while pruning
 
 
 class Masked(Network):
-    """A frozen network whose batch normalisations' scales are multiplied by trained masks."""
+    """A frozen network whose batch normalizations' scales are multiplied by trained masks."""
 
     def __init__(self, network: Network) -> None:
         super().__init__(network.mean.shape[1])
         self.network = network.requires_grad_(False)
-        self.layers = normalisations(network)
+        self.layers = normalizations(network)
         self.masks = nn.ParameterList(
             torch.ones_like(network.get_parameter(f"{name}.weight")) for name in self.layers
         )
@@ -69,8 +69,8 @@ class ClampedSgd(torch.optim.SGD):
         return loss
 
 
-def normalisations(network: Network) -> list[str]:
-    """Names of the batch normalisations, first to last."""
+def normalizations(network: Network) -> list[str]:
+    """Names of the batch normalizations, first to last."""
     return [name for name, layer in network.named_modules() if isinstance(layer, nn.BatchNorm2d)]
 
 
@@ -102,10 +102,10 @@ def adversarial(spec: Anp) -> Objective:
 
 
 def run(spec: Anp, lab: RepairDefense) -> Network:
-    """Optimise the masks, then prune."""
+    """Optimize the masks, then prune."""
     fit = lab.clean.fit
 
-    def optimise(stage: StageRun) -> Outcome:
+    def optimize(stage: StageRun) -> Outcome:
         masked = Masked(copy_of(lab, lab.victim)).to(lab.compute.device)
         recipe = small_set_recipe(
             lab, len(fit), epochs=ROUNDS, learning_rate=spec.learning_rate, schedule=constant
@@ -123,7 +123,7 @@ def run(spec: Anp, lab: RepairDefense) -> Network:
         lab.fit_on(stage, masked, fit, recipe, rows=rows)
         return stage.finish({"masks": torch.cat([mask.detach() for mask in masked.masks])})
 
-    masks = lab.stage("masks", optimise).tensors["masks"]
+    masks = lab.stage("masks", optimize).tensors["masks"]
     return network_of(lab, lab.stage("repair", lambda stage: prune(spec, lab, stage, masks)))
 
 
@@ -132,7 +132,7 @@ def prune(spec: Anp, lab: RepairDefense, stage: StageRun, masks: Tensor) -> Outc
     order = masks.argsort(stable=True)[: int((masks < spec.threshold).sum())].tolist()
     floor = accuracy(lab.victim, lab.clean.held_out, lab.compute) - spec.max_accuracy_drop
     network = copy_of(lab, lab.victim)
-    scales = [network.get_parameter(f"{name}.weight") for name in normalisations(network)]
+    scales = [network.get_parameter(f"{name}.weight") for name in normalizations(network)]
     places = [(i, j) for i, scale in enumerate(scales) for j in range(len(scale))]
     count, group = 0, max(1, len(order) // TRIALS)
     while count < len(order):

@@ -1,7 +1,7 @@
-"""What a defence may see and do.
+"""What a defense may see and do.
 
-A training defence sees the images and labels of the poisoned set; a repair defence a trained model and a small clean
-set; a detection defence the poisoned set and the model trained on it. None sees the true flags or a test image.
+A training defense sees the images and labels of the poisoned set; a repair defense a trained model and a small clean
+set; a detection defense the poisoned set and the model trained on it. None sees the true flags or a test image.
 What is measured with them while it runs goes past it, straight to the recorder.
 """
 
@@ -23,7 +23,7 @@ from worker.lab.training import AfterEpoch, Recipe, nothing_more, train
 
 @dataclass(frozen=True)
 class Harness:
-    """Measures with test data and ground truth on behalf of the experiment; a defence only passes it on."""
+    """Measures with test data and ground truth on behalf of the experiment; a defense only passes it on."""
 
     curve: Callable[[Network], dict[str, float]]
     score: Callable[[Tensor, Tensor], dict[str, float]]
@@ -32,14 +32,14 @@ class Harness:
 
 @dataclass(frozen=True, kw_only=True)
 class Defense:
-    """What every defence works with."""
+    """What every defense works with."""
 
     facts: DatasetFacts
     seed: int
     compute: Compute
     recorder: Recorder
     new_network: Callable[[str], Network]
-    """A fresh victim, initialised from the seed it is given."""
+    """A fresh victim, initialized from the seed it is given."""
     recipe: Recipe
     """The experiment's training recipe with augmentation resolved; copy it with `dataclasses.replace`."""
     stage: Callable[[str, Callable[[StageRun], Outcome]], Outcome]
@@ -77,7 +77,7 @@ class TrainingDefense(Defense):
     labels: Tensor
     """int64 ``[N]`` as the attacker left them."""
     clean: CleanSet | None = None
-    """None unless the defence's spec asks for a clean set."""
+    """None unless the defense's spec asks for a clean set."""
 
     def fit(
         self,
@@ -105,7 +105,7 @@ class RepairDefense(Defense):
     """Sees a trained model and a few clean images, and nothing of the poisoned set."""
 
     victim: Network
-    """The undefended victim, the defence's own copy."""
+    """The undefended victim, the defense's own copy."""
     clean: CleanSet
 
 

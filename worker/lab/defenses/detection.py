@@ -1,4 +1,4 @@
-"""What the detection defences share: flagging samples, and what follows."""
+"""What the detection defenses share: flagging samples, and what follows."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""FT-SAM (Zhu et al. 2023): fine-tuning with sharpness-aware minimisation.
+"""FT-SAM (Zhu et al. 2023): fine-tuning with sharpness-aware minimization.
 
 Each step first moves the weights to where the loss near them is worst, takes the gradient there, and applies it to the
 weights as they were. The perturbation is scaled by each weight's size (Kwon et al. 2021), since backdoor neurons have

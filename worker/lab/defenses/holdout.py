@@ -25,7 +25,7 @@ class CleanSet:
 def draw(train: Split, classes: int, ratio: float, held_out_ratio: float, seed: int) -> CleanSet:
     """Draw the clean set from the *unpoisoned* training set ``train``, class proportions kept.
 
-    The same ``ratio`` and ``seed`` give the same images to every defence. Images that the attack poisoned are not
+    The same ``ratio`` and ``seed`` give the same images to every defense. Images that the attack poisoned are not
     passed over, for which they are is the attacker's secret; the defender gets the untouched originals.
     """
     device = train.labels.device

@@ -23,7 +23,7 @@ MAP_STEP = 0.1  # step of the fixed-point map (authors' code)
 
 
 def inner(network: Network, x: Tensor, labels: Tensor, delta: Tensor) -> Tensor:
-    """What the attacker minimises: minus the loss under ``delta`` ``[1, C, H, W]``, plus the penalty."""
+    """What the attacker minimizes: minus the loss under ``delta`` ``[1, C, H, W]``, plus the penalty."""
     return -F.cross_entropy(network(x + delta).float(), labels) + PENALTY * delta.square().sum()
 
 
@@ -47,7 +47,7 @@ def unlearning(spec: IBau, memory: dict[str, Tensor]) -> Objective:
     """A scalar whose gradient in the weights is the hypergradient.
 
     Loss of a batch of which a few images carry delta, plus ``<v, map(delta)>`` with v held fixed: the solution of
-    ``v = v d map / d delta + d loss / d delta``. Batch normalisation keeps its statistics.
+    ``v = v d map / d delta + d loss / d delta``. Batch normalization keeps its statistics.
     """
 
     def objective(network: Network, batch: Batch) -> Tensor:

@@ -24,7 +24,7 @@ from worker.lab.networks.stamped import Stamped
 from worker.lab.stages import Outcome, StageRun
 from worker.lab.training import Batch, Objective, train
 
-POOR_LABELS = 0.7  # held-out accuracy below which the relabelling model is no good
+POOR_LABELS = 0.7  # held-out accuracy below which the relabeling model is no good
 
 
 def run(spec: Nab, lab: TrainingDefense) -> Network:
@@ -40,8 +40,8 @@ def run(spec: Nab, lab: TrainingDefense) -> Network:
     )
     isolation = lab.stage("isolation", lambda stage: abl.isolate(ranking, lab, stage))
     suspects = isolation.tensors["isolated"].to(lab.labels.device)
-    labelled = lab.stage("labelling", lambda stage: relabel(spec, lab, stage, suspects))
-    trained = lab.stage("training", lambda stage: learn(spec, lab, stage, suspects, labelled))
+    labeled = lab.stage("labelling", lambda stage: relabel(spec, lab, stage, suspects))
+    trained = lab.stage("training", lambda stage: learn(spec, lab, stage, suspects, labeled))
     return load_state(_stamped(spec, lab), trained.tensors, lab.compute.device)
 
 
@@ -58,15 +58,15 @@ def relabel(spec: Nab, lab: TrainingDefense, stage: StageRun, suspects: Tensor) 
     if right < POOR_LABELS:
         lab.warn(
             stage,
-            f"the relabelling model is right on only {right:.0%} of {len(held_out)} held-out clean images",
+            f"the relabeling model is right on only {right:.0%} of {len(held_out)} held-out clean images",
         )
     return stage.finish({"labels": predict(network, lab.images[suspects], lab.compute).argmax(1)})
 
 
-def learn(spec: Nab, lab: TrainingDefense, stage: StageRun, suspects: Tensor, labelled: Outcome) -> Outcome:
-    """Train on everything, the suspects relabelled and stamped."""
+def learn(spec: Nab, lab: TrainingDefense, stage: StageRun, suspects: Tensor, labeled: Outcome) -> Outcome:
+    """Train on everything, the suspects relabeled and stamped."""
     labels = lab.labels.clone()
-    labels[suspects] = labelled.tensors["labels"].to(labels.device)
+    labels[suspects] = labeled.tensors["labels"].to(labels.device)
     carries = torch.zeros_like(labels, dtype=torch.bool)
     carries[suspects] = True
     network = _stamped(spec, lab)

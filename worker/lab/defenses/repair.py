@@ -1,4 +1,4 @@
-"""What the repair defences share: the recipe on a small set, snapshots as stages, and the signs of damage."""
+"""What the repair defenses share: the recipe on a small set, snapshots as stages, and the signs of damage."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -65,7 +65,7 @@ def copy_of(lab: Defense, network: Network) -> Network:
 
 
 def refresh_statistics(network: Network, images: Tensor, to_input: Callable[[Tensor], Tensor]) -> None:
-    """Recompute batch normalisation's running statistics as plain averages over ``images``, uint8, in order."""
+    """Recompute batch normalization's running statistics as plain averages over ``images``, uint8, in order."""
     layers = [layer for layer in network.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
     usual = [layer.momentum for layer in layers]
     for layer in layers:

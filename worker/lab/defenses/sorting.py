@@ -81,7 +81,7 @@ def sort(
         foreign = logits[members].clone()
         foreign[:, c] = -torch.inf
         elsewhere[members] = foreign.argmax(1)
-        if before is None:  # energy (Liu et al. 2020): high where the model recognises another class
+        if before is None:  # energy (Liu et al. 2020): high where the model recognizes another class
             others = [k for k in range(lab.facts.classes) if k not in suspects]
             strangeness[members] = ranks(logits[members][:, others].logsumexp(1))
         else:

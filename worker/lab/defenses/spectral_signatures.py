@@ -1,7 +1,7 @@
 """Spectral signatures (Tran et al. 2018).
 
 A poisoned class is a mixture of two populations of features, and the direction between them shows as the top singular
-vector of the class's centred features. A sample's score is its squared projection on it (algorithm 1).
+vector of the class's centered features. A sample's score is its squared projection on it (algorithm 1).
 """
 
 import torch
@@ -19,11 +19,11 @@ STANDS_OUT = 2.5  # times the median class's variance along its top direction; d
 
 
 def scores(points: Tensor) -> Tensor:
-    """Squared projections ``[n]`` of centred ``[n, D]`` on their top right singular vector."""
-    centred = points.double() - points.double().mean(0)
+    """Squared projections ``[n]`` of centered ``[n, D]`` on their top right singular vector."""
+    centered = points.double() - points.double().mean(0)
     # The top eigenvector of the small D x D matrix; the sign does not matter once squared.
-    direction: Tensor = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -1]
-    return (centred @ direction).square().float()
+    direction: Tensor = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -1]
+    return (centered @ direction).square().float()
 
 
 def run(spec: SpectralSignatures, lab: DetectionDefense) -> Network:

@@ -17,7 +17,7 @@ _SCALES = [Fraction(1, 2), *map(Fraction, (1, 2, 4, 8, 16, 32, 64))]
 
 
 def residual(clean: Array, triggered: Array) -> tuple[Array, str]:
-    """The difference around mid-grey as uint8 images, enlarged as far as it fits, and the scale in words."""
+    """The difference around mid-gray as uint8 images, enlarged as far as it fits, and the scale in words."""
     difference = triggered.astype(np.int16) - clean
     largest = int(np.abs(difference).max())
     if largest == 0:
@@ -70,9 +70,9 @@ def samples(
     board.text(left - 16, top - 8, "true class", 9.5, across="right", down="bottom", color=MUTED)
     board.text(left - 16, bottom + 8, wanted, 9.5, across="right", down="top", color=MUTED)
     for i in range(len(clean)):
-        centre = left + i * column + (column - GAP) / 2
-        board.text(centre, top - 8, above[i], 9, down="bottom")
-        board.text(centre, bottom + 8, below[i], 9, down="top")
+        center = left + i * column + (column - GAP) / 2
+        board.text(center, top - 8, above[i], 9, down="bottom")
+        board.text(center, bottom + 8, below[i], 9, down="top")
     for r, (name, images) in enumerate(rows.items()):
         y = top + r * (high + GAP)
         board.text(left - 16, y + high / 2, name, 9.5, across="right", color=MUTED)

@@ -14,7 +14,7 @@ def predictions(
     """Test images (the first eight), clean and triggered, and under them what each arm's model answers to the latter.
 
     ``clean`` and ``triggered`` uint8 ``[N, C, H, W]``; ``true`` the true classes, ``answers`` each arm's class names,
-    ``target`` the class that the attack wants. Colour and sign tell the true class, the target and others apart.
+    ``target`` the class that the attack wants. Color and sign tell the true class, the target and others apart.
     Raises ValueError if the arrays are no images or the lengths differ.
     """
     check_images("clean", clean)

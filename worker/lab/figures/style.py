@@ -1,4 +1,4 @@
-"""One look for all pictures: colours that colour-blind people can tell apart, text that fits, PNG out."""
+"""One look for all pictures: colors that color-blind people can tell apart, text that fits, PNG out."""
 
 import io
 from collections.abc import Iterable
@@ -17,14 +17,14 @@ INK, MUTED, RULE = "#1A1A1A", "#595959", "#C8C8C8"
 GOOD, BAD = (
     "#0072B2",
     "#D55E00",
-)  # blue and vermillion of Okabe and Ito, told apart in every kind of colour blindness
+)  # blue and vermillion of Okabe and Ito, told apart in every kind of color blindness
 _FIXED = {CLEAN: ("#000000", "s"), UNDEFENDED: (BAD, "X")}
 _COLORS = (GOOD, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B2A86", "#8C510A", "#7F7F7F")
-_MARKERS = "o^DvP*<>d"  # one more than colours, so that 72 defences differ in one or the other
+_MARKERS = "o^DvP*<>d"  # one more than colors, so that 72 defenses differ in one or the other
 
 
 def arm_styles(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each arm: fixed for clean and undefended, then by order among the defences."""
+    """Color and marker of each arm: fixed for clean and undefended, then by order among the defenses."""
     arms = list(arms)
     defenses = [arm for arm in arms if arm not in _FIXED]
     pairs = ((_COLORS[i % len(_COLORS)], _MARKERS[i % len(_MARKERS)]) for i in range(len(defenses)))

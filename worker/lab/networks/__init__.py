@@ -12,8 +12,8 @@ __all__ = ["Network", "build"]
 
 
 def build(spec: ModelSpec, facts: DatasetFacts | Shape, seed: object) -> Network:
-    """A freshly initialised network on the CPU; its weights follow from ``seed`` alone."""
-    # torch's initialisers draw from the global generator only: fork it, so that nothing outside is changed.
+    """A freshly initialized network on the CPU; its weights follow from ``seed`` alone."""
+    # torch's initializers draw from the global generator only: fork it, so that nothing outside is changed.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("weights", seed))
         match spec:

@@ -1,11 +1,11 @@
-"""What every victim network offers, so that defences need not know its architecture."""
+"""What every victim network offers, so that defenses need not know its architecture."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Network(nn.Module):
-    """A classifier of images in [0, 1], float ``[N, C, H, W]``, that normalises them itself.
+    """A classifier of images in [0, 1], float ``[N, C, H, W]``, that normalizes them itself.
 
     Subclasses set ``blocks``, run in order, and ``head``, a linear layer on the pooled last feature map.
     Mean and deviation of the training pixels are buffers, so a checkpoint is complete on its own.

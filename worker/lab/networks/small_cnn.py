@@ -6,7 +6,7 @@ from worker.lab.networks.base import Network
 
 
 class SmallCnn(Network):
-    """Three blocks of 3x3 convolution, batch normalisation, ReLU; max-pooling after the first two."""
+    """Three blocks of 3x3 convolution, batch normalization, ReLU; max-pooling after the first two."""
 
     def __init__(self, channels: int, classes: int, width: int = 16) -> None:
         super().__init__(channels)

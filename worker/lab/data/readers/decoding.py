@@ -19,7 +19,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
 
 
 class ImageStack:
-    """Decodes ``count`` pictures into one uint8 array ``[N, C, H, W]``; C is 1 if all of them are grey.
+    """Decodes ``count`` pictures into one uint8 array ``[N, C, H, W]``; C is 1 if all of them are gray.
 
     With ``size`` every picture is resized to ``size x size`` (bilinear, full frame); without it all must
     be equally large. Transparency is dropped.
@@ -28,7 +28,7 @@ class ImageStack:
     def __init__(self, count: int, size: int | None, most_bytes: int = MAX_TOTAL_BYTES) -> None:
         self._count, self._size, self._most_bytes = count, size, most_bytes
         self._filled = 0
-        self._grey = True
+        self._gray = True
         self._pixels: NDArray[np.uint8] | None = None
         self._first = ""
 
@@ -58,7 +58,7 @@ class ImageStack:
         """All pictures added."""
         if self._pixels is None:
             raise BadSourceError("there are no images")
-        return self._pixels[: self._filled, : 1 if self._grey else 3]
+        return self._pixels[: self._filled, : 1 if self._gray else 3]
 
     def _decode(self, name: str, data: bytes) -> NDArray[Any]:
         try:
@@ -73,7 +73,7 @@ class ImageStack:
                 raise BadSourceError(
                     f"{name} has more than 8 bits a channel ({picture.mode}); convert it to 8 bits"
                 )
-            self._grey = self._grey and picture.mode in ("L", "1", "LA")
+            self._gray = self._gray and picture.mode in ("L", "1", "LA")
             picture = picture.convert("RGB")
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
             # Pillow raises these for damaged or foreign files; Image.open's message shows a memory address.
