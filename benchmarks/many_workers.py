@@ -20,14 +20,14 @@ from typing import NamedTuple
 
 from sqlalchemy import insert
 
-from app.core import migrations
 from app.core.database import Database, new_id, utcnow
 from app.core.objects import Objects
-from app.experiments import lifecycle, turns
-from app.experiments.tables import Experiment
+from app.experiments import lifecycle, scheduling
+from app.operations import schema
 from app.settings import Settings
 from app.specs.experiment import ExperimentSpec
 from app.specs.placement import CPU
+from app.tables.experiments import Experiment
 from tests.processes import descendants
 from tests.servers import Postgres
 from worker.celery import SIGN_OF_LIFE_SECONDS
@@ -47,7 +47,7 @@ class Simulation:
     def __init__(self, settings: Settings, workers: int) -> None:
         self.settings, self.workers = settings, workers
         self.server: int | None = None
-        migrations.upgrade(settings.database)
+        schema.upgrade(settings.database)
         self.database = Database(settings.database)
         self.steps = itertools.count()
         ids = self.queue(workers)
@@ -115,7 +115,7 @@ class Simulation:
 
     def take(self, number: int) -> None:
         with self.database.writing() as session:
-            assert turns.take(session, "none", f"other:{number}:cpu", [CPU], self.settings) is not None
+            assert scheduling.take(session, "none", f"other:{number}:cpu", [CPU], self.settings) is not None
 
 
 class Measured(NamedTuple):

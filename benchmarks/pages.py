@@ -30,20 +30,19 @@ from urllib.parse import urlencode
 
 from _filling import Filling, varied
 
-from app import embedded
-from app.core import migrations
 from app.core.database import Database, new_id, utcnow
-from app.core.owners import LOCAL
-from app.experiments.tables import CANCELED, FAILED, QUEUED, RUNNING, SUCCEEDED, WorkerHeartbeat
-from app.keys import service as keys
-from app.keys.schemas import KeyRequest
-from app.keys.secrets import Pepper
-from app.leaderboard.service import attacks, defenses
+from app.core.security import LOCAL
+from app.operations import embedded_broker, schema
+from app.results.leaderboard.service import attacks, defenses
 from app.settings import Settings
 from app.specs.experiment import CLEAN, UNDEFENDED, ExperimentSpec
 from app.specs.study import StudySpec
-from app.sweeps.tables import STUDY, SWEEP
-from app.webhooks.tables import DELIVERED, Delivery, Webhook
+from app.tables.experiments import CANCELED, FAILED, QUEUED, RUNNING, SUCCEEDED, WorkerHeartbeat
+from app.tables.sweeps import STUDY, SWEEP
+from app.tables.webhooks import DELIVERED, Delivery, Webhook
+from app.team.keys import service as keys
+from app.team.keys.schemas import KeyRequest
+from app.team.keys.secrets import Pepper
 
 TARGET_MS, TARGET_KB = 100.0, 200.0
 SWEEPS, CELLS, STUDIES = 300, 25, 60
@@ -75,7 +74,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.home or temporary
         settings = Settings(home=Path(folder), database_url=options.database)
-        migrations.upgrade(settings.database)
+        schema.upgrade(settings.database)
         known = settings.home_dir / "made.json"
         if not known.exists():
             began = time.perf_counter()
@@ -86,12 +85,12 @@ def main() -> int:
             )
         made = Made(*json.loads(known.read_text()))
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            embedded.prepare(settings)
-            broker = subprocess.Popen(embedded.command(settings), stdout=subprocess.DEVNULL)
-            while not embedded.answers(settings):
+            embedded_broker.prepare(settings)
+            broker = subprocess.Popen(embedded_broker.command(settings), stdout=subprocess.DEVNULL)
+            while not embedded_broker.answers(settings):
                 time.sleep(0.05)
             api = subprocess.Popen(
-                [sys.executable, "-m", "app.server", str(listener.fileno())],
+                [sys.executable, "-m", "app.operations.server", str(listener.fileno())],
                 pass_fds=(listener.fileno(),),
                 env=os.environ
                 | {"BDLAB_HOME": str(settings.home_dir), "BDLAB_DATABASE_URL": options.database},

@@ -21,9 +21,9 @@ from urllib.parse import urlencode, urlsplit
 import uvicorn
 from _filling import Filling, varied
 
-from app.core import migrations
 from app.core.database import Database, utcnow
 from app.main import create_app
+from app.operations import schema
 from app.settings import Settings
 
 QUESTIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
@@ -67,7 +67,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(home=Path(folder), database_url=options.database)
-        migrations.upgrade(settings.database)
+        schema.upgrade(settings.database)
         began = time.perf_counter()
         rows = fill(Database(settings.database), options.experiments)
         print(

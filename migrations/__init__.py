@@ -1,1 +1,1 @@
-"""The database's history: Alembic revisions, run by `app.core.migrations`."""
+"""The database's history: Alembic revisions, run by `app.operations.schema`."""

@@ -1,4 +1,4 @@
-"""Runs revisions on the connection that `app.core.migrations` hands over."""
+"""Runs revisions on the connection that `app.operations.schema` hands over."""
 
 from typing import Any, Literal
 

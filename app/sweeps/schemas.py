@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 from fastapi import Query
 from pydantic import BaseModel, Field
 
-from app.experiments.schemas import ArmSummary, Status
+from app.experiments.schemas import ArmSummary
 from app.specs.sweep import SweepSpec
+from app.tables.experiments import Status
 
 Retryable = Literal["failed", "canceled"]
 RetryStates = Annotated[

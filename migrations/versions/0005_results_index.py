@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.orm import Session
 
-from app.search.indexing import fill
+from app.results.search.indexing import fill
 
 revision = "0005"
 down_revision = "0004"

@@ -7,7 +7,7 @@ from sqlalchemy.exc import DBAPIError
 revision = "0015"
 down_revision = "0014"
 
-NAME = "ix_experiments_name_parts"  # app.core.migrations knows that a database may have it or not
+NAME = "ix_experiments_name_parts"  # app.operations.schema knows that a database may have it or not
 
 
 def upgrade() -> None:

@@ -10,15 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import delete, select
 
-from app.core import migrations
 from app.core.database import Database, make_engine, utcnow
-from app.core.owners import LOCAL
-from app.experiments.tables import Experiment
-from app.results.tables import ResultValue
-from app.search import indexing, plans
-from app.search.grammar import parse
-from app.search.tables import ResultRow
+from app.core.security import LOCAL
+from app.operations import schema
+from app.results.search import indexing, plans
+from app.results.search.grammar import parse
 from app.specs.experiment import ExperimentSpec
+from app.tables.experiments import Experiment
+from app.tables.results import ResultValue
+from app.tables.search import ResultRow
 from tests.app.conftest import Service
 from tests.app.explained import explained
 from tests.app.numbers import arm, done, record
@@ -318,7 +318,7 @@ def test_a_condition_that_fits_few_is_looked_up_by_its_index(
 
 def test_the_revision_that_makes_the_index_fills_it(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'old.sqlite3'}"
-    migrations.upgrade(url, "0004")
+    schema.upgrade(url, "0004")
     spec = json.dumps(ExperimentSpec().model_dump(mode="json"))
     engine = make_engine(url)
     with engine.begin() as connection:
@@ -332,7 +332,7 @@ def test_the_revision_that_makes_the_index_fills_it(tmp_path: Path) -> None:
             "INSERT INTO result_values VALUES ('e', 'undefended', 0, 'clean_accuracy', 0.75)"
         )
     engine.dispose()
-    migrations.upgrade(url)
+    schema.upgrade(url)
     database = Database(url)
     with database.of(LOCAL).reading() as session:
         question = parse(["attack.name=badnets", "results.clean_accuracy>=0.75"], None, None)
