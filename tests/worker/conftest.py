@@ -97,7 +97,7 @@ def house(tmp_path: Path, database_url: str) -> Any:
         stage_busy_seconds=7,
         checkpoint_seconds=0,
     )
-    schema.upgrade(settings.database)
+    upgrade(settings.database)
     database = Database(settings.database)
     yield House(settings, database, Objects(settings.objects))
     database.close()
