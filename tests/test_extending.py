@@ -115,7 +115,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
     [
         ('"bpp"', '"sig"', "class Bpp: the name 'sig' is taken"),
         ('name: Literal["bpp"] = "bpp"', 'name: str = "bpp"', "needs a field `name: Literal"),
-        ('8, "Values that a channel keeps."', '8, ""', "the field 'levels' needs a description"),
+        ('8, "Number of values per channel."', '8, ""', "the field 'levels' needs a description"),
         ("def implementation(cls)", "def implement(cls)", "needs a classmethod `implementation`"),
         (
             "from app.specs.base import field",

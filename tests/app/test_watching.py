@@ -182,7 +182,7 @@ def test_documents_alerts_and_dashboard_name_metrics_that_exist(service: Service
         assert used, expression
         assert used <= samples_of, expression
         assert expression.count("(") == expression.count(")"), expression
-    document = (ROOT / "docs/watching.md").read_text()
+    document = (ROOT / "docs/monitoring.md").read_text()
     told = {name.removesuffix("_total").removesuffix("_info") for name in NAME.findall(document)}
     ours = {name.removesuffix("_info") for name in named if name.startswith("bdlab_")}
     assert told == ours
