@@ -21,6 +21,7 @@ from typing import Any, Self, cast
 import httpx2
 
 from app.specs.experiment import ExperimentSpec
+from app.specs.status import TERMINAL
 from bdlab.errors import (
     DamagedDownloadError,
     UnreachableError,
@@ -29,7 +30,7 @@ from bdlab.errors import (
 )
 from bdlab.result_calls import ResultsCalls
 from bdlab.sweeps import Studies, Sweeps
-from bdlab.types import TERMINAL, Artifact, Event, Experiment, LogLine, Results
+from bdlab.types import Artifact, Event, Experiment, LogLine, Results
 from bdlab.uploads import Datasets, Models
 from bdlab.webhooks import Webhooks
 

@@ -10,9 +10,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from app.specs.status import TERMINAL
 from bdlab.base_client import Client
 from bdlab.errors import ApiError, MissingPackageError
-from bdlab.types import TERMINAL, Artifact, Experiment
+from bdlab.types import Artifact, Experiment
 
 Json = dict[str, Any]
 DEFAULT_NAME = "backdoor-lab"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from app.specs.base import Spec
-from bdlab.types import TERMINAL
+from app.specs.status import TERMINAL
 
 if TYPE_CHECKING:
     from bdlab.base_client import Client

@@ -26,13 +26,12 @@ from app.results.artifacts.schemas import ArtifactOut
 from app.results.numbers import service as results
 from app.results.numbers.interpretation import findings
 from app.results.numbers.schemas import Results
-from app.tables.experiments import Status
+from app.specs.status import STATUSES, Status
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 PER_PAGE = 30
 MOST_ROWS = 100
 """Of a table on an experiment's page."""
-STATUSES = ("queued", "running", "succeeded", "failed", "canceled")
 
 
 class ListQuery(BaseModel):

@@ -17,7 +17,8 @@ from app.core.request_middleware import wants
 from app.core.validation import shown
 from app.experiments import repository
 from app.experiments.schemas import EventOut, Events
-from app.tables.experiments import TERMINAL, LogLine
+from app.specs.status import TERMINAL
+from app.tables.experiments import LogLine
 
 router = APIRouter(prefix="/v1/experiments/{experiment_id}", tags=["events"])
 

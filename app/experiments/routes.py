@@ -12,7 +12,7 @@ from app.experiments import service
 from app.experiments.repository import Filters, Order
 from app.experiments.schemas import ExperimentOut, Page, Validation
 from app.specs.experiment import ExperimentSpec
-from app.tables.experiments import Status
+from app.specs.status import Status
 
 router = APIRouter(prefix="/v1", tags=["experiments"])
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from app.specs.experiment import ExperimentSpec
-from app.tables.experiments import Status
+from app.specs.status import Status
 
 
 class Progress(BaseModel):

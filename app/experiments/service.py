@@ -28,7 +28,8 @@ from app.specs.base import digest
 from app.specs.checks import check
 from app.specs.experiment import ExperimentSpec
 from app.specs.stages import PlannedStage, arm_keys, plan
-from app.tables.experiments import RUNNING, TERMINAL, Experiment
+from app.specs.status import TERMINAL
+from app.tables.experiments import RUNNING, Experiment
 from app.webhooks import outbox
 
 _TAG = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,62}):(.{1,200})", re.DOTALL)

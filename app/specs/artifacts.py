@@ -1,4 +1,4 @@
-"""What an experiment stores."""
+"""Kinds of artifacts, which the lab writes and the API shows."""
 
 from typing import Literal
 

@@ -15,9 +15,10 @@ from app.experiments import lifecycle
 from app.experiments.creation import Planned, create
 from app.experiments.service import delete_rows
 from app.results.artifacts.storage import drop
+from app.specs.status import TERMINAL, Status
 from app.sweeps import repository
 from app.sweeps.schemas import Counts, Standing
-from app.tables.experiments import CANCELED, FAILED, QUEUED, RUNNING, SUCCEEDED, TERMINAL, Experiment, Status
+from app.tables.experiments import CANCELED, FAILED, QUEUED, RUNNING, SUCCEEDED, Experiment
 from app.tables.sweeps import SWEEP, Sweep, SweepExperiment
 
 PATHS = {SWEEP: "/v1/sweeps", "study": "/v1/studies"}

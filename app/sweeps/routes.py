@@ -9,10 +9,10 @@ from app.core.openapi import problems
 from app.core.query_parameters import only_known
 from app.core.routing import Cursor, IdempotencyKey, JsonBody, Limit, accepted, as_json, paged
 from app.core.security import READ, needs
+from app.specs.status import Status
 from app.specs.sweep import SweepSpec
 from app.sweeps import service
 from app.sweeps.schemas import CellPage, RetryStates, SweepOut, SweepPage, SweepValidation
-from app.tables.experiments import Status
 
 router = APIRouter(prefix="/v1", tags=["sweeps"], dependencies=[Depends(only_known)])
 

@@ -7,8 +7,8 @@ from fastapi import Query
 from pydantic import BaseModel, Field
 
 from app.experiments.schemas import ArmSummary
+from app.specs.status import Status
 from app.specs.sweep import SweepSpec
-from app.tables.experiments import Status
 
 Retryable = Literal["failed", "canceled"]
 RetryStates = Annotated[

@@ -1,7 +1,7 @@
 """Tables of experiments and of everything that happens to them."""
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import BigInteger, ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, Session, mapped_column, relationship
@@ -12,11 +12,10 @@ from app.core.request_origin import Requested
 from app.core.security import LOCAL
 from app.specs.placement import RATHER_CPU
 from app.specs.stages import LAB_VERSION
+from app.specs.status import STATUSES
 from app.tables.owners import Owned, owned_index
 
-QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELED = "queued", "running", "succeeded", "failed", "canceled"
-Status = Literal["queued", "running", "succeeded", "failed", "canceled"]
-TERMINAL = (SUCCEEDED, FAILED, CANCELED)
+QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELED = STATUSES
 EXPERIMENT = "experiments.id"
 IDLE, BUSY, DRAINING = "idle", "busy", "draining"
 """What a worker says of itself."""

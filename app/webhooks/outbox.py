@@ -11,7 +11,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.core.database import utcnow
-from app.tables.experiments import TERMINAL, Experiment
+from app.specs.status import TERMINAL
+from app.tables.experiments import Experiment
 from app.tables.sweeps import STUDY, SWEEP, SweepExperiment
 from app.tables.uploads import Upload
 from app.tables.webhooks import Delivery, SweepEnding, Webhook

@@ -43,7 +43,8 @@ from app.operations import relay, schema
 from app.settings import Settings
 from app.specs.experiment import ExperimentSpec
 from app.specs.placement import CPU
-from app.tables.experiments import QUEUED, RUNNING, SUCCEEDED, TERMINAL, Attempt, Event, Experiment, Outbox
+from app.specs.status import TERMINAL
+from app.tables.experiments import QUEUED, RUNNING, SUCCEEDED, Attempt, Event, Experiment, Outbox
 
 CLOCKS = (
     app.experiments.creation,

@@ -19,7 +19,8 @@ from app.experiments.schemas import ExperimentOut
 from app.experiments.service import planned
 from app.specs.base import digest
 from app.specs.experiment import ExperimentSpec
-from app.tables.experiments import SUCCEEDED, TERMINAL, Experiment
+from app.specs.status import TERMINAL
+from app.tables.experiments import SUCCEEDED, Experiment
 from app.tables.reproductions import Reproduction
 
 

@@ -18,8 +18,9 @@ from app.experiments.reproductions.repository import MANIFEST
 from app.operations.housekeeping.report import Tally
 from app.results.artifacts.storage import drop, weigh
 from app.settings import RetentionPolicy, RetentionRule
+from app.specs.status import TERMINAL
 from app.tables.artifacts import Artifact
-from app.tables.experiments import TERMINAL, Experiment, Label, Stage
+from app.tables.experiments import Experiment, Label, Stage
 from app.tables.uploads import Upload
 
 BATCH = 200

@@ -19,7 +19,8 @@ from app.experiments.service import stages
 from app.operations.housekeeping.report import Tally
 from app.settings import RetentionPolicy
 from app.specs.experiment import ExperimentSpec
-from app.tables.experiments import QUEUED, RUNNING, TERMINAL, Experiment, Stage
+from app.specs.status import TERMINAL
+from app.tables.experiments import QUEUED, RUNNING, Experiment, Stage
 
 BATCH = 200
 

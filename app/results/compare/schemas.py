@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from app.results.numbers.schemas import Aggregate
-from app.tables.experiments import Status
+from app.specs.status import Status
 
 
 class Compared(BaseModel):

@@ -6,9 +6,9 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from app.results.numbers.schemas import Aggregate
+from app.specs.status import Status
 from app.specs.study import StudySpec
 from app.sweeps.schemas import Standing
-from app.tables.experiments import Status
 
 State = Status | Literal["missing"]
 
