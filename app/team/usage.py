@@ -2,16 +2,20 @@
 
 from datetime import datetime
 
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from app.core.upsert import upsert
 from app.tables.keys import DeviceTime
 
 
-def add(session: Session, owner_id: str, began: datetime, ended: datetime) -> None:
-    """Add the time between to the owner's, on the day on which it ended."""
-    insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
-    seconds = max(0.0, (ended - began).total_seconds())
-    row = insert(DeviceTime).values(owner_id=owner_id, day=ended.date(), seconds=seconds)
-    total = DeviceTime.seconds + row.excluded.seconds
-    session.execute(row.on_conflict_do_update(index_elements=["owner_id", "day"], set_={"seconds": total}))
+def add(session: Session, owner_id: str, started_at: datetime, ended_at: datetime) -> None:
+    """Add the time of an attempt to the owner's device time, on the day on which the attempt ended."""
+    seconds = max(0.0, (ended_at - started_at).total_seconds())
+    row = {"owner_id": owner_id, "day": ended_at.date(), "seconds": seconds}
+    upsert(
+        session,
+        DeviceTime,
+        [row],
+        ["owner_id", "day"],
+        lambda new: {"seconds": DeviceTime.seconds + new.seconds},
+    )
