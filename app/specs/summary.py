@@ -46,6 +46,11 @@ def summarize(values: Iterable[float | None]) -> dict[str, float | int | None] |
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
 
 
+def format_interval(mean: float, half_width: float | None) -> str:
+    """Two fractions in percent, as ``97.2 ± 0.4``; the mean alone if there is no interval."""
+    return f"{100 * mean:.1f}" if half_width is None else f"{100 * mean:.1f} ± {100 * half_width:.1f}"
+
+
 EFFECTIVENESS = "defense_effectiveness"
 """Name of `defense_effectiveness` among the metrics. It is derived from two arms, so no arm records it."""
 

@@ -20,7 +20,6 @@ IDS = ["a", "b"]
 @pytest.mark.parametrize(
     ("ask", "first"),
     [
-        (lambda session: compare.experiments(session, IDS), "sqlite_autoindex_experiments_1"),
         (lambda session: compare.numbers(session, IDS), "sqlite_autoindex_result_values_1"),
         (lambda session: compare.curves(session, IDS, ["loss"], 500), "sqlite_autoindex_metric_points_1"),
         (lambda session: experiments.summaries(session, IDS), "sqlite_autoindex_result_values_1"),

@@ -2,31 +2,31 @@
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 
-from app.core import table_responses
 from app.core.context import Ctx
 from app.core.openapi import problems
 from app.core.query_parameters import only_known
-from app.core.routing import as_json
+from app.core.table_responses import FormatQuery
 from app.results.compare import service, tables_out
 from app.results.compare.schemas import Comparison
+from app.results.rendering import TABLES, Accept, respond
 
 router = APIRouter(prefix="/v1", tags=["results"], dependencies=[Depends(only_known)])
 
 
 @router.get(
     "/compare",
-    summary="Experiments side by side",
+    summary="Compare experiments",
     response_model=Comparison,
-    responses={200: table_responses.documented("csv", "markdown", "latex", "parquet"), **problems(404, 422)},
+    responses={200: TABLES, **problems(404, 422)},
 )
 def compare(
     context: Ctx,
     ids: Annotated[
         str,
         Query(
-            description="2 to 10 experiments by commas; the others are compared with the first.",
+            description="2 to 10 experiment ids, separated by commas; the others are compared with the first.",
             examples=["019aab3c-5d1e-7c3f-8f00-0123456789ab,019aab3c-5d1e-7c3f-8f00-ba9876543210"],
             max_length=400,
         ),
@@ -34,29 +34,32 @@ def compare(
     curve: Annotated[
         list[str] | None,
         Query(
-            description="Which time series to overlay; may be repeated. Default: clean_accuracy and "
-            "attack_success_rate",
+            description="Time series to include; may be repeated. Default: clean_accuracy and attack_success_rate",
             max_length=10,
             examples=[["train_loss"]],
         ),
     ] = None,
-    points: Annotated[int, Query(ge=2, le=1000, description="At most so many for each curve")] = 100,
+    points: Annotated[int, Query(ge=2, le=1000, description="Maximum number of points of each curve")] = 100,
     table: Annotated[
-        Literal["numbers", "spec"], Query(description="Which part a format other than JSON shows")
+        Literal["numbers", "spec"], Query(description="Part that formats other than JSON contain")
     ] = "numbers",
-    format: table_responses.FormatQuery = None,
-    accept: Annotated[str | None, Header()] = None,
+    format: FormatQuery = None,
+    accept: Accept = None,
 ) -> Response:
-    """The specs with their differences marked, the numbers of each arm, and curves as means over seeds.
+    """The fields of the specs side by side, the numbers of each arm, and curves as means over seeds.
 
-    A difference is the mean over the seeds that both experiments have, each seed with itself, with the 95 % interval
-    of that paired difference: much narrower than what two separate intervals suggest.
+    A difference is paired: its mean is over the seeds that both experiments have, and its 95 % interval is that of
+    the differences at equal seeds, which is much narrower than the two separate intervals suggest.
     """
-    found = service.compare(context, ids, curve or ["clean_accuracy", "attack_success_rate"], points)
-    kind = table_responses.chosen(format, accept)
-    if kind == "json":
-        return as_json(found, headers={"Vary": "Accept"})
-    for_people = kind in ("markdown", "latex")
-    numbers = tables_out.numbers_for_people if for_people else tables_out.numbers
-    columns, rows = tables_out.spec(found) if table == "spec" else numbers(found)
-    return table_responses.respond(kind, columns, rows, "comparison")
+    comparison = service.compare(context, ids, curve or ["clean_accuracy", "attack_success_rate"], points)
+    return respond(
+        comparison,
+        format,
+        accept,
+        "comparison",
+        lambda readable: (
+            tables_out.spec(comparison)
+            if table == "spec"
+            else tables_out.numbers(comparison, readable=readable)
+        ),
+    )

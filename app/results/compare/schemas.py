@@ -1,4 +1,4 @@
-"""What a comparison shows."""
+"""Response of the compare route."""
 
 from datetime import datetime
 from typing import Any
@@ -10,7 +10,7 @@ from app.specs.status import Status
 
 
 class Compared(BaseModel):
-    """One of the experiments."""
+    """One of the compared experiments."""
 
     id: str
     name: str
@@ -20,23 +20,21 @@ class Compared(BaseModel):
 
 
 class SpecField(BaseModel):
-    """A field of the specs, side by side."""
+    """One field of the specs."""
 
     field: str = Field(examples=["defenses.abl.isolation_ratio"])
-    values: list[Any] = Field(
-        description="In the order of the experiments; null where a spec has no such field."
-    )
-    same: bool
+    values: list[Any] = Field(description="In the order of `experiments`; null if a spec has no such field.")
+    same: bool = Field(description="Whether all values are equal.")
 
 
 class MetricRow(BaseModel):
-    """A metric of an arm, side by side."""
+    """One metric of an arm."""
 
     metric: str
-    values: list[Aggregate | None] = Field(description="In the order of the experiments.")
+    values: list[Aggregate | None] = Field(description="In the order of `experiments`.")
     differences: list[Aggregate | None] = Field(
-        description="Mean of (this - first) over the seeds that both have, with its 95 % Student-t interval; "
-        "null for the first experiment, and where no seed is shared."
+        description="Mean of (this - first) over the seeds that both experiments have, with 95 % Student-t interval; "
+        "null for the first experiment, and if there is no common seed."
     )
 
 
@@ -48,19 +46,21 @@ class ArmComparison(BaseModel):
 
 
 class Curve(BaseModel):
-    """A time series of an arm, as the mean over its seeds."""
+    """A time series of an arm, averaged over its seeds."""
 
     experiment_id: str
     arm: str
     name: str
-    steps: list[int] = Field(description="Epochs, counted from 1 over all stages of the arm.")
+    steps: list[int] = Field(description="Epochs, numbered from 1 across all stages of the arm.")
     values: list[float]
 
 
 class Comparison(BaseModel):
-    """Experiments side by side."""
+    """Two or more experiments side by side."""
 
     experiments: list[Compared]
-    spec: list[SpecField] = Field(description="Every field but name and tags; those that differ come first.")
+    spec: list[SpecField] = Field(
+        description="All fields except name and tags; fields that differ come first."
+    )
     arms: list[ArmComparison]
     curves: list[Curve]

@@ -1,42 +1,39 @@
-"""Experiments side by side: what differs in their specs, and by how much their numbers do."""
+"""Experiments side by side: the differences between their specs and between their numbers."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from app.core.context import Context
-from app.core.errors import InvalidError, NotFoundError, summary
-from app.core.validation import FieldError, shown
+from app.core.errors import InvalidError
 from app.results.compare import repository
 from app.results.compare.repository import Numbers
 from app.results.compare.schemas import ArmComparison, Compared, Comparison, Curve, MetricRow, SpecField
 from app.results.numbers.schemas import Aggregate
 from app.specs.experiment import ATTACK, LABELS, ExperimentSpec
-from app.specs.summary import METRICS, summarize
-from app.tables.experiments import Experiment
+from app.specs.flatten import flatten
+from app.specs.summary import METRICS
+from app.tables.experiments import require_experiment
 
 FEWEST, MOST = 2, 10
 
 
-def compare(context: Context, ids: str, names: Sequence[str], points: int) -> Comparison:
-    """``ids`` by commas, the first of which the others are compared with; curves called ``names``.
+def compare(context: Context, ids: str, names: Sequence[str], max_points: int) -> Comparison:
+    """The experiments ``ids``, separated by commas and compared with the first, and their curves ``names``.
 
-    Raises InvalidError for a list that is none, NotFoundError for an experiment that is not there.
+    Raises InvalidError for a malformed list, NotFoundError for an unknown experiment.
     """
-    wanted = _wanted(ids)
+    chosen = _parse_ids(ids)
     with context.database.reading() as session:
-        found = repository.experiments(session, wanted)
-        missing = [i for i in wanted if i not in found]
-        if missing:
-            raise NotFoundError(f"there is no experiment {shown(missing[0])}")
-        numbers = repository.numbers(session, wanted)
-        curves = repository.curves(session, wanted, names, points)
-    experiments = [found[i] for i in wanted]
+        # One lookup each: SQLite answers a single query for all ids by scanning the owner's experiments.
+        experiments = [require_experiment(session, experiment_id) for experiment_id in chosen]
+        numbers = repository.numbers(session, chosen)
+        curves = repository.curves(session, chosen, names, max_points)
     specs = [ExperimentSpec.model_validate(experiment.spec) for experiment in experiments]
     arms = list(dict.fromkeys(arm for spec in specs for arm in spec.arms))
     return Comparison(
-        experiments=[_compared(experiment) for experiment in experiments],
-        spec=_spec(specs),
-        arms=[row for arm in arms if (row := _arm(arm, wanted, numbers)).metrics],
+        experiments=[Compared.model_validate(experiment, from_attributes=True) for experiment in experiments],
+        spec=_compare_specs(specs),
+        arms=[row for arm in arms if (row := _compare_arm(arm, chosen, numbers)).metrics],
         curves=[
             Curve(
                 experiment_id=experiment_id,
@@ -51,63 +48,43 @@ def compare(context: Context, ids: str, names: Sequence[str], points: int) -> Co
     )
 
 
-def _wanted(text: str) -> list[str]:
+def _parse_ids(text: str) -> list[str]:
     ids = [part.strip() for part in text.split(",") if part.strip()]
     if not FEWEST <= len(ids) <= MOST or len(set(ids)) != len(ids):
-        message = f"allowed: {FEWEST} to {MOST} different ids, separated by commas"
-        fault = FieldError(field="ids", value=shown(text), message=message)
-        raise InvalidError(summary([fault]), [fault])
+        raise InvalidError.of("ids", text, f"allowed: {FEWEST} to {MOST} different ids, separated by commas")
     return ids
 
 
-def _compared(experiment: Experiment) -> Compared:
-    return Compared.model_validate(experiment, from_attributes=True)
-
-
-def _spec(specs: list[ExperimentSpec]) -> list[SpecField]:
-    flat = [dict(_flat("", _document(spec))) for spec in specs]
-    names = dict.fromkeys(name for fields in flat for name in fields)
+def _compare_specs(specs: list[ExperimentSpec]) -> list[SpecField]:
+    documents = [flatten(_document(spec)) for spec in specs]
     rows = []
-    for name in names:
-        values = [fields.get(name) for fields in flat]
+    for name in dict.fromkeys(name for document in documents for name in document):
+        values = [document.get(name) for document in documents]
         rows.append(SpecField(field=name, values=values, same=all(value == values[0] for value in values)))
     return sorted(rows, key=lambda row: row.same)
 
 
 def _document(spec: ExperimentSpec) -> dict[str, Any]:
-    """The spec without what only names it; defenses by their arms, so that the same one is compared."""
+    """The spec without its labels; defenses by arm, so that a defense is compared with the one of the same arm."""
     document = spec.model_dump(mode="json", exclude=set(LABELS))
     defenses = zip(spec.defenses, document["defenses"], strict=True)
-    return {**document, "defenses": {parsed.arm_name: fields for parsed, fields in defenses}}
+    return {**document, "defenses": {defense.arm_name: fields for defense, fields in defenses}}
 
 
-def _flat(prefix: str, fields: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in fields.items():
-        if isinstance(value, dict):
-            yield from _flat(f"{prefix}{name}.", value)
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _arm(arm: str, ids: list[str], numbers: Numbers) -> ArmComparison:
+def _compare_arm(arm: str, ids: list[str], numbers: Numbers) -> ArmComparison:
     by_experiment = [numbers[i].get(arm, {}) for i in ids]
-    known = {metric for metrics in by_experiment for metric in metrics}
-    order = [*(m for m in METRICS if m in known), *sorted(known - set(METRICS))]
+    recorded = {metric for metrics in by_experiment for metric in metrics}
     rows = []
-    for metric in order:
-        seeds = [metrics.get(metric, {}) for metrics in by_experiment]
-        first = seeds[0]
-        differences = [_aggregate(own[s] - first[s] for s in own if s in first) for own in seeds[1:]]
+    for metric in (*(m for m in METRICS if m in recorded), *sorted(recorded - set(METRICS))):
+        first, *others = columns = [metrics.get(metric, {}) for metrics in by_experiment]
+        differences = [
+            Aggregate.of(values[seed] - first[seed] for seed in values if seed in first) for values in others
+        ]
         rows.append(
             MetricRow(
                 metric=metric,
-                values=[_aggregate(own.values()) for own in seeds],
+                values=[Aggregate.of(values.values()) for values in columns],
                 differences=[None, *differences],
             )
         )
     return ArmComparison(arm=arm, metrics=rows)
-
-
-def _aggregate(values: Iterable[float]) -> Aggregate | None:
-    summary_of = summarize(values)
-    return Aggregate.model_validate(summary_of) if summary_of is not None else None

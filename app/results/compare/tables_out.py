@@ -1,81 +1,72 @@
-"""A comparison as rows of a table."""
+"""A comparison as the columns and rows of a table."""
 
-from app.core.table_formats import Column, Row, columns
+from app.core.table_formats import Cell, Column, Row, columns
 from app.results.compare.schemas import Comparison
 from app.results.numbers.schemas import Aggregate
+from app.results.rendering import NOTHING, interval_cells
 from app.specs.base import canonical_json
 from app.specs.summary import NO_FRACTIONS
 
 ENDS = ("", ".low", ".high", ".n")
+DIFFERENCE = ".difference"
 
 
-def numbers(comparison: Comparison) -> tuple[list[Column], list[Row]]:
-    """One row an arm and metric: under each experiment's id mean, interval, count, and difference to the first."""
-    ids = [experiment.id for experiment in comparison.experiments]
-    heads = columns(
-        "arm", "metric", *(f"{i}{part}{end}" for i in ids for part in _parts(i, ids) for end in ENDS)
-    )
-    rows: list[Row] = []
-    for arm in comparison.arms:
-        for metric in arm.metrics:
-            row: dict[str, str | int | float | bool | None] = {"arm": arm.arm, "metric": metric.metric}
-            for i, value, difference in zip(ids, metric.values, metric.differences, strict=True):
-                for part, aggregate in (("", value), (".difference", difference)):
-                    if aggregate is not None:
-                        cells = (aggregate.mean, aggregate.low, aggregate.high, aggregate.n)
-                        row |= {f"{i}{part}{end}": cell for end, cell in zip(ENDS, cells, strict=True)}
-            rows.append(row)
-    return heads, rows
+def numbers(comparison: Comparison, *, readable: bool) -> tuple[list[Column], list[Row]]:
+    """One row for each arm and metric.
 
-
-def numbers_for_people(comparison: Comparison) -> tuple[list[Column], list[Row]]:
-    """The same with a cell an experiment, fractions in percent, and the difference to the first behind it."""
+    Each experiment has the columns ID, ID.low, ID.high, ID.n and, except the first, the same for ID.difference. If
+    ``readable``, a value with its interval is one cell, fractions are in percent, and headings are names.
+    """
     heads = columns("arm", "metric")
-    for number, experiment in enumerate(comparison.experiments):
-        heads.append(Column(experiment.id, experiment.name or f"experiment {number + 1}"))
-        if number:
-            heads.append(Column(f"{experiment.id}.difference", "difference to the first (95 % interval)"))
+    for number, column in enumerate(_experiment_columns(comparison)):
+        names = (column.key,) if number == 0 else (column.key, column.key + DIFFERENCE)
+        if not readable:
+            heads += columns(*(f"{name}{end}" for name in names for end in ENDS))
+            continue
+        heads.append(column)
+        heads += [Column(name, "difference to the first (95 % interval)") for name in names[1:]]
     rows: list[Row] = []
     for arm in comparison.arms:
         for metric in arm.metrics:
-            row: dict[str, str | int | float | bool | None] = {"arm": arm.arm, "metric": metric.metric}
+            row: dict[str, Cell] = {"arm": arm.arm, "metric": metric.metric}
             for experiment, value, difference in zip(
                 comparison.experiments, metric.values, metric.differences, strict=True
             ):
-                row[experiment.id] = shown(metric.metric, value)
-                row[f"{experiment.id}.difference"] = shown(metric.metric, difference, signed=True)
+                name, name_of_difference = experiment.id, experiment.id + DIFFERENCE
+                if readable:
+                    row[name] = _text(metric.metric, value)
+                    row[name_of_difference] = _text(metric.metric, difference, sign="+")
+                else:
+                    row |= interval_cells(name, value) | interval_cells(name_of_difference, difference)
             rows.append(row)
     return heads, rows
 
 
 def spec(comparison: Comparison) -> tuple[list[Column], list[Row]]:
-    """One row a field; ``same`` marks those in which all agree."""
-    heads = columns("field", "same")
-    heads += [
-        Column(experiment.id, experiment.name or f"experiment {number + 1}")
-        for number, experiment in enumerate(comparison.experiments)
-    ]
+    """One row for each field; ``same`` tells whether all experiments agree."""
     rows: list[Row] = []
     for field in comparison.spec:
-        row: dict[str, str | int | float | bool | None] = {"field": field.field, "same": field.same}
+        row: dict[str, Cell] = {"field": field.field, "same": field.same}
         for experiment, value in zip(comparison.experiments, field.values, strict=True):
             plain = value is None or isinstance(value, str | int | float | bool)
             row[experiment.id] = value if plain else canonical_json(value)
         rows.append(row)
-    return heads, rows
+    return [*columns("field", "same"), *_experiment_columns(comparison)], rows
 
 
-def shown(metric: str, value: Aggregate | None, *, signed: bool = False) -> str:
-    """``97.2 % [96.8, 97.6]``; without an interval the mean alone, a dash for nothing."""
+def _experiment_columns(comparison: Comparison) -> list[Column]:
+    return [
+        Column(experiment.id, experiment.name or f"experiment {number}")
+        for number, experiment in enumerate(comparison.experiments, 1)
+    ]
+
+
+def _text(metric: str, value: Aggregate | None, *, sign: str = "") -> str:
+    """``97.2 % [96.8, 97.6]``; the mean alone if there is no interval."""
     if value is None:
-        return "-"
-    scale, unit = (1, "") if metric in NO_FRACTIONS else (100, " %")
-    digits = ".4g" if metric in NO_FRACTIONS else ".1f"
-    mean = f"{scale * value.mean:{'+' if signed else ''}{digits}}{unit}"
+        return NOTHING
+    scale, digits, unit = (1, ".4g", "") if metric in NO_FRACTIONS else (100, ".1f", " %")
+    mean = f"{scale * value.mean:{sign}{digits}}{unit}"
     if value.low is None or value.high is None:
         return mean
     return f"{mean} [{scale * value.low:{digits}}, {scale * value.high:{digits}}]"
-
-
-def _parts(experiment_id: str, ids: list[str]) -> tuple[str, ...]:
-    return ("",) if experiment_id == ids[0] else ("", ".difference")

@@ -1,10 +1,12 @@
-"""Numbers that others published, to stand beside ours. They were not measured here."""
+"""Published numbers, shown beside those that were measured here."""
 
 import csv
 from functools import cache
 from importlib.resources import files
-from typing import NamedTuple
+from typing import Any
 
+from app.results.leaderboard.schemas import PublishedCell
+from app.specs.experiment import UNDEFENDED
 from app.specs.summary import defense_effectiveness
 
 SOURCES = {
@@ -13,58 +15,27 @@ SOURCES = {
     "benchmark": "Public leaderboard of BackdoorBench (Wu et al. 2022), PreActResNet18, poisoning rate 0.1. "
     "One run a cell; its triggers and schedules differ from ours in detail. Quoted, not re-measured.",
 }
+NUMBERS = ("poisoning_rate", "clean_accuracy", "attack_success_rate")
 
 
-class Published(NamedTuple):
-    """One published cell. Fractions; ``defense_effectiveness`` is derived here from the source's own numbers."""
-
-    dataset: str
-    model: str
-    attack: str
-    defense: str
-    poisoning_rate: float
-    clean_accuracy: float
-    attack_success_rate: float
-    defense_effectiveness: float | None
-    source: str
-
-
-def published(dataset: str, poisoning_rate: float | None) -> list[Published]:
-    """The published cells of a data set; with a rate, those of that rate."""
-    return [
-        cell for cell in _all() if cell.dataset == dataset and poisoning_rate in (None, cell.poisoning_rate)
-    ]
+def published(dataset: str, poisoning_rate: float | None) -> list[PublishedCell]:
+    """The published cells of a dataset, for one poisoning rate or for all."""
+    return [cell for cell in _cells().get(dataset, ()) if poisoning_rate in (None, cell.poisoning_rate)]
 
 
 @cache
-def _all() -> list[Published]:
+def _cells() -> dict[str, list[PublishedCell]]:
+    """All published cells by dataset. The rating is not published; it follows from the numbers of the same source."""
     text = files(__package__).joinpath("published.csv").read_text()
-    rows = list(csv.DictReader(text.splitlines()))
-    numbers = [_numbers(row) for row in rows]
-    before = {
-        (row["dataset"], row["attack"], row["source"]): found
-        for row, found in zip(rows, numbers, strict=True)
-        if row["defense"] == "undefended"
+    rows: list[dict[str, Any]] = [
+        row | {name: float(row[name]) for name in NUMBERS} for row in csv.DictReader(text.splitlines())
+    ]
+    undefended = {
+        (row["dataset"], row["attack"], row["source"]): row for row in rows if row["defense"] == UNDEFENDED
     }
-    cells = []
-    for row, found in zip(rows, numbers, strict=True):
-        undefended = before.get((row["dataset"], row["attack"], row["source"]), {})
-        rating = defense_effectiveness(undefended, found) if row["defense"] != "undefended" else None
-        cells.append(
-            Published(
-                row["dataset"],
-                row["model"],
-                row["attack"],
-                row["defense"],
-                float(row["poisoning_rate"]),
-                found["clean_accuracy"],
-                found["attack_success_rate"],
-                rating,
-                row["source"],
-            )
-        )
+    cells: dict[str, list[PublishedCell]] = {}
+    for row in rows:
+        before = undefended.get((row["dataset"], row["attack"], row["source"]), {})
+        rating = defense_effectiveness(before, row) if row["defense"] != UNDEFENDED else None
+        cells.setdefault(row["dataset"], []).append(PublishedCell(**row, defense_effectiveness=rating))
     return cells
-
-
-def _numbers(row: dict[str, str]) -> dict[str, float]:
-    return {name: float(row[name]) for name in ("clean_accuracy", "attack_success_rate")}

@@ -1,22 +1,26 @@
-"""GET /v1/leaderboard."""
+"""GET /v1/leaderboard and GET /v1/leaderboard/pareto."""
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 
-from app.core import table_responses
 from app.core.context import Ctx
 from app.core.openapi import problems
 from app.core.query_parameters import only_known
-from app.core.routing import as_json
+from app.core.table_responses import FormatQuery
 from app.results.leaderboard import service, tables_out
 from app.results.leaderboard.schemas import Fronts, Leaderboard
+from app.results.rendering import TABLES, Accept, respond
 
 router = APIRouter(prefix="/v1", tags=["results"], dependencies=[Depends(only_known)])
 
 Dataset = Annotated[
     str,
-    Query(description="Its name; an imported one is `imported/KEY`.", examples=["cifar10"], max_length=80),
+    Query(
+        description="Name of the dataset; `imported/KEY` for an imported one.",
+        examples=["cifar10"],
+        max_length=80,
+    ),
 ]
 Model = Annotated[str, Query(examples=["resnet18"], max_length=64)]
 Rate = Annotated[
@@ -28,55 +32,48 @@ Rate = Annotated[
     "/leaderboard",
     summary="Attacks against defenses",
     response_model=Leaderboard,
-    responses={200: table_responses.documented("csv", "markdown", "latex", "parquet"), **problems(422)},
+    responses={200: TABLES, **problems(422)},
 )
 def leaderboard(
     context: Ctx,
     dataset: Dataset = "digits",
     model: Model = "small_cnn",
     poisoning_rate: Rate = None,
-    format: table_responses.FormatQuery = None,
-    accept: Annotated[str | None, Header()] = None,
+    format: FormatQuery = None,
+    accept: Accept = None,
 ) -> Response:
     """For each attack and defense the clean accuracy, the attack success rate and the defense effectiveness rating.
 
-    Means with 95 % intervals and counts over seeds. Settings are never mixed: a cell shows the one setting of its
-    pair that has the most seeds, and links to it. Published numbers stand beside ours and name their source; they
-    were not measured here. CSV and parquet have one row a cell, Markdown and LaTeX are a matrix for people.
+    Numbers are means over seeds with their 95 % intervals. Settings are never mixed: a cell shows the setting of its
+    attack and defense that has the most seeds, and links to its results. Published numbers are listed separately with
+    their source; they were not measured here. CSV and Parquet have one row for each cell; Markdown and LaTeX are a
+    matrix of attacks and defenses.
     """
     board = service.leaderboard(context, dataset, model, poisoning_rate)
-    kind = table_responses.chosen(format, accept)
-    if kind == "json":
-        return as_json(board, headers={"Vary": "Accept"})
-    columns, rows = (
-        tables_out.matrix(board)
-        if kind in ("markdown", "latex")
-        else (tables_out.LONG, tables_out.long(board))
+    return respond(
+        board, format, accept, "leaderboard", lambda readable: tables_out.board(board, readable=readable)
     )
-    return table_responses.respond(kind, columns, rows, "leaderboard")
 
 
 @router.get(
     "/leaderboard/pareto",
-    summary="Accuracy against safety",
+    summary="Pareto fronts of accuracy and safety",
     response_model=Fronts,
-    responses={200: table_responses.documented("csv", "markdown", "latex", "parquet"), **problems(422)},
+    responses={200: TABLES, **problems(422)},
 )
 def pareto(
     context: Ctx,
     dataset: Dataset = "digits",
     model: Model = "small_cnn",
     poisoning_rate: Rate = None,
-    format: table_responses.FormatQuery = None,
-    accept: Annotated[str | None, Header()] = None,
+    format: FormatQuery = None,
+    accept: Accept = None,
 ) -> Response:
     """For each attack the defenses as points (clean accuracy, 1 - attack success rate), and which are on the front.
 
-    As a table one row a point.
+    A table has one row for each point.
     """
     fronts = service.fronts(context, dataset, model, poisoning_rate)
-    kind = table_responses.chosen(format, accept)
-    if kind == "json":
-        return as_json(fronts, headers={"Vary": "Accept"})
-    rows = tables_out.points(fronts, for_people=kind in ("markdown", "latex"))
-    return table_responses.respond(kind, tables_out.POINTS, rows, "pareto")
+    return respond(
+        fronts, format, accept, "pareto", lambda readable: tables_out.points(fronts, readable=readable)
+    )

@@ -1,11 +1,12 @@
-"""The leaderboard as rows of a table."""
+"""The leaderboard as the columns and rows of a table."""
 
-from app.core.table_formats import Column, Row, columns
-from app.results.leaderboard.schemas import Fronts, Leaderboard
+from app.core.table_formats import Cell, Column, Row, columns
+from app.results.leaderboard.schemas import METRICS, Fronts, Leaderboard
 from app.results.numbers.schemas import Aggregate
+from app.results.rendering import NOTHING, interval_cells
+from app.specs.summary import format_interval
 
-METRICS = ("clean_accuracy", "attack_success_rate", "defense_effectiveness")
-LONG = columns(
+CELLS = columns(
     "dataset",
     "model",
     "attack",
@@ -19,63 +20,60 @@ LONG = columns(
 POINTS = columns("attack", "defense", "clean_accuracy", "attack_failure_rate", "on_front", "seeds", "setting")
 
 
-def long(board: Leaderboard) -> list[Row]:
-    """One row a cell; published ones name their source in ``published_by`` and have no seeds."""
+def board(leaderboard: Leaderboard, *, readable: bool) -> tuple[list[Column], list[Row]]:
+    """One row for each cell, or if ``readable`` one row for each attack and one column for each defense."""
+    return _matrix(leaderboard) if readable else (CELLS, _cells(leaderboard))
+
+
+def points(fronts: Fronts, *, readable: bool) -> tuple[list[Column], list[Row]]:
+    """One row for each point; if ``readable``, fractions are in percent and ``on_front`` is yes or empty."""
     rows: list[Row] = []
-    for cell in board.cells:
-        row: dict[str, str | int | float | bool | None] = {"dataset": board.dataset, "model": board.model}
+    for front in fronts.fronts:
+        for point in front.points:
+            row: dict[str, Cell] = {"attack": front.attack, **point.model_dump()}
+            if readable:
+                row["clean_accuracy"] = format_interval(point.clean_accuracy, None)
+                row["attack_failure_rate"] = format_interval(point.attack_failure_rate, None)
+                row |= {"on_front": "yes" if point.on_front else "", "setting": point.setting[:8]}
+            rows.append(row)
+    return POINTS, rows
+
+
+def _cells(leaderboard: Leaderboard) -> list[Row]:
+    """Published cells name their source in ``published_by`` and have no seeds."""
+    rows: list[Row] = []
+    for cell in leaderboard.cells:
+        row: dict[str, Cell] = {"dataset": leaderboard.dataset, "model": leaderboard.model}
         row |= {
             key: getattr(cell, key) for key in ("attack", "defense", "poisoning_rate", "seeds", "setting")
         }
         for metric in METRICS:
-            value: Aggregate | None = getattr(cell, metric)
-            if value is not None:
-                row |= {metric: value.mean, f"{metric}.low": value.low, f"{metric}.high": value.high}
+            row |= interval_cells(metric, getattr(cell, metric))
         rows.append(row)
-    for quoted in board.published:
+    for quoted in leaderboard.published:
         fields = quoted.model_dump()
-        rows.append({**fields, "dataset": board.dataset, "published_by": fields.pop("source")})
+        rows.append({**fields, "dataset": leaderboard.dataset, "published_by": fields.pop("source")})
     return rows
 
 
-def matrix(board: Leaderboard) -> tuple[list[Column], list[Row]]:
-    """For people: a row an attack, a column a defense, cells ``CA / ASR / DER (n)`` in percent; then published rows."""
-    heads = [Column("attack", "attack (CA / ASR / DER in %, n seeds)"), *columns(*board.defenses)]
-    ours: dict[str, dict[str, str]] = {}
-    for cell in board.cells:
-        numbers = " / ".join(percent(getattr(cell, metric)) for metric in METRICS)
-        ours.setdefault(cell.attack, {})[cell.defense] = f"{numbers} (n={cell.seeds})"
-    quoted: dict[str, dict[str, str]] = {}
-    for entry in board.published:
-        label = f"{entry.attack} (published: {entry.source}, {entry.model})"
-        numbers = " / ".join(_plain(getattr(entry, metric)) for metric in METRICS)
-        quoted.setdefault(label, {})[entry.defense] = numbers
-    return heads, [{"attack": label, **cells} for label, cells in (*ours.items(), *quoted.items())]
+def _matrix(leaderboard: Leaderboard) -> tuple[list[Column], list[Row]]:
+    """Cells ``CA / ASR / DER (n)`` in percent; published rows come last."""
+    heads = [Column("attack", "attack (CA / ASR / DER in %, n seeds)"), *columns(*leaderboard.defenses)]
+    rows: dict[str, dict[str, str]] = {}
+    for cell in leaderboard.cells:
+        numbers = " / ".join(_text(getattr(cell, metric)) for metric in METRICS)
+        rows.setdefault(cell.attack, {})[cell.defense] = f"{numbers} (n={cell.seeds})"
+    for quoted in leaderboard.published:
+        label = f"{quoted.attack} (published: {quoted.source}, {quoted.model})"
+        numbers = " / ".join(_text(getattr(quoted, metric)) for metric in METRICS)
+        rows.setdefault(label, {})[quoted.defense] = numbers
+    return heads, [{"attack": label, **cells} for label, cells in rows.items()]
 
 
-def points(fronts: Fronts, *, for_people: bool) -> list[Row]:
-    """One row a point; for people in percent, and a mark instead of a truth value."""
-    rows: list[Row] = []
-    for front in fronts.fronts:
-        for point in front.points:
-            row: dict[str, str | int | float | bool | None] = {"attack": front.attack, **point.model_dump()}
-            if for_people:
-                row |= {
-                    name: _plain(getattr(point, name)) for name in ("clean_accuracy", "attack_failure_rate")
-                }
-                row |= {"on_front": "yes" if point.on_front else "", "setting": point.setting[:8]}
-            rows.append(row)
-    return rows
-
-
-def percent(value: Aggregate | None) -> str:
-    """``97.2`` or, with an interval, ``97.2 ± 0.4``; a dash for nothing."""
+def _text(value: Aggregate | float | None) -> str:
+    """``97.2``, or ``97.2 ± 0.4`` if there is an interval."""
     if value is None:
-        return "-"
-    if value.low is None or value.high is None:
-        return _plain(value.mean)
-    return f"{_plain(value.mean)} ± {50 * (value.high - value.low):.1f}"
-
-
-def _plain(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+        return NOTHING
+    if isinstance(value, Aggregate):
+        return format_interval(value.mean, value.half_width)
+    return format_interval(value, None)

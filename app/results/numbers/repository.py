@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import Row, select
 from sqlalchemy.orm import Session
 
-from app.results.numbers.downsampling import thinned
+from app.results.numbers.downsampling import downsampled
 from app.tables.results import ArmNote, MetricPoint, ResultValue
 
 
@@ -36,5 +36,5 @@ def points(
     for column, wanted in zip(series, (arm, seed, name), strict=True):
         if wanted is not None:
             query = query.where(column == wanted)
-    query = query.order_by(*series, MetricPoint.step) if most is None else thinned(query, most)
+    query = query.order_by(*series, MetricPoint.step) if most is None else downsampled(query, most)
     return session.execute(query).all()
