@@ -10,7 +10,7 @@ from sqlalchemy import insert
 from app.core.database import Base, Database, new_id
 from app.core.objects import content_key
 from app.core.security import LOCAL
-from app.results.search.facts import arm_of, dataset_label, facts
+from app.results.search.parts import dataset_label, describe_arm, indexed_fields
 from app.specs.base import digest
 from app.specs.experiment import ExperimentSpec
 from app.specs.status import TERMINAL
@@ -205,14 +205,14 @@ class Filling:
         return total
 
     def _arm(self, identity: str, spec: ExperimentSpec, arm: str, at: datetime) -> None:
-        described = arm_of(spec, arm)
+        described = describe_arm(spec, arm)
         ids: dict[str, int | None] = {"defense_id": None}
         for name, fields in described.parts.items():
             key = digest([name, fields])
             if key not in self._parts:
                 self._parts[key] = len(self._parts) + 1
                 self.add(SpecPart, id=self._parts[key], digest=key)
-                for path, value in facts(name, fields):
+                for path, value in indexed_fields(name, fields).items():
                     table = SpecText if isinstance(value, str) else SpecNumber
                     self.add(table, part_id=self._parts[key], path=path, value=value)
             ids[f"{name}_id"] = self._parts[key]

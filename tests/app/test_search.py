@@ -178,8 +178,8 @@ def test_the_same_rows_in_every_format(service: Service, made: dict[str, Any]) -
         ({"where": "attack.poisonin_rate>=0.05"}, "where", "did you mean attack.poisoning_rate"),
         ({"where": "asr<=0.05"}, "where", "results.attack_success_rate"),
         ({"where": "attack.name"}, "where", "FIELD OP VALUE"),
-        ({"where": "attack.poisoning_rate>=much"}, "where", "compared with a number"),
-        ({"where": "attack.name>sig"}, "where", "allowed are = and !="),
+        ({"where": "attack.poisoning_rate>=much"}, "where", "must be compared with a number"),
+        ({"where": "attack.name>sig"}, "where", "allowed operators: = and !="),
         ({"where": "created_at>yesterday"}, "where", "2026-01-31"),
         ({"where": "seeds<null"}, "where", "null can only"),
         ({"where": "results.clean_accuracy.low>0.5"}, "where", "unknown field"),
@@ -303,7 +303,9 @@ def test_a_condition_that_fits_few_is_looked_up_by_its_index(
     service: Service, where: str, index: str
 ) -> None:
     question = parse([where], None, None)
-    plan = explained(service, lambda session: session.execute(plans._ids(question.where[0], question.where)))
+    plan = explained(
+        service, lambda session: session.execute(plans.candidates(question.where[0], question.where))
+    )
     assert index in plan[0], plan
     assert not any(step.startswith("SCAN") for step in plan), plan
 

@@ -1,7 +1,7 @@
-"""The fields that results can be searched by, found by reflection over the spec."""
+"""The fields that results can be searched by, derived from the models of the spec."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from types import UnionType
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from app.core.validation import members
-from app.results.search.facts import PARTS
+from app.results.search.parts import PARTS
 from app.specs.experiment import LABELS, ExperimentSpec
 from app.specs.summary import EFFECTIVENESS, METRICS
 
@@ -37,10 +37,10 @@ DEFAULT = (
     "results.attack_success_rate.high",
     f"results.{EFFECTIVENESS}",
 )
-"""What a row shows if the request does not choose."""
+"""The fields of a row unless the request chooses others."""
 
 _TAG = re.compile(r"tag\.[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
-_SHORT = {
+_ABBREVIATIONS = {
     "asr": "results.attack_success_rate",
     "ca": "results.clean_accuracy",
     "der": f"results.{EFFECTIVENESS}",
@@ -49,19 +49,19 @@ _SHORT = {
 
 @dataclass(frozen=True)
 class Field:
-    """A field of a row. ``part`` is the part of the spec that it belongs to."""
+    """A field of a row. ``part`` is the part of the spec that a field of the spec belongs to."""
 
     name: str
     source: Source
     number: bool = False
-    """Whether it holds numbers; then it can be compared with < and >."""
+    """Whether its values may be numbers; only these fields can be compared with < and >."""
     text: bool = True
-    """Whether it holds texts. A field may be a number for one attack and a text for another."""
+    """Whether its values may be texts. A field can be a number for one attack and a text for another."""
     part: str = ""
 
     @property
     def key(self) -> str:
-        """The name within its source: the tag's key, the metric."""
+        """The name within its source: the key of a tag, a metric, a column, or the path in the spec."""
         head, _, rest = self.name.partition(".")
         match self.source:
             case "tag" | "metric":
@@ -73,8 +73,8 @@ class Field:
 
 
 @cache
-def known() -> dict[str, Field]:
-    """Every field by its name, but tags, which are free."""
+def all_fields() -> dict[str, Field]:
+    """All fields by name, except tags, whose keys are free."""
     fields = [Field(name, "row", name == "seeds", name != "seeds") for name in ROW]
     fields += [Field(name, "time") for name in TIMES]
     fields += [Field(name, "experiment") for name in EXPERIMENT]
@@ -87,42 +87,40 @@ def known() -> dict[str, Field]:
     for metric in (*METRICS, EFFECTIVENESS):
         fields.append(Field(f"results.{metric}", "metric", number=True, text=False))
         fields += [Field(f"results.{metric}.{end}", "interval", True, False) for end in INTERVAL]
-    found: dict[str, Field] = {}
-    for field in fields:
-        twin = found.get(field.name, field)
-        found[field.name] = Field(
-            field.name, field.source, field.number or twin.number, field.text or twin.text, field.part
-        )
-    return found
+    merged: dict[str, Field] = {}
+    for field in fields:  # several attacks, for example, can have a field of the same name
+        same = merged.get(field.name, field)
+        merged[field.name] = replace(field, number=field.number or same.number, text=field.text or same.text)
+    return merged
 
 
 def find(name: str) -> Field | None:
     """The field called ``name``, or None."""
     if _TAG.fullmatch(name):
         return Field(name, "tag")
-    return known().get(name)
+    return all_fields().get(name)
 
 
 def matching(pattern: str) -> list[Field]:
-    """The fields that ``pattern`` names: one, or with ``.*`` at its end all below; an interval's ends only by name."""
+    """The field ``pattern``, or for ``path.*`` all fields below the path except bounds of intervals; maybe none."""
     if pattern.endswith(".*") and pattern != "tag.*":
-        below = [field for name, field in known().items() if name.startswith(pattern[:-1])]
+        below = [field for name, field in all_fields().items() if name.startswith(pattern[:-1])]
         return [field for field in below if field.source != "interval"]
     field = find(pattern)
     return [field] if field is not None else []
 
 
 def near(name: str) -> list[str]:
-    """At most five known fields that ``name`` may have been meant for."""
-    short = [_SHORT[name.lower()]] if name.lower() in _SHORT else []
+    """At most five fields with a name similar to ``name``."""
+    short = [_ABBREVIATIONS[name.lower()]] if name.lower() in _ABBREVIATIONS else []
     last = name.rpartition(".")[2]
-    same_end = [known_name for known_name in known() if known_name.rpartition(".")[2] == last]
-    near_by, further = (get_close_matches(name, known(), 5, cutoff) for cutoff in (0.8, 0.6))
-    return list(dict.fromkeys([*short, *near_by, *same_end, *further]))[:5]
+    same_end = [field for field in all_fields() if field.rpartition(".")[2] == last]
+    similar, less_similar = (get_close_matches(name, all_fields(), 5, cutoff) for cutoff in (0.8, 0.6))
+    return list(dict.fromkeys([*short, *similar, *same_end, *less_similar]))[:5]
 
 
 def _leaves(path: str, annotation: Any) -> list[tuple[str, bool, bool]]:
-    """(path, whether numbers, whether texts) of every field below ``path``."""
+    """(path, whether it can be a number, whether it can be a text) of every field below ``path``."""
     models = members(_bare(annotation))
     if not models:
         number = bool({int, float} & set(_types(annotation)))
@@ -136,14 +134,14 @@ def _leaves(path: str, annotation: Any) -> list[tuple[str, bool, bool]]:
 
 
 def _bare(annotation: Any) -> Any:
-    """The items of a tuple of models: every defense makes an arm of its own."""
+    """The item type of a tuple of models: each defense makes an arm, and so a row, of its own."""
     if get_origin(annotation) is tuple and any(members(part) for part in get_args(annotation)):
         return get_args(annotation)[0]
     return annotation
 
 
 def _types(annotation: Any) -> list[Any]:
-    """What a value may be: int, float, or something that the index keeps as text."""
+    """The types that a value can have; all types but int and float are indexed as text."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return _types(get_args(annotation)[0])

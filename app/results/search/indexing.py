@@ -1,17 +1,18 @@
-"""Keeping the index of results and the leaderboard as the results are, in the caller's transaction.
+"""Keeps the search index and the leaderboard consistent with the results, in the caller's transaction.
 
-Whoever writes or deletes rows of `result_values` calls `refresh`; whoever deletes an experiment calls `forget`
-just before. Both may be called again without harm.
+Code that writes or deletes rows of `result_values` must call `refresh`, and code that deletes experiments must call
+`forget` before. Both are idempotent.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeVar
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import Select, delete, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app.results.search.facts import Arm, arm_of, dataset_label, facts
+from app.core.database import Base
+from app.results.search.parts import Arm, dataset_label, describe_arm, indexed_fields
 from app.specs.base import digest
 from app.specs.experiment import CLEAN, UNDEFENDED, ExperimentSpec
 from app.specs.summary import EFFECTIVENESS, defense_effectiveness, summarize
@@ -20,97 +21,89 @@ from app.tables.leaderboard import LeaderboardSetting, LeaderboardValue
 from app.tables.results import ResultValue
 from app.tables.search import LONGEST_TEXT, ResultMean, ResultRow, SpecNumber, SpecPart, SpecText
 
-STAND_INS = 100
-"""How many of the newest experiments with an equal setting are looked at when one is deleted."""
+MAX_REPLACEMENTS = 100
+"""When an experiment is deleted, at most this many experiments with an equal setting are ranked again."""
 
 Values = dict[int, dict[str, float | None]]
 """Seed -> metric -> value."""
-
-
-class _Source(NamedTuple):
-    id: str
-    owner_id: str
-    name: str
-    created_at: Any
-    spec: ExperimentSpec
+Inserted = TypeVar("Inserted", bound=Base)
 
 
 def refresh(session: Session, experiment_id: str, arm: str) -> None:
-    """Bring the index up to date with an arm's numbers; with the undefended arm's, what derives from them too."""
-    source = _source(session, experiment_id)
-    if source is None or arm not in source.spec.arms:
-        return
-    values = _values(session, experiment_id)
-    arms = source.spec.arms if arm == UNDEFENDED else (arm,)
-    for name in arms:
-        _write(session, source, name, values.get(name, {}), values.get(UNDEFENDED, {}))
+    """Update the index of one arm; for the undefended arm of all arms, whose ratings depend on it."""
+    _refresh(session, experiment_id, None if arm == UNDEFENDED else arm)
 
 
 def refresh_all(session: Session, experiment_id: str) -> None:
-    """Bring the index up to date with every arm of an experiment."""
-    source = _source(session, experiment_id)
-    if source is not None:
-        values = _values(session, experiment_id)
-        for arm in source.spec.arms:
-            _write(session, source, arm, values.get(arm, {}), values.get(UNDEFENDED, {}))
+    """Update the index of all arms of an experiment."""
+    _refresh(session, experiment_id, None)
 
 
 def forget(session: Session, ids: Sequence[str]) -> None:
-    """Take experiments out of the leaderboard; where another one has the same setting, its numbers come in."""
-    mine = LeaderboardValue.experiment_id.in_(ids)
-    settings = session.scalars(select(LeaderboardValue.setting_id).where(mine).distinct()).all()
+    """Remove experiments from the index. On the leaderboard other experiments with the same setting replace them."""
+    of_experiments = LeaderboardValue.experiment_id.in_(ids)
+    settings = session.scalars(select(LeaderboardValue.setting_id).where(of_experiments).distinct()).all()
     session.execute(delete(ResultRow).where(ResultRow.experiment_id.in_(ids)))
-    session.execute(delete(LeaderboardValue).where(mine))
+    session.execute(delete(LeaderboardValue).where(of_experiments))
     for setting_id in settings:
         setting = session.get_one(LeaderboardSetting, setting_id)
-        _count(session, setting)
-        same = select(ResultRow.experiment_id, ResultRow.arm).where(
+        _update_seeds(session, setting)
+        same_setting = select(ResultRow.experiment_id, ResultRow.arm).where(
             ResultRow.setting == setting.setting, ResultRow.owner_id == setting.owner_id
         )
-        for other, arm in session.execute(same.order_by(ResultRow.id.desc()).limit(STAND_INS)).all():
-            refresh(session, other, arm)
+        newest = same_setting.order_by(ResultRow.id.desc()).limit(MAX_REPLACEMENTS)
+        for experiment_id, arm in session.execute(newest).all():
+            refresh(session, experiment_id, arm)
 
 
-def _source(session: Session, experiment_id: str) -> _Source | None:
-    columns = (Experiment.owner_id, Experiment.name, Experiment.created_at, Experiment.spec)
-    row = session.execute(select(*columns).where(Experiment.id == experiment_id)).one_or_none()
-    if row is None:
-        return None
-    owner, name, created_at, spec = row
-    return _Source(experiment_id, owner, name, created_at, ExperimentSpec.model_validate(spec))
+def _refresh(session: Session, experiment_id: str, arm: str | None) -> None:
+    experiment = session.get(Experiment, experiment_id)
+    if experiment is None:
+        return
+    spec = ExperimentSpec.model_validate(experiment.spec)
+    values = _values(session, experiment_id)
+    for name in spec.arms:
+        if arm in (None, name):
+            _index_arm(session, experiment, spec, name, values.get(name, {}), values.get(UNDEFENDED, {}))
 
 
 def _values(session: Session, experiment_id: str) -> dict[str, Values]:
-    found: dict[str, Values] = {}
+    values: dict[str, Values] = {}
     columns = (ResultValue.arm, ResultValue.seed, ResultValue.metric, ResultValue.value)
-    for arm, seed, metric, value in session.execute(
-        select(*columns).where(ResultValue.experiment_id == experiment_id)
-    ):
-        found.setdefault(arm, {}).setdefault(seed, {})[metric] = value
-    return found
+    query = select(*columns).where(ResultValue.experiment_id == experiment_id)
+    for arm, seed, metric, value in session.execute(query):
+        values.setdefault(arm, {}).setdefault(seed, {})[metric] = value
+    return values
 
 
-def _write(session: Session, source: _Source, arm: str, values: Values, undefended: Values) -> None:
-    row = session.scalars(
-        select(ResultRow).where(ResultRow.experiment_id == source.id, ResultRow.arm == arm)
-    ).one_or_none()
-    if not values:
-        if row is not None:
-            session.delete(row)
-            _rank(session, source, arm, arm_of(source.spec, arm), {})
+def _index_arm(
+    session: Session,
+    experiment: Experiment,
+    spec: ExperimentSpec,
+    arm: str,
+    values: Values,
+    undefended: Values,
+) -> None:
+    query = select(ResultRow).where(ResultRow.experiment_id == experiment.id, ResultRow.arm == arm)
+    row = session.scalars(query).one_or_none()
+    if row is None and not values:
         return
-    described = arm_of(source.spec, arm)
+    described = describe_arm(spec, arm)
     if arm not in (CLEAN, UNDEFENDED):
-        for seed, entry in values.items():
-            entry[EFFECTIVENESS] = defense_effectiveness(undefended.get(seed, {}), entry)
+        for seed, metrics in values.items():
+            metrics[EFFECTIVENESS] = defense_effectiveness(undefended.get(seed, {}), metrics)
+    _rank(session, experiment, arm, described, values)
+    if row is not None and not values:
+        session.delete(row)
+        return
     if row is None:
-        parts = {f"{name}_id": _part(session, name, fields) for name, fields in described.parts.items()}
+        parts = {f"{name}_id": _part_id(session, name, fields) for name, fields in described.parts.items()}
         row = ResultRow(
-            experiment_id=source.id,
-            owner_id=source.owner_id,
+            experiment_id=experiment.id,
+            owner_id=experiment.owner_id,
             arm=arm,
-            name=source.name,
-            created_at=source.created_at,
+            name=experiment.name,
+            created_at=experiment.created_at,
             setting=described.setting,
             **parts,
         )
@@ -118,104 +111,109 @@ def _write(session: Session, source: _Source, arm: str, values: Values, undefend
     row.seeds = len(values)
     session.flush()
     session.execute(delete(ResultMean).where(ResultMean.row_id == row.id))
-    for metric in sorted({name for entry in values.values() for name in entry}):
-        summary = summarize(entry.get(metric) for entry in values.values())
+    for metric in sorted({name for metrics in values.values() for name in metrics}):
+        summary = summarize(metrics.get(metric) for metrics in values.values())
         if summary is not None:
             session.add(ResultMean(row_id=row.id, metric=metric, **summary))
-    _rank(session, source, arm, described, values)
 
 
-def _part(session: Session, name: str, fields: Mapping[str, Any]) -> int:
-    """The id of a part, which is written if it is new."""
+def _part_id(session: Session, name: str, fields: Mapping[str, Any]) -> int:
+    """The id of a part, which is inserted with its fields if it is new."""
     key = digest([name, fields])
-    known = session.scalar(select(SpecPart.id).where(SpecPart.digest == key))
-    if known is not None:
-        return known
-    try:
-        with session.begin_nested():
-            part = SpecPart(digest=key)
-            session.add(part)
-            session.flush()
-            for path, value in facts(name, dict(fields)):
-                session.add(
-                    SpecText(part_id=part.id, path=path, value=value[:LONGEST_TEXT])
-                    if isinstance(value, str)
-                    else SpecNumber(part_id=part.id, path=path, value=value)
-                )
-            return part.id
-    except IntegrityError:  # another worker wrote it at the same time
-        return session.scalars(select(SpecPart.id).where(SpecPart.digest == key)).one()
+
+    def add_fields(part: SpecPart) -> None:
+        for path, value in indexed_fields(name, dict(fields)).items():
+            session.add(
+                SpecText(part_id=part.id, path=path, value=value[:LONGEST_TEXT])
+                if isinstance(value, str)
+                else SpecNumber(part_id=part.id, path=path, value=value)
+            )
+
+    part = _get_or_insert(
+        session, select(SpecPart).where(SpecPart.digest == key), SpecPart(digest=key), add_fields
+    )
+    return part.id
 
 
-def _rank(session: Session, source: _Source, arm: str, described: Arm, values: Values) -> None:
-    """Put an arm's numbers into the leaderboard, in the place of those that it had there."""
-    setting = _setting(session, source, described)
+def _rank(session: Session, experiment: Experiment, arm: str, described: Arm, values: Values) -> None:
+    """Replace the numbers of an arm on the leaderboard."""
+    setting = _setting(session, experiment, described)
     session.execute(
         delete(LeaderboardValue).where(
             LeaderboardValue.setting_id == setting.id,
-            LeaderboardValue.experiment_id == source.id,
+            LeaderboardValue.experiment_id == experiment.id,
             LeaderboardValue.arm == arm,
         )
     )
-    for seed in _newer(session, setting, source.id, values):
-        entry = values[seed]
+    for seed in _newest_seeds(session, setting, experiment.id, values):
+        metrics = values[seed]
         session.merge(
             LeaderboardValue(
                 setting_id=setting.id,
                 seed=seed,
-                experiment_id=source.id,
+                experiment_id=experiment.id,
                 arm=arm,
-                clean_accuracy=entry.get("clean_accuracy"),
-                attack_success_rate=entry.get("attack_success_rate"),
-                defense_effectiveness=entry.get(EFFECTIVENESS),
+                clean_accuracy=metrics.get("clean_accuracy"),
+                attack_success_rate=metrics.get("attack_success_rate"),
+                defense_effectiveness=metrics.get(EFFECTIVENESS),
             )
         )
     session.flush()
-    _count(session, setting)
+    _update_seeds(session, setting)
 
 
-def _newer(
+def _newest_seeds(
     session: Session, setting: LeaderboardSetting, experiment_id: str, seeds: Collection[int]
 ) -> list[int]:
-    """The seeds for which no newer experiment has numbers; ids sort by age."""
-    taken = session.execute(
-        select(LeaderboardValue.seed, LeaderboardValue.experiment_id).where(
-            LeaderboardValue.setting_id == setting.id, LeaderboardValue.seed.in_(seeds)
-        )
+    """The seeds for which no newer experiment has numbers; experiment ids sort by age."""
+    query = select(LeaderboardValue.seed, LeaderboardValue.experiment_id).where(
+        LeaderboardValue.setting_id == setting.id, LeaderboardValue.seed.in_(seeds)
     )
-    newest = dict(taken.all())
+    newest = dict(session.execute(query).all())
     return [seed for seed in seeds if newest.get(seed, "") <= experiment_id]
 
 
-def _setting(session: Session, source: _Source, described: Arm) -> LeaderboardSetting:
-    mine = (
-        LeaderboardSetting.owner_id == source.owner_id,
-        LeaderboardSetting.setting == described.setting,
-    )
-    query = select(LeaderboardSetting).where(*mine)
-    known = session.scalars(query).one_or_none()
-    if known is not None:
-        return known
+def _setting(session: Session, experiment: Experiment, described: Arm) -> LeaderboardSetting:
     attack = described.parts["attack"] if described.defense != CLEAN else {"name": "none"}
-    try:
-        with session.begin_nested():
-            made = LeaderboardSetting(
-                owner_id=source.owner_id,
-                setting=described.setting,
-                dataset=dataset_label(described.parts["dataset"]),
-                model=described.parts["model"]["name"],
-                attack=attack["name"],
-                defense=described.defense,
-                poisoning_rate=attack.get("poisoning_rate"),
-                seeds=0,
-            )
-            session.add(made)
-            session.flush()
-            return made
-    except IntegrityError:
-        return session.scalars(query).one()
+    return _get_or_insert(
+        session,
+        select(LeaderboardSetting).where(
+            LeaderboardSetting.owner_id == experiment.owner_id,
+            LeaderboardSetting.setting == described.setting,
+        ),
+        LeaderboardSetting(
+            owner_id=experiment.owner_id,
+            setting=described.setting,
+            dataset=dataset_label(described.parts["dataset"]),
+            model=described.parts["model"]["name"],
+            attack=attack["name"],
+            defense=described.defense,
+            poisoning_rate=attack.get("poisoning_rate"),
+            seeds=0,
+        ),
+    )
 
 
-def _count(session: Session, setting: LeaderboardSetting) -> None:
+def _update_seeds(session: Session, setting: LeaderboardSetting) -> None:
     setting.seeds = session.scalar(select(func.count()).where(LeaderboardValue.setting_id == setting.id)) or 0
     session.flush()
+
+
+def _get_or_insert(
+    session: Session,
+    query: Select[Inserted],
+    new: Inserted,
+    complete: Callable[[Inserted], None] = lambda _new: None,
+) -> Inserted:
+    """The row that ``query`` selects, or else ``new``, inserted and then completed by ``complete``."""
+    row = session.scalars(query).one_or_none()
+    if row is not None:
+        return row
+    try:
+        with session.begin_nested():
+            session.add(new)
+            session.flush()
+            complete(new)
+            return new
+    except IntegrityError:  # another worker inserted it at the same time
+        return session.scalars(query).one()

@@ -1,69 +1,61 @@
-"""From a spec to the parts that the index keeps, and to their fields as (path, value). Pure."""
+"""The parts of a spec that the index stores: one set of parts for each arm."""
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from app.specs.base import canonical_json, digest
 from app.specs.experiment import CLEAN, LABELS, ExperimentSpec
+from app.specs.flatten import flatten
 
 PARTS = ("dataset", "model", "attack", "training", "other", "defense")
 _OWN_PLACE = (*LABELS, "seeds", "defenses")
-_NO_NUMBERS = ("reference", "device")
-"""Fields that change no arm's setting: what else is computed, and where."""
-
-Fact = tuple[str, float | str]
+_NO_INFLUENCE = ("reference", "device")
+"""Fields that do not influence the numbers of an arm."""
 
 
 class Arm(NamedTuple):
-    """An arm of a spec, as the index sees it."""
+    """An arm of a spec as the index describes it."""
 
     parts: dict[str, dict[str, Any]]
-    """By the name of the part; a defended arm has all of `PARTS`, another one no ``defense``."""
+    """The fields of each of `PARTS`; only a defended arm has the part ``defense``."""
     setting: str
-    """16 hexadecimal digits over everything that decides the arm's numbers but the seed."""
+    """16 hexadecimal digits of a hash over everything that decides the numbers of the arm, except the seed."""
     defense: str
-    """The defense's name, or ``clean`` or ``undefended``."""
+    """Name of the defense, or ``clean`` or ``undefended``."""
 
 
-def arm_of(spec: ExperimentSpec, arm: str) -> Arm:
-    """The parts of ``arm``; a defense counts for the arm that it makes."""
+def describe_arm(spec: ExperimentSpec, arm: str) -> Arm:
+    """The index entry of ``arm``. Of the spec's defenses it includes only the one that makes this arm."""
     document = spec.model_dump(mode="json")
     other = {key: value for key, value in document.items() if key not in {*PARTS, *_OWN_PLACE}}
     parts = {name: document[name] for name in PARTS if name in document} | {"other": other}
     defense = next((d for d in spec.defenses if d.arm_name == arm), None)
     if defense is not None:
         parts["defense"] = defense.model_dump(mode="json")
-    deciding = {
-        **{name: dict(fields) for name, fields in parts.items()},
-        "other": {key: value for key, value in other.items() if key not in _NO_NUMBERS},
-    }
+    deciding = {name: dict(fields) for name, fields in parts.items()}
+    deciding["other"] = {key: value for key, value in other.items() if key not in _NO_INFLUENCE}
     deciding["attack"].pop("export", None)
     deciding.get("defense", {}).pop("arm", None)
     if arm == CLEAN:
-        deciding["attack"] = {}  # the clean arm never meets it
+        deciding["attack"] = {}  # the clean arm is trained without the attack
     name = defense.name if defense is not None else arm
     return Arm(parts, digest([name if defense is None else "", deciding])[:16], name)
 
 
-def facts(part: str, fields: dict[str, Any]) -> Iterator[Fact]:
-    """Every field of a part that is not null: a number as a float, anything else as text."""
-    yield from _flat("" if part == "other" else f"{part}.", fields)
+def indexed_fields(part: str, fields: dict[str, Any]) -> dict[str, float | str]:
+    """The fields of a part that are not null, by path. Numbers become floats, everything else becomes text."""
+    flat = flatten(fields, "" if part == "other" else part)
+    return {path: _indexed(value) for path, value in flat.items() if value is not None}
 
 
-def _flat(prefix: str, fields: dict[str, Any]) -> Iterator[Fact]:
-    for name, value in fields.items():
-        path = f"{prefix}{name}"
-        if isinstance(value, dict):
-            yield from _flat(f"{path}.", value)
-        elif isinstance(value, bool):
-            yield path, str(value).lower()
-        elif isinstance(value, int | float):
-            yield path, float(value)
-        elif value is not None:
-            yield path, value if isinstance(value, str) else canonical_json(value)
+def _indexed(value: Any) -> float | str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return float(value)
+    return value if isinstance(value, str) else canonical_json(value)
 
 
 def dataset_label(dataset: dict[str, Any]) -> str:
-    """How the leaderboard calls a data set: by its name, an imported or uploaded one by its key or id too."""
+    """Name of a dataset on the leaderboard; with the key or id of an imported or uploaded dataset."""
     key = dataset.get("key") or dataset.get("dataset_id")
     return f"{dataset['name']}/{key}" if key else str(dataset["name"])

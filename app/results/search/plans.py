@@ -1,27 +1,37 @@
-"""From a question to SQL whose cost does not depend on how many experiments there are.
+"""SQL for a search, written so that its cost does not grow with the number of experiments.
 
-Two plans. If some condition fits few rows, those are gathered through its index, tested and sorted. Otherwise rows
-are walked in the order asked for, through its index, and tested until a page is full; as every condition then fits
-many rows, a page fills soon. Which one it is, is found by counting each condition's rows up to `FEW`.
+There are two plans. If one condition holds for at most `FEW` rows, these candidates are found by the index of that
+condition, tested against the other conditions, and sorted. Otherwise all rows are read in the requested order by the
+index of the sort field and tested until the page is full. This ends early because then every condition holds for more
+than `FEW` rows. To choose, the rows of each condition are counted, up to `FEW` + 1.
 
-Outer joins and ``coalesce`` below are there for the planners: without statistics SQLite would rather start with
-whatever index fits and then sort everything. An outer join fixes the order of the tables, and an index is not used
-for what stands inside ``coalesce``.
+Ownership: the session adds its owner to every use of the ORM class `ResultRow`, in an outer join to the ON clause.
+Each query that returns rows takes them from `ResultRow`. Everything else (Core tables, which are not filtered) only
+selects ids and values that are joined to it.
+
+SQLite has no statistics here and would often start with the wrong index. Two constructs keep it from doing so:
+
+- An outer join fixes the order of the tables. ``coalesce(id, 0) > 0`` then removes the rows without a match, and
+  those of other owners. With ``id IS NOT NULL`` SQLite would turn the outer join back into an inner one.
+- ``coalesce(column, column)`` is the column, but no index can serve it, so the index of the sort field is used.
 """
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Select, and_, exists, false, func, literal, or_, select, true, tuple_
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
+from app.results.search.fields import Field
 from app.results.search.grammar import Condition, Order
 from app.tables.experiments import Experiment, Label
 from app.tables.search import ResultMean, ResultRow, SpecNumber, SpecText
 
 FEW = 10_000
-_ROWS: Any = ResultRow.__table__
+_ALL_ROWS: Any = ResultRow.__table__
+"""The rows of all owners."""
+_EXISTS: ColumnElement[bool] = func.coalesce(ResultRow.id, 0) > 0
 _COMPARE: dict[str, Callable[[Any, Any], ColumnElement[bool]]] = {
     "=": operator.eq,
     "!=": operator.ne,
@@ -32,35 +42,47 @@ _COMPARE: dict[str, Callable[[Any, Any], ColumnElement[bool]]] = {
 }
 
 Position = list[Any]
-"""Where a page ended: the value sorted by, for a field of the spec the part's id, and the row's id."""
+"""The place of a row in an order: the sort value, for a field of the spec the id of the part, and the row id."""
+
+
+class _Values(NamedTuple):
+    """The values of a field that is not a column of `ResultRow`, in a table of their own."""
+
+    table: Any
+    link: ColumnElement[bool]
+    """Whether an entry belongs to a row of results."""
+    named: ColumnElement[bool]
+    """Whether an entry is of this field."""
+    value: Any
+    ids: list[Any]
+    """What makes the position of a row unique; the index of the table continues with these columns."""
 
 
 def page(
     session: Session, where: tuple[Condition, ...], order: Order, after: Position | None, limit: int
 ) -> list[Position]:
-    """The positions of at most ``limit`` rows behind ``after``, in this order."""
-    few = _fewest(session, where)
-    query, columns = _gathered(few, order) if few is not None else _walked(order)
-    query = query.where(*(_test(condition) for condition in where))
+    """The positions of at most ``limit`` rows that meet all conditions, in this order, starting after ``after``."""
+    query, columns = _ordered(order, _fewest_candidates(session, where))
+    query = query.where(*(_holds(condition) for condition in where))
     if after is not None:
-        query = query.where(_behind(columns, after, order.descending))
-    ordered = [column.desc() if order.descending else column.asc() for column in columns]
-    return [list(row) for row in session.execute(query.order_by(*ordered).limit(limit))]
+        query = query.where(_is_after(columns, after, order.descending))
+    sorting = [column.desc() if order.descending else column.asc() for column in columns]
+    return [list(row) for row in session.execute(query.order_by(*sorting).limit(limit))]
 
 
-def _behind(columns: list[Any], after: Position, descending: bool) -> ColumnElement[bool]:
-    here = tuple_(*columns)
-    there = tuple_(*(literal(value, column.type) for column, value in zip(columns, after, strict=True)))
+def _is_after(columns: list[Any], after: Position, descending: bool) -> ColumnElement[bool]:
+    row = tuple_(*columns)
+    last = tuple_(*(literal(value, column.type) for column, value in zip(columns, after, strict=True)))
+    # The columns may belong to two tables. Then no index serves the comparison of tuples, but one serves this.
     first = columns[0] <= after[0] if descending else columns[0] >= after[0]
-    # The first column alone is what an index can start from when the others belong to another table.
-    return and_(first, here < there if descending else here > there)
+    return and_(first, row < last if descending else row > last)
 
 
-def _fewest(session: Session, where: tuple[Condition, ...]) -> Any | None:
-    """The row ids of the owner, or of the condition, that fits the fewest; None if each fits more than `FEW`."""
+def _fewest_candidates(session: Session, where: tuple[Condition, ...]) -> Any | None:
+    """The row ids of the most selective condition, or all of the owner if they are fewer; None if all exceed `FEW`."""
     best, fewest = None, FEW + 1
-    selecting = (condition for condition in where if _selects(condition))
-    for ids in (select(ResultRow.id), *(_ids(condition, where) for condition in selecting)):
+    selective = (condition for condition in where if _has_index(condition))
+    for ids in (select(ResultRow.id), *(candidates(condition, where) for condition in selective)):
         bounded = ids.limit(FEW + 1).subquery()
         count = session.scalar(select(func.count()).select_from(bounded)) or 0
         if count < fewest:
@@ -68,160 +90,103 @@ def _fewest(session: Session, where: tuple[Condition, ...]) -> Any | None:
     return best
 
 
-def _selects(condition: Condition) -> bool:
-    """Whether an index leads to the rows that fit: not for what differs or is absent."""
+def _has_index(condition: Condition) -> bool:
+    """Whether an index finds the rows for which the condition holds."""
     return condition.op != "!=" and condition.value is not None and condition.field.name != "seeds"
 
 
-def _ids(condition: Condition, where: tuple[Condition, ...]) -> Select[Any]:
-    """The ids of the rows that fit; of all owners where that is quicker, for `page` keeps the owner's own.
+def candidates(condition: Condition, where: tuple[Condition, ...]) -> Select[Any]:
+    """The ids of the rows for which the condition holds.
 
-    Conditions on the same part of the spec are looked at together: each may fit many rows, and both none.
+    Where the owner is not part of the index, they include those of other owners: with a filter behind the index, the
+    limit of the count would not bound the number of entries that are read.
     """
-    field, value = condition.field, condition.value
+    field = condition.field
     compare = _COMPARE[condition.op]
-    match field.source:
-        case "metric":
-            return select(ResultMean.row_id.label("id")).where(
-                ResultMean.metric == field.key, compare(ResultMean.mean, value)
-            )
-        case "spec":
-            facts = _facts(value)
-            part: Any = getattr(ResultRow, f"{field.part}_id")
-            others = [
-                c for c in where if c is not condition and c.field.part == field.part and c.value is not None
-            ]
-            return (
-                select(ResultRow.id)
-                .select_from(facts)
-                .outerjoin(ResultRow, part == facts.part_id)
-                .where(
-                    facts.path == field.key, compare(facts.value, value), func.coalesce(ResultRow.id, 0) > 0
-                )
-                .where(*(_of_part(facts.part_id, other) for other in others))
-            )
-        case "tag":
-            label: Any = Label.__table__
-            joined = label.join(_ROWS, _ROWS.c.experiment_id == label.c.experiment_id)
-            wanted = (label.c.kind == "tag", label.c.key == field.key, compare(label.c.value, value))
-            return select(_ROWS.c.id).select_from(joined).where(*wanted)
-        case "experiment":
-            table: Any = Experiment.__table__
-            joined = table.join(_ROWS, _ROWS.c.experiment_id == table.c.id)
-            return select(_ROWS.c.id).select_from(joined).where(compare(table.c[field.key], value))
-        case _ if field.key == "experiment_id":
-            return select(_ROWS.c.id).where(compare(_ROWS.c.experiment_id, value))
-        case _:
-            return select(ResultRow.id).where(compare(getattr(ResultRow, field.key), value))
+    if field.key == "experiment_id":
+        return select(_ALL_ROWS.c.id).where(compare(_ALL_ROWS.c.experiment_id, condition.value))
+    if field.source in ("row", "time"):
+        return select(ResultRow.id).where(compare(getattr(ResultRow, field.key), condition.value))
+    if field.source == "spec":
+        values = _values(field, condition.value)
+        # Two conditions on one part may each hold for many rows and together for none. So the part is tested first.
+        same_part = [
+            _holds_for_part(values.table.c.part_id, other)
+            for other in where
+            if other is not condition and other.field.part == field.part and other.value is not None
+        ]
+        query = select(ResultRow.id).select_from(values.table).outerjoin(ResultRow, values.link)
+        return query.where(values.named, compare(values.value, condition.value), _EXISTS, *same_part)
+    values = _values(field, condition.value, _ALL_ROWS.c)
+    holds = and_(values.named, compare(values.value, condition.value))
+    if field.source == "metric":
+        return select(values.table.c.row_id.label("id")).where(holds)
+    return select(_ALL_ROWS.c.id).select_from(values.table.join(_ALL_ROWS, values.link)).where(holds)
 
 
-def _of_part(part: Any, condition: Condition) -> ColumnElement[bool]:
-    """Whether the part with this id fits a condition on one of its fields."""
-    fact = aliased(_facts(condition.value))
-    compare = _COMPARE[condition.op]
-    return exists().where(
-        fact.part_id == part, fact.path == condition.field.key, compare(fact.value, condition.value)
-    )
+def _holds_for_part(part_id: Any, condition: Condition) -> ColumnElement[bool]:
+    values = _values(condition.field, condition.value)
+    compared = _COMPARE[condition.op](values.value, condition.value)
+    return exists().where(values.table.c.part_id == part_id, values.named, compared)
 
 
-def _test(condition: Condition) -> ColumnElement[bool]:
-    """Whether a row of `ResultRow` fits."""
+def _holds(condition: Condition) -> ColumnElement[bool]:
+    """Whether the condition holds for a row of `ResultRow`."""
     field, value = condition.field, condition.value
     compare = _COMPARE[condition.op]
     if field.source in ("row", "time"):
         column: Any = getattr(ResultRow, field.key)
         if value is None:
-            return false() if condition.op == "=" else true()  # no row is without them
+            return false() if condition.op == "=" else true()  # these columns are never null
         return compare(func.coalesce(column, column), value)
     if value is None:
-        there = or_(*(_has(condition, facts) for facts in (SpecNumber, SpecText)))
-        return ~there if condition.op == "=" else there
-    return _has(condition, _facts(value), compare)
+        # A field of the spec may be a number for one attack and a text for another.
+        types: tuple[float | str, ...] = (0.0, "") if field.source == "spec" else (0.0,)
+        present = or_(*(_entry_exists(_values(field, one)) for one in types))
+        return ~present if condition.op == "=" else present
+    values = _values(field, value)
+    return _entry_exists(values, compare(values.value, value))
 
 
-def _has(
-    condition: Condition,
-    facts: type[SpecNumber] | type[SpecText],
-    compare: Callable[[Any, Any], ColumnElement[bool]] = lambda _column, _value: true(),
-) -> ColumnElement[bool]:
-    """Whether a row has the field, with a value that ``compare`` accepts."""
-    field, value = condition.field, condition.value
-    # Aliases, because the order may stand on the same table.
+def _entry_exists(values: _Values, *compared: ColumnElement[bool]) -> ColumnElement[bool]:
+    return exists().where(values.link, values.named, *compared)
+
+
+def _ordered(order: Order, few: Any | None) -> tuple[Select[Any], list[Any]]:
+    """The rows to test, and the columns to sort them by: the candidates ``few``, or else all, by the index."""
+    field = order.field
+    if field.source in ("row", "time"):
+        columns = [getattr(ResultRow, field.key), ResultRow.id]
+        if few is None:
+            return select(*columns), columns
+        return select(*columns).select_from(few).outerjoin(ResultRow, ResultRow.id == few.c.id).where(
+            _EXISTS
+        ), columns
+    values = _values(field, 0.0 if field.number else "")
+    columns = [values.value, *values.ids]
+    if few is None:
+        query = select(*columns).select_from(values.table).outerjoin(ResultRow, values.link)
+        return query.where(values.named, _EXISTS), columns
+    query = select(*columns).select_from(few).outerjoin(ResultRow, ResultRow.id == few.c.id)
+    query = query.outerjoin(values.table, and_(values.link, values.named))
+    return query.where(_EXISTS, values.value.is_not(None)), columns
+
+
+def _values(field: Field, value: Any, rows: Any = ResultRow) -> _Values:
+    """Where the values of ``field`` of the type of ``value`` are stored. A new alias each time."""
     match field.source:
         case "metric":
-            mean = aliased(ResultMean)
-            mine = (mean.row_id == ResultRow.id, mean.metric == field.key)
-            return exists().where(*mine, compare(mean.mean, value))
+            table: Any = ResultMean.__table__.alias()
+            named = table.c.metric == field.key
+            return _Values(table, table.c.row_id == rows.id, named, table.c.mean, [table.c.row_id])
         case "tag":
-            label = aliased(Label)
-            named = (
-                label.experiment_id == ResultRow.experiment_id,
-                label.kind == "tag",
-                label.key == field.key,
-            )
-            return exists().where(*named, compare(label.value, value))
+            table = Label.__table__.alias()
+            named = and_(table.c.kind == "tag", table.c.key == field.key)
+            return _Values(table, table.c.experiment_id == rows.experiment_id, named, table.c.value, [])
         case "experiment":
-            experiment = aliased(Experiment)
-            column = getattr(experiment, field.key)
-            return exists().where(experiment.id == ResultRow.experiment_id, compare(column, value))
+            table = Experiment.__table__.alias()
+            return _Values(table, table.c.id == rows.experiment_id, true(), table.c[field.key], [])
         case _:
-            fact = aliased(facts)
-            part = getattr(ResultRow, f"{field.part}_id")
-            return exists().where(fact.part_id == part, fact.path == field.key, compare(fact.value, value))
-
-
-def _walked(order: Order) -> tuple[Select[Any], list[Any]]:
-    """All rows in order, by an index."""
-    field = order.field
-    if field.source in ("row", "time"):
-        columns = [getattr(ResultRow, field.key), ResultRow.id]
-        return select(*columns), columns
-    table, mine, columns = _sorted_by(order)
-    query = (
-        select(*columns)
-        .select_from(table)
-        .outerjoin(ResultRow, _link(order))
-        .where(*mine, func.coalesce(ResultRow.id, 0) > 0)
-    )
-    return query, columns
-
-
-def _gathered(few: Any, order: Order) -> tuple[Select[Any], list[Any]]:
-    """The rows whose ids are among ``few``."""
-    field = order.field
-    if field.source in ("row", "time"):
-        columns = [getattr(ResultRow, field.key), ResultRow.id]
-        query = select(*columns).select_from(few).outerjoin(ResultRow, ResultRow.id == few.c.id)
-        return query.where(func.coalesce(ResultRow.id, 0) > 0), columns
-    table, mine, columns = _sorted_by(order)
-    query = (
-        select(*columns)
-        .select_from(few)
-        .outerjoin(ResultRow, ResultRow.id == few.c.id)
-        .outerjoin(table, and_(_link(order), *mine))
-        .where(func.coalesce(ResultRow.id, 0) > 0, columns[0].is_not(None))
-    )
-    return query, columns
-
-
-def _sorted_by(order: Order) -> tuple[Any, list[ColumnElement[bool]], list[Any]]:
-    """The table with the value, which of its rows count, and what positions are made of."""
-    field = order.field
-    if field.source == "metric":
-        return ResultMean, [ResultMean.metric == field.key], [ResultMean.mean, ResultMean.row_id]
-    facts = SpecNumber if field.number else SpecText
-    return facts, [facts.path == field.key], [facts.value, facts.part_id, ResultRow.id]
-
-
-def _link(order: Order) -> ColumnElement[bool]:
-    field = order.field
-    if field.source == "metric":
-        return ResultMean.row_id == ResultRow.id
-    facts = SpecNumber if field.number else SpecText
-    part: Any = getattr(ResultRow, f"{field.part}_id")
-    linked: ColumnElement[bool] = facts.part_id == part
-    return linked
-
-
-def _facts(value: Any) -> type[SpecNumber] | type[SpecText]:
-    return SpecNumber if isinstance(value, float) else SpecText
+            table = (SpecNumber if isinstance(value, float) else SpecText).__table__.alias()
+            link = table.c.part_id == getattr(rows, f"{field.part}_id")
+            return _Values(table, link, table.c.path == field.key, table.c.value, [table.c.part_id, rows.id])

@@ -1,4 +1,4 @@
-"""What a search for results gives."""
+"""Responses of the search routes."""
 
 from typing import Any
 
@@ -9,8 +9,9 @@ class Rows(BaseModel):
     """One page of rows."""
 
     rows: list[dict[str, Any]] = Field(
-        description="For each experiment and arm the fields asked for; null where the row has no such field. "
-        "`results.METRIC` is the mean over seeds, with `.low`, `.high` (95 % Student-t interval) and `.n` beside it.",
+        description="For each experiment and arm the requested fields; null if the row does not have the field. "
+        "`results.METRIC` is the mean over seeds; `.low` and `.high` are its 95 % Student-t interval, `.n` the number "
+        "of seeds.",
         examples=[
             [
                 {
@@ -25,17 +26,17 @@ class Rows(BaseModel):
             ]
         ],
     )
-    next: str | None = Field(description="Link to the next page; null on the last.")
+    next: str | None = Field(description="Link to the next page; null on the last page.")
 
 
 class FieldOut(BaseModel):
     """A field that results can be searched by."""
 
     name: str
-    number: bool = Field(description="Whether it can be compared with < and >.")
+    number: bool = Field(description="Whether the field can be compared with < and >.")
 
 
 class Fields(BaseModel):
-    """Every field but tags, which are free: `tag.KEY`."""
+    """All fields except tags, which are `tag.KEY` with any key."""
 
     fields: list[FieldOut]

@@ -4,16 +4,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from app.core import pagination
 from app.core.context import Context
+from app.core.pagination import Position, paginate
 from app.results.search import grammar, plans, repository
 from app.results.search.fields import Field
-from app.results.search.grammar import Order
 
 
 @dataclass(frozen=True)
-class Found:
-    """A page of rows, the fields that they show, and the cursor of the next page if there is one."""
+class Page:
+    """One page of rows, the fields that they show, and the cursor of the next page if there is one."""
 
     rows: list[dict[str, Any]]
     fields: tuple[Field, ...]
@@ -22,39 +21,43 @@ class Found:
 
 def search(
     context: Context, where: list[str], sort: str | None, fields: str | None, cursor: str | None, limit: int
-) -> Found:
-    """Raises InvalidError for a question that cannot be read, BadRequestError for a cursor that does not fit it."""
-    question = grammar.parse(where, sort, fields)
-    asked = [where, sort]
-    after = None
-    if cursor is not None:
-        after = _position(question.order, pagination.decode(context.signer, asked, cursor))
+) -> Page:
+    """Raises InvalidError for a malformed query, BadRequestError for a cursor of another query."""
+    query = grammar.parse(where, sort, fields)
+    first = query.order.field
+
+    def parse(position: Position) -> plans.Position:
+        value: Any = position[0]
+        if first.source == "time":
+            value = datetime.fromisoformat(value)
+        elif first.number:
+            value = float(value)
+        return [value, *(int(text) for text in position[1:])]
+
+    def render(position: plans.Position) -> Position:
+        return [value.isoformat() if isinstance(value, datetime) else str(value) for value in position]
+
     with context.database.reading() as session:
-        positions = plans.page(session, question.where, question.order, after, limit + 1)
-        ids = [position[-1] for position in positions[:limit]]
-        rows = [_typed(row, question.fields) for row in repository.rows(session, ids, question.fields)]
-    following = None
-    if len(positions) > limit:
-        last = [v.isoformat() if isinstance(v, datetime) else str(v) for v in positions[limit - 1]]
-        following = pagination.encode(context.signer, asked, last)
-    return Found(rows, question.fields, following)
+        positions, following = paginate(
+            context.signer,
+            [where, sort],
+            cursor,
+            limit,
+            lambda after, most: plans.page(
+                session, query.where, query.order, parse(after) if after is not None else None, most
+            ),
+            render,
+        )
+        rows = repository.rows(session, [position[-1] for position in positions], query.fields)
+    return Page(
+        [{field.name: _typed(field, row[field.name]) for field in query.fields} for row in rows],
+        query.fields,
+        following,
+    )
 
 
-def _position(order: Order, texts: list[str]) -> list[Any]:
-    first: Any = texts[0]
-    if order.field.source == "time":
-        first = datetime.fromisoformat(first)
-    elif order.field.number:
-        first = float(first)
-    return [first, *(int(text) for text in texts[1:])]
-
-
-def _typed(row: dict[str, Any], fields: tuple[Field, ...]) -> dict[str, Any]:
-    """Times as text; whole numbers and truth values of a spec as what they are, for the index keeps neither."""
-    return {field.name: _plain(field, row[field.name]) for field in fields}
-
-
-def _plain(field: Field, value: Any) -> Any:
+def _typed(field: Field, value: Any) -> Any:
+    """Times as text, and the integers and booleans of a spec, which the index stores as floats and texts."""
     if isinstance(value, datetime):
         return value.isoformat()
     if field.source != "spec":
