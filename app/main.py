@@ -32,8 +32,8 @@ from app.results.search.routes import router as search
 from app.settings import Settings
 from app.sweeps.routes import router as sweeps
 from app.sweeps.studies.routes import router as studies
-from app.team.access import Gate, guard
-from app.team.audit.middleware import Trail
+from app.team.access import Authenticator, authorize
+from app.team.audit.middleware import AuditMiddleware
 from app.team.audit.routes import router as audit
 from app.team.keys.routes import router as keys
 from app.webhooks.routes import router as webhooks
@@ -62,8 +62,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.context = Context.open(chosen)
         missing_plugins.check(app.state.context.database)
-        app.state.gate = Gate(app.state.context)
-        app.state.gate.say_if_open()
+        app.state.authenticator = Authenticator(app.state.context)
+        app.state.authenticator.warn_if_open()
         yield
         app.state.context.close()
         tracing.flush()
@@ -73,13 +73,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=version("backdoor-lab"),
         description=DESCRIPTION,
         lifespan=lifespan,
-        dependencies=[Depends(guard)],
+        dependencies=[Depends(authorize)],
         docs_url=None,  # the dashboard's own, which needs no other server
         redoc_url=None,
     )
     app.state.telemetry = Telemetry(app.version)
     errors.install(app)
-    app.add_middleware(Trail)
+    app.add_middleware(AuditMiddleware)
     app.add_middleware(
         Surround,
         max_body=chosen.max_body_bytes,

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from app.core.database import new_id, utcnow
 from app.core.objects import Objects, put_content
 from app.experiments import lifecycle
-from app.results.artifacts.storage import hold, weigh
+from app.results.artifacts.storage import lock_contents, update_stored_bytes
 from app.results.search import indexing
 from app.specs.artifacts import ArtifactKind
 from app.tables.artifacts import Artifact
@@ -242,7 +242,7 @@ class SqlRecorder:
 
     def _write_artifact(self, row: dict[str, Any], data: bytes) -> None:
         with self._lease.writing() as session:
-            hold(session, [row["object_key"]])
+            lock_contents(session, [row["object_key"]])
             if not self._objects.exists(row["object_key"]):  # housekeeping took it for another experiment's
                 put_content(self._objects, data)
             known = session.scalars(
@@ -253,11 +253,11 @@ class SqlRecorder:
             if known is not None and known.sha256 == row["sha256"]:
                 known.details = row["details"]
                 known.expired_at = known.expired_why = None
-                weigh(session, [row["experiment_id"]])
+                update_stored_bytes(session, [row["experiment_id"]])
                 return
             artifact_id = known.id if known is not None else new_id()
             upsert(session, Artifact, [{"id": artifact_id, **row}], ["experiment_id", "name"])
-            weigh(session, [row["experiment_id"]])
+            update_stored_bytes(session, [row["experiment_id"]])
             lifecycle.emit(
                 session, row["experiment_id"], "artifact", {"id": artifact_id, "name": row["name"]}
             )

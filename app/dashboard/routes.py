@@ -175,7 +175,7 @@ def workers(request: Request, context: Ctx) -> Response:
 
 def _experiment(context: Context, experiment_id: str) -> tuple[ExperimentOut, list[ArtifactOut]]:
     found = experiments.get(context, experiment_id)
-    return found, artifacts.listing(context, experiment_id, None, None, None).artifacts
+    return found, artifacts.list_artifacts(context, experiment_id, None, None, None).artifacts
 
 
 def _reproduction(context: Context, experiment_id: str) -> ReproductionOut | None:

@@ -29,7 +29,7 @@ def create(session: Session, planned: Sequence[Planned], attempts: int) -> list[
     Workers take them in this order. ``attempts`` is how many of their attempts may be lost.
     Raises TooManyError if a quota of the session's owner does not let all of them in.
     """
-    quotas.admit(session, len(planned))
+    quotas.admit_experiments(session, len(planned))
     hold(session, {use for one in planned for use in uses(one.spec)})
     experiments = [_row(one.spec, attempts) for one in planned]
     session.add_all(experiments)

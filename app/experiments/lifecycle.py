@@ -195,7 +195,7 @@ def restart(session: Session, experiment: Experiment, attempts: int) -> None:
 
     Raises TooManyError if a quota of the session's owner is used up.
     """
-    quotas.admit(session, 1)
+    quotas.admit_experiments(session, 1)
     experiment.attempts_left = attempts
     experiment.started_at = experiment.finished_at = experiment.cancel_requested_at = None
     experiment.error, experiment.progress = None, {}

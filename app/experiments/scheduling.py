@@ -73,7 +73,11 @@ def _serve(
     # Two workers must not both find the last place free. New experiments of the owner's are not kept waiting.
     lock = {"key_share": True}
     owner = session.get_one(Owner, owner_id, with_for_update=lock, populate_existing=True)
-    chosen = _first(session, owner_id, eligible) if running_limit.has_room(session, owner, settings) else None
+    chosen = (
+        _first(session, owner_id, eligible)
+        if running_limit.may_start_another(session, owner, settings)
+        else None
+    )
     attempt = lifecycle.claim(session, chosen, worker, settings.lease_seconds) if chosen else None
     if chosen is None or attempt is None:
         return None

@@ -22,7 +22,7 @@ from app.experiments.idempotency import once
 from app.experiments.presentation import present
 from app.experiments.repository import Filters, Order
 from app.experiments.schemas import ExperimentOut, StageOut, Validation
-from app.results.artifacts.storage import drop
+from app.results.artifacts.storage import delete_unreferenced
 from app.results.search import indexing
 from app.specs.base import digest
 from app.specs.checks import find_problems
@@ -162,12 +162,12 @@ def remove(context: Context, experiment_id: str) -> None:
                 f"the experiment is running; first POST /v1/experiments/{experiment_id}:cancel"
             )
         files = delete_rows(session, [experiment_id])
-    drop(context.database, context.objects, files)
+    delete_unreferenced(context.database, context.objects, files)
 
 
 def delete_rows(session: Session, ids: Sequence[str]) -> set[str]:
-    """Delete experiments that do not run and are locked. Returns their objects, which `drop` deletes after that, but
-    for those that others need."""
+    """Delete experiments that do not run and are locked. Returns their objects, of which
+    `delete_unreferenced` then deletes those that no other experiment needs."""
     keys = repository.object_keys(session, ids)
     outbox.experiments_go(session, ids)
     indexing.forget(session, ids)

@@ -100,7 +100,7 @@ def _reap(database: Database) -> None:
 def _publish(settings: Settings, database: Database, broker: Broker, live: Set[str]) -> None:
     """Send what is due, except what an owner's limit on running experiments holds back."""
     with database.reading() as session:
-        rooms = running_limit.rooms(session, settings)
+        rooms = running_limit.free_slots(session, settings)
         messages = dispatch.due(session, without=[owner for owner, room in rooms.items() if room <= 0])
         waiting = dispatch.queued(session, [m.experiment_id for m in messages])
     done: list[int] = []

@@ -14,7 +14,7 @@ from app.core.validation import shown
 from app.experiments import lifecycle
 from app.experiments.creation import Planned, create
 from app.experiments.service import delete_rows
-from app.results.artifacts.storage import drop
+from app.results.artifacts.storage import delete_unreferenced
 from app.specs.status import TERMINAL, Status
 from app.sweeps import repository
 from app.sweeps.schemas import Counts, Standing
@@ -112,4 +112,4 @@ def remove(context: Context, kind: str, sweep_id: str) -> None:
         session.execute(delete(Sweep).where(Sweep.id == sweep.id))
         for start in range(0, len(doomed), CHUNK):
             files |= delete_rows(session, doomed[start : start + CHUNK])
-    drop(context.database, context.objects, files)
+    delete_unreferenced(context.database, context.objects, files)

@@ -66,7 +66,7 @@ class Experiment(Requested, Owned, Base):
     progress: Mapped[dict[str, Any]] = mapped_column(Json, default=dict)
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
     stored_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
-    """Total size of its files, kept current by `app.results.artifacts.storage.weigh` so that no query sums millions."""
+    """Total size of its files, kept current by `storage.update_stored_bytes` so that no query sums millions."""
 
     attempts: Mapped[list["Attempt"]] = relationship(
         cascade="all, delete-orphan", passive_deletes=True, order_by="Attempt.number"

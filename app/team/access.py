@@ -1,7 +1,7 @@
-"""The gate before every route: who asks, and is it allowed?
+"""Authentication and authorization of every request.
 
-A key comes as ``Authorization: Bearer KEY``, or as the password of HTTP Basic, which is how a browser asks for it.
-As long as no key was ever made the service is open, but to this machine alone.
+A key is sent as ``Authorization: Bearer KEY``, or by browsers as the password of HTTP Basic. Until the first key is
+created the service is open, but accepts only requests from this machine.
 """
 
 import base64
@@ -26,91 +26,93 @@ from app.team.addresses import is_address, is_loopback
 from app.team.keys import repository
 from app.team.keys.secrets import Pepper, prefix_of
 from app.team.limits import limits_of
-from app.team.rate_limits import Rates
+from app.team.rate_limits import RateLimiter
 
 log = logging.getLogger(__name__)
-REMEMBERED_SECONDS = 1.0
-"""A key that is revoked, and a service that is closed by its first key, still let requests in for so long."""
-MOST_REMEMBERED = 1000
-TOUCH = timedelta(minutes=1)
+CACHE_SECONDS = 1.0
+"""For how long a revoked key is still accepted, and an open service still open after its first key is created."""
+CACHE_SIZE = 1000
+LAST_USED_PRECISION = timedelta(minutes=1)
 SAFE = ("GET", "HEAD", "OPTIONS")
 COMMAND = "`bdlab keys create`"
 
 
-async def guard(request: Request) -> None:
+async def authorize(request: Request) -> None:
     """A dependency of the whole application. Raises UnauthorizedError, ForbiddenError, TooManyError."""
-    needed = scope_of(request.scope.get("endpoint"), request.method)
-    if not needed:
+    required = scope_of(request.scope.get("endpoint"), request.method)
+    if not required:
         return
     _check_origin(request)
-    gate: Gate = request.app.state.gate
-    principal = request.scope["principal"] = await gate.identify(request)
+    authenticator: Authenticator = request.app.state.authenticator
+    principal = request.scope["principal"] = await authenticator.authenticate(request)
     log_context.bind(owner_id=principal.owner_id)
-    if needed not in principal.scopes:
-        has = ", ".join(sorted(principal.scopes))
-        raise ForbiddenError(f"this needs a key with the scope {needed!r}; this key has: {has}")
-    if wait := await gate.rates.take(principal):
-        most = principal.limits.requests
-        raise TooManyError(f"{principal.owner} may send {most} requests a minute", retry_after=wait)
+    if required not in principal.scopes:
+        scopes = ", ".join(sorted(principal.scopes))
+        raise ForbiddenError(f"this requires a key with the scope {required!r}; this key has: {scopes}")
+    if seconds := await authenticator.rate_limiter.count_request(principal):
+        limit = principal.limits.requests
+        raise TooManyError(f"{principal.owner} may send {limit} requests a minute", retry_after=seconds)
 
 
-class Gate:
-    """Finds out whose key it is. What it found is remembered for a second, so that polling costs no queries."""
+class Authenticator:
+    """Identifies the owner of a key. Results are cached for a second, so that polling needs no queries."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._pepper = Pepper(context.settings)
-        self._found: dict[str, tuple[float, Principal | str]] = {}
+        self._cache: dict[str, tuple[float, Principal | str]] = {}
         self._closed = False
-        self.rates = Rates(context.settings)
+        self.rate_limiter = RateLimiter(context.settings)
 
-    async def identify(self, request: Request) -> Principal:
-        """Who sent this. Raises UnauthorizedError, with the reason; ForbiddenError while the service is open but
-        the request does not come from this machine."""
+    async def authenticate(self, request: Request) -> Principal:
+        """The sender of a request.
+
+        Raises UnauthorizedError with the reason, or ForbiddenError for a request from elsewhere to an open service.
+        """
         key = _credential(request.headers.get("authorization", ""))
-        name = sha256(key.encode()).hexdigest()
-        until, found = self._found.get(name, (0.0, ""))
-        if until < time.monotonic():
-            found = await run_in_threadpool(self._look_up, key)
-            if len(self._found) >= MOST_REMEMBERED:
-                self._found.clear()
-            self._found[name] = (time.monotonic() + REMEMBERED_SECONDS, found)
-        if isinstance(found, str):
+        cache_key = sha256(key.encode()).hexdigest()
+        expires, result = self._cache.get(cache_key, (0.0, ""))
+        if expires < time.monotonic():
+            result = await run_in_threadpool(self._look_up, key)
+            if len(self._cache) >= CACHE_SIZE:
+                self._cache.clear()
+            self._cache[cache_key] = (time.monotonic() + CACHE_SECONDS, result)
+        if isinstance(result, str):
             browser = "text/html" in request.headers.get("accept", "")
             scheme = 'Basic realm="backdoor-lab: any name, and a key as password"' if browser else "Bearer"
-            raise UnauthorizedError(found, headers={"WWW-Authenticate": scheme})
-        if found.key is None:
+            raise UnauthorizedError(result, headers={"WWW-Authenticate": scheme})
+        if result.key is None:
             _check_local(request)
-        return found
+        return result
 
-    def say_if_open(self) -> None:
-        """Tell the log that no key was ever made, if so."""
+    def warn_if_open(self) -> None:
+        """Log a warning if no key was ever created."""
         try:
             with self._context.database.whole.reading() as session:
                 closed = repository.any_key(session)
-        except SQLAlchemyError:  # the API starts although its database is away, or is not migrated yet
+        except SQLAlchemyError:  # the API starts even if its database is unavailable or not migrated yet
             return
         if not closed:
-            log.warning("there is no API key: whoever uses this machine may do everything; see %s", COMMAND)
+            log.warning("there is no API key: every user of this machine has full access; see %s", COMMAND)
 
     def _look_up(self, key: str) -> Principal | str:
-        """Whose key this is, or why it is refused."""
+        """The sender who has this key, or the reason why the key is rejected."""
         settings, now = self._context.settings, utcnow()
         with self._context.database.whole.reading() as session:
             if not self._closed and not repository.any_key(session):
                 return Principal(limits=limits_of(session.get_one(Owner, LOCAL), settings))
-            self._closed = True  # for good, since keys are never deleted
+            self._closed = True  # permanently, because keys are never deleted
             prefix = prefix_of(key)
             row = repository.by_prefix(session, prefix) if prefix else None
         if not key:
-            return "this needs an API key, sent as `Authorization: Bearer KEY`"
+            return "this requires an API key, sent as `Authorization: Bearer KEY`"
         if row is None or not self._pepper.fits(key, row.digest):
-            return "this API key is not known here"
+            return "this API key is unknown"
         if row.revoked_at is not None:
             return "this API key was revoked"
         if row.expires_at is not None and row.expires_at <= now:
             return f"this API key expired at {row.expires_at.isoformat(timespec='seconds')}"
-        if row.last_used_at is None or row.last_used_at < now - TOUCH:
+        if row.last_used_at is None or row.last_used_at < now - LAST_USED_PRECISION:
             self._touch(row.id)
         return Principal(
             owner_id=row.owner_id,
@@ -123,9 +125,9 @@ class Gate:
     def _touch(self, key_id: str) -> None:
         try:
             with self._context.database.whole.writing() as session:
-                repository.touch(session, key_id, utcnow(), TOUCH)
-        except OperationalError as error:  # a request does not fail because this cannot be noted
-            log.warning("the use of a key was not noted: %s", str(error).partition("\n")[0])
+                repository.touch(session, key_id, utcnow(), LAST_USED_PRECISION)
+        except OperationalError as error:  # not a reason to fail the request
+            log.warning("the last use of a key could not be stored: %s", str(error).partition("\n")[0])
 
 
 def _credential(header: str) -> str:
@@ -142,27 +144,29 @@ def _credential(header: str) -> str:
 
 
 def _check_local(request: Request) -> None:
-    """While the service is open: only for this machine, under a name that no foreign web page can have."""
+    """Accept requests to an open service only from this machine, under a host name that no other website can have.
+
+    Without the check of the name a website could reach the service by DNS rebinding.
+    """
     host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
     if "." in host and not host.endswith(".localhost") and not is_address(host):
         raise ForbiddenError(
-            f"as long as there is no API key this machine alone is served, under localhost, not {host!r}; "
-            f"make one with {COMMAND}"
+            f"without an API key only local requests are accepted, to localhost and not to {host!r}; "
+            f"create a key with {COMMAND}"
         )
     peer = request.client.host if request.client else ""
     if is_address(peer) and not is_loopback(peer):
         raise UnauthorizedError(
-            f"as long as there is no API key this machine alone is served; make one with {COMMAND} where the "
-            "service runs",
+            f"without an API key only local requests are accepted; create a key with {COMMAND} where the service runs",
             headers={"WWW-Authenticate": "Bearer"},
         )
 
 
 def _check_origin(request: Request) -> None:
-    """Refuse what a foreign web page makes a browser send, with the password that the browser remembers."""
+    """Reject requests that another website makes a browser send together with its stored password (CSRF)."""
     if request.method in SAFE:
         return
     origin = request.headers.get("origin")
-    foreign = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
-    if foreign or request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
-        raise ForbiddenError("this request comes from a page of another site")
+    cross_origin = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+    if cross_origin or request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+        raise ForbiddenError("this request was sent by a page of another site")

@@ -1,10 +1,10 @@
-"""Which hosts are this machine itself."""
+"""Whether a host is this machine."""
 
 import ipaddress
 
 
 def is_address(host: str) -> bool:
-    """Whether this is a number, not a name."""
+    """Whether ``host`` is an IP address and not a name."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -13,7 +13,7 @@ def is_address(host: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host's name or address can be reached from this machine alone."""
+    """Whether a host name or address can be reached only from this machine."""
     if not is_address(host):
         return host == "localhost"
     address = ipaddress.ip_address(host)

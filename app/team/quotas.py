@@ -1,12 +1,12 @@
-"""What an owner uses, and the refusal of what would be too much.
+"""Quotas: what an owner uses, and the rejection of requests that would exceed a limit.
 
-``running`` is not refused: more is queued, and the relay holds it back until there is room (`app.operations.relay`).
-Quotas look at what is there when a request comes; a running experiment is not stopped because its owner's time or
-space has run out meanwhile.
+Quotas are checked when a request arrives; an experiment that runs is not stopped when its owner exceeds one. The limit
+of running experiments rejects nothing: the relay holds them back (`app.team.running_limit`).
 """
 
 from collections.abc import Callable
 from datetime import timedelta
+from typing import NamedTuple
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -21,46 +21,49 @@ from app.tables.webhooks import Webhook
 from app.team.keys import repository
 
 DAYS = 30
-RETRY_QUEUE, RETRY_TIME, RETRY_BYTES, RETRY_WEBHOOKS = 60, 3600, 3600, 3600
 
 
-def admit(session: Session, experiments: int) -> None:
-    """Raise TooManyError if the session's owner may not queue so many experiments more."""
-    limits: Limits = session.info.get(LIMITS) or UNLIMITED
+def admit_experiments(session: Session, number: int) -> None:
+    """Raise TooManyError if the session's owner may not queue ``number`` more experiments."""
+    limits = _limits(session)
     if limits.queued is None and limits.device_seconds is None and limits.bytes is None:
         return
     _lock_owner(session)
-    _check(limits.queued, experiments, lambda: queued(session), "queued experiments", RETRY_QUEUE)
-    _check(limits.device_seconds, 1, lambda: device_seconds(session), "device seconds in 30 days", RETRY_TIME)
-    admit_bytes(session, 1)
+    _check(session, "queued", number)
+    _check(session, "device_seconds", 1)
+    _check(session, "bytes", 1)
 
 
 def admit_bytes(session: Session, size: int) -> None:
-    """Raise TooManyError if the session's owner may not store so many bytes more."""
-    limits: Limits = session.info.get(LIMITS) or UNLIMITED
-    _check(limits.bytes, size, lambda: stored_bytes(session), "stored bytes", RETRY_BYTES)
+    """Raise TooManyError if the session's owner may not store ``size`` more bytes."""
+    _check(session, "bytes", size)
 
 
 def admit_webhook(session: Session) -> None:
-    """Raise TooManyError if the session's owner may not have one webhook more."""
-    limits: Limits = session.info.get(LIMITS) or UNLIMITED
-    if limits.webhooks is not None:
+    """Raise TooManyError if the session's owner may not have another webhook."""
+    if _limits(session).webhooks is not None:
         _lock_owner(session)
-        _check(limits.webhooks, 1, lambda: webhooks(session), "webhooks", RETRY_WEBHOOKS)
+        _check(session, "webhooks", 1)
+
+
+def usage(session: Session) -> dict[str, tuple[float, int | None]]:
+    """For each quota what the session's owner uses, and the limit."""
+    limits = _limits(session)
+    return {name: (quota.used(session), getattr(limits, name)) for name, quota in QUOTAS.items()}
 
 
 def queued(session: Session) -> int:
-    """Experiments of the session's owner that wait."""
+    """The number of queued experiments of the session's owner."""
     return _count(session, QUEUED)
 
 
 def running(session: Session) -> int:
-    """Experiments of the session's owner that run."""
+    """The number of running experiments of the session's owner."""
     return _count(session, RUNNING)
 
 
 def device_seconds(session: Session) -> float:
-    """Seconds of the last 30 days for which workers ran the owner's experiments, those that still run included."""
+    """Seconds for which workers ran the owner's experiments in the last 30 days, including the current attempts."""
     now = utcnow()
     ended = repository.device_seconds(session, session.info[OWNER], (now - timedelta(days=DAYS)).date())
     started = session.scalars(
@@ -72,20 +75,47 @@ def device_seconds(session: Session) -> float:
 
 
 def stored_bytes(session: Session) -> int:
-    """Bytes of the files of the owner's experiments, and of what the owner sent. Equal files of experiments are
-    stored once but counted each time."""
-    made = session.scalar(select(func.sum(Experiment.stored_bytes)))
-    given = session.scalar(select(func.sum(Upload.size)))
-    return int(made or 0) + int(given or 0)
+    """Total size of the owner's uploads and of the files of the owner's experiments.
+
+    A file that several experiments have is stored once but counted for each of them.
+    """
+    of_experiments = session.scalar(select(func.sum(Experiment.stored_bytes)))
+    of_uploads = session.scalar(select(func.sum(Upload.size)))
+    return int(of_experiments or 0) + int(of_uploads or 0)
 
 
 def webhooks(session: Session) -> int:
-    """Webhooks of the session's owner."""
+    """The number of webhooks of the session's owner."""
     return session.scalar(select(func.count()).select_from(Webhook)) or 0
 
 
+class Quota(NamedTuple):
+    """``used`` computes what the session's owner uses, ``unit`` names it in messages."""
+
+    used: Callable[[Session], float]
+    unit: str
+    retry_after: int = 3600
+
+
+QUOTAS = {
+    "queued": Quota(queued, "queued experiments", 60),
+    "running": Quota(running, "running experiments"),
+    "device_seconds": Quota(device_seconds, "device seconds in 30 days"),
+    "bytes": Quota(stored_bytes, "stored bytes"),
+    "webhooks": Quota(webhooks, "webhooks"),
+}
+"""By the name of the limit."""
+
+
+def _limits(session: Session) -> Limits:
+    return session.info.get(LIMITS) or UNLIMITED
+
+
 def _lock_owner(session: Session) -> None:
-    """Two requests at once must not both find the last place free. Rows that refer to the owner may still be added."""
+    """Serialize the checks of an owner, so that two requests cannot both use the last free place.
+
+    A FOR NO KEY UPDATE lock: rows that refer to the owner can still be inserted.
+    """
     owner_id: str = session.info[OWNER]
     session.execute(select(Owner.id).where(Owner.id == owner_id).with_for_update(key_share=True))
 
@@ -95,10 +125,12 @@ def _count(session: Session, status: str) -> int:
     return session.scalar(query) or 0
 
 
-def _check(limit: int | None, more: int, used: Callable[[], float], what: str, retry_after: int) -> None:
+def _check(session: Session, name: str, more: int) -> None:
+    limit, quota = getattr(_limits(session), name), QUOTAS[name]
     if limit is None:
         return
-    now = used()
-    if now + more > limit:
-        asked = f", {more} more are asked for" if more > 1 else ""
-        raise TooManyError(f"the limit is {limit} {what}; {now:.0f} are used{asked}", retry_after=retry_after)
+    used = quota.used(session)
+    if used + more > limit:
+        requested = f", {more} more are requested" if more > 1 else ""
+        message = f"the limit is {limit} {quota.unit}; {used:.0f} are used{requested}"
+        raise TooManyError(message, retry_after=quota.retry_after)

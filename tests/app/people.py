@@ -9,7 +9,7 @@ import httpx2
 
 from app.core.database import utcnow
 from app.core.security import SCOPES
-from app.results.artifacts.storage import weigh
+from app.results.artifacts.storage import update_stored_bytes
 from app.settings import Settings
 from app.tables.artifacts import Artifact
 from app.team.keys import service as keys
@@ -82,5 +82,5 @@ def stored(service: Service, experiment_id: str, data: bytes = b"weights", **det
     )
     service.add(artifact)
     with service.database.writing() as session:
-        weigh(session, [experiment_id])
+        update_stored_bytes(session, [experiment_id])
     return artifact.id

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from app.core.database import utcnow
 from app.core.errors import RangeError
-from app.results.artifacts.service import file_name, part
+from app.results.artifacts.service import file_name, parse_range
 from app.tables.artifacts import Artifact
 from tests.app.conftest import Service
 
@@ -178,7 +178,7 @@ def test_a_link_that_was_changed_leads_nowhere(
     url = service.http.get(f"/v1/artifacts/{files['empty.txt']['id']}/link").json()["url"]
     front, _, token = url.rpartition("/")
     answer = httpx2.get(f"{front}/{change(token)}")
-    assert (answer.status_code, "no link" in answer.json()["detail"]) == (404, True)
+    assert (answer.status_code, "not issued" in answer.json()["detail"]) == (404, True)
 
 
 def test_a_cursor_is_no_link(service: Service) -> None:
@@ -203,7 +203,7 @@ def test_a_link_expires(service: Service, files: dict[str, Any]) -> None:
 def test_any_range_header_is_a_part_of_the_file_or_none(header: str, size: int) -> None:
     for text in (header, f"bytes={header}"):
         try:
-            found = part(text, size)
+            found = parse_range(text, size)
         except RangeError:
             continue
         assert found is None or 0 <= found.start < found.stop <= size

@@ -69,7 +69,7 @@ def file(
     )
     service.add(row)
     with service.database.writing() as session:
-        storage.weigh(session, [experiment["id"]])
+        storage.update_stored_bytes(session, [experiment["id"]])
     return f"/v1/artifacts/{row.id}/content"
 
 
@@ -326,9 +326,9 @@ def test_content_that_is_written_again_meanwhile_stays(
     first, second = ended(service, 1), ended(service, 1)
     file(service, first, b"same")
     links: list[str] = []
-    real = storage.needed
+    real = storage.referenced
 
-    def needed(*arguments: Any) -> set[str]:
+    def referenced(*arguments: Any) -> set[str]:
         if not links:
             links.append("")
             storage_session = arguments[0]
@@ -349,7 +349,7 @@ def test_content_that_is_written_again_meanwhile_stays(
             links[0] = f"/v1/artifacts/{row.id}/content"
         return real(*arguments)
 
-    monkeypatch.setattr(storage, "needed", needed)
+    monkeypatch.setattr(storage, "referenced", referenced)
     assert service.http.delete(first["links"]["self"]).status_code == 204
     assert service.http.get(links[0]).content == b"same"
 

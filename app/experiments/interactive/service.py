@@ -27,7 +27,7 @@ from app.experiments import repository as experiments
 from app.experiments.interactive.schemas import PredictRequest, PreviewRequest
 from app.experiments.service import checked
 from app.results.artifacts import repository as artifacts
-from app.results.artifacts.service import gone
+from app.results.artifacts.service import deletion_message
 from app.specs.experiment import ExperimentSpec
 
 MOST_PIXELS = 16_000_000
@@ -86,7 +86,7 @@ def _prediction(
             raise NotFoundError(f"there is no experiment {shown(experiment_id)}")
         spec = ExperimentSpec.model_validate(experiment.spec)
         seed = spec.seeds[0] if request.seed is None else request.seed
-        files = artifacts.of(session, experiment_id, kind="checkpoint", seed=seed)
+        files = artifacts.list_artifacts(session, experiment_id, kind="checkpoint", seed=seed)
     if seed not in spec.seeds:
         fault = FieldError(field="seed", value=seed, message=f"allowed: {', '.join(map(str, spec.seeds))}")
         raise InvalidError(summary([fault]), [fault])
@@ -97,7 +97,7 @@ def _prediction(
     trained = [f for f in files if f.arm and f.name == f"seed-{seed}/{f.arm}/model.safetensors"]
     models = {f.arm: f.object_key for f in trained if f.expired_at is None}
     if trained and not models:
-        raise GoneError(gone(trained[0]))
+        raise GoneError(deletion_message(trained[0]))
     if not models:
         raise ConflictError(
             f"the experiment has no trained model of seed {seed} yet; it is {experiment.status}"

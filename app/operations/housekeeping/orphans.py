@@ -14,7 +14,7 @@ from app.core.objects import ObjectStoreError
 from app.operations.housekeeping.inventory import BATCH, Inventory, Stored
 from app.operations.housekeeping.report import Tally
 from app.operations.housekeeping.stages import InUse, free
-from app.results.artifacts.storage import drop, needed
+from app.results.artifacts.storage import delete_unreferenced, referenced
 from app.settings import RetentionPolicy
 from app.tables.artifacts import Artifact
 from app.tables.experiments import Stage
@@ -37,7 +37,7 @@ def sweep(context: Context, policy: RetentionPolicy | None, used: InUse, delete:
     days = policy.stage_days if policy is not None and policy.stage_days is not None else UNUSED_DAYS
     grace = timedelta(hours=(policy or RetentionPolicy()).grace_hours)
     judges: list[tuple[re.Pattern[str], str, Judge]] = [
-        (FILE, "files of experiments that are deleted", lambda s, found: set(found) - needed(s, found)),
+        (FILE, "files of experiments that are deleted", lambda s, found: set(found) - referenced(s, found)),
         (STAGE, "stages without a row", _stages),
         (
             CHECKPOINT,
@@ -69,7 +69,7 @@ def sweep(context: Context, policy: RetentionPolicy | None, used: InUse, delete:
 
 def _delete(context: Context, keys: set[str], tally: Tally) -> None:
     files = {key for key in keys if FILE.fullmatch(key)}
-    drop(context.database, context.objects, files)
+    delete_unreferenced(context.database, context.objects, files)
     try:
         context.objects.delete_all(keys - files)
     except ObjectStoreError as error:

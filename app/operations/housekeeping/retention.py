@@ -16,7 +16,7 @@ from app.core.database import utcnow
 from app.core.objects import content_key
 from app.experiments.reproductions.repository import MANIFEST
 from app.operations.housekeeping.report import Tally
-from app.results.artifacts.storage import drop, weigh
+from app.results.artifacts.storage import delete_unreferenced, update_stored_bytes
 from app.settings import RetentionPolicy, RetentionRule
 from app.specs.status import TERMINAL
 from app.tables.artifacts import Artifact
@@ -96,7 +96,9 @@ def _go(
     if delete and groups:
         gone = _expire(context, [group.sha256 for group in groups], allowed, reasons)
         groups = [group for group in groups if group.sha256 in gone]
-        drop(context.database, context.objects, [content_key(group.sha256) for group in groups])
+        delete_unreferenced(
+            context.database, context.objects, [content_key(group.sha256) for group in groups]
+        )
     for group in groups:
         tally.add("retention", reasons[group.reason], f"{group.experiment_id}/{group.name}", group.size)
     return sum(group.size for group in groups)
@@ -122,7 +124,7 @@ def _expire(context: Context, digests: Sequence[str], allowed: Case, reasons: li
             marked = update(Artifact).where(Artifact.id.in_(ids)).values(expired_at=now, expired_why=reason)
             if ids:
                 session.execute(marked)
-        weigh(session, {row[2] for row in rows})
+        update_stored_bytes(session, {row[2] for row in rows})
     return fitting
 
 

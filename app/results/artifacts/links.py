@@ -1,4 +1,4 @@
-"""Links to files that work without a key for a while: the bucket's own, or one that this service signs."""
+"""Links to files that work without a key until they expire: presigned by S3, or signed by this service."""
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from datetime import UTC, datetime, timedelta
@@ -12,15 +12,15 @@ from app.tables.artifacts import Artifact
 
 LONGEST_SECONDS = 86_400
 SIGNATURE = 16
-PURPOSE = b"download "  # the secret signs other things as well
+PURPOSE = b"download "  # so that no other signature by the same secret is a valid link
 
 
 def make(context: Context, artifact: Artifact, seconds: int, base_url: str) -> Link:
-    """A link that works for so many seconds. ``base_url`` is where the client reaches this service."""
-    expires = utcnow().replace(microsecond=0) + timedelta(seconds=seconds)
+    """A link that expires after ``seconds``. ``base_url`` is the URL of this service as the client sees it."""
+    expires = utcnow() + timedelta(seconds=seconds)
     url = context.objects.signed_url(artifact.object_key, seconds, context.settings.objects_public_endpoint)
     if url is None:
-        payload = f"{artifact.id} {int(expires.timestamp())}".encode()
+        payload = f"{artifact.id} {expires.timestamp()}".encode()
         token = urlsafe_b64encode(context.signer.sign(PURPOSE + payload) + payload).decode().rstrip("=")
         url = f"{base_url.rstrip('/')}/v1/downloads/{token}"
     return Link(
@@ -34,18 +34,18 @@ def make(context: Context, artifact: Artifact, seconds: int, base_url: str) -> L
 
 
 def follow(context: Context, token: str) -> Artifact:
-    """The file to which a link of ours leads. Raises NotFoundError if it is not ours, expired, or leads nowhere."""
+    """The file that a link of this service leads to. Raises NotFoundError for an invalid or expired link."""
     try:
         raw = urlsafe_b64decode(token + "=" * (-len(token) % 4))
-    except ValueError:  # also what is not ASCII
+    except ValueError:
         raw = b""
     signature, payload = raw[:SIGNATURE], raw[SIGNATURE:]
     if not context.signer.fits(PURPOSE + payload, signature):
-        raise NotFoundError("this is no link that this service gave out")
-    artifact_id, until = payload.decode().split()
-    expires = datetime.fromtimestamp(int(until), UTC)
+        raise NotFoundError("this link was not issued by this service")
+    artifact_id, timestamp = payload.decode().split()
+    expires = datetime.fromtimestamp(float(timestamp), UTC)
     if expires <= utcnow():
         raise NotFoundError(
-            f"this link expired at {expires.isoformat(timespec='seconds')}; ask for a new one"
+            f"this link expired at {expires.isoformat(timespec='seconds')}; request a new one"
         )
-    return service.find(context, artifact_id)
+    return service.get_artifact(context, artifact_id)

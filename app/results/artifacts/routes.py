@@ -1,4 +1,4 @@
-"""The list of an experiment's files, and their bytes."""
+"""The files of an experiment: their list, their bytes, and links to them."""
 
 from typing import Annotated, Any
 
@@ -15,16 +15,18 @@ from app.results.artifacts.schemas import Artifacts, Link
 from app.results.artifacts.serving import serve
 from app.specs.artifacts import ArtifactKind
 from app.tables.artifacts import Artifact
-from app.team.audit.middleware import mark
+from app.team.audit.middleware import force_audit
 
 router = APIRouter(prefix="/v1", tags=["artifacts"])
 BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-PARTIAL: dict[int | str, dict[str, Any]] = {
-    206: {"description": "The part that `Range` asks for.", "content": BYTES},
-    304: {"description": "Not modified: `If-None-Match` names the file's hash."},
+FILE: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The file.", "content": BYTES},
+    206: {"description": "The requested range.", "content": BYTES},
+    304: {"description": "Not modified: `If-None-Match` contains the hash of the file."},
+    **problems(404, 410, 416, 503),
 }
-# `serve` reads these itself; the routes name them for the API page.
-Range = Annotated[str | None, Header(description="One range of bytes", examples=["bytes=0-99"])]
+# `serve` reads these headers from the request; the parameters put them into the OpenAPI document.
+Range = Annotated[str | None, Header(description="A single range of bytes", examples=["bytes=0-99"])]
 IfNoneMatch = Annotated[str | None, Header()]
 IfRange = Annotated[str | None, Header()]
 
@@ -39,19 +41,15 @@ def listing(
     arm: Annotated[str | None, Query(examples=["abl"])] = None,
     seed: Annotated[int | None, Query(ge=0, le=2**31 - 1)] = None,
 ) -> Artifacts:
-    """Figures, checkpoints and tables, by name. They appear as the experiment goes on."""
-    return service.listing(context, experiment_id, kind, arm, seed)
+    """Figures, checkpoints, tables and data, sorted by name. Files appear while the experiment runs."""
+    return service.list_artifacts(context, experiment_id, kind, arm, seed)
 
 
 @router.get(
     "/artifacts/{artifact_id}/content",
     summary="Bytes of a file",
     response_class=Response,
-    responses={
-        200: {"description": "The file.", "content": BYTES},
-        **PARTIAL,
-        **problems(404, 410, 416, 503),
-    },
+    responses=FILE,
 )
 @router.head("/artifacts/{artifact_id}/content", include_in_schema=False)
 async def content(
@@ -62,19 +60,19 @@ async def content(
     if_none_match: IfNoneMatch = None,
     if_range: IfRange = None,
 ) -> Response:
-    """The file as it was stored. The ETag is its SHA-256. A file that the retention policy let go is a 410.
+    """The ETag is the SHA-256 of the file. A file that the retention policy deleted is a 410.
 
-    Models and training data that carry a backdoor say `X-Backdoored: true`, and need a key with the scope
+    Models and training data that carry a backdoor are sent with `X-Backdoored: true` and require a key with the scope
     `artifacts:backdoored`.
     """
-    artifact = await run_in_threadpool(service.find, context, artifact_id)
+    artifact = await run_in_threadpool(service.get_artifact, context, artifact_id)
     check_scope(request, context, artifact)
     return await serve(request, context, artifact)
 
 
 @router.get(
     "/artifacts/{artifact_id}/link",
-    summary="A link to a file that needs no key",
+    summary="Create a link to a file that needs no key",
     responses=problems(403, 404, 410, 422),
 )
 def link(
@@ -82,14 +80,15 @@ def link(
     response: Response,
     artifact_id: str,
     context: Ctx,
-    seconds: Annotated[int, Query(ge=1, le=LONGEST_SECONDS, description="How long it works")] = 600,
+    seconds: Annotated[int, Query(ge=1, le=LONGEST_SECONDS, description="Lifetime of the link")] = 600,
 ) -> Link:
-    """Whoever has the link can fetch the file until it expires: another machine, a browser, a colleague.
+    """Anyone who has the link can download the file until the link expires. A link cannot be revoked.
 
-    With S3 the link leads straight to the bucket, so large files do not pass through this service. Otherwise it leads
-    here. It cannot be revoked. A file that carries a backdoor needs a key with the scope `artifacts:backdoored`.
+    With S3 the link leads directly to the bucket, so large files do not pass through this service; otherwise it leads
+    to `GET /v1/downloads/{token}`. A file that carries a backdoor requires a key with the scope
+    `artifacts:backdoored`.
     """
-    artifact = service.find(context, artifact_id)
+    artifact = service.get_artifact(context, artifact_id)
     check_scope(request, context, artifact)
     response.headers["Cache-Control"] = "no-store"
     return links.make(context, artifact, seconds, str(request.base_url))
@@ -97,13 +96,9 @@ def link(
 
 @router.get(
     "/downloads/{token}",
-    summary="Bytes of a file, by a link",
+    summary="Bytes of a file by its link",
     response_class=Response,
-    responses={
-        200: {"description": "The file.", "content": BYTES},
-        **PARTIAL,
-        **problems(404, 410, 416, 503),
-    },
+    responses=FILE,
 )
 @router.head("/downloads/{token}", include_in_schema=False)
 @public
@@ -115,16 +110,16 @@ async def download(
     if_none_match: IfNoneMatch = None,
     if_range: IfRange = None,
 ) -> Response:
-    """What `GET /v1/artifacts/{artifact_id}/link` leads to where the files are in a folder. It needs no key."""
+    """The target of `GET /v1/artifacts/{artifact_id}/link` if files are stored in a folder. It needs no key."""
     artifact = await run_in_threadpool(links.follow, context, token)
     return await serve(request, context, artifact)
 
 
 def check_scope(request: Request, context: Context, artifact: Artifact) -> None:
-    """Raises ForbiddenError if the file carries a backdoor, which this key may not have."""
+    """Raises ForbiddenError if the file carries a backdoor and the key lacks the scope for such files."""
     if artifact.details.get("backdoored"):
-        mark(request)
+        force_audit(request)
         if BACKDOORED not in context.principal.scopes:
             raise ForbiddenError(
-                f"this file carries a backdoor; it needs a key with the scope {BACKDOORED!r}"
+                f"this file carries a backdoor; it requires a key with the scope {BACKDOORED!r}"
             )

@@ -1,4 +1,4 @@
-"""What the artifact routes give."""
+"""Responses of the artifact routes."""
 
 from datetime import datetime
 from typing import Any
@@ -20,23 +20,23 @@ class ArtifactOut(BaseModel):
     media_type: str
     size: int = Field(description="Bytes.")
     sha256: str
-    details: dict[str, Any] = Field(description="A checkpoint says here whether it is `backdoored`.")
+    details: dict[str, Any] = Field(description="For example whether a checkpoint is `backdoored`.")
     created_at: datetime
     expired_at: datetime | None = Field(
-        description="Since when the file is gone by the retention policy; its content is then a 410. Null: it is there."
+        description="When the retention policy deleted the file, whose content is then a 410; null if it is stored."
     )
-    expired_why: str | None = Field(description="Which part of the policy let it go.")
+    expired_why: str | None = Field(description="The rule of the retention policy that deleted the file.")
     content: str = Field(description="Link to the bytes.")
 
 
 class Artifacts(BaseModel):
-    """The files of an experiment, by name."""
+    """The files of an experiment, sorted by name."""
 
     artifacts: list[ArtifactOut]
 
 
 class Link(BaseModel):
-    """Where to fetch a file without a key, and how to know that it is the right one."""
+    """A link to a file that needs no key, and the hash and size to check the download."""
 
     url: str
     expires_at: datetime

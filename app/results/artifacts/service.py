@@ -1,4 +1,4 @@
-"""Stored files: what there is, and which bytes of one a request asks for."""
+"""Stored files: their list, and which bytes a request asks for."""
 
 import re
 from typing import NamedTuple
@@ -12,48 +12,49 @@ from app.tables.experiments import require_experiment
 
 _RANGE = re.compile(r"bytes=\s*(\d*)-(\d*)\s*", re.ASCII)
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+LONGEST_RANGE = 60
 
 
-def listing(
-    context: Context, experiment_id: str, kind: str | None, arm: str | None, seed: int | None
-) -> Artifacts:
-    """The files of an experiment. Raises NotFoundError."""
-    with context.database.reading() as session:
-        require_experiment(session, experiment_id)
-        rows = repository.of(session, experiment_id, kind, arm, seed)
-    return Artifacts(artifacts=[_present(row) for row in rows])
-
-
-def find(context: Context, artifact_id: str) -> Artifact:
-    """Raises NotFoundError, and GoneError for a file that the retention policy let go."""
-    with context.database.reading() as session:
-        artifact = require(repository.get(session, artifact_id), "artifact", artifact_id)
-    if artifact.expired_at is not None:
-        raise GoneError(gone(artifact))
-    return artifact
-
-
-def gone(artifact: Artifact) -> str:
-    """Since when and why a file is not there any more."""
-    at = artifact.expired_at.isoformat(timespec="seconds") if artifact.expired_at else ""
-    return f"the file {artifact.name} was deleted at {at}: {artifact.expired_why}"
-
-
-class Part(NamedTuple):
+class ByteRange(NamedTuple):
     """The bytes ``[start, stop)`` of a file."""
 
     start: int
     stop: int
 
 
-def part(header: str | None, size: int) -> Part | None:
-    """The single range that a Range header asks for; None for the whole file.
+def list_artifacts(
+    context: Context, experiment_id: str, kind: str | None, arm: str | None, seed: int | None
+) -> Artifacts:
+    """The files of an experiment. Raises NotFoundError."""
+    with context.database.reading() as session:
+        require_experiment(session, experiment_id)
+        rows = repository.list_artifacts(session, experiment_id, kind, arm, seed)
+    return Artifacts(artifacts=[_present(row) for row in rows])
 
-    What RFC 9110 lets a server ignore (other units, several ranges, nonsense) is ignored.
-    Raises RangeError if the range lies outside the file.
+
+def get_artifact(context: Context, artifact_id: str) -> Artifact:
+    """Raises NotFoundError, or GoneError if the retention policy deleted the file."""
+    with context.database.reading() as session:
+        artifact = require(repository.get(session, artifact_id), "artifact", artifact_id)
+    if artifact.expired_at is not None:
+        raise GoneError(deletion_message(artifact))
+    return artifact
+
+
+def deletion_message(artifact: Artifact) -> str:
+    """When and why the retention policy deleted a file."""
+    at = artifact.expired_at.isoformat(timespec="seconds") if artifact.expired_at else ""
+    return f"the file {artifact.name} was deleted at {at}: {artifact.expired_why}"
+
+
+def parse_range(header: str | None, size: int) -> ByteRange | None:
+    """The single range of a Range header; None for the whole file.
+
+    Other units, several ranges and malformed headers are ignored, as RFC 9110 permits.
+    Raises RangeError if the range is outside the file.
     """
     match = _RANGE.fullmatch(header or "")
-    if match is None or match.groups() == ("", "") or len(header or "") > 60:
+    if match is None or match.groups() == ("", "") or len(header or "") > LONGEST_RANGE:
         return None
     first, last = match.groups()
     if first and last and int(first) > int(last):
@@ -62,11 +63,11 @@ def part(header: str | None, size: int) -> Part | None:
     stop = min(size, int(last) + 1) if first and last else size
     if start >= stop:
         raise RangeError(f"the file has {size} bytes", headers={"Content-Range": f"bytes */{size}"})
-    return Part(start, stop)
+    return ByteRange(start, stop)
 
 
 def file_name(artifact: Artifact) -> str:
-    """A name that is safe in a header and on any disk: ``seed-0/abl/curves.png`` as ``seed-0_abl_curves.png``."""
+    """A name that is safe in a header and on any disk: ``seed-0_abl_curves.png`` for ``seed-0/abl/curves.png``."""
     return _UNSAFE.sub("_", artifact.name.replace("/", "_")).lstrip(".") or "file"
 
 

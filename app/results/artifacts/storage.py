@@ -1,8 +1,8 @@
-"""Deletes stored content that no row needs any more, although a worker may be about to store the same content again.
+"""Deletes stored contents that no row refers to, even while a worker stores the same content again.
 
-Content lies under its own hash, so a file that is deleted for one experiment may be written for another at that very
-moment. Both sides hold the content's lock for the end of a transaction: who deletes looks for rows and deletes; who
-writes looks for the object, writes it again if it has just gone, and adds the row.
+An object's key is the hash of its content, so a file that is deleted for one experiment can be written for another at
+the same moment. Both sides lock the content until their transaction ends. The deleting side looks for rows and then
+deletes the object; the writing side writes the object unless it exists, and then adds its row.
 """
 
 import logging
@@ -20,15 +20,15 @@ log = logging.getLogger(__name__)
 CHUNK = 100
 
 
-def hold(session: Session, keys: Iterable[str]) -> None:
-    """Lock contents until the transaction ends. SQLite has one writer at a time anyway."""
+def lock_contents(session: Session, keys: Iterable[str]) -> None:
+    """Lock contents until the transaction ends. SQLite needs no lock: it has one writer at a time."""
     if session.get_bind().dialect.name == "postgresql":
-        for key in sorted(keys):
+        for key in sorted(keys):  # in one order, so that two transactions cannot deadlock
             session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(key, 0))))
 
 
-def needed(session: Session, keys: Iterable[str]) -> set[str]:
-    """Those of the contents that some row still has."""
+def referenced(session: Session, keys: Iterable[str]) -> set[str]:
+    """The contents that at least one row refers to."""
     digests = {key.rpartition("/")[2]: key for key in keys}
     rows = session.scalars(
         select(Artifact.sha256).where(Artifact.sha256.in_(digests), Artifact.expired_at.is_(None)).distinct()
@@ -36,31 +36,31 @@ def needed(session: Session, keys: Iterable[str]) -> set[str]:
     return {digests[digest] for digest in rows}
 
 
-def weigh(session: Session, experiments: Iterable[str]) -> None:
-    """Write down how many bytes the files of these experiments have. For whoever adds files or lets them go."""
+def update_stored_bytes(session: Session, experiment_ids: Iterable[str]) -> None:
+    """Recompute `Experiment.stored_bytes`. Required after adding, deleting or expiring files."""
     session.flush()
-    mine = (Artifact.experiment_id == Experiment.id, Artifact.expired_at.is_(None))
-    size = select(func.coalesce(func.sum(Artifact.size), 0)).where(*mine).scalar_subquery()
-    for chunk in _chunks(sorted(experiments)):
+    of_experiment = (Artifact.experiment_id == Experiment.id, Artifact.expired_at.is_(None))
+    size = select(func.coalesce(func.sum(Artifact.size), 0)).where(*of_experiment).scalar_subquery()
+    for chunk in _chunks(sorted(experiment_ids)):
         session.execute(update(Experiment).where(Experiment.id.in_(chunk)).values(stored_bytes=size))
 
 
-def drop(database: Database, objects: Objects, keys: Iterable[str]) -> int:
-    """Delete those of the contents that no row has, after the transaction that removed the rows. Returns how many.
+def delete_unreferenced(database: Database, objects: Objects, keys: Iterable[str]) -> int:
+    """Delete the contents that no row refers to. Returns their number. Call it after the rows are deleted.
 
-    What cannot be deleted is logged and stays an orphan, which `app.operations.housekeeping` collects.
+    A content that cannot be deleted is logged and becomes an orphan, which `app.operations.housekeeping` collects.
     """
-    dropped = 0
+    deleted = 0
     for chunk in _chunks(sorted(keys)):
         try:
             with database.whole.writing() as session:
-                hold(session, chunk)
-                gone = set(chunk) - needed(session, chunk)
-                objects.delete_all(gone)
-            dropped += len(gone)
+                lock_contents(session, chunk)
+                unreferenced = set(chunk) - referenced(session, chunk)
+                objects.delete_all(unreferenced)
+            deleted += len(unreferenced)
         except ObjectStoreError as error:
-            log.warning("files were left behind: %s", error)
-    return dropped
+            log.warning("stored files could not be deleted: %s", error)
+    return deleted
 
 
 def _chunks(keys: list[str]) -> Iterable[list[str]]:

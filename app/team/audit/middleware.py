@@ -1,9 +1,9 @@
-"""Writes the audit log: one row for each request that may change something, and for what a route marks.
+"""Writes the audit log: one entry for each request that can change something or that calls `force_audit`.
 
-The row is written before the answer leaves, so whoever has the answer finds the request in the log. It is a
-transaction of its own, because it also tells of requests that were refused or broke. A process that is killed
-between the two leaves a change without its row. Requests without a good key have nobody to tell of; they are in the
-service's log.
+The entry is written before the response is sent, so a client that has the response finds its request in the log. It is
+written in a transaction of its own, because requests that are rejected or fail are logged too; a process that is
+killed between the two transactions leaves a change without an entry. Requests without a valid key have no owner and
+appear only in the service's log.
 """
 
 import logging
@@ -25,13 +25,13 @@ SAFE = ("GET", "HEAD", "OPTIONS")
 LONGEST_PATH = 300
 
 
-def mark(request: Request) -> None:
-    """Have this request in the audit log although it changes nothing."""
+def force_audit(request: Request) -> None:
+    """Put a request into the audit log even if it changes nothing."""
     request.scope["audited"] = True
 
 
-class Trail:
-    """Middleware inside `app.core.request_middleware.Surround`, which gives each request its id."""
+class AuditMiddleware:
+    """Writes the entries. It must be inside `app.core.request_middleware`, which sets the id of the request."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -39,18 +39,18 @@ class Trail:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
-                await _note(scope, message["status"], Headers(raw=message["headers"]).get("location"))
+                await _write_entry(scope, message["status"], Headers(raw=message["headers"]).get("location"))
             await send(message)
 
         try:
             await self.app(scope, receive, sending)
         except Exception:
-            await _note(scope, 500)
+            await _write_entry(scope, 500)
             raise
 
 
 def of_command(user: str, words: str, location: str) -> AuditEntry:
-    """An entry for what the command line did on the database, past the API."""
+    """An entry for a command that changed the database directly, without the API."""
     return AuditEntry(
         at=utcnow(),
         request_id=uuid4().hex,
@@ -65,7 +65,7 @@ def of_command(user: str, words: str, location: str) -> AuditEntry:
     )
 
 
-async def _note(scope: Scope, status: int, location: str | None = None) -> None:
+async def _write_entry(scope: Scope, status: int, location: str | None = None) -> None:
     principal: Principal | None = scope.get("principal")
     if principal is None or not _is_audited(scope):
         return
@@ -83,11 +83,11 @@ async def _note(scope: Scope, status: int, location: str | None = None) -> None:
         "location": location[:LONGEST_PATH] if location else None,
     }
     try:
-        await run_in_threadpool(_write, scope["app"].state.context.database.whole, entry)
+        await run_in_threadpool(_insert, scope["app"].state.context.database.whole, entry)
     except SQLAlchemyError as error:
-        # What was done is done, and the answer must not say otherwise.
+        # The request has taken effect, so it must not be answered with an error.
         log.error(
-            "not in the audit log: %s %s by %s (%s), answered %d, request %s: %s",
+            "no audit entry: %s %s by %s (%s), status %d, request %s: %s",
             entry["method"],
             entry["path"],
             entry["owner"],
@@ -104,6 +104,6 @@ def _is_audited(scope: Scope) -> bool:
     return scope["method"] not in SAFE and scope_of(scope.get("endpoint"), scope["method"]) != READ
 
 
-def _write(database: Database, entry: dict[str, Any]) -> None:
+def _insert(database: Database, entry: dict[str, Any]) -> None:
     with database.writing() as session:
         write(session, AuditEntry, [entry])

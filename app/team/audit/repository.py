@@ -1,4 +1,4 @@
-"""Queries about the audit log. There is none that changes it, and the database would refuse one."""
+"""Queries about the audit log. None changes an entry; triggers of the database would reject that."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from app.tables.audit import AuditEntry
 
 
 def page(session: Session, owner: str | None, before: int | None, limit: int) -> Sequence[AuditEntry]:
-    """Entries, the newest first; None is any owner, and the newest."""
+    """Entries with an id less than ``before``, newest first; None is no filter."""
     query = select(AuditEntry).order_by(AuditEntry.id.desc()).limit(limit)
     if owner is not None:
         query = query.where(AuditEntry.owner == owner)

@@ -1,4 +1,4 @@
-"""What the audit route gives."""
+"""Response of the audit route."""
 
 from datetime import datetime
 
@@ -6,27 +6,25 @@ from pydantic import BaseModel, Field
 
 
 class AuditOut(BaseModel):
-    """One request."""
+    """One request or command."""
 
     id: int
     at: datetime
-    request_id: str = Field(description="The answer's X-Request-ID.")
+    request_id: str = Field(description="The X-Request-ID of the response.")
     owner: str
-    key: str | None = Field(description="The API key's prefix; null while the service was open.")
-    client: str = Field(
-        description="Address that the request came from; of a command the user of the system."
-    )
-    method: str = Field(description="COMMAND: no request, but `bdlab` on the database itself.")
+    key: str | None = Field(description="The API key's prefix; null if the service was open.")
+    client: str = Field(description="Address of the client; for a command the system user.")
+    method: str = Field(description="COMMAND for a `bdlab` command that changed the database directly.")
     route: str = Field(examples=["/v1/experiments/{experiment_id}:cancel"])
     path: str
-    status: int = Field(description="The answer's status; of a command its exit code.")
+    status: int = Field(description="Status of the response; for a command its exit code.")
     location: str | None = Field(
-        description="What it made: the answer's `Location`; of a command what it changed. Null if it made nothing."
+        description="The created resource: `Location` of the response; for a command what it changed."
     )
 
 
 class Audit(BaseModel):
-    """One page of the audit log, the newest first."""
+    """One page of the audit log, newest first."""
 
     entries: list[AuditOut]
-    next: str | None = Field(description="Link to the next page; null on the last.")
+    next: str | None = Field(description="Link to the next page; null on the last page.")

@@ -1,4 +1,4 @@
-"""Queries about keys and owners, on sessions that see all."""
+"""Queries about keys and owners, on sessions that are not filtered by owner."""
 
 from collections.abc import Sequence
 from datetime import date, datetime, timedelta
@@ -11,7 +11,7 @@ from app.tables.owners import Owner
 
 
 def any_key(session: Session) -> bool:
-    """Whether a key was ever made."""
+    """Whether a key was ever created."""
     return session.scalar(select(ApiKey.id).limit(1)) is not None
 
 
@@ -20,13 +20,13 @@ def by_prefix(session: Session, prefix: str) -> ApiKey | None:
 
 
 def touch(session: Session, key_id: str, now: datetime, interval: timedelta) -> None:
-    """Note that a key was used, unless that was noted within the interval."""
+    """Set when a key was last used, unless that was set within the interval."""
     stale = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < now - interval)
     session.execute(update(ApiKey).where(ApiKey.id == key_id, stale).values(last_used_at=now))
 
 
 def page(session: Session, after: tuple[datetime, str] | None, limit: int | None) -> Sequence[ApiKey]:
-    """Keys, newest first, after the position ``after``."""
+    """Keys, newest first, starting after ``after``."""
     query = select(ApiKey).order_by(ApiKey.created_at.desc(), ApiKey.id.desc()).limit(limit)
     if after is not None:
         query = query.where(tuple_(ApiKey.created_at, ApiKey.id) < after)
@@ -44,7 +44,7 @@ def owners(session: Session, after: str | None, limit: int) -> Sequence[Owner]:
 
 
 def device_seconds(session: Session, owner_id: str, since: date) -> float:
-    """What the attempts that have ended since then took."""
+    """Total duration of the attempts that ended since then."""
     query = select(func.sum(DeviceTime.seconds)).where(
         DeviceTime.owner_id == owner_id, DeviceTime.day >= since
     )

@@ -2,12 +2,12 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Path, Response
+from fastapi import APIRouter, Body, Depends, Path, Request, Response
 
 from app.core.context import Ctx
 from app.core.openapi import problems
 from app.core.query_parameters import only_known
-from app.core.routing import Cursor, JsonBody, Limit
+from app.core.routing import Cursor, JsonBody, Limit, paged
 from app.core.security import ADMIN, needs
 from app.team.keys import service
 from app.team.keys.schemas import KeyOut, KeyRequest, Keys, LimitsIn, Me, NewKeyOut, OwnerOut, Owners
@@ -17,13 +17,13 @@ router = APIRouter(prefix="/v1", tags=["keys"], dependencies=[Depends(only_known
 
 KEYS: dict[str, Any] = {
     "reader": {
-        "summary": "A key that may only look, for 90 days",
+        "summary": "A read-only key for 90 days",
         "value": {"owner": "vision-team", "scopes": ["read"], "label": "dashboard", "expires_in_days": 90},
     }
 }
 LIMITS: dict[str, Any] = {
     "small": {
-        "summary": "Two experiments at a time, ten in the queue, one GPU day in 30 days",
+        "summary": "Two running and ten queued experiments, one day of device time in 30 days",
         "value": {"running": 2, "queued": 10, "device_seconds": 86400},
     }
 }
@@ -33,58 +33,59 @@ OwnerName = Annotated[str, Path(description="The owner's name.")]
 
 @router.get("/me", summary="Who am I?", responses=problems(422))
 def me(context: Ctx) -> Me:
-    """The owner that the key acts for, the key's scopes, and how much of the owner's quotas is used."""
+    """The owner and the scopes of the key, and the usage of the owner's quotas."""
     return service.describe_caller(context)
 
 
-@router.post("/keys", status_code=201, summary="Make an API key", responses=problems(400, 413, 415, 422))
+@router.post("/keys", status_code=201, summary="Create an API key", responses=problems(400, 413, 415, 422))
 @needs(ADMIN)
 def create(
     context: Ctx,
-    asked: Annotated[KeyRequest, Body(openapi_examples=KEYS)],
+    body: Annotated[KeyRequest, Body(openapi_examples=KEYS)],
     response: Response,
     _json: JsonBody,
 ) -> NewKeyOut:
-    """The answer holds the key, this once. The first key that is made closes the service to all without one."""
-    made = service.create(context.database, Pepper(context.settings), asked)
-    response.headers["Location"] = f"/v1/keys/{made.prefix}"
-    return made
+    """The response contains the key, which cannot be shown again. Once the first key exists, every request requires a
+    key."""
+    key = service.create(context.database, Pepper(context.settings), body)
+    response.headers["Location"] = f"/v1/keys/{key.prefix}"
+    return key
 
 
-@router.get("/keys", summary="List API keys", responses=problems(400, 422))
+@router.get("/keys", response_model=Keys, summary="List API keys", responses=problems(400, 422))
 @needs(ADMIN)
-def listing(context: Ctx, limit: Limit = 50, cursor: Cursor = None) -> Keys:
-    """Keys of all owners, the newest first, also those that were revoked or have expired."""
+def listing(request: Request, context: Ctx, limit: Limit = 50, cursor: Cursor = None) -> Response:
+    """Keys of all owners, newest first, including revoked and expired keys."""
     keys, following = service.list_keys(context, limit, cursor)
-    return Keys(keys=keys, next=_link("keys", following, limit))
+    return paged(request, following, lambda link: Keys(keys=keys, next=link))
 
 
 @router.get("/keys/{key_id}", summary="One API key", responses=problems(404, 422))
 @needs(ADMIN)
 def get(key_id: KeyId, context: Ctx) -> KeyOut:
-    """What is known of a key; never its secret part."""
+    """A key without its secret part."""
     return service.get(context.database, key_id)
 
 
 @router.post("/keys/{key_id}:revoke", summary="Revoke an API key", responses=problems(404, 422))
 @needs(ADMIN)
 def revoke(key_id: KeyId, context: Ctx) -> KeyOut:
-    """The key is refused from now on, by other API processes within a second. Doing it twice does no harm."""
+    """The key is rejected from now on; other API processes reject it within a second. Idempotent."""
     return service.revoke(context.database, key_id)
 
 
-@router.get("/owners", summary="List owners", responses=problems(400, 422))
+@router.get("/owners", response_model=Owners, summary="List owners", responses=problems(400, 422))
 @needs(ADMIN)
-def owners(context: Ctx, limit: Limit = 50, cursor: Cursor = None) -> Owners:
-    """Everyone whom keys act for, by name, with the limits of their own."""
+def owners(request: Request, context: Ctx, limit: Limit = 50, cursor: Cursor = None) -> Response:
+    """All owners, sorted by name, with the limits set for them."""
     page, following = service.list_owners(context, limit, cursor)
-    return Owners(owners=page, next=_link("owners", following, limit))
+    return paged(request, following, lambda link: Owners(owners=page, next=link))
 
 
 @router.get("/owners/{owner}/limits", summary="An owner's limits", responses=problems(404, 422))
 @needs(ADMIN)
 def get_limits(owner: OwnerName, context: Ctx) -> OwnerOut:
-    """The owner's own limits; those that are null are as in the settings."""
+    """The limits set for the owner; null is the limit of the settings."""
     return service.get_owner(context.database, owner)
 
 
@@ -98,9 +99,5 @@ def set_limits(
     limits: Annotated[LimitsIn, Body(openapi_examples=LIMITS)],
     _json: JsonBody,
 ) -> OwnerOut:
-    """All of them at once; one that is left out is as in the settings again."""
+    """Replaces all limits of the owner; an omitted limit reverts to that of the settings."""
     return service.set_limits(context.database, owner, limits)
-
-
-def _link(what: str, cursor: str | None, limit: int) -> str | None:
-    return f"/v1/{what}?cursor={cursor}&limit={limit}" if cursor is not None else None

@@ -1,8 +1,8 @@
-"""What an API key looks like, and how it is kept.
+"""The format of API keys, and their digests.
 
-``bdlab_<prefix>_<secret>``: the prefix finds the row and may be shown, the secret is 32 random bytes. With that much
-randomness a slow hash adds nothing; the pepper, which is not in the database, keeps a copy of the database from
-being enough to test guesses.
+A key is ``bdlab_<prefix>_<secret>``. The prefix finds the row and is not secret; the secret is 32 random bytes. With
+that much randomness a slow hash adds nothing. The pepper is not in the database, so a copy of the database is not
+enough to test guesses.
 """
 
 import re
@@ -21,7 +21,7 @@ _KEY = re.compile(rf"bdlab_([{ALPHABET}]{{{PREFIX}}})_[A-Za-z0-9_-]{{43}}")
 
 
 class NewKey(NamedTuple):
-    """A key, and what is stored of it."""
+    """A key, and the parts of it that are stored."""
 
     key: str
     prefix: str
@@ -29,11 +29,11 @@ class NewKey(NamedTuple):
 
 
 class Pepper:
-    """Turns keys into digests. The same settings on every host give the same digests."""
+    """Computes the digests of keys. Equal settings on all hosts give equal digests."""
 
     def __init__(self, settings: Settings) -> None:
-        given = settings.key_pepper.get_secret_value()
-        self._pepper = given.encode() if given else secret_of(settings)
+        pepper = settings.key_pepper.get_secret_value()
+        self._pepper = pepper.encode() if pepper else secret_of(settings)
 
     def new(self) -> NewKey:
         """A random key."""
@@ -45,7 +45,7 @@ class Pepper:
         return hmac(self._pepper, key.encode(), sha256).hexdigest()
 
     def fits(self, key: str, digest: str) -> bool:
-        """Whether this is the key; takes the same time whatever differs."""
+        """Whether ``digest`` is that of ``key``, compared in constant time."""
         return compare_digest(self.digest(key), digest)
 
 

@@ -1,7 +1,7 @@
-"""Making, listing and revoking keys, and setting owners' limits. Every function has committed when it returns.
+"""Keys, owners and their limits. Every function has committed when it returns.
 
-They work on the whole database: the command line uses them where the service's settings are, and the routes need
-the scope ``admin``.
+All functions but `describe_caller` see all owners: the routes require the scope ``admin``, and the command line calls
+these functions directly where it has the settings of the service.
 """
 
 from datetime import timedelta
@@ -20,21 +20,21 @@ from app.team.keys.schemas import KeyOut, KeyRequest, LimitsIn, Me, NewKeyOut, O
 from app.team.keys.secrets import Pepper, prefix_of
 
 
-def create(database: Database, pepper: Pepper, asked: KeyRequest) -> NewKeyOut:
-    """Make a key, and its owner if it is new. The key is in the answer and nowhere else."""
+def create(database: Database, pepper: Pepper, request: KeyRequest) -> NewKeyOut:
+    """Create a key, and its owner if it is new. The key is in the result and stored nowhere."""
     new, now = pepper.new(), utcnow()
     with database.whole.writing() as session:
-        owner = repository.owner(session, asked.owner)
+        owner = repository.owner(session, request.owner)
         if owner is None:
-            owner = Owner(id=new_id(), name=asked.owner, created_at=now)
+            owner = Owner(id=new_id(), name=request.owner, created_at=now)
         row = ApiKey(
             prefix=new.prefix,
             digest=new.digest,
             owner=owner,
-            label=asked.label,
-            scopes=sorted(set(asked.scopes)),
+            label=request.label,
+            scopes=sorted(set(request.scopes)),
             created_at=now,
-            expires_at=now + timedelta(days=asked.expires_in_days) if asked.expires_in_days else None,
+            expires_at=now + timedelta(days=request.expires_in_days) if request.expires_in_days else None,
         )
         session.add(row)
         session.flush()
@@ -42,29 +42,22 @@ def create(database: Database, pepper: Pepper, asked: KeyRequest) -> NewKeyOut:
 
 
 def describe_caller(context: Context) -> Me:
-    """Who sent the request, and how much of the owner's quotas is used."""
+    """The sender of the request, and the usage of the owner's quotas."""
     principal = context.principal
-    limits = principal.limits
     with context.database.reading() as session:
-        used = {
-            "queued": Use(used=quotas.queued(session), limit=limits.queued),
-            "running": Use(used=quotas.running(session), limit=limits.running),
-            "device_seconds": Use(used=round(quotas.device_seconds(session), 1), limit=limits.device_seconds),
-            "bytes": Use(used=quotas.stored_bytes(session), limit=limits.bytes),
-            "webhooks": Use(used=quotas.webhooks(session), limit=limits.webhooks),
-        }
+        usage = quotas.usage(session)
     return Me(
         owner=principal.owner,
         key=principal.key,
         scopes=sorted(principal.scopes),
         open=principal.key is None,
-        requests_per_minute=limits.requests,
-        quotas=used,
+        requests_per_minute=principal.limits.requests,
+        quotas={name: Use(used=round(used, 1), limit=limit) for name, (used, limit) in usage.items()},
     )
 
 
 def list_keys(context: Context, limit: int, cursor: str | None) -> tuple[list[KeyOut], str | None]:
-    """One page of all owners' keys, newest first, and the cursor of the next. Raises BadRequestError."""
+    """One page of keys, newest first, and the cursor of the next page. Raises BadRequestError."""
     with context.database.whole.reading() as session:
         rows, following = paginate_by_age(
             context.signer, "keys", cursor, limit, lambda after, most: repository.page(session, after, most)
@@ -73,27 +66,27 @@ def list_keys(context: Context, limit: int, cursor: str | None) -> tuple[list[Ke
 
 
 def all_keys(database: Database) -> list[KeyOut]:
-    """Every key, newest first."""
+    """All keys, newest first."""
     with database.whole.reading() as session:
         return [present(row) for row in repository.page(session, None, None)]
 
 
 def get(database: Database, key_id: str) -> KeyOut:
-    """A key by its id, its prefix, or by itself. Raises NotFoundError."""
+    """The key with this id or prefix, or this key. Raises NotFoundError."""
     with database.whole.reading() as session:
-        return present(_found(session, key_id))
+        return present(_require_key(session, key_id))
 
 
 def revoke(database: Database, name: str) -> KeyOut:
-    """Make a key useless, by its id, its prefix, or by itself; doing it twice does no harm. Raises NotFoundError."""
+    """Revoke the key with this id or prefix, or this key. Idempotent. Raises NotFoundError."""
     with database.whole.writing() as session:
-        row = _found(session, name)
+        row = _require_key(session, name)
         row.revoked_at = row.revoked_at or utcnow()
         return present(row)
 
 
 def list_owners(context: Context, limit: int, cursor: str | None) -> tuple[list[OwnerOut], str | None]:
-    """One page of owners sorted by name, and the cursor of the next. Raises BadRequestError."""
+    """One page of owners sorted by name, and the cursor of the next page. Raises BadRequestError."""
     with context.database.whole.reading() as session:
         rows, following = paginate(
             context.signer,
@@ -103,39 +96,39 @@ def list_owners(context: Context, limit: int, cursor: str | None) -> tuple[list[
             lambda after, most: repository.owners(session, after[0] if after else None, most),
             lambda owner: [owner.name],
         )
-        return [_owner(row) for row in rows], following
+        return [_present_owner(row) for row in rows], following
 
 
 def set_limits(database: Database, name: str, limits: LimitsIn) -> OwnerOut:
-    """Give an owner limits of its own, instead of those it had. Raises NotFoundError."""
+    """Replace the limits of an owner. Raises NotFoundError."""
     with database.whole.writing() as session:
-        row = _named(session, name)
+        row = _require_owner(session, name)
         for field, value in limits.model_dump().items():
             setattr(row, f"max_{field}", value)
-        return _owner(row)
+        return _present_owner(row)
 
 
 def get_owner(database: Database, name: str) -> OwnerOut:
     """Raises NotFoundError."""
     with database.whole.reading() as session:
-        return _owner(_named(session, name))
+        return _present_owner(_require_owner(session, name))
 
 
 def present(row: ApiKey) -> KeyOut:
-    """A key as the API shows it."""
+    """A key without its secret part."""
     fields = {name: getattr(row, name) for name in KeyOut.model_fields if name != "owner"}
     return KeyOut(**fields, owner=row.owner.name)
 
 
-def _named(session: Session, name: str) -> Owner:
+def _require_owner(session: Session, name: str) -> Owner:
     return require(repository.owner(session, name), "owner", name)
 
 
-def _owner(row: Owner) -> OwnerOut:
+def _present_owner(row: Owner) -> OwnerOut:
     limits = LimitsIn(**{field: getattr(row, f"max_{field}") for field in LimitsIn.model_fields})
     return OwnerOut(name=row.name, created_at=row.created_at, limits=limits)
 
 
-def _found(session: Session, name: str) -> ApiKey:
+def _require_key(session: Session, name: str) -> ApiKey:
     row = session.get(ApiKey, name) or repository.by_prefix(session, prefix_of(name) or name)
     return require(row, "API key", name)
