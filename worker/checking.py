@@ -201,7 +201,7 @@ def _finish(database: Database, objects: Objects, upload: Upload, found: Found) 
             row.reason = None if found.reason is None else _printable(found.reason)
             row.facts, row.version = found.facts, found.version
             row.checked_at, row.claimed_until = utcnow(), None
-            outbox.upload_checked(session, row)
+            outbox.emit_upload_event(session, row)
     if row is None and not gone:
         return None
     # Nobody reads these again: a refused file, a data set that was converted, one that was deleted meanwhile.

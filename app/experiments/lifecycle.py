@@ -66,7 +66,7 @@ def claim(session: Session, experiment_id: str, worker: str, lease_seconds: floa
     session.add(Attempt(experiment_id=experiment_id, number=attempt, worker=worker, started_at=now))
     emit(session, experiment_id, "state", {"status": RUNNING, "attempt": attempt})
     if first_at == now:
-        outbox.experiment_changed(session, session.get_one(Experiment, experiment_id), "started", None)
+        outbox.emit_experiment_event(session, session.get_one(Experiment, experiment_id), "started", None)
     return int(attempt)
 
 
@@ -240,7 +240,7 @@ def _end(session: Session, experiment: Experiment, status: str, reason: str | No
     if status == SUCCEEDED:
         experiment.progress = {**experiment.progress, "fraction": 1.0, "seconds_left": 0}
     emit(session, experiment.id, "state", _state(experiment, reason))
-    outbox.experiment_changed(session, experiment, status, reason)
+    outbox.emit_experiment_event(session, experiment, status, reason)
     metrics.after_commit(session, metrics.ENDED.labels(status).inc)
 
 

@@ -169,7 +169,7 @@ def delete_rows(session: Session, ids: Sequence[str]) -> set[str]:
     """Delete experiments that do not run and are locked. Returns their objects, of which
     `delete_unreferenced` then deletes those that no other experiment needs."""
     keys = repository.object_keys(session, ids)
-    outbox.experiments_go(session, ids)
+    outbox.check_sweeps_before_deletion(session, ids)
     indexing.forget(session, ids)
     session.execute(delete(Experiment).where(Experiment.id.in_(ids)))
     return keys

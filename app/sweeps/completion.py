@@ -11,7 +11,7 @@ from app.webhooks import outbox, repository
 def finish_sweeps(database: Database) -> None:
     """Announce every sweep and study whose last experiment has ended. The relay calls this regularly."""
     with database.reading() as session:
-        ids = repository.perhaps_finished(session)
+        ids = repository.sweeps_to_check(session)
     for sweep_id in ids:
         with database.writing() as session:
             finish_sweep(session, sweep_id)
@@ -24,14 +24,14 @@ def finish_sweep(session: Session, sweep_id: str) -> None:
     rows in a later query, and removes them with the one event that tells of them.
     """
     sweep = session.get(Sweep, sweep_id, with_for_update=True)  # two senders must not both tell of it
-    ids = repository.endings(session, sweep_id)
+    ids = repository.list_endings(session, sweep_id)
     if not ids:
         return
     standing = batch.standings(session, [sweep_id])[sweep_id]
     if standing.status in ("queued", "running"):
-        repository.forget_endings(session, sweep_id, ids)
+        repository.delete_endings(session, sweep_id, ids)
         return
-    repository.forget_endings(session, sweep_id)
+    repository.delete_endings(session, sweep_id)
     if sweep is None:  # deleted meanwhile
         return
     here = f"{batch.PATHS[sweep.kind]}/{sweep_id}"

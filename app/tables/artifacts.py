@@ -10,7 +10,7 @@ from app.core.database import Base, Json, UtcDateTime, new_id
 
 
 class Artifact(Base):
-    """A file in the object store. ``object_key`` holds the content's hash: equal files share one object."""
+    """A file in the object store. ``object_key`` contains the hash of the content: equal files share one object."""
 
     __tablename__ = "artifacts"
     __table_args__ = (UniqueConstraint("experiment_id", "name"),)
@@ -28,5 +28,5 @@ class Artifact(Base):
     details: Mapped[dict[str, Any]] = mapped_column(Json)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     expired_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    """Since when there is no file any more, by the retention policy; ``expired_why`` says by which part of it."""
+    """When the retention policy deleted the file; ``expired_why`` is the rule."""
     expired_why: Mapped[str | None] = mapped_column(Text)

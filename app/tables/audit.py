@@ -1,4 +1,4 @@
-"""The audit log. Triggers of the database refuse every update and delete (the migration that makes it)."""
+"""The audit log. Database triggers, created by the migration of this table, reject every update and delete."""
 
 from datetime import datetime
 
@@ -9,7 +9,7 @@ from app.core.database import Base, BigId, UtcDateTime
 
 
 class AuditEntry(Base):
-    """One request: who, what, when, and how it ended. Nothing refers to an owner's row, so that it stays true."""
+    """One request: sender, route, time and outcome. It refers to no other row, so it does not change with any."""
 
     __tablename__ = "audit"
     __table_args__ = (Index("ix_audit_owner", "owner", "id"),)

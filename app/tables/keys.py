@@ -1,4 +1,4 @@
-"""Tables of API keys, and of the device time that owners have used."""
+"""Tables of API keys and of the device time of owners."""
 
 from datetime import date, datetime
 
@@ -10,8 +10,10 @@ from app.tables.owners import Owner
 
 
 class ApiKey(Base):
-    """A key that acts for an owner. ``digest`` is the HMAC of the whole key under the pepper; the key itself is
-    shown once and stored nowhere. Rows are never deleted: one that is there, even revoked, closes the service."""
+    """A key of an owner. ``digest`` is the HMAC of the key with the pepper; the key itself is not stored.
+
+    Rows are never deleted: the service is open only as long as there is none, not even a revoked one.
+    """
 
     __tablename__ = "api_keys"
 
@@ -32,7 +34,7 @@ class ApiKey(Base):
 class DeviceTime(Base):
     """Seconds for which workers ran an owner's experiments, by the UTC day on which each attempt ended.
 
-    It outlives the experiments, so that deleting one gives no time back.
+    Rows outlive the experiments, so deleting an experiment does not reduce the usage.
     """
 
     __tablename__ = "device_time"

@@ -1,4 +1,4 @@
-"""The leaderboard's cells, kept up to date with every result."""
+"""Tables of the leaderboard, updated with every result."""
 
 from sqlalchemy import Float, ForeignKey, String, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
@@ -10,9 +10,10 @@ _PAIR = ("dataset", "model", "attack", "defense")
 
 
 class LeaderboardSetting(Owned, Base):
-    """An attack and a defense with all their fields, on one data set and model. ``seeds``: how many are done.
+    """An attack and a defense with all their fields, on one dataset and model. ``seeds``: number of seeds with results.
 
-    Of the settings of a pair the index finds at once the one with the most seeds, and among equals the newest.
+    The indexes end with the seeds and the id: the setting of a pair with the most seeds, the newest among equals, is
+    one lookup.
     """
 
     __tablename__ = "leaderboard_settings"
@@ -33,7 +34,7 @@ class LeaderboardSetting(Owned, Base):
 
 
 class LeaderboardValue(Base):
-    """The numbers of one seed of a setting. Where several experiments computed it, those of the newest."""
+    """The numbers of one seed of a setting, from the newest of the experiments that computed it."""
 
     __tablename__ = "leaderboard_values"
 

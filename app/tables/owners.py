@@ -1,18 +1,18 @@
-"""Whose a row is: the table of owners, and the filter that every query of a request passes through.
+"""Owners, and the filter by owner that applies to every query of a request.
 
-An owner is a person, a team or a project; several API keys may act for one. While the service is open, which it is on
-loopback as long as no key was made, everything belongs to the owner `LOCAL`.
+An owner is a person, a team or a project, and can have several API keys. While the service is open (on loopback, until
+the first key is created) everything belongs to the owner `LOCAL`.
 
-How a new domain uses this: let its main table inherit `Owned` beside `Base`, add `owned_index` for its lists, and
-do all queries on the sessions of the route's ``Ctx``. On such a session, which is bound to the request's owner,
+To use this in a new domain, let its main table inherit `Owned` beside `Base`, add an `owned_index` for its lists, and
+query only on the sessions of the route's ``Ctx``. Such a session is bound to the owner of the request:
 
-- every ORM select, update and delete of an `Owned` table, in joins and subqueries too, sees the owner's rows alone,
-  so that a foreign id is simply not there, and a 404;
-- every new object of an `Owned` table that is added becomes the owner's.
+- Every ORM select, update and delete of an `Owned` table, also in joins and subqueries, sees only the rows of the
+  owner. So the id of another owner's row is a 404.
+- Every object of an `Owned` table that is added gets the owner.
 
-Tables that hang on an owned row (artifacts, events) need no column: query them through their parent, by a join, or
-after the parent was found on the same session. Core statements on ``Table`` objects and raw SQL are not filtered;
-do not use them there. Relay and workers work on sessions without an owner, which see all.
+Tables that depend on an owned row (artifacts, events) need no owner column: query them by a join with the owned table,
+or after the owned row was found on the same session. Core statements on ``Table`` objects and raw SQL are not
+filtered; do not use them there. The relay and the workers use sessions without an owner, which see all rows.
 """
 
 from datetime import datetime
@@ -34,7 +34,7 @@ from app.core.security import LOCAL
 
 
 class Owner(Base):
-    """A person, a team or a project. A limit that is null is the one of the settings."""
+    """A person, a team or a project. Null limits are those of the settings."""
 
     __tablename__ = "owners"
 
@@ -48,7 +48,7 @@ class Owner(Base):
     max_webhooks: Mapped[int | None] = mapped_column()
     max_requests: Mapped[int | None] = mapped_column()
     served_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    """When a worker last took one of the owner's experiments."""
+    """When a worker last claimed one of the owner's experiments."""
 
 
 class Owned:
@@ -58,23 +58,23 @@ class Owned:
 
 
 def owned_index(name: str, *columns: str) -> Index:
-    """An index for lists: the owner comes first, because every list is of one owner."""
+    """An index for lists. The owner is its first column, because a list contains the rows of one owner."""
     return Index(name, "owner_id", *columns)
 
 
 @event.listens_for(Session, "do_orm_execute")
-def _filter(state: ORMExecuteState) -> None:
+def _filter_by_owner(state: ORMExecuteState) -> None:
     owner: str | None = state.session.info.get(OWNER)
     if owner is None or state.is_column_load:
         return
     if state.is_select or state.is_update or state.is_delete:
-        state.statement = state.statement.options(_only(owner))
+        state.statement = state.statement.options(_criteria(owner))
     elif _is_owned(state):
-        raise RuntimeError("a request adds owned rows with session.add, so that they get their owner")
+        raise RuntimeError("rows with an owner must be added with session.add, which sets the owner")
 
 
 @lru_cache(1024)
-def _only(owner: str) -> LoaderCriteriaOption:
+def _criteria(owner: str) -> LoaderCriteriaOption:
     return with_loader_criteria(Owned, lambda table: table.owner_id == owner, include_aliases=True)
 
 
@@ -84,7 +84,7 @@ def _is_owned(state: ORMExecuteState) -> bool:
 
 
 @event.listens_for(Session, "before_flush")
-def _stamp(session: Session, _context: Any, _instances: Any) -> None:
+def _set_owner(session: Session, _context: Any, _instances: Any) -> None:
     owner: str | None = session.info.get(OWNER)
     if owner is None:
         return

@@ -1,4 +1,4 @@
-"""Tables of numbers: time series and final results."""
+"""Tables of time series and final results."""
 
 from sqlalchemy import Float, ForeignKey, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
@@ -7,7 +7,7 @@ from app.core.database import Base
 
 
 class MetricPoint(Base):
-    """One point of a time series; reporting an epoch again replaces it."""
+    """One point of a time series. Recording an epoch again replaces it."""
 
     __tablename__ = "metric_points"
 
@@ -22,7 +22,7 @@ class MetricPoint(Base):
 
 
 class ResultValue(Base):
-    """One final number of one arm and seed; null where it has no meaning (an ASR without an attack)."""
+    """One final number of one arm and seed; null if it is undefined, as the ASR without an attack."""
 
     __tablename__ = "result_values"
     __table_args__ = (Index("ix_result_values_metric", "metric", "arm", "value"),)
@@ -37,7 +37,7 @@ class ResultValue(Base):
 
 
 class ArmNote(Base):
-    """A warning about one arm and seed, or the error that ended it."""
+    """A warning about one arm and seed, or the error that stopped it."""
 
     __tablename__ = "arm_notes"
 

@@ -1,8 +1,8 @@
-"""The index of results: what makes any field of a spec and any metric findable among 100,000 experiments.
+"""The search index: any field of a spec and any metric can be searched among 100,000 experiments.
 
-Experiments repeat each other: of a sweep over a defense's learning rate all share one data set, one model, one
-attack. So every part of a spec is kept once, with its fields as facts, and a row of results (one experiment, one
-arm) only points to its parts. Written in the transaction that writes the result, see `app.results.search.indexing`.
+Specs repeat each other: all experiments of a sweep over a learning rate share one dataset, one model and one attack. So
+each distinct part of a spec is stored once with its fields, and a row of results (one experiment and arm) refers to its
+parts. The index is written in the transaction that writes the result, see `app.results.search.indexing`.
 """
 
 from datetime import datetime
@@ -18,7 +18,7 @@ LONGEST_TEXT = 300
 
 
 class SpecPart(Base):
-    """A part of a spec, such as an attack with all its fields, by the hash of its content."""
+    """A part of a spec, such as an attack with all its fields, identified by the hash of its content."""
 
     __tablename__ = "spec_parts"
 
@@ -27,7 +27,7 @@ class SpecPart(Base):
 
 
 class SpecNumber(Base):
-    """A field of a part that is a number. The index is unique, so SQLite walks a join in its order."""
+    """A numeric field of a part. The index is unique, so that SQLite reads a join in its order without sorting."""
 
     __tablename__ = "spec_numbers"
     __table_args__ = (Index("ix_spec_numbers_value", "path", "value", "part_id", unique=True),)
@@ -38,7 +38,7 @@ class SpecNumber(Base):
 
 
 class SpecText(Base):
-    """A field of a part that is a text, a boolean or a list (as JSON, cut after 300 characters)."""
+    """Any other field of a part: a text, a boolean, or a list as JSON, truncated to 300 characters."""
 
     __tablename__ = "spec_texts"
     __table_args__ = (Index("ix_spec_texts_value", "path", "value", "part_id", unique=True),)
@@ -49,7 +49,7 @@ class SpecText(Base):
 
 
 class ResultRow(Owned, Base):
-    """One arm of one experiment that has results. Rows are numbered in the order of their first result."""
+    """One arm of one experiment that has results. Ids increase in the order of the first result."""
 
     __tablename__ = "result_rows"
     __table_args__ = (
@@ -73,9 +73,9 @@ class ResultRow(Owned, Base):
     name: Mapped[str] = mapped_column(String(200))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     seeds: Mapped[int] = mapped_column()
-    """How many seeds have numbers."""
+    """Number of seeds with results."""
     setting: Mapped[str] = mapped_column(String(16))
-    """Equal for rows that differ in nothing but seed, names and where they were computed."""
+    """Equal for rows that differ only in seeds, labels, and the device that computed them."""
     dataset_id: Mapped[int] = mapped_column(ForeignKey(PART))
     model_id: Mapped[int] = mapped_column(ForeignKey(PART))
     attack_id: Mapped[int] = mapped_column(ForeignKey(PART))
@@ -85,7 +85,7 @@ class ResultRow(Owned, Base):
 
 
 class ResultMean(Base):
-    """A metric of a row over its seeds; no row where no seed has a value."""
+    """A metric of a row aggregated over its seeds; there is no entry if no seed has a value."""
 
     __tablename__ = "result_means"
     __table_args__ = (Index("ix_result_means_value", "metric", "mean", "row_id"),)

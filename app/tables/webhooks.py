@@ -1,4 +1,4 @@
-"""Tables of webhooks and of what is sent to them."""
+"""Tables of webhooks and their deliveries."""
 
 from datetime import datetime
 
@@ -12,8 +12,10 @@ PENDING, DELIVERED, FAILED = "pending", "delivered", "failed"
 
 
 class Webhook(Owned, Base):
-    """A receiver. Its secret is not here: it follows from ``salt`` and the service's own secret (`signing`), and
-    ``digest`` tells whether it still does."""
+    """A receiver. Its secret is not stored but derived from ``salt`` and the service's own secret (`signing`).
+
+    ``digest`` is that of the secret which the receiver got, and shows whether the service's secret has changed since.
+    """
 
     __tablename__ = "webhooks"
     __table_args__ = (owned_index("ix_webhooks_created", "created_at", "id"),)
@@ -34,10 +36,11 @@ class Webhook(Owned, Base):
 
 
 class Delivery(Base):
-    """One event for one receiver, written in the transaction in which it happened; ``id`` is its webhook-id.
+    """One event for one webhook, written in the transaction of the event; ``id`` is its webhook-id.
 
-    A pending one is sent when ``due_at`` has come. ``attempts`` is the fencing token of whoever sends it, and taking
-    it moves ``due_at`` to when it may be taken from a sender that died. ``tried_since`` is when trying began.
+    A pending delivery is claimed and sent once ``due_at`` has passed. A claim increments ``attempts``, the fencing
+    token of the sender, and moves ``due_at`` to the time when the claim expires. ``tried_since`` is the time of the
+    first attempt.
     """
 
     __tablename__ = "webhook_deliveries"
@@ -65,7 +68,7 @@ class Delivery(Base):
 
 
 class DeliveryAttempt(Base):
-    """One request, written before it is sent. ``seconds`` is null until its outcome is known."""
+    """One request, inserted before it is sent. ``seconds`` is null until its outcome is known."""
 
     __tablename__ = "webhook_attempts"
 
@@ -81,11 +84,11 @@ class DeliveryAttempt(Base):
 
 
 class SweepEnding(Base):
-    """An experiment of this sweep or study has ended or is gone, perhaps the last one: the sender looks, since only
-    after the commit does anybody see what all the others have become.
+    """A request to check whether a sweep or study has finished, because one of its experiments has ended or is deleted.
 
-    There is no foreign key: it would have whoever ends an experiment wait for whoever holds the sweep, and waits for
-    the experiment."""
+    The sender checks it after the commit, when it sees the endings of all experiments. There is no foreign key: its
+    check would wait for a lock on the sweep, whose holder may wait for the lock on the experiment (a deadlock).
+    """
 
     __tablename__ = "sweep_endings"
 

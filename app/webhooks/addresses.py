@@ -1,7 +1,7 @@
-"""Which addresses a webhook may lead to.
+"""Which addresses a webhook may have.
 
-Otherwise whoever may make a webhook could have the service reach what only the service can reach: its own ports, the
-network behind it, a cloud's metadata with the machine's credentials.
+Without this check the owner of a webhook could send requests to addresses that only the service can reach: its own
+ports, its internal network, or the metadata service of its cloud with the credentials of the machine (SSRF).
 """
 
 import ipaddress
@@ -19,17 +19,17 @@ METADATA = frozenset(
         "fd20:ce::254",  # Google
         "100.100.100.200",  # Alibaba
         "192.0.0.192",  # Oracle
-        "168.63.129.16",  # Azure, a public address that leads to the host of the machine
+        "168.63.129.16",  # Azure, a public address that is routed to the host of the virtual machine
     )
 )
 SITE = tuple(
     ipaddress.ip_network(text)
     for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
 )
-"""Networks of one's own: RFC 1918, RFC 6598, RFC 4193."""
+"""Private networks: RFC 1918, RFC 6598, RFC 4193."""
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 UNICAST = ipaddress.ip_network("2000::/3")
-"""All of IPv6 that is given out to the public."""
+"""The allocated part of global IPv6 unicast addresses."""
 
 
 Address = IPv4Address | IPv6Address
@@ -46,24 +46,24 @@ KINDS: tuple[tuple[str, Callable[[Address], bool]], ...] = (
     ("a cloud's metadata service", lambda a: a in METADATA),
     (LOOPBACK, lambda a: a.is_loopback),
     ("a link-local address", lambda a: a.is_link_local),
-    ("no address of a host", lambda a: a.is_multicast or a.is_unspecified or a.is_reserved),
+    ("not an address of a host", lambda a: a.is_multicast or a.is_unspecified or a.is_reserved),
     (PRIVATE, lambda a: any(a in network for network in SITE)),
     ("a special address", _is_special),
 )
 
 
 def refusal(text: str, *, private: bool) -> str | None:
-    """Why an address is refused, in words that follow "is", or None if it may be reached.
+    """What a rejected address is, as in "it is a loopback address"; None if the address is allowed.
 
-    ``private`` lets private and loopback addresses through, and nothing else that is special.
+    ``private`` allows private and loopback addresses, but no other special addresses.
     """
     address = _embedded(ipaddress.ip_address(text))
-    what = next((words for words, fits in KINDS if fits(address)), None)
-    return None if private and what in (LOOPBACK, PRIVATE) else what
+    kind = next((name for name, matches in KINDS if matches(address)), None)
+    return None if private and kind in (LOOPBACK, PRIVATE) else kind
 
 
 def literal(host: str) -> list[str]:
-    """The addresses that ``host`` stands for without asking a name server: a number in any notation, or localhost."""
+    """The addresses of ``host`` without name resolution: an IP address in any notation, or localhost."""
     name = host.rstrip(".").lower()
     if name == "localhost" or name.endswith(".localhost"):
         return ["127.0.0.1"]
@@ -76,17 +76,17 @@ def literal(host: str) -> list[str]:
 
 
 def resolve(host: str, port: int) -> list[str]:
-    """The addresses of a host, in the order in which to try them. Raises OSError, UnicodeError."""
+    """The addresses of a host, in the order in which to try them. Raises OSError or UnicodeError."""
     return _addresses(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
 
 
 def _addresses(answers: Sequence[tuple[Any, ...]]) -> list[str]:
-    """Each once."""
+    """The distinct addresses, in order."""
     return list(dict.fromkeys(str(answer[4][0]) for answer in answers))
 
 
 def _embedded(address: Address) -> Address:
-    """The IPv4 address that an IPv6 address stands for, if it does: mapped, compatible, or translated by NAT64."""
+    """The IPv4 address in an IPv4-mapped, IPv4-compatible or NAT64 address; any other address itself."""
     if isinstance(address, IPv4Address):
         return address
     if address.ipv4_mapped is not None:

@@ -1,4 +1,4 @@
-"""What webhooks are told."""
+"""The events that webhooks can subscribe to."""
 
 from typing import Literal, get_args
 
@@ -15,7 +15,7 @@ Event = Literal[
     "dataset.refused",
 ]
 EVENTS: tuple[Event, ...] = get_args(Event)
-USUAL: tuple[Event, ...] = tuple(event for event in EVENTS if event != "experiment.started")
-"""Everything that tells of an end."""
+DEFAULT_EVENTS: tuple[Event, ...] = tuple(event for event in EVENTS if event != "experiment.started")
+"""All events that something has ended."""
 PING = "webhook.ping"
-"""What the test route sends, whatever the webhook's events are."""
+"""The event of the test route, which every webhook receives."""

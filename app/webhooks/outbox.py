@@ -1,6 +1,6 @@
-"""Events become deliveries here, in the transaction in which they happen: both are there, or neither is.
+"""Writes deliveries, in the transaction of the event itself: either both are stored or neither is.
 
-Whoever changes an experiment, a sweep or an upload calls these. An owner without webhooks pays for one query.
+Code that changes an experiment, a sweep or an upload calls these functions. Without webhooks they cost one query.
 """
 
 import json
@@ -17,23 +17,26 @@ from app.tables.sweeps import STUDY, SWEEP, SweepExperiment
 from app.tables.uploads import Upload
 from app.tables.webhooks import Delivery, SweepEnding, Webhook
 
-KNOWN = "webhooks"
-"""Key of a session's ``info``: the webhooks that it has looked up, by owner."""
+RECEIVERS = "webhooks"
+"""Key of a session's ``info``: the receivers that were already queried, by owner."""
 
 
 class Receiver(NamedTuple):
-    """A webhook that is enabled, and what it wants to hear of."""
+    """An enabled webhook and its events."""
 
     id: str
     events: frozenset[str]
 
 
 def emit(session: Session, owner_id: str, event: str, data: Callable[[], dict[str, Any]]) -> None:
-    """Write a delivery for each of the owner's webhooks that wants the event. ``data`` is called if there is one."""
-    wanting = [receiver for receiver in _receivers(session, owner_id) if event in receiver.events]
-    if wanting:
+    """Write a delivery for each of the owner's webhooks that subscribes to the event.
+
+    ``data`` is called only if there is such a webhook.
+    """
+    receivers = [receiver for receiver in _receivers(session, owner_id) if event in receiver.events]
+    if receivers:
         body = message(event, data())
-        session.add_all(delivery(receiver.id, event, body) for receiver in wanting)
+        session.add_all(delivery(receiver.id, event, body) for receiver in receivers)
 
 
 def message(event: str, data: dict[str, Any]) -> str:
@@ -42,63 +45,63 @@ def message(event: str, data: dict[str, Any]) -> str:
 
 
 def delivery(webhook_id: str, event: str, body: str) -> Delivery:
-    """A delivery that is due."""
+    """A delivery that is due now."""
     now = utcnow()
     return Delivery(webhook_id=webhook_id, type=event, body=body, created_at=now, due_at=now)
 
 
-def experiment_changed(session: Session, experiment: Experiment, event: str, reason: str | None) -> None:
-    """``event`` is ``started`` or the final state; the caller holds the lock on the experiment's row."""
+def emit_experiment_event(session: Session, experiment: Experiment, event: str, reason: str | None) -> None:
+    """``event`` is ``started`` or a terminal status. The caller holds the lock on the experiment's row."""
     emit(session, experiment.owner_id, f"experiment.{event}", lambda: _experiment(experiment, reason))
     if event in TERMINAL:
-        _look_at_sweeps_of(session, experiment.owner_id, [experiment.id])
+        _check_sweeps_of(session, experiment.owner_id, [experiment.id])
 
 
-def experiments_go(session: Session, ids: Sequence[str]) -> None:
-    """These are about to be deleted; a sweep that waited for one may have finished."""
-    query = select(Experiment.owner_id, Experiment.id)
-    waiting: dict[str, list[str]] = {}
-    for owner_id, experiment_id in session.execute(
-        query.where(Experiment.id.in_(ids), Experiment.status.not_in(TERMINAL))
-    ):
-        waiting.setdefault(owner_id, []).append(experiment_id)
-    for owner_id, mine in waiting.items():
-        _look_at_sweeps_of(session, owner_id, mine)
-
-
-def look_at(session: Session, sweep_ids: Sequence[str]) -> None:
-    """Have the sender look whether these sweeps or studies have finished."""
-    session.add_all(SweepEnding(sweep_id=sweep_id) for sweep_id in sweep_ids)
-
-
-def wants_ends(session: Session, owner_id: str) -> bool:
-    """Whether a webhook of the owner wants to hear of sweeps or studies."""
-    wanted = {f"{kind}.finished" for kind in (SWEEP, STUDY)}
-    return any(receiver.events & wanted for receiver in _receivers(session, owner_id))
-
-
-def upload_checked(session: Session, upload: Upload) -> None:
-    """A check has found a model or a data set ready, or refused it."""
+def emit_upload_event(session: Session, upload: Upload) -> None:
+    """The check of a model or a dataset has ended."""
     emit(session, upload.owner_id, f"{upload.kind}.{upload.status}", lambda: _upload(upload))
 
 
+def check_sweeps_before_deletion(session: Session, experiment_ids: Sequence[str]) -> None:
+    """Request a check of the sweeps of experiments that will be deleted, since these may have been the last to end."""
+    query = select(Experiment.owner_id, Experiment.id)
+    by_owner: dict[str, list[str]] = {}
+    for owner_id, experiment_id in session.execute(
+        query.where(Experiment.id.in_(experiment_ids), Experiment.status.not_in(TERMINAL))
+    ):
+        by_owner.setdefault(owner_id, []).append(experiment_id)
+    for owner_id, ids in by_owner.items():
+        _check_sweeps_of(session, owner_id, ids)
+
+
+def check_sweeps(session: Session, sweep_ids: Sequence[str]) -> None:
+    """Request that the sender checks whether these sweeps or studies have finished."""
+    session.add_all(SweepEnding(sweep_id=sweep_id) for sweep_id in sweep_ids)
+
+
+def wants_sweep_events(session: Session, owner_id: str) -> bool:
+    """Whether a webhook of the owner subscribes to the end of sweeps or studies."""
+    events = {f"{kind}.finished" for kind in (SWEEP, STUDY)}
+    return any(receiver.events & events for receiver in _receivers(session, owner_id))
+
+
 def _receivers(session: Session, owner_id: str) -> list[Receiver]:
-    known: dict[str, list[Receiver]] = session.info.setdefault(KNOWN, {})
-    if owner_id not in known:
+    cache: dict[str, list[Receiver]] = session.info.setdefault(RECEIVERS, {})
+    if owner_id not in cache:
         query = select(Webhook.id, Webhook.events)
         query = query.where(Webhook.owner_id == owner_id, Webhook.disabled_at.is_(None))
-        known[owner_id] = [Receiver(row[0], frozenset(row[1])) for row in session.execute(query)]
-    return known[owner_id]
+        cache[owner_id] = [Receiver(row[0], frozenset(row[1])) for row in session.execute(query)]
+    return cache[owner_id]
 
 
-def _look_at_sweeps_of(session: Session, owner_id: str, experiment_ids: Sequence[str]) -> None:
-    if wants_ends(session, owner_id):
+def _check_sweeps_of(session: Session, owner_id: str, experiment_ids: Sequence[str]) -> None:
+    if wants_sweep_events(session, owner_id):
         query = select(SweepExperiment.sweep_id).where(SweepExperiment.experiment_id.in_(experiment_ids))
-        look_at(session, session.scalars(query.distinct()).all())
+        check_sweeps(session, session.scalars(query.distinct()).all())
 
 
 def _experiment(experiment: Experiment, reason: str | None) -> dict[str, Any]:
-    here = f"/v1/experiments/{experiment.id}"
+    path = f"/v1/experiments/{experiment.id}"
     times = ("created_at", "started_at", "finished_at")
     return {
         "id": experiment.id,
@@ -108,7 +111,7 @@ def _experiment(experiment: Experiment, reason: str | None) -> dict[str, Any]:
         "reason": reason,
         "tags": experiment.spec["tags"],
         **{name: at.isoformat() if (at := getattr(experiment, name)) else None for name in times},
-        "links": {"self": here, "results": f"{here}/results"},
+        "links": {"self": path, "results": f"{path}/results"},
     }
 
 

@@ -1,43 +1,36 @@
-"""Queries about webhooks and deliveries. On a request's session they see the owner's rows alone."""
+"""Queries about webhooks and deliveries. On the session of a request they see only the owner's rows."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 
-from sqlalchemy import delete, exists, func, select, tuple_, update
+from sqlalchemy import delete, exists, select, tuple_, update
 from sqlalchemy.orm import Session, selectinload
 
 from app.core.database import utcnow
+from app.core.pagination import ByAge
 from app.tables.webhooks import DELIVERED, FAILED, PENDING, Delivery, DeliveryAttempt, SweepEnding, Webhook
 from app.webhooks.events import PING
 
 BATCH = 200
 
 
-def get(session: Session, webhook_id: str) -> Webhook | None:
-    return session.scalars(select(Webhook).where(Webhook.id == webhook_id)).one_or_none()
+def get_webhook(session: Session, webhook_id: str, *, lock: bool = False) -> Webhook | None:
+    query = select(Webhook).where(Webhook.id == webhook_id)
+    return session.scalars(query.with_for_update() if lock else query).one_or_none()
 
 
-def lock(session: Session, webhook_id: str) -> Webhook | None:
-    """The row, locked until the transaction ends."""
-    return session.scalars(select(Webhook).where(Webhook.id == webhook_id).with_for_update()).one_or_none()
-
-
-def count(session: Session) -> int:
-    return session.scalar(select(func.count()).select_from(Webhook)) or 0
-
-
-def page(session: Session, after: tuple[datetime, str] | None, limit: int) -> Sequence[Webhook]:
-    """At most ``limit`` webhooks behind ``after``, the newest first."""
+def list_webhooks(session: Session, after: ByAge | None, limit: int) -> Sequence[Webhook]:
+    """Webhooks, newest first, starting after ``after``."""
     query = select(Webhook)
     if after is not None:
         query = query.where(tuple_(Webhook.created_at, Webhook.id) < after)
     return session.scalars(query.order_by(Webhook.created_at.desc(), Webhook.id.desc()).limit(limit)).all()
 
 
-def deliveries(
-    session: Session, webhook_id: str, status: str | None, after: tuple[datetime, str] | None, limit: int
+def list_deliveries(
+    session: Session, webhook_id: str, status: str | None, after: ByAge | None, limit: int
 ) -> Sequence[Delivery]:
-    """At most ``limit`` deliveries of a webhook behind ``after``, the newest first, with their attempts."""
+    """Deliveries of a webhook with their attempts, newest first, starting after ``after``."""
     query = select(Delivery).where(Delivery.webhook_id == webhook_id)
     if status is not None:
         query = query.where(Delivery.status == status)
@@ -47,18 +40,18 @@ def deliveries(
     return session.scalars(query.options(selectinload(Delivery.tries))).all()
 
 
-def one_delivery(session: Session, webhook_id: str, delivery_id: str) -> Delivery | None:
-    """A delivery with its attempts, of a webhook that was found on the same session."""
+def get_delivery(session: Session, webhook_id: str, delivery_id: str) -> Delivery | None:
+    """A delivery with its attempts. Deliveries have no owner: get the webhook on the same session first."""
     query = select(Delivery).where(Delivery.id == delivery_id, Delivery.webhook_id == webhook_id)
     query = query.options(selectinload(Delivery.tries)).execution_options(populate_existing=True)
     return session.scalars(query).one_or_none()
 
 
-# What the sender does, on sessions that see all
+# For the sender, on sessions that are not filtered by owner
 
 
-def waiting(session: Session) -> list[tuple[str, str, bool]]:
-    """Webhooks with something to send by now: id, owner, and whether their receiver was failing lately."""
+def webhooks_with_due_deliveries(session: Session) -> list[tuple[str, str, bool]]:
+    """(webhook id, owner id, whether the last delivery failed) of each webhook with due deliveries."""
     due = exists().where(
         Delivery.webhook_id == Webhook.id, Delivery.status == PENDING, Delivery.due_at <= utcnow()
     )
@@ -66,8 +59,8 @@ def waiting(session: Session) -> list[tuple[str, str, bool]]:
     return [(row[0], row[1], row[2] is not None) for row in rows]
 
 
-def claim(session: Session, webhook_id: str, seconds: float) -> Delivery | None:
-    """Take the delivery that has been due longest, and note the attempt. Nobody else takes it for so many seconds."""
+def claim_next_delivery(session: Session, webhook_id: str, seconds: float) -> Delivery | None:
+    """Claim the delivery that is due longest, for so many seconds, and insert the attempt."""
     now = utcnow()
     query = select(Delivery).where(
         Delivery.webhook_id == webhook_id, Delivery.status == PENDING, Delivery.due_at <= now
@@ -83,20 +76,20 @@ def claim(session: Session, webhook_id: str, seconds: float) -> Delivery | None:
     return row
 
 
-def held(session: Session, delivery_id: str, attempt: int) -> Delivery | None:
-    """The row, locked, if it is still this attempt's."""
+def lock_claimed(session: Session, delivery_id: str, attempt: int) -> Delivery | None:
+    """The delivery, locked; None if another attempt has claimed it or it is finished."""
     query = select(Delivery).where(Delivery.id == delivery_id).with_for_update()
     row = session.scalars(query).one_or_none()
     return row if row is not None and (row.status, row.attempts) == (PENDING, attempt) else None
 
 
-def end(row: Delivery, *, delivered: bool, reason: str | None = None) -> None:
-    """A delivery is tried no more."""
+def finish(row: Delivery, *, delivered: bool, reason: str | None = None) -> None:
+    """Mark a delivery as finished."""
     row.status, row.reason, row.ended_at = DELIVERED if delivered else FAILED, reason, utcnow()
 
 
 def disable(session: Session, webhook: Webhook, reason: str) -> None:
-    """Send nothing more to a locked webhook, also not what waits."""
+    """Disable a locked webhook, whose pending deliveries fail."""
     webhook.disabled_at, webhook.disabled_reason = utcnow(), reason
     session.execute(
         update(Delivery)
@@ -106,22 +99,22 @@ def disable(session: Session, webhook: Webhook, reason: str) -> None:
     )
 
 
-def perhaps_finished(session: Session) -> Sequence[str]:
-    """Sweeps and studies of which something has ended."""
+def sweeps_to_check(session: Session) -> Sequence[str]:
+    """Ids of sweeps and studies that may have finished."""
     return session.scalars(select(SweepEnding.sweep_id).distinct().limit(BATCH)).all()
 
 
-def endings(session: Session, sweep_id: str) -> Sequence[int]:
-    """Some of a sweep's."""
+def list_endings(session: Session, sweep_id: str) -> Sequence[int]:
+    """Ids of at most `BATCH` of a sweep's endings."""
     return session.scalars(select(SweepEnding.id).where(SweepEnding.sweep_id == sweep_id).limit(BATCH)).all()
 
 
-def forget_endings(session: Session, sweep_id: str, ids: Sequence[int] | None = None) -> None:
-    """These have been looked at; None: all of the sweep's."""
+def delete_endings(session: Session, sweep_id: str, ids: Sequence[int] | None = None) -> None:
+    """Delete endings that were checked; None: all of the sweep."""
     query = delete(SweepEnding).where(SweepEnding.sweep_id == sweep_id)
     session.execute(query if ids is None else query.where(SweepEnding.id.in_(ids)))
 
 
-def purge(session: Session, older_than: timedelta) -> None:
-    """Delete deliveries that ended long ago."""
+def delete_old_deliveries(session: Session, older_than: timedelta) -> None:
+    """Delete deliveries that ended before this time."""
     session.execute(delete(Delivery).where(Delivery.ended_at < utcnow() - older_than))

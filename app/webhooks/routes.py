@@ -1,5 +1,6 @@
-"""Make, change, test and delete webhooks, and look at what was sent to them."""
+"""Webhooks and their deliveries."""
 
+import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
@@ -28,51 +29,51 @@ router = APIRouter(prefix="/v1", tags=["webhooks"], dependencies=[Depends(only_k
 
 NEW: dict[str, Any] = {
     "ends": {
-        "summary": "Tell of everything that ends",
+        "summary": "Send every end",
         "value": {"url": "https://hooks.example.org/backdoor-lab", "name": "team chat"},
     },
     "failures": {
-        "summary": "Tell of failures alone",
+        "summary": "Send only failures",
         "value": {"url": "https://hooks.example.org/alarm", "events": ["experiment.failed"]},
     },
 }
 CHANGE: dict[str, Any] = {
-    "enable": {"summary": "Send again, after it was disabled", "value": {"enabled": True}},
-    "events": {"summary": "Tell of sweeps alone", "value": {"events": ["sweep.finished"]}},
+    "enable": {"summary": "Enable again after it was disabled", "value": {"enabled": True}},
+    "events": {"summary": "Send only sweeps", "value": {"events": ["sweep.finished"]}},
 }
-States = Annotated[Status | None, Query(description="Only those in this state", examples=["failed"])]
+States = Annotated[Status | None, Query(description="Only deliveries with this status", examples=["failed"])]
 
 
 @router.post(
     "/webhooks",
     status_code=201,
     response_model=NewWebhookOut,
-    summary="Make a webhook",
+    summary="Create a webhook",
     responses=problems(400, 413, 415, 422),
 )
 def create(
-    context: Ctx, asked: Annotated[WebhookRequest, Body(openapi_examples=NEW)], _json: JsonBody
+    context: Ctx, body: Annotated[WebhookRequest, Body(openapi_examples=NEW)], _json: JsonBody
 ) -> Response:
-    """From now on the URL gets a POST for each of the `events` of the owner's experiments, sweeps, studies, models and
-    data sets, signed after the Standard Webhooks convention. The answer holds the secret, this once."""
-    row, secret = service.create(context, asked)
+    """From now on each of the `events` of the owner's experiments, sweeps, studies, models and datasets is sent to the
+    URL by POST, signed as Standard Webhooks specifies. The response contains the secret, which is not shown again."""
+    row, secret = service.create(context, body)
     shown = NewWebhookOut(**_webhook(row).model_dump(), secret=secret)
     return as_json(shown, status=201, headers={"Location": f"/v1/webhooks/{row.id}"})
 
 
 @router.get("/webhooks", response_model=Webhooks, summary="List webhooks", responses=problems(400, 422))
 def listing(request: Request, context: Ctx, limit: Limit = 50, cursor: Cursor = None) -> Response:
-    """One page of webhooks, the newest first. Follow `next`, or the `Link` header, for more."""
-    rows, following = service.listing(context, cursor, limit)
-    found = [_webhook(row) for row in rows]
-    return paged(request, following, lambda link: Webhooks(webhooks=found, next=link))
+    """One page of webhooks, newest first. `next` and the `Link` header lead to the next page."""
+    rows, following = service.list_webhooks(context, cursor, limit)
+    webhooks = [_webhook(row) for row in rows]
+    return paged(request, following, lambda link: Webhooks(webhooks=webhooks, next=link))
 
 
 @router.get(
     "/webhooks/{webhook_id}", response_model=WebhookOut, summary="One webhook", responses=problems(404, 422)
 )
 def get(webhook_id: str, context: Ctx) -> Response:
-    """Where it sends, what, and whether that arrives; never its secret."""
+    """A webhook with its state, without its secret."""
     return as_json(_webhook(service.get(context, webhook_id)))
 
 
@@ -85,30 +86,30 @@ def get(webhook_id: str, context: Ctx) -> Response:
 def change(
     webhook_id: str,
     context: Ctx,
-    asked: Annotated[WebhookChange, Body(openapi_examples=CHANGE)],
+    body: Annotated[WebhookChange, Body(openapi_examples=CHANGE)],
     _json: JsonBody,
 ) -> Response:
-    """Change what is given. `enabled: false` gives up what waits; `enabled: true` sends what happens from now on."""
-    return as_json(_webhook(service.change(context, webhook_id, asked)))
+    """Changes the given fields. `enabled: false` fails pending deliveries; `enabled: true` sends future events."""
+    return as_json(_webhook(service.change(context, webhook_id, body)))
 
 
 @router.delete(
     "/webhooks/{webhook_id}", status_code=204, summary="Delete a webhook", responses=problems(404, 422)
 )
 def remove(webhook_id: str, context: Ctx) -> None:
-    """Delete a webhook with all that waits for it, and its log."""
+    """Deletes a webhook with its pending and finished deliveries."""
     service.remove(context, webhook_id)
 
 
 @router.post(
     "/webhooks/{webhook_id}:rotate",
     response_model=NewWebhookOut,
-    summary="Give a webhook a new secret",
+    summary="Rotate the secret of a webhook",
     responses=problems(404, 422),
 )
 def rotate(webhook_id: str, context: Ctx) -> Response:
-    """The answer holds the new secret, this once. For 24 hours everything carries a signature by the old one too, so
-    that the receiver can change over; rotating twice makes the old one useless at once."""
+    """The response contains the new secret, which is not shown again. For 24 hours deliveries are also signed with the
+    old secret, so that the receiver can be changed; a second rotation invalidates the old secret immediately."""
     row, secret = service.rotate(context, webhook_id)
     return as_json(NewWebhookOut(**_webhook(row).model_dump(), secret=secret))
 
@@ -116,19 +117,19 @@ def rotate(webhook_id: str, context: Ctx) -> Response:
 @router.post(
     "/webhooks/{webhook_id}:test",
     response_model=DeliveryDetail,
-    summary="Send a ping to a webhook",
+    summary="Test a webhook",
     responses=problems(404, 422, 503),
 )
 async def test(webhook_id: str, context: Ctx) -> Response:
-    """Send a signed `webhook.ping`, once, also to a disabled webhook, and answer with what came of it: `delivered`, or
-    `failed` with the receiver's answer or the reason why there was none."""
-    return as_json(_detail(await service.test(context, webhook_id)))
+    """Sends a signed `webhook.ping` once, even to a disabled webhook, and responds with the outcome: `delivered`, or
+    `failed` with the receiver's response or the reason why there was none."""
+    return as_json(_detail(await service.send_ping(context, webhook_id)))
 
 
 @router.get(
     "/webhooks/{webhook_id}/deliveries",
     response_model=Deliveries,
-    summary="What was sent to a webhook",
+    summary="List the deliveries of a webhook",
     responses=problems(400, 404, 422),
 )
 def deliveries(
@@ -139,10 +140,10 @@ def deliveries(
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> Response:
-    """One page of deliveries with all attempts, the newest first. They are kept for 30 days after they ended."""
-    rows, following = service.deliveries(context, webhook_id, status, cursor, limit)
-    found = [DeliveryOut(**_delivery(row)) for row in rows]
-    return paged(request, following, lambda link: Deliveries(deliveries=found, next=link))
+    """One page of deliveries with their attempts, newest first. A delivery is kept for 30 days after it has ended."""
+    rows, following = service.list_deliveries(context, webhook_id, status, cursor, limit)
+    page = [DeliveryOut(**_delivery(row)) for row in rows]
+    return paged(request, following, lambda link: Deliveries(deliveries=page, next=link))
 
 
 @router.get(
@@ -152,8 +153,8 @@ def deliveries(
     responses=problems(404, 422),
 )
 def delivery(webhook_id: str, delivery_id: str, context: Ctx) -> Response:
-    """What is sent, every attempt, and what the receiver answered."""
-    return as_json(_detail(service.delivery(context, webhook_id, delivery_id)))
+    """A delivery with its payload, its attempts and the receiver's responses."""
+    return as_json(_detail(service.get_delivery(context, webhook_id, delivery_id)))
 
 
 @router.post(
@@ -164,19 +165,19 @@ def delivery(webhook_id: str, delivery_id: str, context: Ctx) -> Response:
     responses=problems(404, 409, 422),
 )
 def redeliver(webhook_id: str, delivery_id: str, context: Ctx) -> Response:
-    """Send it at once, under the same `webhook-id`, and try it for as long as a new one. Refused while the webhook is
-    disabled."""
+    """Sends the delivery now, with the same `webhook-id`, and retries it for as long as a new one. Rejected while the
+    webhook is disabled."""
     return as_json(_detail(service.redeliver(context, webhook_id, delivery_id)), status=202)
 
 
 def _webhook(row: Webhook) -> WebhookOut:
-    here = f"/v1/webhooks/{row.id}"
+    path = f"/v1/webhooks/{row.id}"
     links = WebhookLinks(
-        self=here, deliveries=f"{here}/deliveries", test=f"{here}:test", rotate=f"{here}:rotate"
+        self=path, deliveries=f"{path}/deliveries", test=f"{path}:test", rotate=f"{path}:rotate"
     )
-    same = set(WebhookOut.model_fields) - {"enabled", "previous_secret_until", "links"}
+    columns = set(WebhookOut.model_fields) - {"enabled", "previous_secret_until", "links"}
     return WebhookOut(
-        **{name: getattr(row, name) for name in same},
+        **{name: getattr(row, name) for name in columns},
         enabled=row.disabled_at is None,
         previous_secret_until=row.previous_until,
         links=links,
@@ -184,13 +185,15 @@ def _webhook(row: Webhook) -> WebhookOut:
 
 
 def _detail(row: Delivery) -> DeliveryDetail:
-    return DeliveryDetail(**_delivery(row), payload=service.payload(row))
+    return DeliveryDetail(**_delivery(row), payload=json.loads(row.body))
 
 
 def _delivery(row: Delivery) -> dict[str, Any]:
-    same = set(DeliveryOut.model_fields) - {"attempts", "next_attempt_at"}
+    columns = set(DeliveryOut.model_fields) - {"attempts", "next_attempt_at"}
     return {
-        **{name: getattr(row, name) for name in same},
+        **{name: getattr(row, name) for name in columns},
         "next_attempt_at": row.due_at if row.status == PENDING else None,
-        "attempts": [DeliveryAttemptOut.model_validate(one, from_attributes=True) for one in row.tries],
+        "attempts": [
+            DeliveryAttemptOut.model_validate(attempt, from_attributes=True) for attempt in row.tries
+        ],
     }

@@ -1,4 +1,4 @@
-"""What the routes of webhooks take and give."""
+"""Requests and responses of the webhook routes."""
 
 from datetime import datetime
 from typing import Any, Literal
@@ -6,41 +6,44 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.core.validation import STORABLE
-from app.webhooks.events import USUAL, Event
+from app.webhooks.events import DEFAULT_EVENTS, Event
 
 Status = Literal["pending", "delivered", "failed"]
 LONGEST_URL = 2000
 LONGEST_NAME = 200
 _URL = (
-    "Where to send it: an https URL without user, password or fragment. Redirects are not followed, and addresses that "
-    "are not public are refused when it is sent."
+    "The https URL of the receiver, without user, password and fragment. Redirects are not followed. Deliveries fail "
+    "if the host has an address that is not public."
 )
-_EVENTS = "What to tell of. By default everything but `experiment.started`."
+_EVENTS = "Events to send. Default: all except `experiment.started`."
+_NAME = "Free text."
 
 
 class WebhookRequest(BaseModel):
-    """A webhook to make."""
+    """A webhook to create."""
 
     model_config = ConfigDict(extra="forbid")
 
     url: str = Field(max_length=LONGEST_URL, description=_URL)
-    name: str = Field("", max_length=LONGEST_NAME, pattern=STORABLE, description="For people.")
-    events: list[Event] = Field(list(USUAL), min_length=1, description=_EVENTS)
+    name: str = Field("", max_length=LONGEST_NAME, pattern=STORABLE, description=_NAME)
+    events: list[Event] = Field(list(DEFAULT_EVENTS), min_length=1, description=_EVENTS)
 
 
 class WebhookChange(BaseModel):
-    """What to change; what is left out, or null, stays."""
+    """Changes of a webhook; fields that are omitted or null keep their values."""
 
     model_config = ConfigDict(extra="forbid")
 
     url: str | None = Field(None, max_length=LONGEST_URL, description=_URL)
-    name: str | None = Field(None, max_length=LONGEST_NAME, pattern=STORABLE, description="For people.")
-    events: list[Event] | None = Field(None, min_length=1, description="What to tell of.")
-    enabled: bool | None = Field(None, description="False: send nothing more, also not what waits.")
+    name: str | None = Field(None, max_length=LONGEST_NAME, pattern=STORABLE, description=_NAME)
+    events: list[Event] | None = Field(None, min_length=1, description="Events to send.")
+    enabled: bool | None = Field(
+        None, description="False disables the webhook; its pending deliveries fail. True enables it."
+    )
 
 
 class WebhookLinks(BaseModel):
-    """Where to go from here."""
+    """Links to the routes of a webhook."""
 
     self: str
     deliveries: str
@@ -57,29 +60,29 @@ class WebhookOut(BaseModel):
     events: list[Event]
     enabled: bool
     disabled_at: datetime | None
-    disabled_reason: str | None = Field(description="Who or what disabled it.")
+    disabled_reason: str | None = Field(description="Why the webhook was disabled.")
     failing_since: datetime | None = Field(
-        description="Since when nothing arrives; null if the last one did."
+        description="When deliveries began to fail; null if the last one succeeded."
     )
     last_success_at: datetime | None
     previous_secret_until: datetime | None = Field(
-        description="Until then everything is signed with the secret from before the last rotation too."
+        description="Until then deliveries are also signed with the secret before the last rotation."
     )
     created_at: datetime
     links: WebhookLinks
 
 
 class NewWebhookOut(WebhookOut):
-    """A webhook with a secret that was just made."""
+    """A webhook with its new secret."""
 
-    secret: str = Field(description="`whsec_` and base64. It is shown this once.")
+    secret: str = Field(description="`whsec_` and base64. It cannot be shown again.")
 
 
 class Webhooks(BaseModel):
-    """One page of webhooks, the newest first."""
+    """One page of webhooks, newest first."""
 
     webhooks: list[WebhookOut]
-    next: str | None = Field(description="Link to the next page; null on the last.")
+    next: str | None = Field(description="Link to the next page; null on the last page.")
 
 
 class DeliveryAttemptOut(BaseModel):
@@ -88,35 +91,35 @@ class DeliveryAttemptOut(BaseModel):
     number: int
     at: datetime
     seconds: float | None = Field(
-        description="How long it took; null while it is under way, and where the sender was stopped before it knew."
+        description="Duration of the request; null while it runs, or if the sender was stopped meanwhile."
     )
-    status_code: int | None = Field(description="Of the answer; null if there was none.")
-    error: str | None = Field(description="Why there was no answer.")
-    response: str | None = Field(description="The first 1000 bytes of the answer.")
+    status_code: int | None = Field(description="Status of the response; null if there was none.")
+    error: str | None = Field(description="Why there was no response.")
+    response: str | None = Field(description="The first 1000 bytes of the response.")
 
 
 class DeliveryOut(BaseModel):
-    """One event for one receiver."""
+    """One event for one webhook."""
 
-    id: str = Field(description="The header `webhook-id`: the same in every attempt.")
+    id: str = Field(description="Value of the header `webhook-id`, the same in all attempts.")
     webhook_id: str
     type: str = Field(examples=["experiment.succeeded"])
     status: Status
-    reason: str | None = Field(description="Why it is tried no more.")
+    reason: str | None = Field(description="Why the delivery failed.")
     created_at: datetime
     ended_at: datetime | None
-    next_attempt_at: datetime | None = Field(description="Null once it is tried no more.")
-    attempts: list[DeliveryAttemptOut] = Field(description="The oldest first.")
+    next_attempt_at: datetime | None = Field(description="Null if there will be no further attempt.")
+    attempts: list[DeliveryAttemptOut] = Field(description="Oldest first.")
 
 
 class DeliveryDetail(DeliveryOut):
-    """One event for one receiver, with what is sent."""
+    """A delivery with its payload."""
 
-    payload: dict[str, Any] = Field(description="The body, as JSON: `type`, `timestamp`, `data`.")
+    payload: dict[str, Any] = Field(description="The request body: `type`, `timestamp`, `data`.")
 
 
 class Deliveries(BaseModel):
-    """One page of deliveries, the newest first."""
+    """One page of deliveries, newest first."""
 
     deliveries: list[DeliveryOut]
-    next: str | None = Field(description="Link to the next page; null on the last.")
+    next: str | None = Field(description="Link to the next page; null on the last page.")

@@ -1,7 +1,7 @@
-"""Signatures after the Standard Webhooks convention (https://www.standardwebhooks.com), symmetric scheme ``v1``.
+"""Signatures of the Standard Webhooks specification (https://www.standardwebhooks.com), symmetric scheme ``v1``.
 
-A signing secret must be known when something is sent, so a digest of it would not do. Instead of storing it we derive
-it from the service's own secret and a random salt: a copy of the database alone forges nothing.
+The secret is needed to sign, so a digest of it is not enough. Instead of storing the secret, it is derived from the
+service's own secret and a random salt: with a copy of the database alone nobody can forge a signature.
 """
 
 import base64
@@ -19,7 +19,7 @@ SALT_BYTES = 16
 
 
 class NewSecret(NamedTuple):
-    """A signing secret, and what is stored of it."""
+    """A signing secret, and what is stored to derive and check it."""
 
     secret: str
     salt: str
@@ -27,13 +27,13 @@ class NewSecret(NamedTuple):
 
 
 class Keys:
-    """Makes the signing secrets of webhooks. The same settings on every host give the same ones."""
+    """Derives the signing secrets of webhooks. Equal settings on all hosts give equal secrets."""
 
     def __init__(self, settings: Settings) -> None:
         self._secret = secret_of(settings)
 
     def new(self) -> NewSecret:
-        """A secret that was never used."""
+        """A new secret."""
         salt = secrets.token_hex(SALT_BYTES)
         secret = self.secret(salt)
         return NewSecret(secret, salt, _digest(secret))
@@ -44,23 +44,25 @@ class Keys:
         return PREFIX + base64.b64encode(key).decode()
 
     def fits(self, salt: str, digest: str) -> bool:
-        """Whether the secret is still the one that the receiver was given."""
+        """Whether the derived secret is still the one that the receiver got."""
         return compare_digest(_digest(self.secret(salt)), digest)
 
 
 def sign(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
-    """One signature, as it stands in the header ``webhook-signature``."""
+    """One signature for the header ``webhook-signature``."""
     key = base64.b64decode(secret.removeprefix(PREFIX))
     signed = f"{message_id}.{timestamp}.".encode() + body
     return "v1," + base64.b64encode(hmac(key, signed, sha256).digest()).decode()
 
 
-def headers(given: list[str], message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The three headers, with a signature by each of the secrets, so that one can be replaced without a gap."""
+def headers(signing_secrets: list[str], message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
+    """The three headers, with a signature by each secret, so that secrets can be rotated without a gap."""
     return {
         "webhook-id": message_id,
         "webhook-timestamp": str(timestamp),
-        "webhook-signature": " ".join(sign(secret, message_id, timestamp, body) for secret in given),
+        "webhook-signature": " ".join(
+            sign(secret, message_id, timestamp, body) for secret in signing_secrets
+        ),
     }
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from app.webhooks import sending
+from app.webhooks import transport
 from app.webhooks.addresses import literal, refusal
-from app.webhooks.sending import Outcome, Post
+from app.webhooks.transport import Outcome, Transport
 from tests.app.receiver import Authority, Receiver, drip, receiving
 
 PUBLIC = ("8.8.8.8", "2606:4700:4700::1111", "64:ff9b::8.8.8.8", "::ffff:8.8.8.8")
@@ -38,12 +38,12 @@ NEVER = {
     "169.254.1.1": "link-local",
     "fe80::1": "link-local",
     "fe80::1%lo": "link-local",
-    "0.0.0.0": "no address",
-    "::": "no address",
-    "224.0.0.1": "no address",
-    "ff02::1": "no address",
-    "255.255.255.255": "no address",
-    "240.0.0.1": "no address",
+    "0.0.0.0": "not an address",
+    "::": "not an address",
+    "224.0.0.1": "not an address",
+    "ff02::1": "not an address",
+    "255.255.255.255": "not an address",
+    "240.0.0.1": "not an address",
     "0.1.2.3": "special",
     "192.0.2.1": "special",
     "198.18.0.1": "special",
@@ -51,7 +51,7 @@ NEVER = {
     "2001:db8::1": "special",
     "2002:7f00:1::": "special",
     "2001::7f00:1": "special",
-    "64:ff9b:1::1": "no address",
+    "64:ff9b:1::1": "not an address",
 }
 
 
@@ -94,7 +94,7 @@ def receiver(authority: Authority) -> Iterator[Receiver]:
 
 
 def send(url: str, *, private: bool = True, timeout: float = 2.0) -> Outcome:
-    return Post(timeout, private=private)(url, {"webhook-id": "x"}, b"{}")
+    return Transport(timeout, private=private).post(url, {"webhook-id": "x"}, b"{}")
 
 
 def test_what_resolves_to_this_machine_is_refused_before_a_connection_is_made(
@@ -103,14 +103,14 @@ def test_what_resolves_to_this_machine_is_refused_before_a_connection_is_made(
     connected: list[Any] = []
     monkeypatch.setattr(socket, "create_connection", lambda *given, **_: connected.append(given))
     outcome = send(receiver.url, private=False)
-    assert outcome.error == "localhost is a loopback address; webhooks go to public addresses alone"
+    assert outcome.error == "localhost is a loopback address; webhooks require a public address"
     assert connected == []
 
 
 def test_one_bad_address_among_good_ones_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     connected: list[Any] = []
     monkeypatch.setattr(socket, "create_connection", lambda *given, **_: connected.append(given))
-    monkeypatch.setattr(sending, "resolve", lambda _host, _port: ["8.8.8.8", "10.0.0.7"])
+    monkeypatch.setattr(transport, "resolve", lambda _host, _port: ["8.8.8.8", "10.0.0.7"])
     outcome = send("https://two.example/", private=False)
     assert "two.example is a private address" in str(outcome.error)
     assert "10.0.0.7" not in str(outcome.error)  # what inner names lead to is nobody's business
@@ -165,7 +165,7 @@ def test_a_large_answer_is_not_read_to_its_end(receiver: Receiver) -> None:
     receiver.headers = {"Content-Length": str(10**12), "Content-Encoding": "gzip"}
     receiver.answer = b"y" * 100_000
     outcome = send(receiver.url)
-    assert (outcome.status, outcome.response) == (200, "y" * sending.EXCERPT_BYTES)
+    assert (outcome.status, outcome.response) == (200, "y" * transport.EXCERPT_BYTES)
 
 
 def test_there_is_one_deadline_for_everything(authority: Authority, receiver: Receiver) -> None:

@@ -78,10 +78,10 @@ def test_a_refused_address_is_in_the_log_of_a_service_that_does_not_allow_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A name that leads to this machine is accepted, because nobody looks it up then, and refused when it is sent."""
-    from app.webhooks import sending  # noqa: PLC0415
+    from app.webhooks import transport  # noqa: PLC0415
     from app.webhooks.sender import Sender  # noqa: PLC0415
 
-    monkeypatch.setattr(sending, "resolve", lambda _host, _port: ["127.0.0.1"])
+    monkeypatch.setattr(transport, "resolve", lambda _host, _port: ["127.0.0.1"])
     with serve(Settings(home=tmp_path)) as service:
         body = {"url": "https://inner.example/", "events": ["experiment.canceled"]}
         webhook = service.http.post("/v1/webhooks", json=body).json()

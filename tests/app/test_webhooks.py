@@ -24,7 +24,7 @@ from app.sweeps.completion import finish_sweeps
 from app.tables.webhooks import Delivery, SweepEnding, Webhook
 from app.webhooks import outbox, sender, signing
 from app.webhooks.sender import Sender, backoff
-from app.webhooks.sending import EXCERPT_BYTES
+from app.webhooks.transport import EXCERPT_BYTES
 from tests.app.conftest import QUICK, Service, serve
 from tests.app.people import people, submitted
 from tests.app.receiver import Authority, Got, Receiver, drip, receiving
@@ -283,7 +283,7 @@ def test_pauses_grow_scatter_and_follow_the_receiver() -> None:
         assert max(before) > 1.2 * min(before)
     assert max(max(some) for some in pauses) <= 1.5 * sender.LONGEST_PAUSE
     assert backoff(1, 600) == 600
-    assert backoff(1, 10**9) <= sender.LONGEST_ASKED_PAUSE
+    assert backoff(1, 10**9) <= sender.LONGEST_RETRY_AFTER
 
 
 @pytest.mark.parametrize("succeeded_meanwhile", [False, True])
@@ -317,7 +317,7 @@ def test_after_lasting_failure_a_webhook_is_disabled_and_says_so(
     assert found["enabled"] is succeeded_meanwhile
     if succeeded_meanwhile:
         return
-    reason = f"nothing arrived since {day_ago.isoformat(timespec='seconds')}: answered 500"
+    reason = f"no delivery succeeded since {day_ago.isoformat(timespec='seconds')}: answered 500"
     assert found["disabled_reason"] == reason
     assert reason in caplog.text
     waiting, _ = log(service, webhook)
@@ -352,7 +352,7 @@ def test_a_slow_receiver_does_not_keep_others_waiting(
 ) -> None:
     with receiving(authority) as slow:
         slow.on_request = drip(1.5)
-        for _ in range(sender.THREADS_OF_AN_OWNER - 1):
+        for _ in range(sender.THREADS_PER_OWNER - 1):
             make(slow.url, events=["experiment.succeeded"])
         make(receiver.url, events=["experiment.succeeded"])
         service.end(service.submit()["id"])
@@ -369,9 +369,9 @@ def test_deliveries_are_forgotten_after_a_month(service: Service, receiver: Rece
         service.end(service.submit()["id"])
     old, _ = ended(service, webhook, 2)
     with service.database.writing() as session:
-        month_ago = utcnow() - sender.KEPT - timedelta(minutes=1)
+        month_ago = utcnow() - sender.RETENTION - timedelta(minutes=1)
         session.execute(update(Delivery).where(Delivery.id == old["id"]).values(ended_at=month_ago))
-        repository.purge(session, sender.KEPT)
+        repository.delete_old_deliveries(session, sender.RETENTION)
     assert old["id"] not in [row["id"] for row in log(service, webhook)]
     assert len(log(service, webhook)) == 1
 
@@ -410,7 +410,7 @@ def test_without_a_relay_a_ping_says_so(tmp_path: Path, monkeypatch: pytest.Monk
         webhook = alone.http.post("/v1/webhooks", json={"url": "https://example.org"}).json()
         answer = alone.http.post(f"/v1/webhooks/{webhook['id']}:test")
         assert (answer.status_code, "the relay" in answer.json()["detail"]) == (503, True)
-        assert log(alone, webhook)[0]["reason"] == "nobody sent it in time"
+        assert log(alone, webhook)[0]["reason"] == "not sent in time"
 
 
 def test_a_secret_is_shown_once_and_not_stored(service: Service, receiver: Receiver, make: Make) -> None:

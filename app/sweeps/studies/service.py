@@ -158,8 +158,8 @@ def _fill(context: Context, session: Session, study: Sweep, spec: StudySpec, key
             session.add(rows[place])
         rows[place].experiment_id, rows[place].arm = experiments[place]
     session.flush()
-    if experiments and not made and outbox.wants_ends(session, study.owner_id):
-        outbox.look_at(session, [study.id])  # all of it was there
+    if experiments and not made and outbox.wants_sweep_events(session, study.owner_id):
+        outbox.check_sweeps(session, [study.id])  # all of it was there
 
 
 def _present(session: Session, study: Sweep, cells: Mapping[Place, SeedCell] | None = None) -> StudyOut:

@@ -1,8 +1,8 @@
-"""One request to a receiver: to a checked address, over TLS, in bounded time, without redirects.
+"""One request to a receiver: to an allowed address, over TLS, with a deadline, without redirects.
 
-The host's name is looked up once, every address that it has must be allowed, and the connection is made to one of
-those very addresses. So a name that leads elsewhere a moment later (DNS rebinding) gains nothing. The certificate is
-still checked against the name.
+The host name is resolved once, all its addresses must be allowed, and the connection is made to one of them. So a name
+that resolves to another address a moment later (DNS rebinding) has no effect. The certificate is checked against the
+name.
 """
 
 import ssl
@@ -18,8 +18,9 @@ import httpx2
 from app.webhooks.addresses import refusal, resolve
 
 EXCERPT_BYTES = 1000
-"""Of an answer; the rest is not read."""
-USUAL = {
+"""How much of a response is read."""
+FAILURES = (httpcore2.NetworkError, httpcore2.ProtocolError, httpx2.InvalidURL, OSError, ValueError)
+HEADERS = {
     "Content-Type": "application/json",
     "User-Agent": f"backdoor-lab/{version('backdoor-lab')}",
     "Accept-Encoding": "identity",
@@ -28,7 +29,7 @@ USUAL = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a request: ``status`` of the answer, or the ``error`` that kept it away."""
+    """The outcome of a request: the ``status`` of the response, or the ``error`` if there is none."""
 
     seconds: float
     status: int | None = None
@@ -38,7 +39,7 @@ class Outcome:
 
     @property
     def good(self) -> bool:
-        """Whether the receiver has it."""
+        """Whether the receiver accepted it."""
         return self.status is not None and 200 <= self.status < 300
 
     def __str__(self) -> str:
@@ -46,48 +47,43 @@ class Outcome:
 
 
 class RefusedAddressError(httpcore2.ConnectError):
-    """The host leads where webhooks may not go."""
+    """The host has an address that is not allowed."""
 
 
-class Post:
-    """Sends requests, each on a connection of its own."""
+class Transport:
+    """Sends requests, each on its own connection."""
 
     def __init__(self, timeout: float, *, private: bool) -> None:
-        """``timeout``: seconds for all of it, but the look-up of the name, which the system bounds. ``private``: see
-        `addresses.refusal`. Certificates are those of the system, or of SSL_CERT_FILE."""
+        """``timeout`` is in seconds for the whole request except name resolution, which the system limits.
+
+        ``private``: see `addresses.refusal`. Trusted certificates are those of the system or of SSL_CERT_FILE.
+        """
         self._timeout, self._private = timeout, private
         self._context = httpx2.create_ssl_context()
 
-    def __call__(self, url: str, headers: dict[str, str], body: bytes) -> Outcome:
-        """Never raises for what the receiver, or the network, does."""
+    def post(self, url: str, headers: dict[str, str], body: bytes) -> Outcome:
+        """Errors of the receiver or the network are in the outcome; they are not raised."""
         began = time.monotonic()
         try:
             target, host = _target(url)
-            sent = list(({"Host": host} | USUAL | headers).items())
+            all_headers = list(({"Host": host} | HEADERS | headers).items())
             backend = _Backend(self._timeout, private=self._private)
             with (
                 httpcore2.ConnectionPool(ssl_context=self._context, network_backend=backend) as pool,
-                pool.stream("POST", target, headers=sent, content=body) as answer,
+                pool.stream("POST", target, headers=all_headers, content=body) as response,
             ):
-                excerpt = _start(answer.iter_stream())
-                return Outcome(
-                    time.monotonic() - began, answer.status, None, excerpt, _retry_after(answer.headers)
-                )
+                excerpt = _excerpt(response.iter_stream())
+                seconds, retry_after = time.monotonic() - began, _retry_after(response.headers)
+                return Outcome(seconds, response.status, None, excerpt, retry_after)
         except (httpcore2.TimeoutException, TimeoutError):
             error = f"no answer within {self._timeout:g} s"
-        except (
-            httpcore2.NetworkError,
-            httpcore2.ProtocolError,
-            httpx2.InvalidURL,
-            OSError,
-            ValueError,
-        ) as fault:
-            error = str(fault) or type(fault).__name__
+        except FAILURES as failure:
+            error = str(failure) or type(failure).__name__
         return Outcome(time.monotonic() - began, error=_storable(error)[:EXCERPT_BYTES])
 
 
 class _Backend(httpcore2.NetworkBackend):
-    """Connects to checked addresses, and gives one request one deadline."""
+    """Connects only to allowed addresses, and sets a deadline for the whole request."""
 
     def __init__(self, timeout: float, *, private: bool) -> None:
         self._timeout, self._private = timeout, private
@@ -105,22 +101,22 @@ class _Backend(httpcore2.NetworkBackend):
         except (OSError, UnicodeError) as error:
             raise httpcore2.ConnectError(f"{host} cannot be resolved") from error
         for address in addresses:
-            if why := refusal(address, private=self._private):
-                raise RefusedAddressError(f"{host} is {why}; webhooks go to public addresses alone")
+            if reason := refusal(address, private=self._private):
+                raise RefusedAddressError(f"{host} is {reason}; webhooks require a public address")
         deadline = time.monotonic() + self._timeout
-        fault: Exception = httpcore2.ConnectError(f"{host} has no address")
+        failure: Exception = httpcore2.ConnectError(f"{host} has no address")
         for address in addresses:
             try:
-                plain = httpcore2.SyncBackend().connect_tcp(address, port, _left(deadline))
+                stream = httpcore2.SyncBackend().connect_tcp(address, port, _left(deadline))
             except httpcore2.ConnectError as error:
-                fault = error
+                failure = error
             else:
-                return _Timed(plain, deadline)
-        raise fault
+                return _StreamWithDeadline(stream, deadline)
+        raise failure
 
 
-class _Timed(httpcore2.NetworkStream):
-    """A stream that ends at a deadline, however slowly the other side goes on."""
+class _StreamWithDeadline(httpcore2.NetworkStream):
+    """A stream that fails at a deadline, even if the other side keeps sending slowly."""
 
     def __init__(self, stream: httpcore2.NetworkStream, deadline: float) -> None:
         self._stream, self._deadline = stream, deadline
@@ -137,16 +133,15 @@ class _Timed(httpcore2.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore2.NetworkStream:
-        return _Timed(
-            self._stream.start_tls(ssl_context, server_hostname, _left(self._deadline)), self._deadline
-        )
+        stream = self._stream.start_tls(ssl_context, server_hostname, _left(self._deadline))
+        return _StreamWithDeadline(stream, self._deadline)
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
 
 
 def _target(url: str) -> tuple[httpcore2.URL, str]:
-    """The URL with its host in ASCII, and the header Host. Raises InvalidURL."""
+    """The URL with its host in ASCII, and the Host header. Raises InvalidURL."""
     parsed = httpx2.URL(url)
     target = httpcore2.URL(
         scheme=parsed.raw_scheme, host=parsed.raw_host, port=parsed.port, target=parsed.raw_path
@@ -157,25 +152,25 @@ def _target(url: str) -> tuple[httpcore2.URL, str]:
 def _left(deadline: float) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
-        raise httpcore2.ReadTimeout("the time is over")
+        raise httpcore2.ReadTimeout("the deadline has passed")
     return left
 
 
-def _start(pieces: Iterable[bytes]) -> str:
+def _excerpt(chunks: Iterable[bytes]) -> str:
     read = b""
-    for piece in pieces:
-        read += piece
+    for chunk in chunks:
+        read += chunk
         if len(read) >= EXCERPT_BYTES:
             break
     return _storable(read[:EXCERPT_BYTES].decode(errors="replace"))
 
 
 def _retry_after(headers: list[tuple[bytes, bytes]]) -> float | None:
-    """Seconds that the receiver asks for; it may also name a date, which nobody does."""
+    """Retry-After in seconds. A date, which RFC 9110 also permits, is ignored."""
     value = next((value for name, value in headers if name.lower() == b"retry-after"), b"")
     return float(value) if value.isdigit() and len(value) < 7 else None
 
 
 def _storable(text: str) -> str:
-    """``text`` without what no database keeps."""
+    """``text`` without U+0000 and lone surrogates, which a database cannot store."""
     return text.replace("\0", "?").encode(errors="replace").decode()
