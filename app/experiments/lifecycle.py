@@ -29,7 +29,7 @@ from app.tables.experiments import (
     Outbox,
 )
 from app.tables.results import ArmNote
-from app.team import quotas, usage
+from app.team import quotas
 from app.webhooks import outbox
 
 Outcome = Literal["succeeded", "failed", "canceled"]
@@ -227,7 +227,7 @@ def _close_attempt(session: Session, experiment: Experiment, outcome: str, reaso
     now = utcnow()
     row.finished_at, row.outcome, row.reason = now, outcome, reason
     metrics.after_commit(session, metrics.ATTEMPTS.labels(outcome).inc)
-    usage.add(session, experiment.owner_id, row.started_at, now)
+    quotas.add_device_time(session, experiment.owner_id, row.started_at, now)
     return row
 
 

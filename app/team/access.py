@@ -25,7 +25,7 @@ from app.tables.owners import Owner
 from app.team.addresses import is_address, is_loopback
 from app.team.keys import repository
 from app.team.keys.secrets import Pepper, prefix_of
-from app.team.limits import limits_of
+from app.team.quotas import limits_of
 from app.team.rate_limits import RateLimiter
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,8 @@ of running experiments rejects nothing: the relay holds them back (`app.team.run
 """
 
 from collections.abc import Callable
-from datetime import timedelta
+from dataclasses import fields
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from sqlalchemy import func, select
@@ -13,14 +14,30 @@ from sqlalchemy.orm import Session
 
 from app.core.database import LIMITS, OWNER, utcnow
 from app.core.errors import TooManyError
-from app.core.security import UNLIMITED, Limits
+from app.core.security import LOCAL, UNLIMITED, Limits
+from app.core.upsert import upsert
+from app.settings import Settings
 from app.tables.experiments import QUEUED, RUNNING, Attempt, Experiment
+from app.tables.keys import DeviceTime
 from app.tables.owners import Owner
 from app.tables.uploads import Upload
 from app.tables.webhooks import Webhook
 from app.team.keys import repository
 
 DAYS = 30
+
+
+def limits_of(owner: Owner, settings: Settings) -> Limits:
+    """The owner's own limits, else those of the settings, which apply only to owners with keys: not to ``local``."""
+
+    def limit(name: str) -> int | None:
+        own: int | None = getattr(owner, f"max_{name}")
+        if own is not None or owner.id == LOCAL:
+            return own
+        default: int | None = getattr(settings, "rate_limit" if name == "requests" else f"quota_{name}")
+        return default
+
+    return Limits(**{field.name: limit(field.name) for field in fields(Limits)})
 
 
 def admit_experiments(session: Session, number: int) -> None:
@@ -72,6 +89,14 @@ def device_seconds(session: Session) -> float:
         .where(Experiment.status == RUNNING, Attempt.number == Experiment.attempt)
     )
     return ended + sum((now - begin).total_seconds() for begin in started)
+
+
+def add_device_time(session: Session, owner_id: str, started_at: datetime, ended_at: datetime) -> None:
+    """Add an attempt to the device time of its owner, on the day on which it ended, in the transaction of its end."""
+    seconds = max(0.0, (ended_at - started_at).total_seconds())
+    row = {"owner_id": owner_id, "day": ended_at.date(), "seconds": seconds}
+    key = ["owner_id", "day"]
+    upsert(session, DeviceTime, [row], key, lambda new: {"seconds": DeviceTime.seconds + new.seconds})
 
 
 def stored_bytes(session: Session) -> int:

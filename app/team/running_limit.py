@@ -15,7 +15,7 @@ from app.core.security import LOCAL
 from app.settings import Settings
 from app.tables.experiments import QUEUED, RUNNING, Experiment, Outbox
 from app.tables.owners import Owner
-from app.team.limits import limits_of
+from app.team.quotas import limits_of
 
 
 def free_slots(session: Session, settings: Settings) -> dict[str, int]:

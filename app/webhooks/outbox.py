@@ -5,7 +5,7 @@ Code that changes an experiment, a sweep or an upload calls these functions. Wit
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -17,15 +17,8 @@ from app.tables.sweeps import STUDY, SWEEP, SweepExperiment
 from app.tables.uploads import Upload
 from app.tables.webhooks import Delivery, SweepEnding, Webhook
 
-RECEIVERS = "webhooks"
-"""Key of a session's ``info``: the receivers that were already queried, by owner."""
-
-
-class Receiver(NamedTuple):
-    """An enabled webhook and its events."""
-
-    id: str
-    events: frozenset[str]
+SUBSCRIPTIONS = "webhooks"
+"""Key of a session's ``info``: the subscriptions that were already queried, by owner."""
 
 
 def emit(session: Session, owner_id: str, event: str, data: Callable[[], dict[str, Any]]) -> None:
@@ -33,10 +26,10 @@ def emit(session: Session, owner_id: str, event: str, data: Callable[[], dict[st
 
     ``data`` is called only if there is such a webhook.
     """
-    receivers = [receiver for receiver in _receivers(session, owner_id) if event in receiver.events]
-    if receivers:
+    ids = [webhook_id for webhook_id, events in _subscriptions(session, owner_id).items() if event in events]
+    if ids:
         body = message(event, data())
-        session.add_all(delivery(receiver.id, event, body) for receiver in receivers)
+        session.add_all(delivery(webhook_id, event, body) for webhook_id in ids)
 
 
 def message(event: str, data: dict[str, Any]) -> str:
@@ -82,15 +75,16 @@ def check_sweeps(session: Session, sweep_ids: Sequence[str]) -> None:
 def wants_sweep_events(session: Session, owner_id: str) -> bool:
     """Whether a webhook of the owner subscribes to the end of sweeps or studies."""
     events = {f"{kind}.finished" for kind in (SWEEP, STUDY)}
-    return any(receiver.events & events for receiver in _receivers(session, owner_id))
+    return any(events & set(subscribed) for subscribed in _subscriptions(session, owner_id).values())
 
 
-def _receivers(session: Session, owner_id: str) -> list[Receiver]:
-    cache: dict[str, list[Receiver]] = session.info.setdefault(RECEIVERS, {})
+def _subscriptions(session: Session, owner_id: str) -> dict[str, list[str]]:
+    """The events of each enabled webhook, by its id."""
+    cache: dict[str, dict[str, list[str]]] = session.info.setdefault(SUBSCRIPTIONS, {})
     if owner_id not in cache:
         query = select(Webhook.id, Webhook.events)
         query = query.where(Webhook.owner_id == owner_id, Webhook.disabled_at.is_(None))
-        cache[owner_id] = [Receiver(row[0], frozenset(row[1])) for row in session.execute(query)]
+        cache[owner_id] = dict(session.execute(query).all())
     return cache[owner_id]
 
 

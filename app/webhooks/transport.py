@@ -46,10 +46,6 @@ class Outcome:
         return f"answered {self.status}" if self.status is not None else str(self.error)
 
 
-class RefusedAddressError(httpcore2.ConnectError):
-    """The host has an address that is not allowed."""
-
-
 class Transport:
     """Sends requests, each on its own connection."""
 
@@ -102,7 +98,7 @@ class _Backend(httpcore2.NetworkBackend):
             raise httpcore2.ConnectError(f"{host} cannot be resolved") from error
         for address in addresses:
             if reason := refusal(address, private=self._private):
-                raise RefusedAddressError(f"{host} is {reason}; webhooks require a public address")
+                raise httpcore2.ConnectError(f"{host} is {reason}; webhooks require a public address")
         deadline = time.monotonic() + self._timeout
         failure: Exception = httpcore2.ConnectError(f"{host} has no address")
         for address in addresses:

@@ -76,10 +76,10 @@ def test_pages_hold_nothing_inline_and_stay_light(service: Service, finished: An
 def test_an_experiment_says_in_words_what_its_numbers_say(service: Service, finished: Any) -> None:
     text = service.http.get(f"/experiments/{finished['id']}").text
     assert "The attack (badnets) works" in text
-    assert "ABL removes the backdoor: 1.0 % are still taken for it" in text
+    assert "ABL removes the backdoor: attack success is 1.0 %" in text
     assert "accuracy on clean images changes by -1.0 points" in text
-    assert "90.0 % are poisoned, and 10.0 % of all poison is among them" in text
-    assert "three seeds or more" in text
+    assert "90.0 % are poisoned; they include 10.0 % of all poisoned images" in text
+    assert "requires at least three seeds" in text
 
 
 def test_each_seed_is_shown_and_failed_arms_are_named(service: Service) -> None:
@@ -164,7 +164,7 @@ def test_two_experiments_are_compared(service: Service, finished: Any) -> None:
         ("/?status=unknown", 422, "allowed: queued, running"),
         ("/?color=red", 422, "color"),
         ("/?tag=nonsense", 422, "allowed: key:value"),
-        ("/?cursor=nonsense", 400, "not a cursor"),
+        ("/?cursor=nonsense", 400, "not issued by this service"),
     ],
 )
 def test_refusals_are_pages(service: Service, path: str, status: int, words: str) -> None:
@@ -257,12 +257,12 @@ def read(attack: dict[str, Any], **means: dict[str, float]) -> str:
 def test_other_attacks_are_read_by_what_they_aim_at() -> None:
     on_one = {"name": "poison_frogs", "target_class": 6}
     said = read(on_one, undefended={"clean_accuracy": 0.9, "target_image_hit": 1.0})
-    assert "on one image alone, which is taken for class 6 in 100.0 % of the runs" in said
+    assert "has a single target image, which is classified as class 6 in 100.0 % of the runs" in said
     cyclic = {"name": "badnets", "target_class": 0, "label_mode": "all_to_all"}
     weak = {"clean_accuracy": 0.9, "attack_success_rate": 0.2}
     said = read(cyclic, undefended=weak, clean={"clean_accuracy": 0.95})
     assert "does not work well" in said
-    assert "taken for the class after their own" in said
+    assert "classified as the class after their own" in said
     assert "changes that by -5.0 points" in said
     assert "means over 3 seeds" in said
     assert read({"name": "none"}, clean={"clean_accuracy": 0.9}) == (

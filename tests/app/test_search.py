@@ -16,7 +16,7 @@ from app.core.security import LOCAL
 from app.operations import schema
 from app.results.search import indexing, plans
 from app.results.search.grammar import parse
-from app.specs.experiment import ExperimentSpec
+from app.specs.experiment import UNDEFENDED, ExperimentSpec
 from app.tables.experiments import Experiment
 from app.tables.results import ResultValue
 from app.tables.search import ResultRow
@@ -339,7 +339,7 @@ def test_revision_0005_indexes_existing_results_as_the_application_does(tmp_path
         assert len(filled["leaderboard_values"]) == 6
         indexing.forget(session, ["e1", "e2"])
         for experiment_id in ("e1", "e2"):
-            indexing.refresh_all(session, experiment_id)
+            indexing.refresh(session, experiment_id, UNDEFENDED)
         assert contents(session) == filled
     database.close()
 

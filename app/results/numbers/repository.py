@@ -1,4 +1,4 @@
-"""Queries about numbers."""
+"""Queries about results and time series."""
 
 from collections.abc import Sequence
 
@@ -23,18 +23,20 @@ def points(
     arm: str | None,
     seed: int | None,
     name: str | None,
-    most: int | None,
+    max_points: int | None,
 ) -> Sequence[Row[str, int, str, int, float]]:
-    """(arm, seed, name, step, value) in this order; None is any.
+    """Rows (arm, seed, name, step, value), sorted by these columns; None is no filter.
 
-    Of each series at most ``most`` (at least 2), evenly spread; the first and the last stay.
+    Each series is downsampled to at most ``max_points`` (at least 2).
     """
     series = (MetricPoint.arm, MetricPoint.seed, MetricPoint.name)
     query = select(*series, MetricPoint.step, MetricPoint.value).where(
         MetricPoint.experiment_id == experiment_id
     )
-    for column, wanted in zip(series, (arm, seed, name), strict=True):
-        if wanted is not None:
-            query = query.where(column == wanted)
-    query = query.order_by(*series, MetricPoint.step) if most is None else downsampled(query, most)
+    for column, value in zip(series, (arm, seed, name), strict=True):
+        if value is not None:
+            query = query.where(column == value)
+    query = (
+        query.order_by(*series, MetricPoint.step) if max_points is None else downsampled(query, max_points)
+    )
     return session.execute(query).all()

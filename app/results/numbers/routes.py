@@ -1,4 +1,4 @@
-"""GET .../results and .../metrics."""
+"""GET .../results and GET .../metrics of an experiment."""
 
 from typing import Annotated
 
@@ -21,15 +21,15 @@ JSON, CSV = "application/json", "text/csv"
     responses={200: {"content": {CSV: {"schema": {"type": "string"}}}}, **problems(404)},
 )
 def results(experiment_id: str, context: Ctx, accept: Annotated[str | None, Header()] = None) -> Response:
-    """Per arm and seed, and over the seeds as mean with a 95 % interval. Arms appear as they finish.
+    """Numbers of each arm and seed, and means over seeds with 95 % intervals. Arms appear as they finish.
 
     With `Accept: text/csv` one row for each arm and seed.
     """
-    found = service.results(context, experiment_id)
+    document = service.results(context, experiment_id)
     if wants(accept, [JSON, CSV]) == CSV:
         name = f'attachment; filename="{experiment_id}.csv"'
-        return Response(service.as_csv(found), media_type=CSV, headers={"Content-Disposition": name})
-    return Response(found.model_dump_json(), media_type=JSON)
+        return Response(service.as_csv(document), media_type=CSV, headers={"Content-Disposition": name})
+    return Response(document.model_dump_json(), media_type=JSON)
 
 
 @router.get("/metrics", summary="Training curves", responses=problems(404, 422))
@@ -40,8 +40,8 @@ def metrics(
     name: Annotated[str | None, Query(examples=["train_loss"])] = None,
     seed: Annotated[int | None, Query(ge=0, le=2**31 - 1)] = None,
     points: Annotated[
-        int | None, Query(ge=2, le=100_000, description="At most so many for each curve")
+        int | None, Query(ge=2, le=100_000, description="Maximum number of points of each curve")
     ] = None,
 ) -> Metrics:
-    """Time series by arm, seed and name; thinned evenly to `points`, with the first and the last kept."""
+    """Time series by arm, seed and name, downsampled evenly to `points`; the first and last point are kept."""
     return service.metrics(context, experiment_id, arm, seed, name, points)

@@ -1,21 +1,20 @@
 """Results and time series of one experiment."""
 
-import csv
-import io
 import math
 from itertools import groupby
 from typing import Any
 
+from app.core import table_formats
 from app.core.context import Context
 from app.results.numbers import repository
 from app.results.numbers.schemas import Aggregate, ArmResults, Metrics, Results, Series
 from app.specs.experiment import ExperimentSpec
-from app.specs.summary import METRICS, summarize
+from app.specs.summary import METRICS
 from app.tables.experiments import require_experiment
 
 
 def results(context: Context, experiment_id: str) -> Results:
-    """Per arm and seed, and aggregated over seeds; arms in the order of the spec. Raises NotFoundError."""
+    """Numbers of each arm and seed, and aggregated over seeds; arms in the order of the spec. Raises NotFoundError."""
     with context.database.reading() as session:
         experiment = require_experiment(session, experiment_id)
         arms = ExperimentSpec.model_validate(experiment.spec).arms
@@ -24,7 +23,7 @@ def results(context: Context, experiment_id: str) -> Results:
     seeds: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in arms}
     for row in values:
         seeds.setdefault(row.arm, {}).setdefault(row.seed, {})[row.metric] = _finite(row.value)
-    of_all = [note.message for note in notes if note.arm not in seeds]
+    warnings = [note.message for note in notes if note.arm not in seeds]
     for note in notes:
         if note.arm not in seeds:
             continue
@@ -36,7 +35,7 @@ def results(context: Context, experiment_id: str) -> Results:
     return Results(
         experiment_id=experiment_id,
         arms=[_arm(arm, entries) for arm, entries in seeds.items() if entries],
-        warnings=of_all,
+        warnings=warnings,
     )
 
 
@@ -45,7 +44,7 @@ def _arm(arm: str, entries: dict[int, dict[str, Any]]) -> ArmResults:
     columns = {n: [e[n] for e in entries.values() if isinstance(e.get(n), float)] for n in names}
     return ArmResults(
         arm=arm,
-        aggregate={n: Aggregate.model_validate(summarize(column)) for n, column in columns.items() if column},
+        aggregate={n: aggregate for n, column in columns.items() if (aggregate := Aggregate.of(column))},
         seeds=[
             {"seed": seed, **{n: entries[seed][n] for n in names if n in entries[seed]}}
             for seed in sorted(entries)
@@ -53,17 +52,16 @@ def _arm(arm: str, entries: dict[int, dict[str, Any]]) -> ArmResults:
     )
 
 
-def as_csv(found: Results) -> str:
-    """One row for each arm and seed; an empty cell has no meaning or is not known yet."""
-    rows = [(arm.arm, entry) for arm in found.arms for entry in arm.seeds]
-    extra = sorted({n for _, e in rows for n in e} - {*METRICS, "seed", "warnings", "error"})
-    columns = [*METRICS, *extra, "error"]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["experiment_id", "arm", "seed", *columns])
-    for arm, entry in rows:
-        writer.writerow([found.experiment_id, arm, entry["seed"], *(entry.get(c) for c in columns)])
-    return text.getvalue()
+def as_csv(document: Results) -> str:
+    """One row for each arm and seed; a cell is empty if the number is undefined or not yet known."""
+    rows = [
+        {"experiment_id": document.experiment_id, "arm": arm.arm, **entry}
+        for arm in document.arms
+        for entry in arm.seeds
+    ]
+    first = ("experiment_id", "arm", "seed")
+    others = sorted({name for row in rows for name in row} - {*first, *METRICS, "warnings", "error"})
+    return table_formats.csv(table_formats.columns(*first, *METRICS, *others, "error"), rows)
 
 
 def metrics(
@@ -72,12 +70,12 @@ def metrics(
     arm: str | None,
     seed: int | None,
     name: str | None,
-    most: int | None,
+    max_points: int | None,
 ) -> Metrics:
-    """Time series, each thinned to at most ``most`` points. Raises NotFoundError."""
+    """Time series, each downsampled to at most ``max_points``. Raises NotFoundError."""
     with context.database.reading() as session:
         require_experiment(session, experiment_id)
-        rows = repository.points(session, experiment_id, arm, seed, name, most)
+        rows = repository.points(session, experiment_id, arm, seed, name, max_points)
     series = []
     for (of_arm, of_seed, of_name), group in groupby(rows, key=lambda row: tuple(row[:3])):
         points = list(group)

@@ -1,13 +1,12 @@
 """The fields that results can be searched by, derived from the models of the spec."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
-
-from pydantic import BaseModel
 
 from app.core.validation import members
 from app.results.search.parts import PARTS
@@ -53,51 +52,43 @@ class Field:
 
     name: str
     source: Source
+    key: str
+    """The name within its source: a column, the path in the spec, the key of a tag, a metric."""
     number: bool = False
     """Whether its values may be numbers; only these fields can be compared with < and >."""
     text: bool = True
     """Whether its values may be texts. A field can be a number for one attack and a text for another."""
     part: str = ""
 
-    @property
-    def key(self) -> str:
-        """The name within its source: the key of a tag, a metric, a column, or the path in the spec."""
-        head, _, rest = self.name.partition(".")
-        match self.source:
-            case "tag" | "metric":
-                return rest
-            case "interval":
-                return rest.rpartition(".")[0]
-            case _:
-                return self.name if self.source == "spec" else head
-
 
 @cache
 def all_fields() -> dict[str, Field]:
     """All fields by name, except tags, whose keys are free."""
-    fields = [Field(name, "row", name == "seeds", name != "seeds") for name in ROW]
-    fields += [Field(name, "time") for name in TIMES]
-    fields += [Field(name, "experiment") for name in EXPERIMENT]
+    fields = {name: Field(name, "row", name, name == "seeds", name != "seeds") for name in ROW}
+    fields |= {name: Field(name, "time", name) for name in TIMES}
+    fields |= {name: Field(name, "experiment", name) for name in EXPERIMENT}
     for name, info in ExperimentSpec.model_fields.items():
         if name in {*LABELS, "seeds"}:
             continue
         part = {"defenses": "defense"}.get(name, name if name in PARTS else "other")
-        for path, number, text in _leaves(part if part != "other" else name, info.annotation):
-            fields.append(Field(path, "spec", number, text, part))
+        for path, types in _leaves(part if part != "other" else name, info.annotation):
+            # Several attacks, for example, can have a field of this name.
+            same = fields.get(path, Field(path, "spec", path, False, False, part))
+            number = same.number or bool(types & {int, float})
+            text = same.text or bool(types - {int, float, type(None)})
+            fields[path] = replace(same, number=number, text=text)
     for metric in (*METRICS, EFFECTIVENESS):
-        fields.append(Field(f"results.{metric}", "metric", number=True, text=False))
-        fields += [Field(f"results.{metric}.{end}", "interval", True, False) for end in INTERVAL]
-    merged: dict[str, Field] = {}
-    for field in fields:  # several attacks, for example, can have a field of the same name
-        same = merged.get(field.name, field)
-        merged[field.name] = replace(field, number=field.number or same.number, text=field.text or same.text)
-    return merged
+        name = f"results.{metric}"
+        fields[name] = Field(name, "metric", metric, number=True, text=False)
+        for end in INTERVAL:
+            fields[f"{name}.{end}"] = Field(f"{name}.{end}", "interval", metric, number=True, text=False)
+    return fields
 
 
 def find(name: str) -> Field | None:
     """The field called ``name``, or None."""
     if _TAG.fullmatch(name):
-        return Field(name, "tag")
+        return Field(name, "tag", name.partition(".")[2])
     return all_fields().get(name)
 
 
@@ -119,32 +110,21 @@ def near(name: str) -> list[str]:
     return list(dict.fromkeys([*short, *similar, *same_end, *less_similar]))[:5]
 
 
-def _leaves(path: str, annotation: Any) -> list[tuple[str, bool, bool]]:
-    """(path, whether it can be a number, whether it can be a text) of every field below ``path``."""
-    models = members(_bare(annotation))
+def _leaves(path: str, annotation: Any) -> Iterator[tuple[str, set[Any]]]:
+    """The path and the types of every field below ``path``."""
+    models = members(annotation)
     if not models:
-        number = bool({int, float} & set(_types(annotation)))
-        return [(path, number, bool(set(_types(annotation)) - {int, float, type(None)}))]
-    return [
-        leaf
-        for model in models
-        for name, info in model.model_fields.items()
-        for leaf in _leaves(f"{path}.{name}", info.annotation)
-    ]
+        yield path, _types(annotation)
+    for model in models:
+        for name, info in model.model_fields.items():
+            yield from _leaves(f"{path}.{name}", info.annotation)
 
 
-def _bare(annotation: Any) -> Any:
-    """The item type of a tuple of models: each defense makes an arm, and so a row, of its own."""
-    if get_origin(annotation) is tuple and any(members(part) for part in get_args(annotation)):
-        return get_args(annotation)[0]
-    return annotation
-
-
-def _types(annotation: Any) -> list[Any]:
-    """The types that a value can have; all types but int and float are indexed as text."""
+def _types(annotation: Any) -> set[Any]:
+    """The types that a value can have. All types except int and float are indexed as text."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return _types(get_args(annotation)[0])
     if origin in (Union, UnionType):
-        return [kind for part in get_args(annotation) for kind in _types(part)]
-    return [annotation if isinstance(annotation, type) and not issubclass(annotation, BaseModel) else str]
+        return {kind for part in get_args(annotation) for kind in _types(part)}
+    return {annotation if isinstance(annotation, type) else str}

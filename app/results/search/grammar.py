@@ -8,7 +8,6 @@ must hold. An order is a field, for descending order with ``-`` before it.
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple, TypeVar
 
@@ -39,8 +38,7 @@ class Order(NamedTuple):
     descending: bool
 
 
-@dataclass(frozen=True)
-class Search:
+class Search(NamedTuple):
     """A parsed query."""
 
     where: tuple[Condition, ...]

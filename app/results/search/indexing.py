@@ -31,12 +31,14 @@ Inserted = TypeVar("Inserted", bound=Base)
 
 def refresh(session: Session, experiment_id: str, arm: str) -> None:
     """Update the index of one arm; for the undefended arm of all arms, whose ratings depend on it."""
-    _refresh(session, experiment_id, None if arm == UNDEFENDED else arm)
-
-
-def refresh_all(session: Session, experiment_id: str) -> None:
-    """Update the index of all arms of an experiment."""
-    _refresh(session, experiment_id, None)
+    experiment = session.get(Experiment, experiment_id)
+    if experiment is None:
+        return
+    spec = ExperimentSpec.model_validate(experiment.spec)
+    values = _values(session, experiment_id)
+    for name in spec.arms:
+        if arm in (name, UNDEFENDED):
+            _index_arm(session, experiment, spec, name, values.get(name, {}), values.get(UNDEFENDED, {}))
 
 
 def forget(session: Session, ids: Sequence[str]) -> None:
@@ -54,17 +56,6 @@ def forget(session: Session, ids: Sequence[str]) -> None:
         newest = same_setting.order_by(ResultRow.id.desc()).limit(MAX_REPLACEMENTS)
         for experiment_id, arm in session.execute(newest).all():
             refresh(session, experiment_id, arm)
-
-
-def _refresh(session: Session, experiment_id: str, arm: str | None) -> None:
-    experiment = session.get(Experiment, experiment_id)
-    if experiment is None:
-        return
-    spec = ExperimentSpec.model_validate(experiment.spec)
-    values = _values(session, experiment_id)
-    for name in spec.arms:
-        if arm in (None, name):
-            _index_arm(session, experiment, spec, name, values.get(name, {}), values.get(UNDEFENDED, {}))
 
 
 def _values(session: Session, experiment_id: str) -> dict[str, Values]:

@@ -103,7 +103,7 @@ def candidates(condition: Condition, where: tuple[Condition, ...]) -> Select[Any
     """
     field = condition.field
     compare = _COMPARE[condition.op]
-    if field.key == "experiment_id":
+    if field.name == "experiment_id":
         return select(_ALL_ROWS.c.id).where(compare(_ALL_ROWS.c.experiment_id, condition.value))
     if field.source in ("row", "time"):
         return select(ResultRow.id).where(compare(getattr(ResultRow, field.key), condition.value))
@@ -159,9 +159,8 @@ def _ordered(order: Order, few: Any | None) -> tuple[Select[Any], list[Any]]:
         columns = [getattr(ResultRow, field.key), ResultRow.id]
         if few is None:
             return select(*columns), columns
-        return select(*columns).select_from(few).outerjoin(ResultRow, ResultRow.id == few.c.id).where(
-            _EXISTS
-        ), columns
+        query = select(*columns).select_from(few).outerjoin(ResultRow, ResultRow.id == few.c.id)
+        return query.where(_EXISTS), columns
     values = _values(field, 0.0 if field.number else "")
     columns = [values.value, *values.ids]
     if few is None:

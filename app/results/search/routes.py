@@ -61,11 +61,10 @@ def results(
     arm), `tag.KEY`, `results.METRIC`, and `experiment_id`, `name`, `arm`, `status`, `spec_hash`, `seeds`,
     `created_at`, `setting`. `GET /v1/results/fields` lists them. `next` and the `Link` header lead to the next page.
     """
-    result = service.search(context, where or [], sort, fields, cursor, limit)
-    link, headers = following(request, result.cursor)
-    names = columns(*(field.name for field in result.fields))
-    rows = Rows(rows=result.rows, next=link)
-    return respond(rows, format, accept, "results", lambda _: (names, result.rows), headers)
+    rows, shown, next_cursor = service.search(context, where or [], sort, fields, cursor, limit)
+    link, headers = following(request, next_cursor)
+    heads = columns(*(field.name for field in shown))
+    return respond(Rows(rows=rows, next=link), format, accept, "results", lambda _: (heads, rows), headers)
 
 
 @router.get("/results/fields", summary="Fields that results can be searched by", responses=problems(422))

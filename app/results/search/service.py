@@ -1,6 +1,5 @@
 """Searching results."""
 
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -10,19 +9,13 @@ from app.results.search import grammar, plans, repository
 from app.results.search.fields import Field
 
 
-@dataclass(frozen=True)
-class Page:
-    """One page of rows, the fields that they show, and the cursor of the next page if there is one."""
-
-    rows: list[dict[str, Any]]
-    fields: tuple[Field, ...]
-    cursor: str | None
-
-
 def search(
     context: Context, where: list[str], sort: str | None, fields: str | None, cursor: str | None, limit: int
-) -> Page:
-    """Raises InvalidError for a malformed query, BadRequestError for a cursor of another query."""
+) -> tuple[list[dict[str, Any]], tuple[Field, ...], str | None]:
+    """One page of rows, the fields that they show, and the cursor of the next page.
+
+    Raises InvalidError for a malformed query, BadRequestError for a cursor of another query.
+    """
     query = grammar.parse(where, sort, fields)
     first = query.order.field
 
@@ -49,11 +42,8 @@ def search(
             render,
         )
         rows = repository.rows(session, [position[-1] for position in positions], query.fields)
-    return Page(
-        [{field.name: _typed(field, row[field.name]) for field in query.fields} for row in rows],
-        query.fields,
-        following,
-    )
+    typed = [{field.name: _typed(field, row[field.name]) for field in query.fields} for row in rows]
+    return typed, query.fields, following
 
 
 def _typed(field: Field, value: Any) -> Any:
