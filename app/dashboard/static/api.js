@@ -1,9 +1,17 @@
 // Asking the JSON API, and showing what it refuses beside the fields that it is about.
 "use strict";
 const Api = (() => {
-  const send = (method, url, body, headers = {}) => fetch(url, {
-    method, headers: { "Content-Type": "application/json", ...headers }, body: body === undefined ? undefined : JSON.stringify(body),
-  }).catch(() => Response.json({ detail: "The service does not answer; nothing was changed. Try again." }, { status: 503 }));
+  const send = (method, url, body, headers = {}) =>
+    fetch(url, {
+      method,
+      headers: { "Content-Type": "application/json", ...headers },
+      body: body === undefined ? undefined : JSON.stringify(body),
+    }).catch(() =>
+      Response.json(
+        { detail: "The service does not answer; nothing was changed. Try again." },
+        { status: 503 },
+      ),
+    );
 
   function clear(form) {
     form.querySelectorAll("p.fault").forEach((line) => line.remove());
@@ -11,7 +19,10 @@ const Api = (() => {
       input.removeAttribute("aria-invalid");
       input.removeAttribute("aria-errormessage");
     });
-    form.querySelectorAll(".faults").forEach((list) => { list.replaceChildren(); list.hidden = true; });
+    form.querySelectorAll(".faults").forEach((list) => {
+      list.replaceChildren();
+      list.hidden = true;
+    });
   }
 
   // Each fault is {field, message}; `find` gives the input that a field's path is about, or nothing.
@@ -22,8 +33,12 @@ const Api = (() => {
       line.textContent = input ? fault.message : `${fault.field}: ${fault.message}`;
       if (!input) {
         const list = form.querySelector(".faults");
-        if (list) { list.append(line); list.hidden = false; }
-      } else if (!input.hasAttribute("aria-invalid")) { // one fault at a time is enough to mend
+        if (list) {
+          list.append(line);
+          list.hidden = false;
+        }
+      } else if (!input.hasAttribute("aria-invalid")) {
+        // one fault at a time is enough to mend
         line.className = "fault";
         line.id = `${input.id}-fault`;
         input.setAttribute("aria-invalid", "true");

@@ -3,14 +3,22 @@
 "use strict";
 (() => {
   const el = (id) => document.getElementById(id);
-  const found = (form) => (path) => form.querySelector(`[name="${CSS.escape(path.split(/[.[]/)[0])}"]:not([type="checkbox"])`);
+  const found = (form) => (path) =>
+    form.querySelector(`[name="${CSS.escape(path.split(/[.[]/)[0])}"]:not([type="checkbox"])`);
 
   // What a form's inputs say; an empty number is null, checkboxes of one name are a list, a hidden input is JSON.
   function values(form) {
     const body = {};
     for (const input of form.querySelectorAll("input[name]")) {
-      if (input.type === "checkbox") { body[input.name] ??= []; if (input.checked) body[input.name].push(input.value); }
-      else if (input.type === "number") body[input.name] = input.validity.badInput ? "not a number" : input.value === "" ? null : Number(input.value);
+      if (input.type === "checkbox") {
+        body[input.name] ??= [];
+        if (input.checked) body[input.name].push(input.value);
+      } else if (input.type === "number")
+        body[input.name] = input.validity.badInput
+          ? "not a number"
+          : input.value === ""
+            ? null
+            : Number(input.value);
       else if (input.type === "hidden") body[input.name] = JSON.parse(input.value);
       else body[input.name] = input.value.trim();
     }
@@ -40,7 +48,10 @@
       return;
     }
     Api.clear(form);
-    if (goto) { location.assign(goto); return; }
+    if (goto) {
+      location.assign(goto);
+      return;
+    }
     const told = await answer.json();
     if (then) htmx.trigger(then, "changed");
     if (told.key || told.secret) reveal(told.key || told.secret);

@@ -6,7 +6,12 @@ const Charts = (() => {
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
   function axis(extra) {
-    return { stroke: css("--muted"), grid: { stroke: css("--line"), width: 1 }, ticks: { stroke: css("--line"), width: 1 }, ...extra };
+    return {
+      stroke: css("--muted"),
+      grid: { stroke: css("--line"), width: 1 },
+      ticks: { stroke: css("--line"), width: 1 },
+      ...extra,
+    };
   }
 
   // chart: {box, title, says, x, lines: [{name, place, values}], xLabel, yLabel, percent, log}
@@ -21,7 +26,8 @@ const Charts = (() => {
     canvas.setAttribute("aria-label", chart.says);
     figure.append(caption, canvas);
     chart.box.append(figure);
-    const number = (v) => (v == null ? "–" : chart.percent ? `${(100 * v).toFixed(1)} %` : String(Number(v.toPrecision(4))));
+    const number = (v) =>
+      v == null ? "–" : chart.percent ? `${(100 * v).toFixed(1)} %` : String(Number(v.toPrecision(4)));
     const options = {
       width: Math.max(260, chart.box.clientWidth),
       height: 240,
@@ -32,10 +38,29 @@ const Charts = (() => {
         y: { distr: chart.log ? 3 : 1, range: chart.percent ? [-0.02, 1.04] : undefined },
       },
       axes: [
-        axis({ label: chart.xLabel, labelSize: 22, size: 34, space: 45, incrs: chart.percentX ? undefined : chart.whole ? [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000] : undefined, values: (u, ticks) => ticks.map((t) => (t == null ? "" : chart.percentX ? `${Math.round(100 * t)} %` : String(Number(t.toPrecision(3))))) }),
         axis({
-          label: chart.yLabel, labelSize: 20, size: 56,
-          values: (u, ticks) => ticks.map((t) => (t == null ? "" : chart.percent ? `${Math.round(100 * t)} %` : String(Number(t.toPrecision(3))))),
+          label: chart.xLabel,
+          labelSize: 22,
+          size: 34,
+          space: 45,
+          incrs: chart.percentX
+            ? undefined
+            : chart.whole
+              ? [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
+              : undefined,
+          values: (u, ticks) =>
+            ticks.map((t) =>
+              t == null ? "" : chart.percentX ? `${Math.round(100 * t)} %` : String(Number(t.toPrecision(3))),
+            ),
+        }),
+        axis({
+          label: chart.yLabel,
+          labelSize: 20,
+          size: 56,
+          values: (u, ticks) =>
+            ticks.map((t) =>
+              t == null ? "" : chart.percent ? `${Math.round(100 * t)} %` : String(Number(t.toPrecision(3))),
+            ),
         }),
       ],
       series: [

@@ -30,27 +30,52 @@
       const at = new Map(x.map((step, place) => [step, place]));
       const lines = found.map((s) => {
         const values = new Array(x.length).fill(null);
-        s.steps.forEach((step, j) => { values[at.get(step)] = s.values[j]; });
+        s.steps.forEach((step, j) => {
+          values[at.get(step)] = s.values[j];
+        });
         return { name: s.arm, place: shown.indexOf(s.arm), values };
       });
-      const last = found.map((s) => `${s.arm} ends at ${say(s.values.at(-1), panel.percent)} after ${s.steps.at(-1)} epochs`);
-      Charts.draw({ box: boxes[i], title: panel.title, says: `${panel.title}: ${last.join("; ")}.`, x, lines, xLabel: "epoch", whole: true, yLabel: panel.percent ? "" : "nats", percent: panel.percent });
+      const last = found.map(
+        (s) => `${s.arm} ends at ${say(s.values.at(-1), panel.percent)} after ${s.steps.at(-1)} epochs`,
+      );
+      Charts.draw({
+        box: boxes[i],
+        title: panel.title,
+        says: `${panel.title}: ${last.join("; ")}.`,
+        x,
+        lines,
+        xLabel: "epoch",
+        whole: true,
+        yLabel: panel.percent ? "" : "nats",
+        percent: panel.percent,
+      });
     });
   }
 
   const order = (arm) => ["clean", "undefended"].indexOf(arm) >>> 0;
-  const say = (value, percent) => (value == null ? "nothing" : percent ? `${(100 * value).toFixed(1)} %` : value.toPrecision(3));
+  const say = (value, percent) =>
+    value == null ? "nothing" : percent ? `${(100 * value).toFixed(1)} %` : value.toPrecision(3);
 
   const span = (seconds) => (seconds < 100 ? `${Math.ceil(seconds)} s` : `${Math.ceil(seconds / 60)} min`);
 
   // At most one call in `pause` milliseconds, and one more for what came meanwhile.
   function calmly(call, pause) {
-    let again = false, busy = false;
+    let again = false,
+      busy = false;
     return async function run() {
-      if (busy) { again = true; return; }
+      if (busy) {
+        again = true;
+        return;
+      }
       busy = true;
       await call();
-      setTimeout(() => { busy = false; if (again) { again = false; run(); } }, pause);
+      setTimeout(() => {
+        busy = false;
+        if (again) {
+          again = false;
+          run();
+        }
+      }, pause);
     };
   }
 
@@ -63,7 +88,9 @@
   function follow() {
     const opened = Date.now();
     const events = new EventSource(`${base}/events`);
-    events.addEventListener("error", () => { if (events.readyState !== EventSource.OPEN) Live.trouble(0); });
+    events.addEventListener("error", () => {
+      if (events.readyState !== EventSource.OPEN) Live.trouble(0);
+    });
     events.addEventListener("open", Live.well);
     events.addEventListener("progress", (event) => {
       const now = JSON.parse(event.data);
@@ -81,7 +108,8 @@
         if (Date.parse(JSON.parse(event.data).at) < opened - 3000) return; // the page shows it already
         refresh();
         redraw();
-        if (kind === "state" && ["succeeded", "failed", "canceled"].includes(JSON.parse(event.data).status)) events.close();
+        if (kind === "state" && ["succeeded", "failed", "canceled"].includes(JSON.parse(event.data).status))
+          events.close();
       });
     }
   }

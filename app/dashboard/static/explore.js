@@ -4,7 +4,9 @@
   const form = document.getElementById("ask");
   if (!form) return;
   const el = (id) => document.getElementById(id);
-  const index = el("index"), trigger = el("trigger"), said = el("said");
+  const index = el("index"),
+    trigger = el("trigger"),
+    said = el("said");
   const MOST = 10;
   const names = JSON.parse(form.dataset.names);
   let shown; // URL of the picture, to be given back
@@ -14,16 +16,23 @@
   const asked = new URLSearchParams(location.search);
   if (asked.has("index")) index.value = asked.get("index");
   if (trigger) trigger.checked = asked.get("triggered") === "true";
-  if ([...el("seed").options].some((option) => option.value === asked.get("seed"))) el("seed").value = asked.get("seed");
+  if ([...el("seed").options].some((option) => option.value === asked.get("seed")))
+    el("seed").value = asked.get("seed");
 
   async function ask() {
     if (!index.reportValidity()) return;
     const turn = ++latest;
     said.textContent = "Asking…";
-    const body = { index: index.valueAsNumber, triggered: Boolean(trigger && trigger.checked), seed: Number(el("seed").value) };
+    const body = {
+      index: index.valueAsNumber,
+      triggered: Boolean(trigger && trigger.checked),
+      seed: Number(el("seed").value),
+    };
     history.replaceState(null, "", `?${new URLSearchParams(body)}`);
     const answer = await fetch(form.dataset.predict, {
-      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(body),
     });
     const told = await answer.json();
     if (turn !== latest) return; // another question was asked meanwhile
@@ -31,8 +40,10 @@
       said.textContent = told.detail;
       return;
     }
-    said.textContent = `Image ${body.index}, ${body.triggered ? "with" : "without"} the trigger: ` +
-      told.arms.map((arm) => `${arm.arm} says ${arm.class_name}`).join(", ") + ".";
+    said.textContent =
+      `Image ${body.index}, ${body.triggered ? "with" : "without"} the trigger: ` +
+      told.arms.map((arm) => `${arm.arm} says ${arm.class_name}`).join(", ") +
+      ".";
     show(told, body);
   }
 
@@ -41,7 +52,8 @@
     if (shown) URL.revokeObjectURL(shown);
     shown = URL.createObjectURL(new Blob([bytes], { type: "image/png" }));
     el("picture").src = shown;
-    el("picture").alt = `Test image ${body.index}, of class ${told.image.label_name}${body.triggered ? ", with the trigger" : ""}`;
+    el("picture").alt =
+      `Test image ${body.index}, of class ${told.image.label_name}${body.triggered ? ", with the trigger" : ""}`;
     el("truth").textContent = `Test image ${body.index}: its true class is ${told.image.label_name}`;
     el("arms").replaceChildren(...told.arms.map((arm) => card(arm, told.image, body.triggered)));
     el("answer").hidden = false;
@@ -59,7 +71,10 @@
     const tag = box.querySelector(".tag");
     tag.textContent = verdict;
     tag.classList.add(right ? "good" : "bad");
-    const best = arm.probabilities.map((p, k) => [p, k]).sort((a, b) => b[0] - a[0]).slice(0, MOST);
+    const best = arm.probabilities
+      .map((p, k) => [p, k])
+      .sort((a, b) => b[0] - a[0])
+      .slice(0, MOST);
     for (const [p, k] of best.filter(([p], place) => place < 3 || p >= 0.001)) {
       const row = box.querySelector("tbody").insertRow();
       const name = document.createElement("th");
@@ -77,8 +92,14 @@
     return box;
   }
 
-  form.addEventListener("submit", (event) => { event.preventDefault(); ask(); });
-  const step = (by) => { index.value = Math.max(0, (index.valueAsNumber || 0) + by); ask(); };
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    ask();
+  });
+  const step = (by) => {
+    index.value = Math.max(0, (index.valueAsNumber || 0) + by);
+    ask();
+  };
   el("previous").addEventListener("click", () => step(-1));
   el("following").addEventListener("click", () => step(1));
   index.addEventListener("change", ask);

@@ -7,31 +7,45 @@
   const count = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
   const { url, page, says } = {
     experiment: {
-      url: "/v1/experiments", page: "/experiments",
-      says: (found) => `It can run: arms ${found.arms.join(", ")}; ${count(found.stages.length, "stage")}, ${found.cached} of them already computed.`,
+      url: "/v1/experiments",
+      page: "/experiments",
+      says: (found) =>
+        `It can run: arms ${found.arms.join(", ")}; ${count(found.stages.length, "stage")}, ${found.cached} of them already computed.`,
     },
     sweep: {
-      url: "/v1/sweeps", page: "/sweeps",
-      says: (found) => `It can run: ${count(found.cells, "cell")} with ${count(found.models, "model")} to measure; ${count(found.stages, "stage")}, ${found.cached} of them already computed.`,
+      url: "/v1/sweeps",
+      page: "/sweeps",
+      says: (found) =>
+        `It can run: ${count(found.cells, "cell")} with ${count(found.models, "model")} to measure; ${count(found.stages, "stage")}, ${found.cached} of them already computed.`,
     },
     study: {
-      url: "/v1/studies", page: "/studies",
-      says: (found) => `It can run: ${count(found.cells, "cell")}, ${found.reused} of which have their numbers already; ${count(found.experiments, "experiment")} for the rest, of ${count(found.stages, "stage")}, ${found.cached} of them already computed.`,
+      url: "/v1/studies",
+      page: "/studies",
+      says: (found) =>
+        `It can run: ${count(found.cells, "cell")}, ${found.reused} of which have their numbers already; ${count(found.experiments, "experiment")} for the rest, of ${count(found.stages, "stage")}, ${found.cached} of them already computed.`,
     },
   }[form.dataset.kind];
   let number = 100; // of the next defense or attack
-  let previewed = "", shown = "";
+  let previewed = "",
+    shown = "";
 
   async function check() {
     const { body, faults } = spec.request();
-    const text = shown = JSON.stringify(body, null, 2);
+    const text = (shown = JSON.stringify(body, null, 2));
     el("json").textContent = text;
-    el("curl").textContent = `curl -sf ${location.origin}${url} -H 'Content-Type: application/json' -d '${JSON.stringify(body).replaceAll("'", "'\\''")}'`;
+    el("curl").textContent =
+      `curl -sf ${location.origin}${url} -H 'Content-Type: application/json' -d '${JSON.stringify(body).replaceAll("'", "'\\''")}'`;
     el("paths")?.replaceChildren(...spec.paths().map((path) => new Option(path, path)));
-    if (faults.length) { el("verdict").textContent = Api.say(form, faults, spec.find); return; }
+    if (faults.length) {
+      el("verdict").textContent = Api.say(form, faults, spec.find);
+      return;
+    }
     const answer = await Api.send("POST", `${url}:validate`, body);
     if (shown !== text) return; // changed meanwhile
-    if (!answer.ok) { el("verdict").textContent = await Api.refused(form, answer, spec.find); return; }
+    if (!answer.ok) {
+      el("verdict").textContent = await Api.refused(form, answer, spec.find);
+      return;
+    }
     const found = await answer.json();
     Api.clear(form);
     if (found.spec) spec.defaults(found.spec);
@@ -83,7 +97,11 @@
     if (add) {
       const part = add.dataset.adds;
       const target = part === "row" ? "#rows" : "#defenses";
-      await htmx.ajax("GET", `/new/${part}?name=${encodeURIComponent(el(`add-${part}-name`).value)}&number=${number++}`, { target, swap: "beforeend" });
+      await htmx.ajax(
+        "GET",
+        `/new/${part}?name=${encodeURIComponent(el(`add-${part}-name`).value)}&number=${number++}`,
+        { target, swap: "beforeend" },
+      );
       [...document.querySelectorAll(`${target} summary`)].at(-1)?.focus();
     }
   });
@@ -97,21 +115,40 @@
     const field = (name, label, value, more) => {
       const part = document.createElement("div");
       part.className = "field";
-      const input = Object.assign(document.createElement("input"), { id: `${id}-${name}`, value, autocomplete: "off", ...more });
-      part.append(Object.assign(document.createElement("label"), { htmlFor: input.id, textContent: label }), input);
+      const input = Object.assign(document.createElement("input"), {
+        id: `${id}-${name}`,
+        value,
+        autocomplete: "off",
+        ...more,
+      });
+      part.append(
+        Object.assign(document.createElement("label"), { htmlFor: input.id, textContent: label }),
+        input,
+      );
       return part;
     };
     const first = field("path", "Field", path, { placeholder: "attack.poisoning_rate" });
     first.querySelector("input").setAttribute("list", "paths");
-    const remove = Object.assign(document.createElement("button"), { type: "button", className: "quiet remove", textContent: "Remove" });
+    const remove = Object.assign(document.createElement("button"), {
+      type: "button",
+      className: "quiet remove",
+      textContent: "Remove",
+    });
     remove.setAttribute("aria-label", "Remove this field");
-    box.append(first, field("values", "Values, with commas between", values, { placeholder: "0.02, 0.05, 0.1" }), remove);
+    box.append(
+      first,
+      field("values", "Values, with commas between", values, { placeholder: "0.02, 0.05, 0.1" }),
+      remove,
+    );
     el("axes").append(box);
     return first.querySelector("input");
   }
   if (el("axes")) {
     axis("attack.poisoning_rate", "0.05, 0.1");
-    el("add-axis").addEventListener("click", () => { axis().focus(); soon(); });
+    el("add-axis").addEventListener("click", () => {
+      axis().focus();
+      soon();
+    });
   }
 
   el("copy").addEventListener("click", async () => {
@@ -122,7 +159,11 @@
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     const { body, faults } = spec.request();
-    if (faults.length) { await check(); form.querySelector("[aria-invalid]")?.focus(); return; }
+    if (faults.length) {
+      await check();
+      form.querySelector("[aria-invalid]")?.focus();
+      return;
+    }
     el("submit").disabled = true;
     const key = `form-${Date.now()}-${Math.random().toString(36).slice(2)}`;
     const answer = await Api.send("POST", url, body, { "Idempotency-Key": key });

@@ -3,10 +3,33 @@
 const SpecForm = (form) => {
   const kind = form.dataset.kind;
   const READ = {
-    integer: Number, number: Number, text: (t) => t, choice: (t) => t, boolean: (t) => t === "true",
-    json: (t) => { try { return JSON.parse(t); } catch { return t; } },
-    list: (t) => t.split(/[\s,]+/).filter(Boolean).map((part) => (Number.isNaN(Number(part)) ? part : Number(part))),
-    tags: (t) => Object.fromEntries(t.trim().split(/\s+(?=[\w.-]+:)/).map((pair) => { const [key, ...rest] = pair.split(":"); return [key, rest.join(":")]; })),
+    integer: Number,
+    number: Number,
+    text: (t) => t,
+    choice: (t) => t,
+    boolean: (t) => t === "true",
+    json: (t) => {
+      try {
+        return JSON.parse(t);
+      } catch {
+        return t;
+      }
+    },
+    list: (t) =>
+      t
+        .split(/[\s,]+/)
+        .filter(Boolean)
+        .map((part) => (Number.isNaN(Number(part)) ? part : Number(part))),
+    tags: (t) =>
+      Object.fromEntries(
+        t
+          .trim()
+          .split(/\s+(?=[\w.-]+:)/)
+          .map((pair) => {
+            const [key, ...rest] = pair.split(":");
+            return [key, rest.join(":")];
+          }),
+      ),
   };
 
   const inputs = (box) => [...box.querySelectorAll("[data-field]")];
@@ -29,8 +52,15 @@ const SpecForm = (form) => {
     for (const input of some) {
       const { field, kind: read } = input.dataset;
       if (read === undefined) continue;
-      if (read === "check") { if (input.checked) found[field] = true; else if (kind === "study") found[field] = false; continue; }
-      if (input.validity?.badInput) { put(found, field, "not a number"); continue; }
+      if (read === "check") {
+        if (input.checked) found[field] = true;
+        else if (kind === "study") found[field] = false;
+        continue;
+      }
+      if (input.validity?.badInput) {
+        put(found, field, "not a number");
+        continue;
+      }
       if (input.value.trim() !== "") put(found, field, READ[read](input.value));
     }
     return found;
@@ -58,8 +88,22 @@ const SpecForm = (form) => {
 
   // "0.02, 0.05" and "true" as JSON; what is none is text.
   function several(text) {
-    try { return JSON.parse(`[${text}]`); } catch { /* not all of it is JSON */ }
-    return text.split(",").map((one) => one.trim()).filter(Boolean).map((one) => { try { return JSON.parse(one); } catch { return one; } });
+    try {
+      return JSON.parse(`[${text}]`);
+    } catch {
+      /* not all of it is JSON */
+    }
+    return text
+      .split(",")
+      .map((one) => one.trim())
+      .filter(Boolean)
+      .map((one) => {
+        try {
+          return JSON.parse(one);
+        } catch {
+          return one;
+        }
+      });
   }
 
   // {body, faults}: the request, and what is wrong with it before anybody is asked.
@@ -67,7 +111,8 @@ const SpecForm = (form) => {
     const made = spec();
     if (kind !== "sweep") return { body: made, faults: [] };
     const { name, ...base } = made;
-    const grid = {}, faults = [];
+    const grid = {},
+      faults = [];
     for (const box of axes()) {
       const [path, text] = [...box.querySelectorAll("input")].map((input) => input.value.trim());
       const blame = (input, message) => faults.push({ field: `${box.id}.${input}`, message });
@@ -77,7 +122,8 @@ const SpecForm = (form) => {
       else if (path in grid) blame("path", `${path} is there already`);
       else grid[path] = several(text);
     }
-    if (!Object.keys(grid).length && !faults.length) faults.push({ field: `${axes()[0]?.id}.path`, message: "name a field that varies" });
+    if (!Object.keys(grid).length && !faults.length)
+      faults.push({ field: `${axes()[0]?.id}.path`, message: "name a field that varies" });
     return { body: { ...(name && { name }), base, grid }, faults };
   }
 
@@ -99,33 +145,52 @@ const SpecForm = (form) => {
     return outside().find((input) => inside.split(/[.[]/)[0] === input.dataset.field.split(".")[0]);
   }
 
-  const within = (box, field) => inputs(box).find((input) => input.dataset.field === field || field.startsWith(`${input.dataset.field}[`));
+  const within = (box, field) =>
+    inputs(box).find((input) => input.dataset.field === field || field.startsWith(`${input.dataset.field}[`));
 
   function ofAxis(field) {
     const dotted = `${field.replaceAll("[", ".").replaceAll("]", "")}.`;
-    return axes().map((box) => box.querySelectorAll("input")).find(([path]) => {
-      const name = `${path.value.trim()}.`;
-      return dotted.startsWith(name) || name.startsWith(dotted);
-    })?.[1];
+    return axes()
+      .map((box) => box.querySelectorAll("input"))
+      .find(([path]) => {
+        const name = `${path.value.trim()}.`;
+        return dotted.startsWith(name) || name.startsWith(dotted);
+      })?.[1];
   }
 
   // A preset changes other defaults; the canonical spec says what an empty field stands for.
   function defaults(canonical) {
-    const show = (box, of) => inputs(box).forEach((input) => {
-      const value = input.dataset.field.split(".").reduce((at, name) => at?.[name], of);
-      if (value === undefined || value === null) return;
-      const text = value === true ? "yes" : value === false ? "no" : typeof value === "string" ? value : JSON.stringify(value);
-      if (input.tagName === "SELECT") { if (!input.value) input.options[0].textContent = `default (${text})`; }
-      else if (!input.value) input.placeholder = text;
-    });
+    const show = (box, of) =>
+      inputs(box).forEach((input) => {
+        const value = input.dataset.field.split(".").reduce((at, name) => at?.[name], of);
+        if (value === undefined || value === null) return;
+        const text =
+          value === true
+            ? "yes"
+            : value === false
+              ? "no"
+              : typeof value === "string"
+                ? value
+                : JSON.stringify(value);
+        if (input.tagName === "SELECT") {
+          if (!input.value) input.options[0].textContent = `default (${text})`;
+        } else if (!input.value) input.placeholder = text;
+      });
     parts().forEach((box) => show(box, canonical[box.dataset.part]));
     listed("defense").forEach((box, place) => show(box, canonical.defenses[place]));
   }
 
   // Every path that a sweep can vary.
   function paths() {
-    const of = (box, prefix) => inputs(box).filter((input) => input.dataset.kind).map((input) => `${prefix}.${input.dataset.field}`);
-    return ["seeds", ...parts().flatMap((box) => of(box, box.dataset.part)), ...listed("defense").flatMap((box, place) => of(box, `defenses.${place}`))];
+    const of = (box, prefix) =>
+      inputs(box)
+        .filter((input) => input.dataset.kind)
+        .map((input) => `${prefix}.${input.dataset.field}`);
+    return [
+      "seeds",
+      ...parts().flatMap((box) => of(box, box.dataset.part)),
+      ...listed("defense").flatMap((box, place) => of(box, `defenses.${place}`)),
+    ];
   }
 
   return { request, find, defaults, paths };
