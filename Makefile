@@ -51,6 +51,7 @@ check: $(READY)  ## run the linters, the type checker and the import rules
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/oxfmt --check $(FRONTEND)
+	@$(BIN)/oxlint $(FRONTEND)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 

@@ -1,5 +1,4 @@
-// The API page: Swagger UI on this service's own description.
-"use strict";
+// The API page: Swagger UI showing this service's OpenAPI document.
 SwaggerUIBundle({
   url: "/openapi.json",
   dom_id: "#swagger-ui",
