@@ -174,7 +174,7 @@ def test_two_experiments_are_compared(service: Service, finished: Any) -> None:
         ("/?status=unknown", 422, "allowed: queued, running"),
         ("/?color=red", 422, "color"),
         ("/?tag=nonsense", 422, "allowed: key:value"),
-        ("/?cursor=nonsense", 400, "not a cursor"),
+        ("/?cursor=nonsense", 400, "not issued by this service"),
     ],
 )
 def test_refusals_are_pages(service: Service, path: str, status: int, words: str) -> None:
