@@ -28,10 +28,11 @@ from app.client_errors import (
 )
 from app.client_results import ResultsCalls
 from app.client_sweeps import Studies, Sweeps
-from app.client_types import TERMINAL, Artifact, Event, Experiment, LogLine, Results
+from app.client_types import Artifact, Event, Experiment, LogLine, Results
 from app.client_uploads import Datasets, Models
 from app.client_webhooks import Webhooks
 from app.specs.experiment import ExperimentSpec
+from app.specs.status import TERMINAL
 
 Json = dict[str, Any]
 _V1 = "/v1/experiments"

@@ -12,7 +12,8 @@ from typing import Any
 
 from app.client import Client
 from app.client_errors import ApiError, MissingPackageError
-from app.client_types import TERMINAL, Artifact, Experiment
+from app.client_types import Artifact, Experiment
+from app.specs.status import TERMINAL
 
 Json = dict[str, Any]
 DEFAULT_NAME = "backdoor-lab"

@@ -5,8 +5,8 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from app.client_types import TERMINAL
 from app.specs.base import Spec
+from app.specs.status import TERMINAL
 
 if TYPE_CHECKING:
     from app.client import Client

@@ -3,10 +3,9 @@
 Fractions are in [0, 1], times ISO 8601 in UTC, durations in seconds. A key may be absent.
 """
 
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
-Status = Literal["queued", "running", "succeeded", "failed", "canceled"]
-TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "canceled"})
+from app.specs.status import Status
 
 
 class Progress(TypedDict, total=False):

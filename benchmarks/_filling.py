@@ -11,13 +11,14 @@ from app.artifacts.tables import Artifact
 from app.core.database import Base, Database, new_id
 from app.core.objects import content_key
 from app.core.owners import LOCAL
-from app.experiments.tables import RUNNING, SUCCEEDED, TERMINAL, Attempt, Experiment, Label
+from app.experiments.tables import RUNNING, SUCCEEDED, Attempt, Experiment, Label
 from app.leaderboard.tables import LeaderboardSetting, LeaderboardValue
 from app.results.tables import ResultValue
 from app.search.facts import arm_of, dataset_label, facts
 from app.search.tables import ResultMean, ResultRow, SpecNumber, SpecPart, SpecText
 from app.specs.base import digest
 from app.specs.experiment import ExperimentSpec
+from app.specs.status import TERMINAL
 from app.specs.summary import EFFECTIVENESS
 from app.sweeps.tables import Sweep, SweepCell, SweepExperiment
 

@@ -18,6 +18,7 @@ import httpx2
 import pytest
 
 from app.children import before_exec
+from app.specs.status import TERMINAL
 from tests.processes import alive, command_line, descendants
 from tests.servers import S3, Postgres
 
@@ -39,7 +40,6 @@ START_SECONDS, STOP_SECONDS = 90.0, 40.0
 EMBEDDED, SERVERS = "embedded", "servers"
 """Which `stack`: SQLite, Valkey, a folder; or PostgreSQL, Valkey, S3."""
 BOTH = pytest.mark.parametrize("stack", [EMBEDDED, SERVERS], indirect=True)
-TERMINAL = ("succeeded", "failed", "canceled")
 CHILDREN = {
     "broker": "valkey-server",
     "api": "app.server",

@@ -23,8 +23,9 @@ from app.experiments import lifecycle
 from app.experiments.tables import Experiment, LogLine
 from app.results.tables import ArmNote, MetricPoint, ResultValue
 from app.search import indexing
+from app.specs.artifacts import ArtifactKind
 from worker import watch
-from worker.lab.contracts import ArtifactKind, LabError, Scope
+from worker.lab.contracts import LabError, Scope
 from worker.lease import Lease
 from worker.upsert import insert_into, upsert
 

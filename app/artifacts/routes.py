@@ -7,7 +7,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from app.artifacts import links, service
 from app.artifacts.links import LONGEST_SECONDS
-from app.artifacts.schemas import Artifacts, Kind, Link
+from app.artifacts.schemas import Artifacts, Link
 from app.artifacts.serving import serve
 from app.artifacts.tables import Artifact
 from app.audit.trail import mark
@@ -15,6 +15,7 @@ from app.core.context import Context, Ctx
 from app.core.errors import ForbiddenError
 from app.core.openapi import problems
 from app.core.security import BACKDOORED, public
+from app.specs.artifacts import ArtifactKind
 
 router = APIRouter(prefix="/v1", tags=["artifacts"])
 BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
@@ -34,7 +35,7 @@ IfRange = Annotated[str | None, Header()]
 def listing(
     experiment_id: str,
     context: Ctx,
-    kind: Kind | None = None,
+    kind: ArtifactKind | None = None,
     arm: Annotated[str | None, Query(examples=["abl"])] = None,
     seed: Annotated[int | None, Query(ge=0, le=2**31 - 1)] = None,
 ) -> Artifacts:

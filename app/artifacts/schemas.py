@@ -1,11 +1,11 @@
 """What the artifact routes give."""
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, Field
 
-Kind = Literal["figure", "checkpoint", "table", "data"]
+from app.specs.artifacts import ArtifactKind
 
 
 class ArtifactOut(BaseModel):
@@ -16,7 +16,7 @@ class ArtifactOut(BaseModel):
     arm: str | None = Field(description="Null if the file belongs to the whole experiment.")
     seed: int | None
     name: str = Field(examples=["seed-0/abl/curves.png"])
-    kind: Kind
+    kind: ArtifactKind
     media_type: str
     size: int = Field(description="Bytes.")
     sha256: str

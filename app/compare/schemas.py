@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from app.experiments.schemas import Status
 from app.results.schemas import Aggregate
+from app.specs.status import Status
 
 
 class Compared(BaseModel):

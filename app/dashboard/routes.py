@@ -19,20 +19,20 @@ from app.dashboard.words import METRICS, STAGES
 from app.experiments import service as experiments
 from app.experiments.repository import Filters
 from app.experiments.routes import pairs
-from app.experiments.schemas import ExperimentOut, StageOut, Status
+from app.experiments.schemas import ExperimentOut, StageOut
 from app.health import service as health
 from app.reproductions import service as reproductions
 from app.reproductions.schemas import ReproductionOut
 from app.results import service as results
 from app.results.reading import findings
 from app.results.schemas import Results
+from app.specs.status import STATUSES, Status
 from app.workers import service as known_workers
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 PER_PAGE = 30
 MOST_ROWS = 100
 """Of a table on an experiment's page."""
-STATUSES = ("queued", "running", "succeeded", "failed", "canceled")
 
 
 class ListQuery(BaseModel):

@@ -17,7 +17,8 @@ from app.core.openapi import problems
 from app.core.validation import shown
 from app.experiments import repository
 from app.experiments.schemas import EventOut, Events
-from app.experiments.tables import TERMINAL, LogLine
+from app.experiments.tables import LogLine
+from app.specs.status import TERMINAL
 
 router = APIRouter(prefix="/v1/experiments/{experiment_id}", tags=["events"])
 

@@ -13,8 +13,9 @@ from app.core.security import READ, needs
 from app.core.validation import FieldError, shown
 from app.experiments import service
 from app.experiments.repository import Filters, Order
-from app.experiments.schemas import ExperimentOut, Page, Status, Validation
+from app.experiments.schemas import ExperimentOut, Page, Validation
 from app.specs.experiment import ExperimentSpec
+from app.specs.status import Status
 
 router = APIRouter(prefix="/v1", tags=["experiments"])
 

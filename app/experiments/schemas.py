@@ -6,8 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from app.specs.experiment import ExperimentSpec
-
-Status = Literal["queued", "running", "succeeded", "failed", "canceled"]
+from app.specs.status import Status
 
 
 class Progress(BaseModel):

@@ -21,12 +21,13 @@ from app.experiments.idempotency import once
 from app.experiments.present import present
 from app.experiments.repository import Filters, Order
 from app.experiments.schemas import ExperimentOut, StageOut, Validation
-from app.experiments.tables import RUNNING, TERMINAL, Experiment
+from app.experiments.tables import RUNNING, Experiment
 from app.search import indexing
 from app.specs.base import digest
 from app.specs.checks import check
 from app.specs.experiment import ExperimentSpec
 from app.specs.stages import PlannedStage, arm_keys, plan
+from app.specs.status import TERMINAL
 from app.uploads import facts as uploads
 from app.webhooks import outbox
 

@@ -11,9 +11,9 @@ from app.core.origin import Requested
 from app.core.owners import LOCAL, Owned, owned_index
 from app.specs.placement import RATHER_CPU
 from app.specs.stages import LAB_VERSION
+from app.specs.status import STATUSES
 
-QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELED = "queued", "running", "succeeded", "failed", "canceled"
-TERMINAL = (SUCCEEDED, FAILED, CANCELED)
+QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELED = STATUSES
 EXPERIMENT = "experiments.id"
 IDLE, BUSY, DRAINING = "idle", "busy", "draining"
 """What a worker says of itself."""

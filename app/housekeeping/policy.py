@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.artifacts.schemas import Kind
+from app.specs.artifacts import ArtifactKind
 
 Tag = Annotated[
     str, Field(pattern=r"^[^:\x00]{1,64}(:[^:\x00]{0,200})?$", examples=["keep", "study:seed-table"])
@@ -12,7 +12,7 @@ Tag = Annotated[
 """``key``, or ``key:value``."""
 
 
-def _heavy() -> list[Kind]:
+def _heavy() -> list[ArtifactKind]:
     return ["checkpoint", "data"]
 
 
@@ -22,7 +22,7 @@ class Rule(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     days: float = Field(description="The experiment ended more than so many days ago.", gt=0, le=36_500)
-    kinds: list[Kind] = Field(
+    kinds: list[ArtifactKind] = Field(
         default_factory=_heavy, description="Which of its files.", min_length=1, max_length=4
     )
     tag: Tag | None = Field(None, description="Only experiments with this tag; null is any.")

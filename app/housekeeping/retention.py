@@ -16,10 +16,11 @@ from app.artifacts.tables import Artifact
 from app.core.context import Context
 from app.core.database import utcnow
 from app.core.objects import content_key
-from app.experiments.tables import TERMINAL, Experiment, Label, Stage
+from app.experiments.tables import Experiment, Label, Stage
 from app.housekeeping.policy import Policy, Rule
 from app.housekeeping.report import Tally
 from app.reproductions.repository import MANIFEST
+from app.specs.status import TERMINAL
 from app.uploads.tables import Upload
 
 BATCH = 200

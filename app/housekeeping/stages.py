@@ -16,10 +16,11 @@ from app.core.database import utcnow
 from app.core.errors import AppError
 from app.core.objects import ObjectStoreError
 from app.experiments.service import stages
-from app.experiments.tables import QUEUED, RUNNING, TERMINAL, Experiment, Stage
+from app.experiments.tables import QUEUED, RUNNING, Experiment, Stage
 from app.housekeeping.policy import Policy
 from app.housekeeping.report import Tally
 from app.specs.experiment import ExperimentSpec
+from app.specs.status import TERMINAL
 
 BATCH = 200
 

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from app.experiments.schemas import Status
+from app.specs.status import Status
 
 
 class Tolerance(BaseModel):

@@ -14,13 +14,14 @@ from app.experiments.idempotency import once
 from app.experiments.present import present
 from app.experiments.schemas import ExperimentOut
 from app.experiments.service import planned
-from app.experiments.tables import SUCCEEDED, TERMINAL, Experiment
+from app.experiments.tables import SUCCEEDED, Experiment
 from app.reproductions import repository
 from app.reproductions.agreement import compared, environment, tolerance
 from app.reproductions.schemas import ReproductionOut, ReproductionRef, Reproductions
 from app.reproductions.tables import Reproduction
 from app.specs.base import digest
 from app.specs.experiment import ExperimentSpec
+from app.specs.status import TERMINAL
 
 
 def reproduce(context: Context, experiment_id: str, key: str | None) -> tuple[dict[str, Any], bool]:

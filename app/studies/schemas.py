@@ -5,8 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from app.experiments.schemas import Status
 from app.results.schemas import Aggregate
+from app.specs.status import Status
 from app.specs.study import StudySpec
 from app.sweeps.schemas import Standing
 

@@ -14,9 +14,9 @@ from app.core.errors import ConflictError, NotFoundError
 from app.core.validation import shown
 from app.experiments import lifecycle
 from app.experiments.creation import Planned, create
-from app.experiments.schemas import Status
 from app.experiments.service import delete_rows
-from app.experiments.tables import CANCELED, FAILED, QUEUED, RUNNING, SUCCEEDED, TERMINAL, Experiment
+from app.experiments.tables import CANCELED, FAILED, QUEUED, RUNNING, SUCCEEDED, Experiment
+from app.specs.status import TERMINAL, Status
 from app.sweeps import repository
 from app.sweeps.schemas import Counts, Standing
 from app.sweeps.tables import SWEEP, Sweep, SweepExperiment

@@ -9,7 +9,7 @@ from app.core.openapi import problems
 from app.core.queries import only_known
 from app.core.routing import Cursor, IdempotencyKey, JsonBody, Limit, accepted, as_json, paged
 from app.core.security import READ, needs
-from app.experiments.schemas import Status
+from app.specs.status import Status
 from app.specs.sweep import SweepSpec
 from app.sweeps import service
 from app.sweeps.schemas import CellPage, RetryStates, SweepOut, SweepPage, SweepValidation

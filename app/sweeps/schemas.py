@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 from fastapi import Query
 from pydantic import BaseModel, Field
 
-from app.experiments.schemas import ArmSummary, Status
+from app.experiments.schemas import ArmSummary
+from app.specs.status import Status
 from app.specs.sweep import SweepSpec
 
 Retryable = Literal["failed", "canceled"]

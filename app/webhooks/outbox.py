@@ -11,7 +11,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.core.database import utcnow
-from app.experiments.tables import TERMINAL, Experiment
+from app.experiments.tables import Experiment
+from app.specs.status import TERMINAL
 from app.sweeps.tables import STUDY, SWEEP, SweepExperiment
 from app.uploads.tables import Upload
 from app.webhooks.tables import Delivery, SweepEnding, Webhook

@@ -40,10 +40,11 @@ from app.core.errors import ConflictError, NotFoundError
 from app.core.objects import Objects
 from app.core.security import make_signer
 from app.experiments import lifecycle, queue, relay, service, turns
-from app.experiments.tables import QUEUED, RUNNING, SUCCEEDED, TERMINAL, Attempt, Event, Experiment, Outbox
+from app.experiments.tables import QUEUED, RUNNING, SUCCEEDED, Attempt, Event, Experiment, Outbox
 from app.settings import Settings
 from app.specs.experiment import ExperimentSpec
 from app.specs.placement import CPU
+from app.specs.status import TERMINAL
 
 CLOCKS = (
     app.experiments.creation,

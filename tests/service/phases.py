@@ -3,7 +3,8 @@
 from itertools import pairwise
 from typing import Any
 
-from tests.conftest import TERMINAL, Stack
+from app.specs.status import TERMINAL
+from tests.conftest import Stack
 from tests.service.specs import numbers
 
 STAGES = (

@@ -18,8 +18,9 @@ from sqlalchemy import make_url
 
 from app.children import before_exec
 from app.settings import Settings
+from app.specs.status import TERMINAL
 from tests.app.conftest import Service, relaying, serve
-from tests.conftest import BDLAB, QUICK, TERMINAL
+from tests.conftest import BDLAB, QUICK
 from tests.processes import wait_for
 from tests.servers import Postgres, Valkey
 from tests.service.specs import numbers, spec

@@ -6,9 +6,9 @@ gives ones backed by a folder. The lab itself knows neither.
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-ArtifactKind = Literal["figure", "checkpoint", "table", "data"]
+from app.specs.artifacts import ArtifactKind
 
 
 class LabError(Exception):

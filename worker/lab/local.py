@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from worker.lab.contracts import ArtifactKind, LabError, Scope
+from app.specs.artifacts import ArtifactKind
+from worker.lab.contracts import LabError, Scope
 
 
 def write_atomically(path: Path, data: bytes) -> None:
