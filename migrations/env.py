@@ -1,4 +1,4 @@
-"""Runs revisions on the connection that `app.core.migrations` hands over."""
+"""Run revisions on the connection passed by `app.core.migrations`."""
 
 from typing import Any, Literal
 
@@ -7,11 +7,11 @@ from sqlalchemy import JSON, text
 
 from app.core.database import Base, UtcDateTime
 
-LOCK = 0x6264_6C61_62  # "bdlab": two processes that start together must not both migrate
+LOCK = 0x6264_6C61_62  # "bdlab" in ASCII; only one process may migrate at a time
 
 
 def render(kind: str, item: Any, autogen_context: Any) -> str | Literal[False]:
-    """Revisions name plain SQLAlchemy types, so that they stay as they are when our own types change."""
+    """Write plain SQLAlchemy types into revisions, so that a change of our own types does not change them."""
     if kind == "type" and isinstance(item, UtcDateTime):
         return "sa.DateTime(timezone=True)"
     if kind == "type" and isinstance(item, JSON):
@@ -28,7 +28,7 @@ context.configure(
     compare_type=True,
     render_item=render,
     transaction_per_migration=False,
-    transactional_ddl=True,  # also on SQLite: all revisions or none, and whoever comes second waits
+    transactional_ddl=True,  # on SQLite too: all revisions or none, and a second process waits
 )
 with context.begin_transaction():
     if connection.dialect.name == "postgresql":

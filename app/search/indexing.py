@@ -1,8 +1,7 @@
 """Keeping the index of results and the leaderboard as the results are, in the caller's transaction.
 
 Whoever writes or deletes rows of `result_values` calls `refresh`; whoever deletes an experiment calls `forget`
-just before. Both may be called again without harm. Experiments are read by named columns, so that the revision
-that fills the index for the first time keeps working when their table changes.
+just before. Both may be called again without harm.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -70,15 +69,6 @@ def forget(session: Session, ids: Sequence[str]) -> None:
         )
         for other, arm in session.execute(same.order_by(ResultRow.id.desc()).limit(STAND_INS)).all():
             refresh(session, other, arm)
-
-
-def fill(session: Session) -> None:
-    """Index every experiment that has results."""
-    with_results = select(ResultValue.experiment_id).distinct().order_by(ResultValue.experiment_id)
-    for experiment_id in session.scalars(with_results).all():
-        refresh_all(session, experiment_id)
-        session.flush()
-        session.expunge_all()
 
 
 def _source(session: Session, experiment_id: str) -> _Source | None:

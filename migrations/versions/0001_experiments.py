@@ -1,4 +1,4 @@
-"""Experiments, results, artifacts."""
+"""Add experiments, results and artifacts."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Owners: whose an experiment is."""
+"""Add owners of experiments."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -29,8 +29,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_owners")),
         sa.UniqueConstraint("name", name=op.f("uq_owners_name")),
     )
-    # All that is there was made while there were no keys. The tables are copied (SQLite) or filled (PostgreSQL)
-    # with this default, which new rows must not fall back on.
+    # Existing rows were created before there were API keys and belong to the local owner. The server default fills
+    # them in; it is dropped again below so that new rows must name their owner.
     op.execute(sa.insert(owners).values(id="local", name="local", created_at=sa.func.current_timestamp()))
     with op.batch_alter_table("experiments") as batch_op:
         batch_op.add_column(
@@ -54,7 +54,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    # Two owners may have used the same key; before there were owners only one could.
+    # Keys were unique across owners before this revision, and two owners may have used the same one since.
     op.execute("DELETE FROM idempotency WHERE owner_id != 'local'")
     with op.batch_alter_table("idempotency") as batch_op:
         batch_op.drop_constraint(op.f("pk_idempotency"), type_="primary")

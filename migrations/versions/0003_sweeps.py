@@ -1,4 +1,4 @@
-"""Sweeps, studies, and the keys by which studies find numbers that are there."""
+"""Add sweeps and studies, and the arm keys by which studies reuse existing results."""
 
 import sqlalchemy as sa
 from alembic import op

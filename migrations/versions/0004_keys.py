@@ -1,4 +1,4 @@
-"""API keys, device time, and the audit log."""
+"""Add API keys, device time and the append-only audit log."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Models and data sets that users send."""
+"""Add uploaded models and datasets."""
 
 import sqlalchemy as sa
 from alembic import op

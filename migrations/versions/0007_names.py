@@ -1,4 +1,4 @@
-"""The name in the index of the list, so that a search for part of a name reads no rows that do not fit."""
+"""Add the name to the list's index, so that a search for part of a name filters rows within the index."""
 
 from alembic import op
 

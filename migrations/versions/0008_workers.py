@@ -1,4 +1,4 @@
-"""What a worker is and does: its device, memory, state and version."""
+"""Add device kind, memory, state and versions to workers."""
 
 import sqlalchemy as sa
 from alembic import op

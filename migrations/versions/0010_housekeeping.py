@@ -1,4 +1,4 @@
-"""Files that retention let go say so; stages of reproductions say whose they are."""
+"""Add the expiry of artifacts, and the experiment of a stage that only a reproduction uses."""
 
 import sqlalchemy as sa
 from alembic import op

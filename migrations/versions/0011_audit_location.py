@@ -1,4 +1,4 @@
-"""What a request made, in the audit log."""
+"""Add the location of the created resource to the audit log."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -6,7 +6,7 @@ from alembic import op
 revision = "0011"
 down_revision = "0010"
 
-# Not in a batch: SQLite would copy the table, and lose the triggers that keep its rows.
+# Not in batch mode: on SQLite it copies the table, which would lose the triggers that make it append-only.
 
 
 def upgrade() -> None:

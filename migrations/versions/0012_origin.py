@@ -1,4 +1,4 @@
-"""The request that an experiment or an upload comes from, and what processes other than the API have counted."""
+"""Add the request and trace of experiments and uploads, and counters shared between processes."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Which worker may take an experiment, and when: placement, priority, lab version, turns of owners."""
+"""Add what scheduling needs: placement, priority, lab version, due time, and when an owner was last served."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""How many bytes an experiment's files have, so that an owner's use is known without adding up every file."""
+"""Add the stored bytes of each experiment, so that an owner's usage is known without summing over files."""
 
 import sqlalchemy as sa
 from alembic import op

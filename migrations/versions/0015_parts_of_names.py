@@ -1,4 +1,7 @@
-"""An index for parts of names, where PostgreSQL has the means: without it a search walks all names of an owner."""
+"""Add a trigram index on names where PostgreSQL has pg_trgm.
+
+Without the index a search for part of a name reads all names of an owner.
+"""
 
 from alembic import op
 from sqlalchemy import text
@@ -7,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 revision = "0015"
 down_revision = "0014"
 
-NAME = "ix_experiments_name_parts"  # app.core.migrations knows that a database may have it or not
+NAME = "ix_experiments_name_parts"  # optional: app.core.migrations ignores whether it exists
 
 
 def upgrade() -> None:
@@ -26,7 +29,7 @@ def upgrade() -> None:
                 postgresql_using="gin",
                 postgresql_ops={"name": "gin_trgm_ops"},
             )
-    except DBAPIError:  # who does not own the database may not; searches work, they only take longer
+    except DBAPIError:  # only the database's owner may create extensions; searches are merely slower
         return
 
 

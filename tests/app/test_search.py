@@ -8,7 +8,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, text
+from sqlalchemy.orm import Session
 
 from app.core import migrations
 from app.core.database import Database, make_engine, utcnow
@@ -237,15 +238,6 @@ def test_numbers_that_change_or_vanish_change_the_index(service: Service) -> Non
     assert ask(service, "tag.study=changing") == []
 
 
-def test_results_from_before_the_index_are_filled_in(service: Service, made: dict[str, Any]) -> None:
-    before = ask(service, fields="experiment_id,arm,results.*,attack.*", sort="name", limit=1000)
-    with service.database.writing() as session:
-        session.execute(delete(ResultRow))
-        indexing.fill(session)
-        indexing.fill(session)
-    assert ask(service, fields="experiment_id,arm,results.*,attack.*", sort="name", limit=1000) == before
-
-
 def test_an_owner_finds_the_own_results_alone(service: Service, made: dict[str, Any]) -> None:
     database = service.database.of("nobody")
     with database.reading() as session:
@@ -316,25 +308,52 @@ def test_a_condition_that_fits_few_is_looked_up_by_its_index(
     assert not any(step.startswith("SCAN") for step in plan), plan
 
 
-def test_the_revision_that_makes_the_index_fills_it(tmp_path: Path) -> None:
+def test_revision_0005_indexes_existing_results_as_the_application_does(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'old.sqlite3'}"
     migrations.upgrade(url, "0004")
-    spec = json.dumps(ExperimentSpec().model_dump(mode="json"))
+    parsed = ExperimentSpec.model_validate({"defenses": [ABL], "reference": True, "seeds": [0, 1]})
+    spec = json.dumps(parsed.model_dump(mode="json"))
     engine = make_engine(url)
     with engine.begin() as connection:
-        connection.exec_driver_sql(
-            "INSERT INTO experiments (id, owner_id, name, status, spec, spec_hash, dataset, model, attack, created_at,"
-            " queued_at, attempt, attempts_left, progress) VALUES ('e', 'local', 'old', 'succeeded', ?, 'h', 'digits',"
-            " 'small_cnn', 'badnets', '2026-01-01 00:00:00', '2026-01-01 00:00:00', 1, 3, '{}')",
-            (spec,),
-        )
-        connection.exec_driver_sql(
-            "INSERT INTO result_values VALUES ('e', 'undefended', 0, 'clean_accuracy', 0.75)"
-        )
+        for number in (1, 2):
+            connection.exec_driver_sql(
+                "INSERT INTO experiments (id, owner_id, name, status, spec, spec_hash, dataset, model, attack,"
+                " created_at, queued_at, attempt, attempts_left, progress) VALUES (?, 'local', 'old', 'succeeded', ?,"
+                " 'h', 'digits', 'small_cnn', 'badnets', '2026-01-01 00:00:00', '2026-01-01 00:00:00', 1, 3, '{}')",
+                (f"e{number}", spec),
+            )
+            for place, name in enumerate(parsed.arms):
+                for seed in range(number):
+                    for metric, value in arm(0.75 + place / 10 + seed / 100, 1 / (place + number)).items():
+                        values = (f"e{number}", name, seed, metric, value)
+                        connection.exec_driver_sql("INSERT INTO result_values VALUES (?, ?, ?, ?, ?)", values)
     engine.dispose()
     migrations.upgrade(url)
     database = Database(url)
-    with database.of(LOCAL).reading() as session:
-        question = parse(["attack.name=badnets", "results.clean_accuracy>=0.75"], None, None)
-        assert len(plans.page(session, question.where, question.order, None, 10)) == 1
+    with database.of(LOCAL).writing() as session:
+        question = parse(["attack.name=badnets", "results.clean_accuracy>=0.84"], None, None)
+        assert len(plans.page(session, question.where, question.order, None, 10)) == 4
+        filled = contents(session)
+        assert len(filled["leaderboard_values"]) == 6
+        indexing.forget(session, ["e1", "e2"])
+        for experiment_id in ("e1", "e2"):
+            indexing.refresh_all(session, experiment_id)
+        assert contents(session) == filled
     database.close()
+
+
+def contents(session: Session) -> dict[str, list[tuple[Any, ...]]]:
+    """The rows of the index, numbers rounded."""
+    return {
+        table: sorted(
+            tuple(round(value, 6) if isinstance(value, float) else value for value in row)
+            for row in session.execute(text(f"SELECT * FROM {table}"))
+        )
+        for table in (
+            "result_rows",
+            "result_means",
+            "leaderboard_settings",
+            "leaderboard_values",
+            "spec_parts",
+        )
+    }
