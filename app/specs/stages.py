@@ -1,8 +1,8 @@
-"""Which stages an experiment is made of, and the content-address of each.
+"""The stages of an experiment and their content addresses.
 
-A stage's stream is a hash over its kind, the part of the spec it depends on, its parent's stream and the seed; its
-randomness follows from that. Its key is the stream with the lab's version. Equal keys mean equal work, whoever asks
-for it; so stages are shared between arms, experiments and workers.
+A stage's stream is a hash of its kind, the part of the spec that it depends on, its parent's stream and the seed;
+its random numbers follow from the stream. Its key is a hash of the lab's version and the stream. Equal keys mean equal
+work, so stages are shared between arms, experiments and workers.
 """
 
 from typing import Any, NamedTuple
@@ -12,24 +12,26 @@ from app.specs.base import Spec, digest
 from app.specs.experiment import ATTACK, CLEAN, UNDEFENDED, ExperimentSpec
 
 LAB_VERSION = 5
-"""Raise this whenever the same spec and seed would give other numbers than before, be it in their last bits. Finished
-stages are then computed anew, on the same random streams."""
-STREAMS = 1
-"""Raising this would give every stage other random numbers."""
+"""Increase this when the same spec and seed would give different numbers, even in their last bits. Finished stages are
+then computed again, on the same random streams."""
+STREAM_VERSION = 1
+"""Increasing this gives every stage different random numbers."""
 
 
 class PlannedStage(NamedTuple):
-    """One stage of one arm and seed. ``arm`` is None for the poisoned set, which the arms share, and
-    "attack" for what the attack computes before it."""
+    """One stage of one arm and seed.
+
+    ``arm`` is None for the poisoned set, which the arms share, and "attack" for what the attack computes before it.
+    """
 
     kind: str
     arm: str | None
     seed: int
     stream: str
     epochs: int
-    """Expected work in training epochs, for progress; the real number may be smaller."""
+    """Expected work in training epochs, for progress; the actual number may be smaller."""
     code: tuple[str, ...] = ()
-    """Digests of the plug-ins that had a hand in it: they may change while the lab's version stays."""
+    """Digests of the plug-in files that compute the stage: they may change while the lab's version stays the same."""
 
     @property
     def key(self) -> str:
@@ -39,62 +41,63 @@ class PlannedStage(NamedTuple):
 def plan(spec: ExperimentSpec, data_version: str = "", victim_version: str = "") -> list[PlannedStage]:
     """Every stage of ``spec``, in the order in which a worker computes them.
 
-    ``data_version`` is the digest of an imported or uploaded data set's content; sets with a name of their own need
-    none. ``victim_version`` is the SHA-256 of the file of a victim that the user brings; empty if it is trained.
+    ``data_version`` is the digest of the content of an imported or uploaded dataset; built-in datasets need none.
+    ``victim_version`` is the SHA-256 of the file of a victim that the user provides; empty if the victim is trained.
     """
+    return [stage for seed in spec.seeds for stage in _plan_seed(spec, seed, data_version, victim_version)]
+
+
+def _plan_seed(spec: ExperimentSpec, seed: int, data_version: str, victim_version: str) -> list[PlannedStage]:
     stages: list[PlannedStage] = []
-    # An upload's id decides nothing; its content does.
+
+    def add(
+        kind: str, arm: str | None, depends_on: Any, parent: str, epochs: int, code: tuple[str, ...] = ()
+    ) -> str:
+        """Append a stage and return its stream."""
+        stream = digest([STREAM_VERSION, kind, depends_on, parent, seed])
+        stages.append(PlannedStage(kind, arm, seed, stream, epochs, code))
+        return stream
+
+    # The content of an upload determines the numbers; its id does not.
     dataset = {
         "dataset": spec.dataset.model_dump(mode="json", exclude={"dataset_id"}),
         "version": data_version,
     }
+    clean_data = digest(["data", dataset, seed])
     victim = {"model": spec.model.model_dump(mode="json"), "training": spec.training.model_dump(mode="json")}
-    attackers_recipe = {
-        "model": victim["model"],
-        "training": spec.training.model_dump(mode="json", exclude={"epochs"}),
-    }
-    for seed in spec.seeds:
 
-        def add(
-            kind: str,
-            arm: str | None,
-            depends_on: Any,
-            parent: str,
-            epochs: int,
-            code: tuple[str, ...] = (),
-            seed: int = seed,
-        ) -> str:
-            stream = digest([STREAMS, kind, depends_on, parent, seed])
-            stages.append(PlannedStage(kind, arm, seed, stream, epochs, code))
-            return stream
+    attack_code = _code(spec.attack)
+    prepared = clean_data
+    if not isinstance(spec.attack, NoAttack):
+        # Neither the attack's name nor the victim's epochs: attacks that need the same surrogate share it.
+        recipe = {
+            "model": victim["model"],
+            "training": spec.training.model_dump(mode="json", exclude={"epochs"}),
+        }
+        for kind, fields, epochs in spec.attack.stages():
+            prepared = add(kind, ATTACK, [fields, recipe], prepared, epochs, attack_code)
+    attack = spec.attack.model_dump(mode="json", exclude={"export"})
+    poisoned = add("poisoned_set", None, attack, prepared, 1, attack_code)
 
-        clean_data = digest(["data", dataset, seed])
-        prepared = clean_data
-        attack_code = _code(spec.attack)
-        if not isinstance(spec.attack, NoAttack):
-            for kind, fields, epochs in spec.attack.stages():
-                # Neither the attack's name nor the victim's epochs: attacks that need the same model share it.
-                prepared = add(kind, ATTACK, [fields, attackers_recipe], prepared, epochs, attack_code)
-        attack = spec.attack.model_dump(mode="json", exclude={"export"})
-        poisoned = add("poisoned_set", None, attack, prepared, 1, attack_code)
-        model = ""
-        for arm, data in ((CLEAN, clean_data), (UNDEFENDED, poisoned)):
-            if arm not in spec.arms:
-                continue
-            code = () if arm == CLEAN else attack_code
-            if victim_version and arm == spec.victim_arm:
-                # The recipe stays in the key, because repair and detection inherit it from there.
-                model = add("victim", arm, {**victim, "brought": victim_version}, poisoned, 0, code)
-            else:
-                model = add("victim", arm, victim, data, spec.training.epochs, code)
-        for defense in spec.defenses:
-            # Repair and detection start from the victim: the undefended one, or the clean one if nothing is poisoned.
-            parent = digest([poisoned, victim]) if defense.kind == "training" else model
-            for kind, fields, epochs in defense.stages():
-                # ABL's ranking is the same work for every defense that begins with it.
-                owner = "abl" if kind == "isolation" else defense.name
-                code = attack_code + _code(defense)
-                parent = add(kind, defense.arm_name, [owner, fields], parent, epochs, code)
+    model = ""
+    for arm, data in ((CLEAN, clean_data), (UNDEFENDED, poisoned)):
+        if arm not in spec.arms:
+            continue
+        code = () if arm == CLEAN else attack_code
+        if victim_version and arm == spec.victim_arm:
+            # The recipe stays part of the key because repair and detection defenses train by it.
+            model = add("victim", arm, {**victim, "brought": victim_version}, poisoned, 0, code)
+        else:
+            model = add("victim", arm, victim, data, spec.training.epochs, code)
+
+    for defense in spec.defenses:
+        # Repair and detection start from the victim: the undefended model, or the clean one if nothing is poisoned.
+        parent = digest([poisoned, victim]) if defense.kind == "training" else model
+        for kind, fields, epochs in defense.stages():
+            # ABL's ranking is the same work for every defense that starts with it.
+            owner = "abl" if kind == "isolation" else defense.name
+            code = attack_code + _code(defense)
+            parent = add(kind, defense.arm_name, [owner, fields], parent, epochs, code)
     return stages
 
 
@@ -103,15 +106,14 @@ def _code(part: Spec) -> tuple[str, ...]:
 
 
 def arm_keys(spec: ExperimentSpec, stages: list[PlannedStage]) -> dict[tuple[str, int], str]:
-    """For each arm and seed the content-address of its numbers, given the `plan` of ``spec``.
+    """The content address of the numbers of each arm and seed; ``stages`` is the `plan` of ``spec``.
 
-    Two arms with equal keys have equal numbers, in whatever experiments they are and whatever they are called:
-    the same defense, on the same poisoned set, victim and seed, computed on the same device.
+    Arms with equal keys have equal numbers, in any experiment and under any name: they have the same defense on the
+    same poisoned set, victim and seed, computed on the same kind of device.
     """
     poisoned = {stage.seed: stage.key for stage in stages if stage.kind == "poisoned_set"}
-    last = {
-        (stage.arm, stage.seed): stage.key for stage in stages
-    }  # an arm's later stages replace its earlier ones
+    # Later stages of an arm replace earlier ones.
+    last = {(stage.arm, stage.seed): stage.key for stage in stages}
     defenses = {d.arm_name: d.model_dump(mode="json", exclude={"arm"}) for d in spec.defenses}
     return {
         (arm, seed): digest(["arm", spec.device, poisoned[seed], last[arm, seed], defenses.get(arm)])
