@@ -17,7 +17,7 @@ from app.catalog import service as catalog
 from app.cli import app
 from app.commands.many import SubmitsFiles
 from app.settings import Settings
-from app.specs.checks import check
+from app.specs.checks import find_problems
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import BUILT_IN
 from app.specs.summary import EFFECTIVENESS, METRICS
@@ -55,7 +55,7 @@ def test_every_spec_in_the_documents_is_valid(name: str, text: str) -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_can_run_on_its_data_set(path: Path) -> None:
     spec = ExperimentSpec.model_validate_json(path.read_bytes())
-    assert check(spec, BUILT_IN[spec.dataset.name]) == []
+    assert find_problems(spec, BUILT_IN[spec.dataset.name]) == []
     assert spec.name
 
 

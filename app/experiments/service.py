@@ -24,7 +24,7 @@ from app.experiments.schemas import ExperimentOut, StageOut, Validation
 from app.experiments.tables import RUNNING, Experiment
 from app.search import indexing
 from app.specs.base import digest
-from app.specs.checks import check
+from app.specs.checks import find_problems
 from app.specs.experiment import ExperimentSpec
 from app.specs.stages import PlannedStage, arm_keys, plan
 from app.specs.status import TERMINAL
@@ -58,7 +58,7 @@ def checked(context: Context, spec: ExperimentSpec) -> Known:
         victim = uploads.victim_of(session, spec)
     faults += [
         FieldError(field=p.field, value=shown(p.value), message=f"allowed: {p.allowed}")
-        for p in (*check(spec, data.facts), *uploads.problems(spec, victim, data.facts))
+        for p in (*find_problems(spec, data.facts), *uploads.problems(spec, victim, data.facts))
     ]
     if faults:
         raise InvalidError(summary(faults), faults)

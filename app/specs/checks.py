@@ -1,5 +1,10 @@
-"""What a spec asks of its data set: found at submission, before any computing time is spent."""
+"""Checks of a spec against the facts of its dataset and victim, made at submission, before any compute time is spent.
 
+The service and the lab run them; the Python client leaves them to the service.
+"""
+
+import base64
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,106 +23,117 @@ from app.specs.attack import (
     Trojan,
     WaNet,
 )
+from app.specs.base import canonical_json
 from app.specs.defenses.base import CleanSetDefense
 from app.specs.experiment import ExperimentSpec
-from app.specs.facts import DatasetFacts
-from app.specs.png import png_shape
+from app.specs.facts import DatasetFacts, Shape
+from app.specs.model import ModelSpec
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault of a spec: the field's path, its value, and what is allowed."""
+    """A value that a spec cannot have: the field's path, the value, and what is allowed instead."""
 
     field: str
     value: Any
     allowed: str
 
     def __str__(self) -> str:
-        return f"{self.field}: {self.value!r} is not allowed; {self.allowed}"
+        return f"{self.field}: {self.value!r} is not allowed; allowed: {self.allowed}"
 
 
 def poison_count(spec: ExperimentSpec, facts: DatasetFacts) -> int:
-    """How many training images ``spec.attack`` poisons, given the facts of the (sub)set it runs on.
-
-    The rate times what it is a share of, rounded to the nearest whole image, and at least one.
-    """
+    """Number of training images that ``spec.attack`` poisons: the rate of the whole set or of the target class,
+    rounded, and at least one. ``facts`` are those of the subset that the spec uses."""
     attack = spec.attack
     if isinstance(attack, NoAttack):
         return 0
-    whole = facts.train_counts[attack.target_class] if attack.share_of_target_class else facts.train_size
-    return max(1, round(attack.poisoning_rate * whole))
+    size = facts.train_counts[attack.target_class] if attack.share_of_target_class else facts.train_size
+    return max(1, round(attack.poisoning_rate * size))
 
 
 def cross_count(spec: ExperimentSpec, facts: DatasetFacts) -> int:
-    """How many training images carry a foreign trigger and keep their label."""
+    """Number of cross samples: training images that carry another image's trigger and keep their label."""
     share = 0.0 if isinstance(spec.attack, NoAttack) else spec.attack.cross_share
     return max(1, round(share * facts.train_size)) if share else 0
 
 
 def patch_size(attack: BadNets | Trojan | HiddenTrigger, facts: DatasetFacts) -> int:
-    """Side of the patch in pixels; where the spec leaves it open, 30 at a width of 224, and at least 3."""
+    """Side of the patch in pixels; by default 30 at an image width of 224, in proportion, and at least 3."""
     return max(3, round(30 / 224 * facts.width)) if attack.size is None else attack.size
 
 
-def check(spec: ExperimentSpec, facts: DatasetFacts) -> list[Problem]:
-    """Every way in which ``spec`` cannot run on its data set; ``facts`` are those of the whole set."""
+def find_problems(spec: ExperimentSpec, facts: DatasetFacts) -> list[Problem]:
+    """Every reason why ``spec`` cannot run on its dataset. ``facts`` are those of the whole dataset."""
     return list(_problems(spec, facts))
 
 
-def _problems(spec: ExperimentSpec, whole: DatasetFacts) -> Iterator[Problem]:
+def find_victim_problems(
+    spec: ExperimentSpec, model: ModelSpec, shape: Shape, adds_trigger: bool, facts: DatasetFacts
+) -> list[Problem]:
+    """Every reason why a victim that the user provides does not fit ``spec``.
+
+    ``model`` and ``shape`` are the victim's architecture and the images that it was trained on, ``facts`` those of
+    the spec's dataset. A victim that ``adds_trigger`` to its input, as models defended by nab do, cannot be repaired.
+    """
+    problems = []
+    if spec.model != model:
+        allowed = f"the victim's architecture, {canonical_json(model)}"
+        problems.append(Problem("model", spec.model.model_dump(mode="json"), allowed))
+    if facts.shape != shape:
+        problems.append(Problem("dataset", str(facts.shape), f"the images of the victim, {shape}"))
+    if adds_trigger:
+        allowed = "training defenses only, since the victim adds a trigger to its input, as models defended by nab do"
+        problems += [
+            Problem(f"defenses.{i}.name", defense.arm_name, allowed)
+            for i, defense in enumerate(spec.defenses)
+            if defense.kind != "training"
+        ]
+    return problems
+
+
+def _problems(spec: ExperimentSpec, full: DatasetFacts) -> Iterator[Problem]:
     for part in ("train", "test"):
-        asked, there = getattr(spec.dataset, f"{part}_size"), getattr(whole, f"{part}_size")
-        if asked is not None and asked > there:
-            yield Problem(f"dataset.{part}_size", asked, f"the data set has {there} images")
-        if asked is not None and asked < whole.classes:
+        size, available = getattr(spec.dataset, f"{part}_size"), getattr(full, f"{part}_size")
+        if size is None:
+            continue
+        if size > available:
             yield Problem(
-                f"dataset.{part}_size", asked, f"at least one image for each of {whole.classes} classes"
+                f"dataset.{part}_size", size, f"at most {available}, all {part} images of the dataset"
             )
-    facts = whole.subset(spec.dataset)
-    if spec.training.batch_size > facts.train_size:
-        yield Problem(
-            "training.batch_size", spec.training.batch_size, f"at most the {facts.train_size} training images"
-        )
+        if size < full.classes:
+            yield Problem(f"dataset.{part}_size", size, f"at least {full.classes}, one image per class")
+    facts = full.subset(spec.dataset)
+    batch_size = spec.training.batch_size
+    if batch_size > facts.train_size:
+        yield Problem("training.batch_size", batch_size, f"at most {facts.train_size}, all training images")
     for i, defense in enumerate(spec.defenses):
-        if (
-            isinstance(defense, CleanSetDefense)
-            and round(defense.clean_ratio * facts.train_size) < facts.classes
-        ):
-            yield Problem(
-                f"defenses.{i}.clean_ratio",
-                defense.clean_ratio,
-                f"at least {facts.classes / facts.train_size:.3g}, one clean image for each of {facts.classes} classes",
-            )
+        if not isinstance(defense, CleanSetDefense):
+            continue
+        if round(defense.clean_ratio * facts.train_size) < facts.classes:
+            least = f"at least {facts.classes / facts.train_size:.3g}, one clean image per class"
+            yield Problem(f"defenses.{i}.clean_ratio", defense.clean_ratio, least)
     if not isinstance(spec.attack, NoAttack):
         yield from _attack_problems(spec, spec.attack, facts)
 
 
 def _attack_problems(spec: ExperimentSpec, attack: PoisoningAttack, facts: DatasetFacts) -> Iterator[Problem]:
-    if attack.target_class >= facts.classes:
+    target = attack.target_class
+    if target >= facts.classes:
         yield Problem(
-            "attack.target_class",
-            attack.target_class,
-            f"0 to {facts.classes - 1}, one of {facts.classes} classes",
+            "attack.target_class", target, f"0 to {facts.classes - 1}, one of {facts.classes} classes"
         )
         return
     if attack.all_to_all:
         if attack.clean_label_only:
-            yield Problem(
-                "attack.label_mode", "all_to_all", "a clean-label attack changes no label; all_to_one is"
-            )
+            allowed = "all_to_one, since a clean-label attack changes no label"
+            yield Problem("attack.label_mode", "all_to_all", allowed)
             return
-        if attack.target_class != 0:
-            yield Problem(
-                "attack.target_class",
-                attack.target_class,
-                "with label_mode all_to_all it has no meaning; 0 is",
-            )
+        reason = "since label_mode all_to_all has no single target class"
+        if target != 0:
+            yield Problem("attack.target_class", target, f"0, {reason}")
         if attack.share_of_target_class:
-            yield Problem(
-                "attack.rate_of",
-                "target_class",
-                "with label_mode all_to_all there is no target class; training_set is",
-            )
+            yield Problem("attack.rate_of", "target_class", f"training_set, {reason}")
     yield from _count_problems(spec, attack, facts)
     yield from _shape_problems(attack, facts)
     for name, value, allowed in attack.unfit(facts):
@@ -125,85 +141,81 @@ def _attack_problems(spec: ExperimentSpec, attack: PoisoningAttack, facts: Datas
 
 
 def _count_problems(spec: ExperimentSpec, attack: PoisoningAttack, facts: DatasetFacts) -> Iterator[Problem]:
-    count, asked = poison_count(spec, facts), attack.poisoning_rate
-    in_target = facts.train_counts[attack.target_class]
+    count, in_target = poison_count(spec, facts), facts.train_counts[attack.target_class]
     if attack.clean_label_only:
-        if count > in_target:
-            yield Problem(
-                "attack.poisoning_rate",
-                asked,
-                f"a clean-label attack poisons only the {in_target} images of class {attack.target_class}, "
-                f"not {count}",
-            )
-        return
-    eligible = facts.train_size if attack.all_to_all else facts.train_size - in_target
+        eligible, where = in_target, f" of class {attack.target_class}"
+    elif attack.all_to_all:
+        eligible, where = facts.train_size, ""
+    else:
+        eligible, where = facts.train_size - in_target, f" outside class {attack.target_class}"
     if count > eligible:
-        outside = "" if attack.all_to_all else f" outside class {attack.target_class}"
-        yield Problem(
-            "attack.poisoning_rate",
-            asked,
-            f"this asks for {count} images; only the {eligible}{outside} can be poisoned",
-        )
+        allowed = f"a rate of at most {eligible} images{where}; this one selects {count}"
+        yield Problem("attack.poisoning_rate", attack.poisoning_rate, allowed)
     elif count + (cross := cross_count(spec, facts)) > facts.train_size:
         name = next(n for n in ("cross_rate", "cross_ratio") if n in type(attack).model_fields)
-        yield Problem(
-            f"attack.{name}",
-            getattr(attack, name),
-            f"{count} poisoned and {cross} cross samples are more than the {facts.train_size} training images",
+        allowed = (
+            f"at most {facts.train_size - count} cross samples beside {count} poisoned ones; this is {cross}"
         )
+        yield Problem(f"attack.{name}", getattr(attack, name), allowed)
 
 
 def _shape_problems(attack: PoisoningAttack, facts: DatasetFacts) -> Iterator[Problem]:
     side = min(facts.height, facts.width)
+    of_side = f"{side}, the image's shorter side"
     match attack:
         case BadNets() | Trojan() | HiddenTrigger():
             size = patch_size(attack, facts)
             if size + attack.margin > side:
-                yield Problem(
-                    "attack.size", size, f"size + margin of at most {side} pixels, the image's side"
-                )
+                yield Problem("attack.size", size, f"size + margin of at most {of_side} in pixels")
         case CleanLabel():
             most = side // 2 if attack.corners == "four" else side
             if attack.size > most:
-                yield Problem("attack.size", attack.size, f"at most {most} pixels, for the corners to fit")
+                yield Problem("attack.size", attack.size, f"at most {most} pixels, so that the corners fit")
         case PoisonFrogs() if attack.target_image is not None and attack.target_image >= facts.test_size:
-            yield Problem(
-                "attack.target_image", attack.target_image, f"0 to {facts.test_size - 1}, a test image"
-            )
-        case _:
-            yield from _trigger_problems(attack, facts, side)
-
-
-def _trigger_problems(attack: PoisoningAttack, facts: DatasetFacts, side: int) -> Iterator[Problem]:
-    match attack:
+            allowed = f"0 to {facts.test_size - 1}, a test image"
+            yield Problem("attack.target_image", attack.target_image, allowed)
         case SinglePixel():
-            for name, there in (("row", facts.height), ("column", facts.width)):
-                asked = getattr(attack, name)
-                if not -there <= asked < there:
-                    yield Problem(f"attack.{name}", asked, f"-{there} to {there - 1} in this data set")
+            for name, length in (("row", facts.height), ("column", facts.width)):
+                if not -length <= (value := getattr(attack, name)) < length:
+                    yield Problem(
+                        f"attack.{name}", value, f"-{length} to {length - 1}, a {name} of the image"
+                    )
         case LowFrequency() if attack.waves > side:
-            yield Problem("attack.waves", attack.waves, f"at most {side}, the image's side")
+            yield Problem("attack.waves", attack.waves, f"at most {of_side}")
         case WaNet() if attack.grid > side:
-            yield Problem("attack.grid", attack.grid, f"at most {side}, the image's side")
+            yield Problem("attack.grid", attack.grid, f"at most {of_side}")
         case Refool() if attack.reflections > facts.train_size:
-            yield Problem(
-                "attack.reflections", attack.reflections, f"at most the {facts.train_size} training images"
-            )
+            allowed = f"at most {facts.train_size}, all training images"
+            yield Problem("attack.reflections", attack.reflections, allowed)
         case Blend():
             yield from _pattern_problems(attack, facts)
 
 
 def _pattern_problems(attack: Blend, facts: DatasetFacts) -> Iterator[Problem]:
     if attack.pattern_index is not None and attack.pattern_index >= facts.train_size:
-        yield Problem(
-            "attack.pattern_index", attack.pattern_index, f"0 to {facts.train_size - 1}, a training image"
-        )
+        allowed = f"0 to {facts.train_size - 1}, a training image"
+        yield Problem("attack.pattern_index", attack.pattern_index, allowed)
     if attack.pattern_png is not None:
-        shape, wanted = png_shape(attack.pattern_png), (facts.channels, facts.height, facts.width)
-        if shape != wanted:
-            yield Problem("attack.pattern_png", _size(shape), f"a PNG of {_size(wanted)} is")
+        expected = _describe_image(facts.width, facts.height, gray=facts.channels == 1)
+        if (actual := _describe_png(base64.b64decode(attack.pattern_png))) != expected:
+            allowed = f"a PNG file of {expected}, 8 bits per channel, without transparency"
+            yield Problem("attack.pattern_png", actual, allowed)
 
 
-def _size(shape: tuple[int, int, int]) -> str:
-    channels, height, width = shape
-    return f"{width}x{height} pixels, {'gray' if channels == 1 else 'color'}"
+def _describe_png(data: bytes) -> str:
+    """Size and color of a PNG file, or why it cannot be used."""
+    from PIL import Image  # noqa: PLC0415  # the Python client imports this package without having Pillow
+
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            image.verify()
+    except Exception:  # Pillow raises many kinds of errors on damaged files
+        return "not a PNG file, or a damaged one"
+    # Pillow converts other bit depths; the 25th byte of every PNG file tells the original one.
+    if data[24] != 8 or image.mode not in ("L", "RGB", "P") or "transparency" in image.info:
+        return "a PNG file with transparency or a bit depth other than 8"
+    return _describe_image(*image.size, gray=image.mode == "L")
+
+
+def _describe_image(width: int, height: int, *, gray: bool) -> str:
+    return f"{width}x{height} pixels in {'gray' if gray else 'color'}"

@@ -10,12 +10,11 @@ from sqlalchemy.orm import Session
 from app.catalog.datasets import Known, MissingDatasetError, known
 from app.core.errors import InvalidError, summary
 from app.core.validation import FieldError, shown
-from app.specs.checks import Problem
+from app.specs.checks import Problem, find_victim_problems
 from app.specs.dataset import DatasetSpec, Uploaded
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import DatasetFacts, Shape
 from app.specs.model import ModelSpec
-from app.specs.victims import check_victim
 from app.uploads import repository
 from app.uploads.tables import DATASET, MODEL, READY, Upload
 
@@ -64,7 +63,9 @@ def sound(upload: Upload) -> Sound:
 
 def problems(spec: ExperimentSpec, victim: Sound | None, facts: DatasetFacts) -> list[Problem]:
     """Every way in which the victim does not fit the spec; ``facts`` are those of the spec's data set."""
-    return [] if victim is None else check_victim(spec, victim.model, victim.shape, victim.stamped, facts)
+    if victim is None:
+        return []
+    return find_victim_problems(spec, victim.model, victim.shape, victim.stamped, facts)
 
 
 def uses(spec: ExperimentSpec) -> list[tuple[str, str]]:

@@ -343,10 +343,10 @@ def test_a_victim_must_fit_the_spec(service: Service) -> None:
     model_id = ready_model(service, weights(4))
     victim = {"victim": {"model_id": model_id}}
     for spec, detail in (
-        ({**victim}, 'model: allowed: the victim is a {"name":"small_cnn","width":4}'),
+        ({**victim}, 'model: allowed: the victim\'s architecture, {"name":"small_cnn","width":4}'),
         (
             {**victim, "model": MODEL, "dataset": {"name": "cifar10"}},
-            "the victim was made for 1x8x8, 10 classes",
+            "dataset: allowed: the images of the victim, 1x8x8, 10 classes",
         ),
         ({"victim": {"model_id": NOBODY}}, "there is no uploaded model with this id"),
         ({"victim": {"model_id": "../x"}}, "String should match pattern"),

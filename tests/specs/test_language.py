@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from app.specs.attack import AttackSpec
 from app.specs.base import Spec, canonical_json
-from app.specs.checks import check, poison_count
+from app.specs.checks import find_problems, poison_count
 from app.specs.dataset import DatasetSpec
 from app.specs.defense import DefenseSpec
 from app.specs.experiment import ExperimentSpec
@@ -106,7 +106,7 @@ def test_what_is_refused(spec: dict[str, Any], match: str) -> None:
     ],
 )
 def test_what_does_not_fit_the_data_set(fields: dict[str, Any], field: str) -> None:
-    problems = check(ExperimentSpec.model_validate(fields), BUILT_IN["digits"])
+    problems = find_problems(ExperimentSpec.model_validate(fields), BUILT_IN["digits"])
     assert [problem.field for problem in problems] == [field]
 
 

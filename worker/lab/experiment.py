@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from app.specs.base import canonical_json
-from app.specs.checks import check
+from app.specs.checks import find_problems, find_victim_problems
 from app.specs.defense import DefenseSpec
 from app.specs.defenses.base import CleanSetDefense
 from app.specs.experiment import ATTACK, CLEAN, UNDEFENDED, ExperimentSpec
@@ -20,7 +20,6 @@ from app.specs.facts import DatasetFacts
 from app.specs.model import ModelSpec
 from app.specs.stages import PlannedStage, plan
 from app.specs.summary import arms_document
-from app.specs.victims import check_victim
 from worker.lab import attack_files
 from worker.lab.attacks import Attack, AttackLab, PoisonedSet, Prepared, State, make
 from worker.lab.attacks.poisoning import choose as choose_poisoned
@@ -81,7 +80,7 @@ def run(
     """
     began = datetime.now(UTC)
     facts, version = facts_of(spec.dataset, data_dir)
-    if problems := check(spec, facts):
+    if problems := find_problems(spec, facts):
         raise SpecError("; ".join(map(str, problems)))
     try:
         compute = choose(device or spec.device, spec.training.precision, spec.training.compile)
@@ -337,7 +336,7 @@ def bring(spec: ExperimentSpec, facts: DatasetFacts, victim: Path | None) -> Bro
             )
         return None
     brought = read(victim, spec.model, facts.shape)
-    if problems := check_victim(spec, spec.model, facts.shape, brought.stamped, facts):
+    if problems := find_victim_problems(spec, spec.model, facts.shape, brought.stamped, facts):
         raise SpecError("; ".join(map(str, problems)))
     return brought
 

@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from safetensors.torch import load
 from torch import Tensor
 
-from app.specs.checks import check
+from app.specs.checks import find_problems
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import DatasetFacts
 from worker.lab.attacks import Attack, AttackLab, State, make
@@ -169,6 +169,6 @@ def encode(pixels: Tensor) -> bytes:
 
 def _checked(spec: ExperimentSpec, data_dir: Path, seed: int) -> Dataset:
     facts, _ = facts_of(spec.dataset, data_dir)
-    if problems := check(spec, facts):
+    if problems := find_problems(spec, facts):
         raise SpecError("; ".join(map(str, problems)))
     return load_dataset(spec.dataset, data_dir, seed)

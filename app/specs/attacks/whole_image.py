@@ -1,12 +1,12 @@
 """Attacks whose trigger covers the whole image and is computed without a model."""
 
+import base64
 from typing import Literal, Self
 
 from pydantic import model_validator
 
 from app.specs.attacks.base import RATE_OF, DirtyLabelAttack, RateOf
 from app.specs.base import field
-from app.specs.png import png_shape
 
 LONGEST_PNG = 1_000_000
 
@@ -56,9 +56,9 @@ class Blend(DirtyLabelAttack):
                 raise ValueError(f"{name} goes with pattern {kind!r}, and pattern is {self.pattern!r}")
         if self.pattern_png is not None:
             try:
-                png_shape(self.pattern_png)
+                base64.b64decode(self.pattern_png, validate=True)
             except ValueError as error:
-                raise ValueError(f"pattern_png: {error}") from error
+                raise ValueError(f"pattern_png must be base64: {error}") from error
         return self
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from app.specs.checks import check, poison_count
+from app.specs.checks import find_problems, poison_count
 from tests.lab.attacks.helpers import CHEAP, digits, experiment, poisoned, split, state_of
 from worker.lab.attacks import make
 from worker.lab.attacks.poisoning import choose
@@ -67,7 +67,7 @@ def test_all_to_all_poisons_every_class_and_relabels_to_the_next():
 )
 def test_rates_round_to_at_least_one_sample(fields, count):
     data, spec = digits(), experiment(**fields)
-    assert check(spec, data.facts) == []
+    assert find_problems(spec, data.facts) == []
     assert poison_count(spec, data.facts) == len(choose(spec, data, seed=0)) == count
 
 

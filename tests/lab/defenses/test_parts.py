@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from app.specs.checks import check
+from app.specs.checks import find_problems
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import BUILT_IN
 from tests.lab.defenses.cases import BADNETS, spec
@@ -92,7 +92,7 @@ def test_a_clean_set_without_an_image_of_every_class_is_refused() -> None:
     whole = ExperimentSpec.model_validate(
         spec(BADNETS, {"name": "strip"}, {"name": "nad", "clean_ratio": 0.001})
     )
-    (problem,) = check(whole, BUILT_IN["digits"])
+    (problem,) = find_problems(whole, BUILT_IN["digits"])
     assert problem.field == "defenses.1.clean_ratio"
     assert problem.value == 0.001
     assert "0.00696" in problem.allowed
