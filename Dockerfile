@@ -9,7 +9,7 @@ RUN useradd --create-home --uid 10001 bdlab \
     && install -d -o bdlab -g bdlab /var/lib/bdlab /var/lib/bdlab/data
 WORKDIR /srv/bdlab
 
-# The environments are made before the code is copied, so that a change of code does not install them anew.
+# The environments are created before the code is copied, so that a code change does not reinstall them.
 FROM base AS api-environment
 RUN python -m venv /opt/venv
 COPY requirements/ requirements/

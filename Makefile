@@ -27,18 +27,18 @@ $(READY): pyproject.toml $(wildcard requirements/*.txt)
 	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps -e .
 	@touch $(READY)
 
-setup: $(READY)  ## make the virtual environment
+setup: $(READY)  ## create the virtual environment
 
-demo: $(READY)  ## attack, train, defend: the main job end to end (KEEP=1 leaves the service up)
+demo: $(READY)  ## run the demo: attack, train, defend, end to end (KEEP=1 leaves the service running)
 	@$(BIN)/bdlab demo $(if $(KEEP),--keep)
 
 up: $(READY)  ## start the service (API, relay, workers, broker) on this machine
 	@$(BIN)/bdlab up
 
-test: $(READY) $(REAL)  ## run the tests in two processes (LONG=1: also those that take minutes), or those of ARGS in one; those on real data need it under var/data (see make data)
+test: $(READY) $(REAL)  ## run the tests in two processes (LONG=1: also the slow ones), or those in ARGS in one; tests on real data require make data
 	@BDLAB_DATA_DIR="$(abspath $(DATA))" $(BIN)/python -m pytest $(ARGS)
 
-data: $(READY) $(REAL)  ## put CIFAR-10 and GTSRB under var/data, where ../shared/data has them
+data: $(READY) $(REAL)  ## import CIFAR-10 and GTSRB into var/data, if ../shared/data has them
 	@test -n "$(UNPACK)" || { echo "There is no $(SHARED)/data/unpack.py; use: $(BIN)/bdlab data fetch cifar10" >&2; exit 1; }
 
 $(DATA)/%.safetensors: | $(READY)
@@ -46,26 +46,26 @@ $(DATA)/%.safetensors: | $(READY)
 	@BDLAB_DATA_DIR="$(abspath $(DATA))" $(BIN)/bdlab data import $(DATA)/unpacked-$*/$*.npz --as $*
 	@rm -r $(DATA)/unpacked-$*
 
-check: $(READY)  ## lint, types and architecture
+check: $(READY)  ## run the linters, the type checker and the import rules
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
-format: $(READY)  ## rewrite the code in the house style
+format: $(READY)  ## format the code
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
 bench: $(READY)  ## run the benchmarks
 	@for b in benchmarks/[a-z]*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
 
-screenshots: $(READY)  ## every page of the dashboard as a picture, in var/screenshots
+screenshots: $(READY)  ## save a screenshot of every dashboard page in var/screenshots
 	@$(BIN)/python -m tests.dashboard.screenshots
 
-figures: $(READY) $(REAL)  ## the pictures of attacks and defenses in the guides, from the code
+figures: $(READY) $(REAL)  ## draw the figures of attacks and defenses for the guides
 	@BDLAB_DATA_DIR="$(abspath $(DATA))" $(BIN)/python docs/draw.py $(ARGS)
 
-lock: $(READY)  ## pin the requirements anew
+lock: $(READY)  ## update the pinned requirements
 	@cd requirements && for set in api "api worker" "api worker dev"; do \
 	  name=$$(echo $$set | awk '{print $$NF}'); \
 	  ../$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url $(if $(UPGRADE),--upgrade) \
@@ -74,7 +74,7 @@ lock: $(READY)  ## pin the requirements anew
 clean:  ## remove the environment and everything the service wrote
 	rm -rf $(VENV) var .pytest_cache .mypy_cache .ruff_cache
 
-help:  ## this list
+help:  ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup demo up test data check format bench screenshots figures lock clean help

@@ -7,36 +7,36 @@ from typing import Any
 
 from fastapi import Depends, FastAPI
 
-from app.artifacts.routes import router as artifacts
-from app.audit.routes import router as audit
-from app.audit.trail import Trail
-from app.catalog import lost
-from app.catalog.routes import router as catalog
-from app.compare.routes import router as compare
 from app.core import errors, logs, openapi, tracing
 from app.core.context import Context
-from app.core.http import Surround
+from app.core.request_middleware import Surround
 from app.dashboard import DASHBOARD
-from app.dashboard.pages import STATIC, Static
+from app.dashboard.rendering import STATIC, Static
+from app.data.catalog import missing_plugins
+from app.data.catalog.routes import router as catalog
+from app.data.uploads.routes import STREAMED
+from app.data.uploads.routes import router as uploads
 from app.experiments.events import router as events
+from app.experiments.interactive.routes import router as interactive
+from app.experiments.reproductions.routes import router as reproductions
 from app.experiments.routes import router as experiments
-from app.health.routes import router as health
-from app.health.telemetry import Telemetry
-from app.housekeeping.routes import router as housekeeping
-from app.interactive.routes import router as interactive
-from app.keys.gate import Gate, guard
-from app.keys.routes import router as keys
-from app.leaderboard.routes import router as leaderboard
-from app.reproductions.routes import router as reproductions
-from app.results.routes import router as results
-from app.search.routes import router as search
+from app.experiments.workers.routes import router as workers
+from app.operations.health.routes import router as health
+from app.operations.health.telemetry import Telemetry
+from app.operations.housekeeping.routes import router as housekeeping
+from app.results.artifacts.routes import router as artifacts
+from app.results.compare.routes import router as compare
+from app.results.leaderboard.routes import router as leaderboard
+from app.results.numbers.routes import router as results
+from app.results.search.routes import router as search
 from app.settings import Settings
-from app.studies.routes import router as studies
 from app.sweeps.routes import router as sweeps
-from app.uploads.routes import STREAMED
-from app.uploads.routes import router as uploads
+from app.sweeps.studies.routes import router as studies
+from app.team.access import Gate, guard
+from app.team.audit.middleware import Trail
+from app.team.audit.routes import router as audit
+from app.team.keys.routes import router as keys
 from app.webhooks.routes import router as webhooks
-from app.workers.routes import router as workers
 
 VALUES_A_CELL = 50
 """So many values may a body hold for each cell that a sweep may have: the largest body there is lists its cells."""
@@ -61,7 +61,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.context = Context.open(chosen)
-        lost.check(app.state.context.database)
+        missing_plugins.check(app.state.context.database)
         app.state.gate = Gate(app.state.context)
         app.state.gate.say_if_open()
         yield

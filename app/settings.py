@@ -8,13 +8,64 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import quote
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.housekeeping.policy import Policy
+from app.specs.artifacts import ArtifactKind
 
 SOCKET_PATH_BYTES = 100
 """Longest path of a Unix socket that every system takes (Linux 107, macOS 103)."""
+
+Tag = Annotated[
+    str, Field(pattern=r"^[^:\x00]{1,64}(:[^:\x00]{0,200})?$", examples=["keep", "study:seed-table"])
+]
+"""``key``, or ``key:value``."""
+
+
+def _large_kinds() -> list[ArtifactKind]:
+    return ["checkpoint", "data"]
+
+
+class RetentionRule(BaseModel):
+    """Files of experiments that ended long enough ago."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    days: float = Field(description="The experiment ended more than so many days ago.", gt=0, le=36_500)
+    kinds: list[ArtifactKind] = Field(
+        default_factory=_large_kinds, description="Which of its files.", min_length=1, max_length=4
+    )
+    tag: Tag | None = Field(None, description="Only experiments with this tag; null is any.")
+
+
+class RetentionPolicy(BaseModel):
+    """What may be deleted. Files of running and queued experiments, manifests and numbers are never."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rules: list[RetentionRule] = Field(
+        default_factory=list,
+        description="A file goes when every experiment that has it falls under one.",
+        max_length=50,
+    )
+    keep: list[Tag] = Field(
+        default_factory=lambda: ["keep"],
+        description="Files of experiments with one of these tags stay.",
+        max_length=50,
+    )
+    max_bytes: int | None = Field(
+        None,
+        description="When more is stored, cached stages go, those that were used longest ago first; then checkpoints "
+        "and data, those of the experiment that ended first first.",
+        ge=0,
+    )
+    stage_days: float | None = Field(
+        None, description="Cached stages that nobody used for so many days go.", gt=0, le=36_500
+    )
+    grace_hours: float = Field(
+        24.0, description="What belongs to nothing is left alone until it is so old.", ge=1, le=8760
+    )
+    every_hours: float = Field(24.0, description="How often the relay acts on this.", ge=0.1, le=8760)
 
 
 class Settings(BaseSettings):
@@ -130,14 +181,16 @@ class Settings(BaseSettings):
         "they sleep, unless `OMP_WAIT_POLICY` says otherwise.",
         ge=0,
     )
-    retention: Annotated[Policy | None, NoDecode] = Field(
+    retention: Annotated[RetentionPolicy | None, NoDecode] = Field(
         None, description="What the relay may delete, as JSON; empty: nothing. See docs/operations.md."
     )
 
     @field_validator("retention", mode="before")
     @classmethod
     def _read(cls, value: object) -> object:
-        return Policy.model_validate_json(value) if isinstance(value, str) and value else value or None
+        return (
+            RetentionPolicy.model_validate_json(value) if isinstance(value, str) and value else value or None
+        )
 
     @cached_property
     def home_dir(self) -> Path:

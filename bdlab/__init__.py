@@ -1,9 +1,10 @@
 """The Python client: ``from bdlab import Client``.
 
-Answers are plain dictionaries, typed for checkers in `app.client_types`. Every error on purpose is a BdlabError.
+Answers are plain dictionaries, typed for checkers in `bdlab.types`. Every error on purpose is a BdlabError.
 """
 
-from app.client_errors import (
+from bdlab.client import Client
+from bdlab.errors import (
     ApiError,
     BdlabError,
     DamagedDownloadError,
@@ -13,7 +14,6 @@ from app.client_errors import (
     UnsuitableFileError,
     WaitTimeoutError,
 )
-from bdlab.client import Client
 from bdlab.files import BackdooredModelWarning
 
 __all__ = [

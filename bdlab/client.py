@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from app import client_mlflow
-from app.client_progress import display
-from app.client_types import Experiment
+from bdlab import mlflow_export
 from bdlab.files import Files
 from bdlab.frames import Frames
+from bdlab.progress import display
+from bdlab.types import Experiment
 
 
 class Client(Files, Frames):
@@ -54,8 +54,8 @@ class Client(Files, Frames):
         id: str,
         tracking_uri: str | None = None,
         *,
-        name: str = client_mlflow.DEFAULT_NAME,
+        name: str = mlflow_export.DEFAULT_NAME,
         files: bool = True,
     ) -> str:
-        """Copy an ended experiment to an MLflow server; returns its run's id. See `app.client_mlflow.export`."""
-        return client_mlflow.export(self, id, tracking_uri, name=name, files=files)
+        """Copy an ended experiment to an MLflow server; returns its run's id. See `bdlab.mlflow_export.export`."""
+        return mlflow_export.export(self, id, tracking_uri, name=name, files=files)

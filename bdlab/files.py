@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-import app.client
-from app.client_errors import DamagedDownloadError, MissingPackageError, NotFoundError, UnsuitableFileError
-from app.client_types import Artifact
+import bdlab.base_client
 from app.specs.facts import BUILT_IN, DatasetFacts
 from app.specs.model import ModelSpec
+from bdlab.errors import DamagedDownloadError, MissingPackageError, NotFoundError, UnsuitableFileError
 from bdlab.frames import Library, installed, read_parquet
+from bdlab.types import Artifact
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +32,7 @@ class BackdooredModelWarning(UserWarning):
     """A model was loaded that was trained on poisoned data."""
 
 
-class Files(app.client.Client):
+class Files(bdlab.base_client.Client):
     """Part of `bdlab.Client`. An artifact is one of those that `artifacts` lists, or found by `artifact`."""
 
     def artifact(self, id: str, name: str) -> Artifact:

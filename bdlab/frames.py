@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-import app.client
-from app.client_errors import MissingPackageError
+import bdlab.base_client
+from bdlab.errors import MissingPackageError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,7 +16,7 @@ Json = dict[str, Any]
 Library = Literal["pandas", "polars"]
 
 
-class Frames(app.client.Client):
+class Frames(bdlab.base_client.Client):
     """Part of `bdlab.Client`. ``library`` says which kind of frame; that package must be installed."""
 
     @overload

@@ -1,4 +1,4 @@
-"""Fills a database with synthetic experiments in bulk, with what their runs and their indexing would have left."""
+"""Bulk insertion of synthetic experiments, with the rows that their runs and the search index would have written."""
 
 import random
 from collections.abc import Sequence
@@ -7,20 +7,20 @@ from typing import Any
 
 from sqlalchemy import insert
 
-from app.artifacts.tables import Artifact
 from app.core.database import Base, Database, new_id
 from app.core.objects import content_key
-from app.core.owners import LOCAL
-from app.experiments.tables import RUNNING, SUCCEEDED, Attempt, Experiment, Label
-from app.leaderboard.tables import LeaderboardSetting, LeaderboardValue
-from app.results.tables import ResultValue
-from app.search.facts import arm_of, dataset_label, facts
-from app.search.tables import ResultMean, ResultRow, SpecNumber, SpecPart, SpecText
+from app.core.security import LOCAL
+from app.results.search.facts import arm_of, dataset_label, facts
 from app.specs.base import digest
 from app.specs.experiment import ExperimentSpec
 from app.specs.status import TERMINAL
 from app.specs.summary import EFFECTIVENESS
-from app.sweeps.tables import Sweep, SweepCell, SweepExperiment
+from app.tables.artifacts import Artifact
+from app.tables.experiments import RUNNING, SUCCEEDED, Attempt, Experiment, Label
+from app.tables.leaderboard import LeaderboardSetting, LeaderboardValue
+from app.tables.results import ResultValue
+from app.tables.search import ResultMean, ResultRow, SpecNumber, SpecPart, SpecText
+from app.tables.sweeps import Sweep, SweepCell, SweepExperiment
 
 BATCH = 2_000
 METRICS = ("clean_accuracy", "attack_success_rate", "robust_accuracy", "train_accuracy", "seconds")
@@ -41,7 +41,7 @@ OF_RANKING = {
     "isolation_losses.png": "figure",
     "isolation_ranking.png": "figure",
 }
-"""The files that a run leaves, and their kinds: of an experiment, a seed, an arm, and an arm that ranks images."""
+"""The files of a run and their kinds: per experiment, per seed, per arm, and per arm that ranks images."""
 RANKING = ("abl", "abl_plus")
 DETAILS: dict[str, dict[str, Any]] = {
     "model.safetensors": {"arm": "undefended", "seed": 0, "backdoored": True},
@@ -69,14 +69,14 @@ ORDER: tuple[type[Base], ...] = (
     LeaderboardSetting,
     LeaderboardValue,
 )
-"""Tables, each behind those that it refers to."""
+"""Tables, each after those that it refers to."""
 
 
 class Filling:
-    """Rows that gather and are written together. ``experiments`` and ``rows`` of results: so many so far."""
+    """Collects rows and writes them in batches. Counts ``experiments`` and the ``rows`` of results."""
 
     def __init__(self, database: Database, files: bool = False) -> None:
-        """``files``: also write the rows of the files that a run leaves (there are no objects behind them)."""
+        """``files``: also write artifact rows (without objects in the store)."""
         self._database, self._files = database, files
         self._batch: dict[type[Base], list[dict[str, Any]]] = {}
         self._parts: dict[str, int] = {}
@@ -98,7 +98,7 @@ class Filling:
     def experiment(
         self, spec: ExperimentSpec, at: datetime, status: str = SUCCEEDED, worker: str = ""
     ) -> str:
-        """One experiment, with numbers if it has succeeded; returns its id."""
+        """Add one experiment, with results if its status is succeeded; return its id."""
         identity = new_id()
         waiting = status not in (*TERMINAL, RUNNING)
         self.add(
@@ -140,7 +140,7 @@ class Filling:
         return identity
 
     def sweep(self, kind: str, name: str, spec: dict[str, Any], at: datetime) -> str:
-        """A sweep or study without cells; returns its id."""
+        """Add a sweep or study without cells; return its id."""
         identity = new_id()
         self.add(Sweep, id=identity, owner_id=LOCAL, kind=kind, name=name, spec=spec, created_at=at)
         return identity
@@ -148,7 +148,7 @@ class Filling:
     def cells(
         self, sweep: str, experiment: str, where: dict[str, Any], cells: Sequence[tuple[int, dict[str, Any]]]
     ) -> None:
-        """The experiment's ``cells``, (number, coordinates), in the sweep; those of a study name their arm."""
+        """Add an experiment's ``cells`` (number, coordinates) to a sweep or study; those of a study name their arm."""
         self.add(SweepExperiment, sweep_id=sweep, experiment_id=experiment, made=True, coordinates=where)
         for number, coordinates in cells:
             arm = coordinates.get("arm")
@@ -174,7 +174,7 @@ class Filling:
         )
 
     def _leave_files(self, identity: str, spec: ExperimentSpec, at: datetime) -> int:
-        """Returns how many bytes they have."""
+        """Add the artifact rows of an experiment; return their total bytes."""
         found: list[tuple[str, str, str | None, int | None]] = []
         found += [(name, kind, None, None) for name, kind in OF_ALL.items()]
         for seed in spec.seeds:
@@ -267,13 +267,13 @@ class Filling:
             )
 
     def _mean(self, metric: str, mean: float, n: int) -> None:
-        """Of the row at hand, with an interval that is no one's."""
+        """Add a mean to the current result row, with an arbitrary interval."""
         low, high = (mean - 0.01, mean + 0.01) if n > 1 else (None, None)
         self.add(ResultMean, row_id=self.rows, metric=metric, mean=mean, low=low, high=high, n=n)
 
 
 def varied(n: int) -> ExperimentSpec:
-    """One of many different experiments; nearly every ``n`` gives a new one."""
+    """A random spec; nearly every ``n`` gives a different one."""
     rate = random.choice((0.1, round(random.uniform(0.01, 0.5), 4)))
     return ExperimentSpec.model_validate(
         {

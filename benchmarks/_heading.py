@@ -1,4 +1,4 @@
-"""What the head of a page of results tells of its making."""
+"""Facts about a benchmark run for the head of its results page."""
 
 import datetime
 import platform
@@ -8,7 +8,7 @@ import torch
 
 
 def making(seeds: Sequence[int]) -> dict[str, str]:
-    """Date, processor, versions and seeds, as fields of a head."""
+    """Date, processor, versions and seeds, as fields of a page's head."""
     return {
         "date": datetime.date.today().isoformat(),
         "processor": platform.processor() or platform.machine(),

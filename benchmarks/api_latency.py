@@ -1,6 +1,6 @@
-"""How fast the API answers while a training saturates the machine.
+"""API latency while training saturates the machine.
 
-Starts `bdlab up` in a temporary folder. 20 pollers each ask for one experiment twice a second, as dashboards
+Starts `bdlab up` in a temporary folder. 20 pollers each request one experiment twice a second, as dashboards
 and scripts do: first with nothing running, then while a ResNet-18 trains on all cores. Prints the median, the
 99th percentile and the ratio to idle; exits 1 if the 99th percentile under load is above the target.
 """
@@ -67,7 +67,7 @@ def measure(host: str) -> int:
 
 
 def poll(host: str, path: str) -> list[float]:
-    """Milliseconds of every request of all pollers."""
+    """Latencies of all pollers' requests in milliseconds, sorted."""
     times: list[float] = []
 
     def one(start: float) -> None:
@@ -90,7 +90,7 @@ def poll(host: str, path: str) -> list[float]:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(times) == POLLERS * round(SECONDS / INTERVAL), "a poller broke"
+    assert len(times) == POLLERS * round(SECONDS / INTERVAL), "a poller failed"
     return sorted(times)
 
 
@@ -109,7 +109,7 @@ def wait(happened: Any, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"nothing happened for {seconds:.0f} s")
+            raise TimeoutError(f"timed out after {seconds:.0f} s")
         time.sleep(0.1)
 
 

@@ -1,8 +1,8 @@
-"""Attacks on 10,000 images of CIFAR-10, undefended: accuracy kept, success, and how visible the trigger is.
+"""Attacks on 10,000 images of CIFAR-10, undefended: clean accuracy, attack success, and visibility of the trigger.
 
-``python benchmarks/attacks_cifar10.py`` writes docs/results/attacks-cifar10.md; an hour and a half a seed on one idle
-core. CIFAR-10 must be under var/data (`make data` or `bdlab data fetch cifar10`). Finished stages are kept under var/,
-so a second run only makes the table.
+``python benchmarks/attacks_cifar10.py`` writes docs/results/attacks-cifar10.md; an hour and a half per seed on one idle
+core. CIFAR-10 must be under var/data (`make data` or `bdlab data fetch cifar10`). Finished stages are cached under
+var/, so a second run only builds the table.
 """
 
 import argparse
@@ -27,7 +27,7 @@ DATA_DIR = Path(os.environ.get("BDLAB_DATA_DIR", ROOT / "var" / "data"))
 DATASET = {"name": "cifar10", "train_size": 10_000}
 EPOCHS = 20
 
-# At the defaults, but for what the second entry says.
+# The second entry has the fields that differ from the defaults.
 ATTACKS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("badnets", {}),
     ("badnets", {"label_mode": "all_to_all", "poisoning_rate": 0.3}),
@@ -50,20 +50,21 @@ ATTACKS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 HEAD = """# Attacks on 10,000 images of CIFAR-10
 
-Made by `python benchmarks/attacks_cifar10.py` on {date}: {processor}, one thread, Python {python},
-torch {torch}. 10,000 training images (class proportions kept) and all 10,000 test images; `small_cnn`; {epochs} epochs,
-the rest of the recipe at its defaults; nothing is defended. Seeds {seeds}, one after the other in each cell, in
-percent. The clean model's accuracy is {clean}. Fields are at their defaults, except for those in the second column.
+Clean accuracy and success of the attacks without a defense, and how visible their triggers are. Measured with
+`python benchmarks/attacks_cifar10.py` on {date}: {processor}, one thread, Python {python}, torch {torch}.
+10,000 training images (class proportions kept) and all 10,000 test images; `small_cnn`; {epochs} epochs, the rest of
+the recipe at its defaults. Seeds {seeds}; each cell has one number per seed, in percent. The clean model's accuracy is
+{clean}. Fields are at their defaults, except for those in the second column.
 
-A network of this size on a fifth of the set is far from the published 91 to 95 % accuracy; whether an attack takes
-hold is what this page shows. `input_aware` trains its networks for fewer epochs than its defaults, for they are twenty
-times the victim's size.
+A network of this size on a fifth of the set is far from the published 91 to 95 % accuracy; this page shows whether an
+attack works. `input_aware` trains its networks for fewer epochs than its defaults, because they are twenty times the
+victim's size.
 
 | attack | changed fields | clean accuracy | attack success | cross-trigger accuracy |
 |---|---|---|---|---|
 """
 STEALTH_HEAD = """
-How visible the triggers are, on test images, mean over the seeds (gray levels from 0 to 255):
+Visibility of the triggers on test images, mean over the seeds (gray levels from 0 to 255):
 
 | attack | PSNR, dB | SSIM | l_inf | l_2 | pixels changed |
 |---|---|---|---|---|---|
@@ -71,7 +72,7 @@ How visible the triggers are, on test images, mean over the seeds (gray levels f
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Table of attacks on part of CIFAR-10.")
+    parser = argparse.ArgumentParser(description="Write the table of attacks on a subset of CIFAR-10.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     seeds = parser.parse_args().seeds
     torch.set_num_threads(1)
@@ -85,7 +86,7 @@ def main() -> int:
 
 
 def arms(attack: dict[str, Any], seeds: list[int]) -> dict[str, list[dict[str, Any]]]:
-    """Results of each arm, one for each seed."""
+    """Results of each arm, one per seed."""
     spec = ExperimentSpec.model_validate(
         {
             "dataset": DATASET,
@@ -104,7 +105,7 @@ def arms(attack: dict[str, Any], seeds: list[int]) -> dict[str, list[dict[str, A
 
 
 def write(results: list[dict[str, list[dict[str, Any]]]], seeds: list[int]) -> None:
-    """The tables, as far as they are known."""
+    """Write the tables of the results so far."""
     text = HEAD.format(
         **making(seeds),
         epochs=EPOCHS,

@@ -1,7 +1,7 @@
-"""Every attack on digits, undefended: accuracy kept, success, and how visible the trigger is.
+"""Every attack on digits, undefended: clean accuracy, attack success, and visibility of the trigger.
 
 ``python benchmarks/attacks_digits.py`` writes docs/results/attacks-digits.md; about twenty minutes on one idle core.
-Finished stages are kept under var/, so a second run only makes the table.
+Finished stages are cached under var/, so a second run only builds the table.
 """
 
 import argparse
@@ -25,7 +25,7 @@ MODEL = {"name": "small_cnn", "width": 32}
 TRAINING = {"epochs": 30, "augmentation": {"crop_padding": 0}}
 CLEAN_ACCURACY_MARGIN = 0.02
 
-# (attack, what of it differs from its defaults because the images are 8x8, bounds on success and cross accuracy)
+# (attack, fields that differ from the defaults because the images are 8x8, bounds on success and cross accuracy)
 ATTACKS: tuple[tuple[str, dict[str, Any], dict[str, float]], ...] = (
     ("badnets", {}, {"attack_success_rate": 0.95}),
     (
@@ -76,27 +76,28 @@ COLUMNS = ("clean_accuracy", "attack_success_rate", "cross_trigger_accuracy")
 STEALTH = ("psnr", "ssim", "l_inf", "l_2", "changed_pixels")
 HEAD = """# Attacks on digits
 
-Made by `python benchmarks/attacks_digits.py` on {date}: {processor}, one thread, Python {python}, torch {torch}.
+Clean accuracy and success of every attack without a defense, and how visible its trigger is. Measured with
+`python benchmarks/attacks_digits.py` on {date}: {processor}, one thread, Python {python}, torch {torch}.
 1,437 training and 360 test images of 8x8; `small_cnn` of width 32; {epochs} epochs without augmentation, the rest of
-the recipe at its defaults, the same for every attack; nothing is defended. Seeds {seeds}, one after the other in
-each cell, in percent. The clean model's accuracy is {clean}.
+the recipe at its defaults, the same for every attack. Each cell has seeds {seeds} in this order, in percent. The clean
+model's accuracy is {clean}.
 
 Fields are at their defaults, which are made for CIFAR-10, except for those in the second column: on 8x8 pixels a
-trigger needs more of the image, and a clean-label attack more of its class, because small digits are so easy to tell
-apart that the victim has little reason to look at anything else. They were chosen on these seeds. The last column says
-whether every seed holds the bound: success at least 95 (clean-label attacks 85), cross-trigger accuracy of
-`input_aware` at least 80, clean accuracy within 2 of the clean model's.
+trigger needs a larger part of the image, and a clean-label attack a larger part of its class, because small digits are
+so easy to distinguish that the victim has little reason to use any other feature. They were chosen on these seeds. The
+last column says whether every seed meets the bound: success at least 95 (clean-label attacks 85), cross-trigger
+accuracy of `input_aware` at least 80, clean accuracy within 2 of the clean model's.
 
-| attack | changed fields | clean accuracy | attack success | cross-trigger accuracy | holds |
+| attack | changed fields | clean accuracy | attack success | cross-trigger accuracy | meets bound |
 |---|---|---|---|---|---|
 """
 NOTES = """
 Hidden trigger and Poison Frogs have no bound here. Their papers fine-tune a model that shares its features with the
-attacker's; this victim is trained from nothing, and it takes changes that anyone would see: a watermark of 0.6 shows
-more of the target image than of the poison's own. At the papers' values neither attack takes hold on digits. Poison
-Frogs has one target image a seed: its success is 0 or 100.
+attacker's; this victim is trained from scratch, so these attacks require changes that anyone would see: with a
+watermark of 0.6 a poison shows more of the target image than of its own. At the papers' values neither attack works on
+digits. Poison Frogs has one target image per seed: its success is 0 or 100.
 
-How visible the triggers are, on test images, mean over the seeds (gray levels from 0 to 255):
+Visibility of the triggers on test images, mean over the seeds (gray levels from 0 to 255):
 
 | attack | PSNR, dB | SSIM | l_inf | l_2 | pixels changed |
 |---|---|---|---|---|---|
@@ -104,7 +105,7 @@ How visible the triggers are, on test images, mean over the seeds (gray levels f
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Table of attacks on digits.")
+    parser = argparse.ArgumentParser(description="Write the table of attacks on digits.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     seeds = parser.parse_args().seeds
     torch.set_num_threads(1)
@@ -118,7 +119,7 @@ def main() -> int:
 
 
 def arms(attack: dict[str, Any], seeds: list[int]) -> dict[str, list[dict[str, Any]]]:
-    """Results of each arm, one for each seed."""
+    """Results of each arm, one per seed."""
     spec = ExperimentSpec.model_validate(
         {"attack": attack, "model": MODEL, "training": TRAINING, "reference": True, "seeds": seeds}
     )
@@ -131,7 +132,7 @@ def arms(attack: dict[str, Any], seeds: list[int]) -> dict[str, list[dict[str, A
 
 
 def write(results: list[dict[str, list[dict[str, Any]]]], seeds: list[int]) -> None:
-    """The tables, as far as they are known."""
+    """Write the tables of the results so far."""
     clean = results[0]["clean"]
     text = HEAD.format(
         **making(seeds),
@@ -160,7 +161,7 @@ def write(results: list[dict[str, list[dict[str, Any]]]], seeds: list[int]) -> N
 
 
 def cell(seeds: list[dict[str, Any]], metric: str) -> str:
-    """One number a seed, in percent; a dash if the attack has no such number."""
+    """One number per seed, in percent; a dash if the attack has no such number."""
     values = [seed.get(metric) for seed in seeds]
     return (
         "-" if None in values else " / ".join(f"{100 * value:.1f}" for value in values if value is not None)

@@ -1,10 +1,11 @@
-"""All of CIFAR-10 with resnet18 on a GPU: attacks x defenses, one seed.
+"""Attacks x defenses on all of CIFAR-10 with resnet18 on a GPU, one seed.
 
-``python benchmarks/cifar10_gpu.py run OUT`` computes, ``... page OUT`` writes docs/results/cifar10-gpu.md from what is
-there. The first needs a GPU and nothing but the lab and cifar10.safetensors in ``--data``; the second neither.
+``python benchmarks/cifar10_gpu.py run OUT`` computes; ``... page OUT`` writes docs/results/cifar10-gpu.md from the
+results in OUT. ``run`` requires a GPU, the lab and cifar10.safetensors in ``--data``; ``page`` requires none of them.
 Several processes share the GPU and a folder of stages. ``--epochs`` is the length of a victim's training, and every
-other length follows from it; with few all are far below the defaults, for time's sake. With 7 epochs an H200 had
-finished little more than half of the cells after seven minutes (13 processes at once, everything begun; so now four).
+other length is derived from it; with few epochs all are far below the defaults, to save time. With 7 epochs an H200 had
+finished little more than half of the cells after seven minutes (13 processes at once, all tasks started; hence the
+default of four processes).
 """
 
 import argparse
@@ -34,14 +35,14 @@ NO_ATTACK = "no attack"
 TRAINING = ("abl", "abl_plus")
 REPAIR = ("fine_tuning", "fine_pruning", "nad", "mcr", "anp", "i_bau")
 TASKS = (("abl_plus",), ("abl", "i_bau", "anp", "fine_tuning", "fine_pruning", "nad", "mcr"))
-"""What one process does of an attack. The first is about as long as the second."""
+"""The defenses that one process runs for an attack. Both tasks take about the same time."""
 ATTACKS = ("BadNets", "Blend", "SIG", NO_ATTACK, "clean-label", "WaNet", "input-aware")
-"""In this order, so that what is there when time is up are whole columns."""
+"""In this order, so that the columns finished when time is up are complete."""
 SHOWN = ("BadNets", "Blend", "SIG", "clean-label", "input-aware", "WaNet", NO_ATTACK)
 
 
 def attack(title: str, epochs: int) -> dict[str, Any]:
-    """Rate 0.1, and half of the target class where labels stay."""
+    """The spec of an attack: rate 0.1, or half of the target class for clean-label attacks."""
     return {
         "input-aware": {
             "name": "input_aware",
@@ -64,8 +65,7 @@ def attack(title: str, epochs: int) -> dict[str, Any]:
 
 
 def defense(name: str, epochs: int) -> dict[str, Any]:
-    """The defaults, shortened: about half a victim's training for a model that only looks, all of it for one that
-    stays."""
+    """The defaults, shortened: about half a victim's training for auxiliary models, all of it for the final one."""
     isolation = max(4, 3 * epochs // 4)
     ranking = {"isolation_epochs": isolation, "ranking_window": isolation // 2}
     lengths: dict[str, dict[str, Any]] = {
@@ -102,7 +102,7 @@ def spec(title: str, defenses: tuple[str, ...], epochs: int) -> ExperimentSpec:
 
 
 class Cells(FolderRecorder):
-    """Appends every arm's numbers to ``cells.jsonl`` as soon as they are known; keeps no model and no figure."""
+    """Appends every arm's numbers to ``cells.jsonl`` as soon as they are known; stores no model and no figure."""
 
     def __init__(self, folder: Path, cells: Path, title: str) -> None:
         super().__init__(folder)
@@ -123,7 +123,8 @@ class Cells(FolderRecorder):
             "belief": self.beliefs.get(str(scope.arm)),
             "warnings": [note["warning"] for note in self.notes if note["arm"] == scope.arm],
         }
-        with self.cells.open("a") as file:  # one write of a short line: processes do not mix theirs
+        # One write of a short line, so lines of several processes do not mix.
+        with self.cells.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def log(self, message: str) -> None:
@@ -131,7 +132,7 @@ class Cells(FolderRecorder):
 
 
 def work(options: argparse.Namespace, title: str, defenses: tuple[str, ...]) -> None:
-    """One task. If it fails that is written down, and the others go on."""
+    """Run one task. A failure is logged, and the others continue."""
     torch.set_num_threads(1)
     recorder = Cells(
         options.out / f"{title.replace(' ', '-')}-{'-'.join(defenses)}", options.out / "cells.jsonl", title
@@ -157,7 +158,7 @@ def compute(options: argparse.Namespace) -> int:
     began = time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
-    with context.Pool(options.processes) as pool:  # leaving it ends whatever is still at work
+    with context.Pool(options.processes) as pool:  # leaving the block ends unfinished tasks
         tasks = [
             pool.apply_async(work, (options, title, task)) for title in options.attacks for task in TASKS
         ]
@@ -177,19 +178,20 @@ def compute(options: argparse.Namespace) -> int:
     return 0
 
 
-INTRODUCTION = """# All of CIFAR-10 with a GPU
+INTRODUCTION = """# ResNet-18 on all of CIFAR-10, on a GPU
 
-Made by `python benchmarks/cifar10_gpu.py run OUT --epochs {epochs} --minutes {minutes} --processes {processes}`
+Clean accuracy and attack success rate of attacks x defenses with shortened training. Measured with
+`python benchmarks/cifar10_gpu.py run OUT --epochs {epochs} --minutes {minutes} --processes {processes}`
 on {date}: {device}, Python {python}, torch {torch}. 50,000 training and 10,000 test images, `resnet18`,
 bfloat16, seed 0. Poisoning rate 0.1; SIG and clean-label poison half of the target class. {unfinished} of the tasks had
-not ended when time was up.
+not finished when time was up.
 
-**Everything is far shorter than its default.** A victim trains {epochs} epochs (one cycle, peak 0.2, batches of 256);
-`abl` ranks for {isolation} epochs, trains {epochs} and unlearns 2; `abl_plus` likewise, with a scout of {scout} epochs
-and sorting models of {sorting}; fine-tuning, Fine-Pruning and both parts of MCR take 50 epochs on the clean set
+**All training is far shorter than the defaults.** A victim trains {epochs} epochs (one cycle, peak 0.2, batches of
+256); `abl` ranks for {isolation} epochs, trains {epochs} and unlearns 2; `abl_plus` likewise, with a scout of {scout}
+epochs and sorting models of {sorting}; fine-tuning, Fine-Pruning and both parts of MCR take 50 epochs on the clean set
 (2,500 images, of which 500 are held out) and ANP 500 steps, NAD and i-BAU their defaults. The input-aware generator
-trains {epochs} epochs, and the clean-label attack's surrogate is trained plainly. So these are no figures to hold
-against published ones of 60 to 200 epochs, but one comparison in which all had the same.
+trains {epochs} epochs, and the clean-label attack's surrogate is trained without adversarial examples. So these figures
+cannot be compared with published ones of 60 to 200 epochs; they compare the methods under equal conditions.
 
 Each cell: clean accuracy / attack success rate, in percent; a dash: not finished in time.
 """
@@ -221,10 +223,10 @@ def page(options: argparse.Namespace) -> int:
         out.append(f"| {arm} | " + " | ".join(row) + f" | {mean} |")
     out += [
         "",
-        "DER, the defense-effectiveness rating, is (max(0, fall of attack success) - max(0, fall of accuracy) + 1) "
-        "/ 2, here the mean over the attacks whose cell is there.",
+        "DER, the defense effectiveness rating, is (max(0, drop of attack success) - max(0, drop of accuracy) + 1) "
+        "/ 2, here the mean over the attacks whose cell is finished.",
         "",
-        "What was isolated: precision / recall, and AUROC of the ranking against the truth. "
+        "Isolated samples: precision / recall, and AUROC of the ranking against the truth. "
         "`accused` is the class that `abl_plus` accuses; the target is class 0.",
         "",
         "| defense | " + " | ".join(attacked) + " |",
@@ -236,7 +238,7 @@ def page(options: argparse.Namespace) -> int:
         accused = {t: belief(cells.get((t, "abl_plus"))) for t in (*attacked, NO_ATTACK)}
         out += ["| accused | " + " | ".join(accused[t] for t in attacked) + " |", ""]
         out += [f"On clean data `abl_plus` accuses: {accused[NO_ATTACK]}."]
-    out += ["", "What the defenses warned of, by signs that need no truth:", ""]
+    out += ["", "Warnings of the defenses, which do not use the truth:", ""]
     for (title, arm), line in sorted(cells.items()):
         out += [f"- {title}, {arm}: {warning}" for warning in line["warnings"]]
     TABLE.write_text("\n".join(out) + "\n")
@@ -266,17 +268,17 @@ def belief(cell: dict[str, Any] | None) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Attacks x defenses on all of CIFAR-10, on a GPU.")
+    parser = argparse.ArgumentParser(description="Run attacks x defenses on all of CIFAR-10, on a GPU.")
     parser.add_argument("what", choices=("run", "page"))
-    parser.add_argument("out", type=Path, help="folder for the numbers")
-    parser.add_argument("--data", type=Path, default=ROOT / "var" / "data", help="folder of data sets")
+    parser.add_argument("out", type=Path, help="folder for the results")
+    parser.add_argument("--data", type=Path, default=ROOT / "var" / "data", help="folder of datasets")
     parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=ATTACKS)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--processes", type=int, default=4)
-    parser.add_argument("--minutes", type=float, default=60.0, help="stop after so long with what there is")
+    parser.add_argument("--minutes", type=float, default=60.0, help="stop after this time")
     options = parser.parse_args()
     if options.what == "run" and not torch.cuda.is_available():
-        parser.error("run: there is no GPU")
+        parser.error("run: requires a GPU")
     return compute(options) if options.what == "run" else page(options)
 
 

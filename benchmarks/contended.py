@@ -1,6 +1,6 @@
-"""Training on all processors, alone and beside a process that keeps one of them busy, by how OpenMP's threads wait.
+"""Training time on all processors, alone and with CPU contention, by the wait policy of OpenMP threads.
 
-``python benchmarks/contended.py``; three minutes on two processors. ``passive`` is what workers do.
+``python benchmarks/contended.py``; three minutes on two processors. Workers use ``passive``.
 """
 
 import multiprocessing

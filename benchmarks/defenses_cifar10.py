@@ -1,9 +1,9 @@
-"""Every defense at its defaults on 10,000 images of CIFAR-10, ABL in three forms among them.
+"""Every defense at its defaults on 10,000 images of CIFAR-10, including `abl_plus` and two presets of `abl`.
 
-``python benchmarks/defenses_cifar10.py`` writes docs/results/defenses-cifar10.md, attack by attack; some twenty minutes
-an attack and seed on one idle core that has bfloat16. CIFAR-10 must be under var/data (`make data` or `bdlab data
-fetch cifar10`). Finished stages are kept beside those of the other benchmarks on this set, so victims and `abl_plus`
-are taken from abl_plus_cifar10.py where that was run before.
+``python benchmarks/defenses_cifar10.py`` writes docs/results/defenses-cifar10.md, attack by attack; about twenty
+minutes per attack and seed on one idle core that supports bfloat16. CIFAR-10 must be under var/data (`make data` or
+`bdlab data fetch cifar10`). Finished stages are cached together with those of the other benchmarks on this dataset, so
+victims and `abl_plus` are reused if abl_plus_cifar10.py was run before.
 """
 
 import argparse
@@ -33,19 +33,20 @@ ABL: tuple[dict[str, Any], ...] = (
 ABL_ARMS = [given.get("arm", given["name"]) for given in ABL]
 INTRODUCTION = """# Defenses on 10,000 images of CIFAR-10
 
-Made by `python benchmarks/defenses_cifar10.py` on {date}: {processor}, one thread, Python {python}, torch {torch}.
+Accuracy and remaining attack success of every defense at its defaults. Measured with
+`python benchmarks/defenses_cifar10.py` on {date}: {processor}, one thread, Python {python}, torch {torch}.
 10,000 training images (class proportions kept) and all 10,000 test images; `small_cnn`; {epochs} epochs in bfloat16,
-every defense at its defaults, seeds {seeds}. Each cell is the mean of clean accuracy / attack success rate, in percent;
-on clean data there is only the accuracy. Attacks at their defaults; SIG is clean-label and poisons half of its class.
-In brackets: of how many seeds the defense itself warned, by signs that need no truth. `abl-paper` has the schedule of
-the paper, whose unlearning has no lower bound.
+seeds {seeds}. Each cell is the mean of clean accuracy / attack success rate, in percent; on clean data only the
+accuracy. Attacks at their defaults; SIG is clean-label and poisons half of its class. In parentheses: the number of
+seeds for which the defense itself warned, without using the truth. `abl-paper` has the paper's schedule, whose
+unlearning has no lower bound.
 
-The clean set of those that need one is 5 % of the training set: 500 images, of which 100 are held out.
+The clean set of the defenses that require one is 5 % of the training set: 500 images, of which 100 are held out.
 """
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Table of defenses on part of CIFAR-10.")
+    parser = argparse.ArgumentParser(description="Write the table of defenses on a subset of CIFAR-10.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     seeds = parser.parse_args().seeds
     torch.set_num_threads(1)

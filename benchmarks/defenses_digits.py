@@ -1,7 +1,7 @@
-"""Every repair and detection defense, and NAB, at its defaults on digits: accuracy kept and backdoor left.
+"""Every repair and detection defense, and NAB, at its defaults on digits: clean accuracy and attack success.
 
-``python benchmarks/defenses_digits.py`` trains some 150 small models and writes docs/results/defenses-digits.md;
-half an hour on one core. Finished stages are kept under var/, so a second run only makes the table.
+``python benchmarks/defenses_digits.py`` trains about 150 small models and writes docs/results/defenses-digits.md; half
+an hour on one core. Finished stages are cached under var/, so a second run only builds the table.
 """
 
 import argparse
@@ -32,22 +32,22 @@ TRAINING = ("nab",)
 DEFENSES = (*REPAIR, *DETECTION, *TRAINING)
 BY_SAMPLE = [name for name in (*DETECTION, *TRAINING) if name != "neural_cleanse"]
 Results = dict[str, list[dict[str, dict[str, Any]]]]
-"""By attack and seed, the numbers of each arm."""
+"""The numbers of each arm, by attack and seed."""
 INTRODUCTION = """# Defenses on digits
 
-Made by `python benchmarks/defenses_digits.py`. 1,437 training images of 8x8, `small_cnn`, 30 epochs, every defense at
-its defaults, seeds {seeds}. Each cell is the mean of clean accuracy / attack success rate, in percent; on clean data
-there is only the accuracy. Poisoning rate 0.1 of the training set. SIG relabels here, because its clean-label form
-does not take hold on 8x8 images (attack success rate below 1 %). In brackets: of how many seeds the defense itself
-warned, by signs that need no truth.
+Accuracy and remaining attack success of every repair and detection defense, and of NAB, at their defaults. Measured
+with `python benchmarks/defenses_digits.py`. 1,437 training images of 8x8, `small_cnn`, 30 epochs, seeds {seeds}. Each
+cell is the mean of clean accuracy / attack success rate, in percent; on clean data only the accuracy. Poisoning rate
+0.1 of the training set. SIG relabels here, because its clean-label form does not work on 8x8 images (attack success
+rate below 1 %). In parentheses: the number of seeds for which the defense itself warned, without using the truth.
 
 The clean set is 5 % of the training set: 72 images, of which 14 are held out. The published defaults were made for
-2,500 images of CIFAR-10, where the same epochs are some ten times as many steps.
+2,500 images of CIFAR-10, where the same number of epochs is about ten times as many steps.
 """
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Table of defenses on digits.")
+    parser = argparse.ArgumentParser(description="Write the table of defenses on digits.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     seeds = parser.parse_args().seeds
     torch.set_num_threads(1)
@@ -63,9 +63,9 @@ def main() -> int:
 
 
 def arms(given: dict[str, Any], work: Path, data_dir: Path) -> dict[str, dict[str, Any]]:
-    """One experiment of one seed: each arm's numbers, and under ``warnings`` what it warned of.
+    """Run one experiment of one seed; return each arm's numbers, and its warnings under ``warnings``.
 
-    Its stages are kept under ``work``.
+    Its stages are cached under ``work``.
     """
     spec = ExperimentSpec.model_validate(given)
     recorder = FolderRecorder(work / spec.spec_hash[:12])
@@ -83,14 +83,14 @@ def arms(given: dict[str, Any], work: Path, data_dir: Path) -> dict[str, dict[st
 def write(
     where: Path, introduction: str, defenses: Sequence[str], by_sample: Sequence[str], results: Results
 ) -> None:
-    """Two tables: what each of ``defenses`` came to, and what those that judge samples flagged."""
+    """Write two tables: the results of ``defenses``, and the detection quality of those in ``by_sample``."""
     lines = [introduction, *table(["model", *results], ("victim", *defenses), results, outcome)]
     lines += [
         "",
-        "## What was flagged or isolated",
+        "## Detection and isolation quality",
         "",
-        "Precision / recall of the samples and AUROC of the scores against the truth, means over seeds; "
-        "Neural Cleanse accuses classes, not samples.",
+        "Precision / recall of the flagged or isolated samples, and AUROC of the scores against the truth, means over "
+        "seeds; Neural Cleanse flags classes, not samples.",
         "",
     ]
     poisoned = {title: rows for title, rows in results.items() if title != "no attack"}
@@ -105,7 +105,7 @@ def table(
     results: Results,
     cell: Callable[[list[dict[str, Any]]], str],
 ) -> list[str]:
-    """A Markdown table: one row a model, one column an attack."""
+    """A Markdown table: one row per model, one column per attack."""
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name in names:
         cells = []

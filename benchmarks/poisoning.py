@@ -1,8 +1,8 @@
-"""How long stamping and poisoning 50,000 CIFAR-10-sized images takes, for every attack that needs no training.
+"""Time to stamp and to poison 50,000 CIFAR-10-sized images, for every attack that requires no training.
 
     python benchmarks/poisoning.py [--data FOLDER]
 
-Uses CIFAR-10 from the data folder if it is there, random images of the same shape if not.
+Uses CIFAR-10 from the data folder if it is there, otherwise random images of the same shape.
 """
 
 import argparse
@@ -27,7 +27,7 @@ TARGET_SECONDS = 2.0
 
 
 def cifar10(folder: Path) -> tuple[Dataset, str]:
-    """CIFAR-10, or random images in its shape, and which of the two."""
+    """CIFAR-10 or random images of its shape, and a label that says which."""
     spec = ExperimentSpec.model_validate({"dataset": {"name": "cifar10"}})
     try:
         return load(spec.dataset, folder, 0), "CIFAR-10"
@@ -45,7 +45,7 @@ def cifar10(folder: Path) -> tuple[Dataset, str]:
 
 
 def best(work: Callable[[], object]) -> float:
-    """Seconds of the fastest of five runs; the others tell of what else the machine was doing."""
+    """Seconds of the fastest of five runs; the slower ones include other load of the machine."""
     seconds = []
     for _ in range(5):
         start = time.perf_counter()

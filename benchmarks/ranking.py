@@ -1,4 +1,4 @@
-"""Ranking 50,000 samples for isolation against one plain forward pass over them, in one run.
+"""Time to rank 50,000 samples for isolation, compared with one forward pass over them.
 
 python benchmarks/ranking.py
 """
@@ -42,12 +42,12 @@ def main() -> None:
             network(image.float().div_(255))
     singles = (time.perf_counter() - start) * SAMPLES / SINGLES
 
-    print(f"one forward pass over {SAMPLES} images, {BATCH} at a time: {forward:.2f} s")
+    print(f"one forward pass over {SAMPLES} images, batches of {BATCH}: {forward:.2f} s")
     print(
-        f"losses, ranks over a window of 12, and the cut:            {ranking:.2f} s ({ranking / forward:.2f} x)"
+        f"losses, ranks over a window of 12, and selection:       {ranking:.2f} s ({ranking / forward:.2f} x)"
     )
     print(
-        f"as many passes over single images (from {SINGLES}):             {singles:.2f} s ({singles / forward:.1f} x)"
+        f"forward passes of single images (from {SINGLES}):           {singles:.2f} s ({singles / forward:.1f} x)"
     )
 
 

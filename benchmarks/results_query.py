@@ -1,9 +1,9 @@
-"""How fast results are found among 100,000 experiments.
+"""Search latency with 100,000 experiments.
 
-Fills a database with synthetic experiments (four data sets, three models, six attacks at random rates, four
-defenses with random fields, two seeds; so nearly every spec is a new one), then asks the API in this process, as it
-runs it in production, for lists, filters, sorts, deep pages, the leaderboard and a comparison. Prints the median and
-the 95th percentile of each and the plan that was chosen.
+Fills a database with synthetic experiments (four datasets, three models, six attacks at random rates, four defenses
+with random fields, two seeds; so nearly all specs are different), then requests lists, filters, sorts, deep pages, the
+leaderboard and a comparison from the API, which runs in this process as in production. Prints the median and the 95th
+percentile of each.
 
     python benchmarks/results_query.py [--experiments 100000] [--database URL] [--repeat 30]
 """
@@ -21,16 +21,16 @@ from urllib.parse import urlencode, urlsplit
 import uvicorn
 from _filling import Filling, varied
 
-from app.core import migrations
 from app.core.database import Database, utcnow
 from app.main import create_app
+from app.operations import schema
 from app.settings import Settings
 
 QUESTIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "list, newest first": ("/v1/results", []),
     "one attack": ("/v1/results", [("where", "attack.name=sig")]),
     "narrow range of a spec field": ("/v1/results", [("where", "attack.poisoning_rate>=0.4999")]),
-    "three conditions": (
+    "three conditions (attack, rate, success rate)": (
         "/v1/results",
         [
             ("where", "attack.name=sig"),
@@ -40,12 +40,15 @@ QUESTIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "tag": ("/v1/results", [("where", "tag.study=study-7")]),
     "sorted by a metric": ("/v1/results", [("sort", "-results.clean_accuracy"), ("where", "arm=abl")]),
-    "sorted by a spec field": ("/v1/results", [("sort", "attack.poisoning_rate"), ("where", "arm=abl")]),
+    "sorted by a field of the spec": (
+        "/v1/results",
+        [("sort", "attack.poisoning_rate"), ("where", "arm=abl")],
+    ),
     "sorted by a defense's field": (
         "/v1/results",
         [("sort", "-defense.isolation_ratio"), ("where", "dataset.name=cifar10")],
     ),
-    "many fit each, none fits both": (
+    "many rows match each condition, none matches both": (
         "/v1/results",
         [("where", "attack.name=sig"), ("where", "attack.opacity>0"), ("sort", "-results.clean_accuracy")],
     ),
@@ -67,7 +70,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(home=Path(folder), database_url=options.database)
-        migrations.upgrade(settings.database)
+        schema.upgrade(settings.database)
         began = time.perf_counter()
         rows = fill(Database(settings.database), options.experiments)
         print(
@@ -85,7 +88,7 @@ def main() -> None:
 
 def measure(port: int, repeat: int) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
-    print(f"{'question':<34} {'p50 ms':>8} {'p95 ms':>8} {'rows':>6} {'kB':>7}")
+    print(f"{'query':<50} {'p50 ms':>8} {'p95 ms':>8} {'rows':>6} {'kB':>7}")
 
     def ask(path: str) -> tuple[float, bytes]:
         start = time.perf_counter()
@@ -101,7 +104,7 @@ def measure(port: int, repeat: int) -> None:
         _, body = ask(path)
         count = body.count(b'"experiment_id"') or body.count(b'"setting"') or body.count(b"\n") - 1
         at95 = times[min(len(times) - 1, int(0.95 * len(times)))]
-        print(f"{name:<34} {times[len(times) // 2]:8.1f} {at95:8.1f} {count:6} {len(body) / 1000:7.1f}")
+        print(f"{name:<50} {times[len(times) // 2]:8.1f} {at95:8.1f} {count:6} {len(body) / 1000:7.1f}")
         return body
 
     for name, (path, query) in QUESTIONS.items():
@@ -118,7 +121,7 @@ def measure(port: int, repeat: int) -> None:
 
 
 def fill(database: Database, experiments: int) -> int:
-    """Write experiments and their index; returns the number of rows of results."""
+    """Insert experiments and their index; return the number of rows of results."""
     filling, began = Filling(database), utcnow() - timedelta(days=365)
     for n in range(experiments):
         filling.experiment(varied(n), began + timedelta(seconds=60 * n))

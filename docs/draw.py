@@ -1,9 +1,8 @@
-"""The figures of docs/attacks.md and docs/defenses.md, from the code itself: `make figures`.
+"""Draw the figures of docs/attacks.md and docs/defenses.md by running the code: `make figures`.
 
-Attacks run on 2,000 images of CIFAR-10 with `small_cnn` (`input_aware` on digits): enough to see what a trigger does,
-not to measure it.
-Defenses run on digits against BadNets, seed 0. Ten minutes on one core; finished stages are kept under var/, so a
-second run only draws.
+Attacks run on 2,000 images of CIFAR-10 with `small_cnn` (`input_aware` on digits): enough to show a trigger, not to
+measure it. Defenses run on digits against BadNets, seed 0. Ten minutes on one core; finished stages are cached under
+var/, so a second run only draws.
 """
 
 import argparse
@@ -71,7 +70,7 @@ def main() -> None:
 
 
 def draw_attack(name: str) -> None:
-    """Test images with and without the trigger and, where poisoned images carry more than that, these too."""
+    """Test images with and without the trigger and, if poisoned images differ from triggered ones, these too."""
     spec = ExperimentSpec.model_validate(
         {
             "dataset": {"name": "digits"} if name in ON_DIGITS else CIFAR10,
@@ -92,7 +91,7 @@ def draw_attack(name: str) -> None:
 
 
 def compute(spec: ExperimentSpec, name: str) -> Path:
-    """Run the experiment unless it was run before; returns the folder with its files."""
+    """Run the experiment unless its results exist; return the folder with its files."""
     folder = WORK / name
     done = folder / "done"
     if done.exists() and done.read_text() == spec.spec_hash:
@@ -115,7 +114,7 @@ def test_images(attack: Attack[Any], data: Dataset, folder: Path) -> tuple[Tenso
 
 
 def trigger_state(attack: Attack[Any], data: Dataset, folder: Path) -> dict[str, Tensor]:
-    """What the run kept of the trigger, or what it is made from without training."""
+    """The stored state of the trigger, or its initial state if it requires no training."""
     from worker.lab.interactive import state_without_training  # noqa: PLC0415
 
     kept = folder / "seed-0" / "trigger.safetensors"
@@ -126,7 +125,7 @@ def trigger_state(attack: Attack[Any], data: Dataset, folder: Path) -> dict[str,
 
 
 def training_images(data: Dataset, folder: Path) -> tuple[Tensor, Tensor]:
-    """uint8 ``[SHOWN, 3, 32, 32]`` each: training images as they were, and poisoned."""
+    """uint8 ``[SHOWN, 3, 32, 32]`` each: original and poisoned training images."""
     with np.load(folder / "seed-0" / "poisoned_train.npz") as file:
         rows = torch.from_numpy(file["is_poisoned"]).nonzero().flatten()[:SHOWN]
         poisoned = torch.from_numpy(file["x_train"]).permute(0, 3, 1, 2)[rows]
@@ -134,7 +133,7 @@ def training_images(data: Dataset, folder: Path) -> tuple[Tensor, Tensor]:
 
 
 def board(blocks: list[tuple[str, Tensor, Tensor]]) -> Image.Image:
-    """Each block side by side: (title, before, after), and the difference, strengthened, around gray."""
+    """Draw the blocks (title, before, after) side by side, with the amplified difference around gray."""
     width = SHOWN * (SIDE + GAP) + 14
     whole = Image.new("RGB", (MARGIN + width * len(blocks) - 14, HEAD + 3 * (SIDE + GAP)), "white")
     pen, font = ImageDraw.Draw(whole), ImageFont.load_default(size=13)
@@ -154,7 +153,7 @@ def board(blocks: list[tuple[str, Tensor, Tensor]]) -> Image.Image:
 
 
 def draw_defenses() -> None:
-    """Curves of defenses that train, histograms of suspicion of those that detect."""
+    """Curves of training and repair defenses, histograms of suspicion of detection defenses."""
     names = (*TRAINING, *REPAIR, *DETECTION)
     spec = ExperimentSpec.model_validate({"defenses": [{"name": name} for name in names]})
     folder = compute(spec, "defenses")
@@ -167,7 +166,7 @@ def draw_defenses() -> None:
 
 
 def grid(name: str, defenses: tuple[str, ...], draw: Any) -> None:
-    """One panel for each of ``defenses``, three in a row."""
+    """Draw one panel for each of ``defenses``, three per row."""
     columns = 4 if len(defenses) > 3 else 3
     rows = -(-len(defenses) // columns)
     width, height = 230 * columns + 30, 190 * rows + 20
@@ -189,7 +188,7 @@ def grid(name: str, defenses: tuple[str, ...], draw: Any) -> None:
 
 
 def curves(axes: Axes, name: str, points: list[dict[str, Any]]) -> None:
-    """Clean accuracy and attack success on test images, by epoch."""
+    """Plot clean accuracy and attack success on test images by epoch."""
     for metric, label, color in (
         ("clean_accuracy", "clean accuracy", GOOD),
         ("attack_success_rate", "attack success", BAD),
@@ -203,7 +202,7 @@ def curves(axes: Axes, name: str, points: list[dict[str, Any]]) -> None:
 
 
 def histogram(axes: Axes, path: Path) -> None:
-    """Suspicion of clean and of poisoned samples, each group's shares adding up to one."""
+    """Plot histograms of suspicion of clean and of poisoned samples, each normalized to one."""
     with path.open() as file:
         rows = list(csv.DictReader(file))
     suspicion = np.array([float(row["suspicion"]) for row in rows])

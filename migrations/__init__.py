@@ -1,1 +1,1 @@
-"""The Alembic revisions of the database schema, run by `app.core.migrations`."""
+"""The Alembic revisions of the database schema, run by `app.operations.schema`."""

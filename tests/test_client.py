@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from app.client import Client
-from app.client_errors import (
+from bdlab.base_client import Client
+from bdlab.errors import (
     ApiError,
     DamagedDownloadError,
     NotFoundError,
     UnreachableError,
     WaitTimeoutError,
 )
-from app.client_types import Artifact
+from bdlab.types import Artifact
 from tests.conftest import Stack
 from tests.quick import QUICK
 

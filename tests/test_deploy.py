@@ -9,10 +9,10 @@ import pytest
 import typer.main
 import yaml
 
-from app.cli import app
-from app.health.telemetry import Telemetry
 from app.main import create_app
+from app.operations.health.telemetry import Telemetry
 from app.settings import Settings
+from bdlab.cli import app
 from worker.__main__ import WORKERS
 
 ROOT = Path(__file__).parent.parent
@@ -139,11 +139,11 @@ def test_every_probe_asks_a_route_that_there_is() -> None:
 
 
 def test_autoscaling_asks_for_metrics_that_there_are(tmp_path: Path) -> None:
-    from app.core import migrations  # noqa: PLC0415
     from app.core.context import Context  # noqa: PLC0415
+    from app.operations import schema  # noqa: PLC0415
 
     settings = Settings(home=tmp_path)
-    migrations.upgrade(settings.database)
+    schema.upgrade(settings.database)
     context = Context.open(settings)
     told = Telemetry("1").render(context).decode()
     context.close()

@@ -13,14 +13,14 @@ import pytest
 import typer.main
 import yaml
 
-from app.catalog import service as catalog
-from app.cli import app
-from app.commands.many import SubmitsFiles
+from app.data.catalog import service as catalog
 from app.settings import Settings
 from app.specs.checks import find_problems
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import BUILT_IN
 from app.specs.summary import EFFECTIVENESS, METRICS
+from bdlab.cli import app
+from bdlab.commands.many import SubmitsFiles
 from tests.conftest import Stack
 from tests.quick import QUICK
 

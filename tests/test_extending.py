@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from app.catalog.lost import LostPluginError
-from app.experiments.tables import Experiment
+from app.data.catalog.missing_plugins import LostPluginError
 from app.main import create_app
 from app.settings import Settings
 from app.specs import attack, defense, plugins
@@ -25,6 +24,7 @@ from app.specs.attacks.base import PoisoningAttack
 from app.specs.defenses.base import Defense
 from app.specs.experiment import ExperimentSpec
 from app.specs.stages import plan
+from app.tables.experiments import Experiment
 from tests.app.conftest import Service, serve
 from tests.conftest import Stack
 from tests.quick import QUICK
@@ -115,7 +115,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
     [
         ('"bpp"', '"sig"', "class Bpp: the name 'sig' is taken"),
         ('name: Literal["bpp"] = "bpp"', 'name: str = "bpp"', "needs a field `name: Literal"),
-        ('8, "Values that a channel keeps."', '8, ""', "the field 'levels' needs a description"),
+        ('8, "Number of values per channel."', '8, ""', "the field 'levels' needs a description"),
         ("def implementation(cls)", "def implement(cls)", "needs a classmethod `implementation`"),
         (
             "from app.specs.base import field",

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from app.audit import repository
 from app.settings import Settings
+from app.team.audit import repository
 from tests.app.conftest import serve
 from tests.test_cli import bdlab, fails
 

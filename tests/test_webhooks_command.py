@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from app.cli import app
 from app.settings import Settings
+from app.sweeps.completion import finish_sweeps
 from app.webhooks.sender import Sender
+from bdlab.cli import app
 from tests.app.conftest import Service, serve
 from tests.app.receiver import Authority, Receiver, receiving
 from tests.processes import wait_for
@@ -33,7 +34,7 @@ def receiver(authority: Authority) -> Iterator[Receiver]:
 def service(authority: Authority, tmp_path: Path) -> Iterator[Service]:
     settings = Settings(home=tmp_path / "home", webhook_private=True, webhook_timeout=1, relay_seconds=0.05)
     stop = threading.Event()
-    thread = threading.Thread(target=Sender(settings).run, args=[stop])
+    thread = threading.Thread(target=Sender(settings, finish_sweeps).run, args=[stop])
     with serve(settings) as running:
         thread.start()
         yield running

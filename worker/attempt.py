@@ -21,14 +21,14 @@ from sqlalchemy.orm import Session
 from app.core import tracing
 from app.core.database import Database
 from app.core.objects import Objects, ObjectStoreError
-from app.experiments import lifecycle, turns
-from app.experiments.tables import Experiment
-from app.health.tallies import Pusher
-from app.reproductions.tables import Reproduction
+from app.experiments import lifecycle, scheduling
+from app.operations.health.shared_counters import Pusher
 from app.settings import Settings
 from app.specs.experiment import ExperimentSpec
 from app.specs.placement import KINDS
 from app.specs.stages import LAB_VERSION
+from app.tables.experiments import Experiment
+from app.tables.reproductions import Reproduction
 from worker.lab.contracts import CanceledError, LabError, StageBusyError, StageStore
 from worker.lease import Lease, StoppedError
 from worker.recorder import SqlRecorder
@@ -69,7 +69,7 @@ def attempt(
     database, objects = Database(settings.database), Objects(settings.objects)
     try:
         with database.writing() as session:
-            taken = turns.take(session, hint, worker, serves, settings)
+            taken = scheduling.take(session, hint, worker, serves, settings)
             experiment = session.get_one(Experiment, taken.experiment_id) if taken is not None else None
         if taken is None or experiment is None:
             log.info("nothing to do", extra={"experiment_id": hint})

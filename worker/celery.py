@@ -22,7 +22,6 @@ from billiard.util import get_logger  # type: ignore[import-untyped]
 from celery import Celery, signals
 from celery.worker.state import active_requests
 
-from app.children import die_with
 from app.core import logs
 from app.core.broker import (
     CHECK_UPLOAD,
@@ -33,6 +32,7 @@ from app.core.broker import (
     RESULT_SECONDS,
     RUN_EXPERIMENT,
 )
+from app.operations.child_process import die_with
 from app.settings import Settings
 from app.specs.placement import CPU
 from worker.housekeeping import EVERY_SECONDS, tidy_up

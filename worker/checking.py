@@ -17,17 +17,17 @@ from typing import Any
 from pydantic import TypeAdapter
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.core import meters, tracing
+from app.core import metrics, tracing
 from app.core.database import Database, utcnow
 from app.core.errors import InvalidError
 from app.core.objects import Objects, ObjectStoreError
+from app.data.resolve import facts_of
+from app.data.uploads import repository
 from app.settings import Settings
 from app.specs.dataset import Uploaded
 from app.specs.facts import Shape
 from app.specs.model import ModelSpec
-from app.uploads import repository
-from app.uploads.facts import facts_of
-from app.uploads.tables import MODEL, READY, REFUSED, Upload, dataset_key, source_key
+from app.tables.uploads import MODEL, READY, REFUSED, Upload, dataset_key, source_key
 from app.webhooks import outbox
 from worker.lab.contracts import LabError
 from worker.memory import at_most
@@ -70,7 +70,7 @@ def check(upload_id: str, settings: Settings) -> str | None:
             status = _check(upload, database, objects, settings)
             span.set_attribute("outcome", status or "none")
             log.info("check ended", extra={"outcome": status})
-        meters.CHECKS.labels(status or "none").inc()
+        metrics.CHECKS.labels(status or "none").inc()
         return status
     finally:
         database.close()

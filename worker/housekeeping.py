@@ -5,8 +5,8 @@ import logging
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.core.database import Database
-from app.housekeeping.local import fetched, sweep
-from app.housekeeping.report import Tally
+from app.operations.housekeeping.local import fetched, sweep
+from app.operations.housekeeping.report import Tally
 from app.settings import Settings
 
 EVERY_SECONDS = 6 * 3600.0

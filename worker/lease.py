@@ -23,8 +23,8 @@ from sqlalchemy.orm import Session
 from app.core.database import Database, utcnow
 from app.core.objects import ObjectStoreError
 from app.experiments import lifecycle
-from app.experiments.tables import Experiment, Stage
 from app.settings import Settings
+from app.tables.experiments import Experiment, Stage
 from worker.lab.contracts import CanceledError
 
 TICK_SECONDS = 0.5

@@ -15,15 +15,15 @@ from typing import Any
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from app.artifacts.storage import hold, weigh
-from app.artifacts.tables import Artifact
 from app.core.database import new_id, utcnow
 from app.core.objects import Objects, put_content
 from app.experiments import lifecycle
-from app.experiments.tables import Experiment, LogLine
-from app.results.tables import ArmNote, MetricPoint, ResultValue
-from app.search import indexing
+from app.results.artifacts.storage import hold, weigh
+from app.results.search import indexing
 from app.specs.artifacts import ArtifactKind
+from app.tables.artifacts import Artifact
+from app.tables.experiments import Experiment, LogLine
+from app.tables.results import ArmNote, MetricPoint, ResultValue
 from worker import watch
 from worker.lab.contracts import LabError, Scope
 from worker.lease import Lease

@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session
 
 from app.core.database import Database, utcnow
 from app.core.versions import code_version
-from app.experiments.tables import BUSY, DRAINING, IDLE, WorkerHeartbeat
 from app.specs.stages import LAB_VERSION
+from app.tables.experiments import BUSY, DRAINING, IDLE, WorkerHeartbeat
 from worker.device import MemoryWatch, find
 from worker.upsert import upsert
 

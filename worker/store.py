@@ -8,10 +8,10 @@ from hashlib import sha256
 
 from sqlalchemy import or_, update
 
-from app.core import meters, tracing
+from app.core import metrics, tracing
 from app.core.database import utcnow
 from app.core.objects import Objects, ObjectStoreError
-from app.experiments.tables import Stage
+from app.tables.experiments import Stage
 from worker.lab.contracts import StageBusyError, StageStore
 from worker.lease import Lease, StoppedError
 from worker.upsert import insert_into, upsert
@@ -54,7 +54,7 @@ class SqlStageStore:
             "experiment_id": self._experiment_id,
         }
         self._lease.persist(lambda: self._write(row))
-        meters.STAGES.labels(kind, "computed").inc()
+        metrics.STAGES.labels(kind, "computed").inc()
         try:
             self._objects.delete(_checkpoint(key))
         except ObjectStoreError as error:
@@ -78,7 +78,7 @@ class SqlStageStore:
     @contextmanager
     def claim(self, key: str, kind: str) -> Iterator[None]:
         if not self._lease.persist(lambda: self._take(key, kind)):
-            meters.STAGES_BUSY.labels(kind).inc()
+            metrics.STAGES_BUSY.labels(kind).inc()
             raise StageBusyError(f"another worker computes stage {key[:12]} ({kind})")
         try:
             with tracing.span(f"stage {kind}", attributes={"stage.key": key}):
@@ -100,7 +100,7 @@ class SqlStageStore:
             session.execute(update(Stage).where(Stage.key == key, Stage.sha256 == row.sha256).values(values))
         if not sound:
             return None
-        meters.STAGES.labels(row.kind, "cache").inc()
+        metrics.STAGES.labels(row.kind, "cache").inc()
         tracing.event("stage from the cache", {"stage.kind": row.kind, "stage.key": key})
         return data
 

@@ -12,7 +12,7 @@ from app.core.database import Database
 from app.core.objects import Objects
 from app.specs.dataset import DatasetSpec, Uploaded
 from app.specs.experiment import ExperimentSpec
-from app.uploads.tables import Upload, dataset_key, source_key
+from app.tables.uploads import Upload, dataset_key, source_key
 from worker.lab.contracts import LabError
 
 Patiently = Callable[[Callable[[], None]], None]

@@ -4,12 +4,12 @@ import logging
 
 from sqlalchemy import delete, update
 
-from app.experiments.tables import Experiment
+from app.data import resolve
 from app.settings import Settings
 from app.specs.experiment import ExperimentSpec
 from app.specs.stages import LAB_VERSION, arm_keys, plan
-from app.sweeps.tables import ArmKey
-from app.uploads import facts
+from app.tables.experiments import Experiment
+from app.tables.sweeps import ArmKey
 from worker.lease import Lease
 
 log = logging.getLogger(__name__)
@@ -22,8 +22,8 @@ def redescribe(lease: Lease, spec: ExperimentSpec, settings: Settings) -> None:
     reported is replaced. Numbers of two versions never stand in one experiment, nor under one key.
     """
     with lease.database.reading() as session:
-        data = facts.facts_of(session, spec.dataset, settings.datasets)
-        victim = facts.victim_of(session, spec)
+        data = resolve.facts_of(session, spec.dataset, settings.datasets)
+        victim = resolve.victim_of(session, spec)
     keys = arm_keys(spec, plan(spec, data.version, victim.sha256 if victim is not None else ""))
     mine = lease.experiment_id
     with lease.writing() as session:

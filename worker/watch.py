@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 from sqlalchemy import select
 
-from app.core import ids, meters, tracing
+from app.core import log_context, metrics, tracing
 from app.core.database import Database
-from app.experiments.tables import WorkerHeartbeat
-from app.health.tallies import Pusher
+from app.operations.health.shared_counters import Pusher
 from app.settings import Settings
+from app.tables.experiments import WorkerHeartbeat
 from worker.lab.contracts import Scope
 
 
@@ -25,7 +25,7 @@ class Watch:
                 select(WorkerHeartbeat.queue, WorkerHeartbeat.device).where(WorkerHeartbeat.name == worker)
             ).one_or_none()
         queue, device = (found.queue, found.device) if found is not None else ("", "")
-        self._busy = meters.BUSY_SECONDS.labels(queue, device)
+        self._busy = metrics.BUSY_SECONDS.labels(queue, device)
         self._seen = time.monotonic()
 
     def tick(self) -> None:
@@ -68,7 +68,7 @@ class Sight:
         known = dict(origin or {})
         parent = known.get("traceparent")
         with (
-            ids.binding(request_id=known.get("request_id"), trace_id=tracing.trace_id(parent)),
+            log_context.binding(request_id=known.get("request_id"), trace_id=tracing.trace_id(parent)),
             tracing.span(name, kind="consumer", parent=parent),
         ):
             yield
@@ -76,7 +76,7 @@ class Sight:
 
 def scope(told: Scope, epoch: int, epochs: int) -> None:
     """A run reports how far it is: later lines of the log name the place, and the open span has the epoch."""
-    ids.bind(arm=told.arm, seed=told.seed, stage=told.stage)
+    log_context.bind(arm=told.arm, seed=told.seed, stage=told.stage)
     if epoch > 0:
-        meters.EPOCHS.labels(told.stage or "").inc()
+        metrics.EPOCHS.labels(told.stage or "").inc()
         tracing.event("epoch", {"epoch": epoch, "epochs": epochs})

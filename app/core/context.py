@@ -8,7 +8,7 @@ from fastapi import Depends, Request
 from app.core.broker import Broker
 from app.core.database import Database
 from app.core.objects import Objects
-from app.core.polled import Polled
+from app.core.poll_cache import Polled
 from app.core.security import NOBODY, Principal, Signer, make_signer
 from app.settings import Settings
 
@@ -18,7 +18,7 @@ class Context:
     """The settings, and the connections that they describe.
 
     A route's ``Ctx`` is bound to the request's ``principal``: its ``database`` shows the rows of that owner alone
-    (`app.core.owners`). A public route's is bound to nobody, and its database shows all.
+    (`app.tables.owners`). A public route's is bound to nobody, and its database shows all.
     """
 
     settings: Settings

@@ -28,7 +28,7 @@ from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.types import TypeDecorator
 
-from app.core import meters
+from app.core import metrics
 
 Json = JSON().with_variant(JSONB(), "postgresql")
 BigId = BigInteger().with_variant(Integer(), "sqlite")
@@ -192,12 +192,12 @@ def _measure(engine: Engine) -> None:
     def _end(_connection: Any, _cursor: Any, statement: str, _values: Any, context: Any, _many: bool) -> None:
         kind = statement[:6].strip().lower()
         kind = kind if kind in KINDS else "other"
-        meters.DATABASE_SECONDS.labels(kind).observe(time.perf_counter() - context.began)
+        metrics.DATABASE_SECONDS.labels(kind).observe(time.perf_counter() - context.began)
 
     @event.listens_for(engine, "handle_error")
     def _failed(context: Any) -> None:
         error = context.sqlalchemy_exception or context.original_exception
-        meters.DATABASE_ERRORS.labels(type(error).__name__).inc()
+        metrics.DATABASE_ERRORS.labels(type(error).__name__).inc()
 
 
 class Database:
@@ -218,9 +218,9 @@ class Database:
         """The same database with the rows of all owners."""
 
     def of(self, owner_id: str, limits: object = None) -> "Database":
-        """The same database with the rows of one owner alone, see `app.core.owners`; costs nothing.
+        """The same database with the rows of one owner alone, see `app.tables.owners`; costs nothing.
 
-        The owner's ``limits`` are for `app.keys.quotas`.
+        The owner's ``limits`` are for `app.team.quotas`.
         """
         part = copy(self.whole)
         part._info = {OWNER: owner_id, LIMITS: limits}

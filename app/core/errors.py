@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Self, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -12,9 +12,10 @@ from starlette.exceptions import HTTPException
 
 from app.core.broker import BrokerError
 from app.core.objects import ObjectStoreError
-from app.core.validation import FieldError, body_model, field_errors
+from app.core.validation import FieldError, body_model, field_errors, shown
 
 MEDIA_TYPE = "application/problem+json"
+T = TypeVar("T")
 OUTAGES = (OperationalError, ObjectStoreError, BrokerError)
 """What is raised where something that the service depends on does not answer."""
 
@@ -63,6 +64,11 @@ class NotFoundError(AppError):
 
     status, kind = HTTPStatus.NOT_FOUND, "not-found"
 
+    @classmethod
+    def of(cls, what: str, name: str) -> Self:
+        """The error for a missing ``what`` ("experiment") with this id or name."""
+        return cls(f"there is no {what} {shown(name)}")
+
 
 class GoneError(AppError):
     """The thing was there and is not any more; the message says why."""
@@ -109,6 +115,16 @@ class InvalidError(AppError):
         super().__init__(detail)
         self.errors = errors or []
 
+    @classmethod
+    def of(cls, field: str, value: object, message: str) -> Self:
+        """The error for one wrong field; ``message`` says what is allowed."""
+        return cls.of_all([FieldError(field=field, value=shown(value), message=message)])
+
+    @classmethod
+    def of_all(cls, errors: list[FieldError]) -> Self:
+        """The error for several wrong fields; the first one becomes the detail."""
+        return cls(summary(errors), errors)
+
 
 class UnavailableError(AppError):
     """Something that the service depends on does not answer; trying again later may help."""
@@ -123,6 +139,13 @@ class WorkerFailedError(AppError):
     """An interactive worker took the request and broke on it."""
 
     status, kind = HTTPStatus.BAD_GATEWAY, "worker-failed"
+
+
+def require(row: T | None, what: str, name: str) -> T:
+    """``row``. Raises NotFoundError if it is None."""
+    if row is None:
+        raise NotFoundError.of(what, name)
+    return row
 
 
 def problem(

@@ -1,4 +1,4 @@
-"""The logs of every process: one line an event, as JSON or for people, with the ids that are bound (`app.core.ids`).
+"""The logs of every process: one line per event, as JSON or text, with the ids bound in `app.core.log_context`.
 
 Code logs through the standard library, as uvicorn, Celery and SQLAlchemy do; structlog renders what arrives.
 """
@@ -15,7 +15,7 @@ from urllib.parse import quote
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from app.core import ids
+from app.core import log_context
 from app.settings import Settings
 
 HIDDEN = "***"
@@ -33,7 +33,7 @@ SHAPES = (
 QUIET = {
     "celery.app.trace": logging.WARNING,  # it would print every picture that a task returns,
     "celery.worker.strategy": logging.WARNING,  # and this every one that a task is given
-    "uvicorn.access": logging.WARNING,  # app.core.http tells of requests, with their ids
+    "uvicorn.access": logging.WARNING,  # app.core.request_middleware tells of requests, with their ids
     "httpx": logging.WARNING,
     "urllib3": logging.WARNING,
 }
@@ -50,7 +50,7 @@ def configure(process: str, settings: Settings) -> None:
 
     def name(_logger: Any, _method: str, event: Any) -> Any:
         event.pop("color_message", None)  # uvicorn's message once more, with colors
-        return {"process": process, "pid": os.getpid(), **ids.bound(), **event}
+        return {"process": process, "pid": os.getpid(), **log_context.bound(), **event}
 
     def in_order(_logger: Any, _method: str, event: Any) -> Any:
         first = {key: event.pop(key) for key in ("timestamp", "level")}

@@ -15,7 +15,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
-from app.core import meters
+from app.core import metrics
 
 CHUNK, PART = 256 * 1024, 5 * 2**20
 """Bytes at a time: what is read, and what is written (the least that S3 takes)."""
@@ -162,10 +162,10 @@ async def _chunks(result: Any, key: str) -> AsyncIterator[bytes]:
 @contextmanager
 def _operation(name: str, failed: str) -> Iterator[None]:
     """Time and count an operation; whatever the store raises becomes an ObjectStoreError that begins as told."""
-    with meters.OBJECTS_SECONDS.labels(name).time():
+    with metrics.OBJECTS_SECONDS.labels(name).time():
         try:
             yield
         except (BaseError, OSError, ValueError) as error:
-            meters.OBJECTS_ERRORS.labels(name).inc()
+            metrics.OBJECTS_ERRORS.labels(name).inc()
             reason = str(error).partition("\n")[0]  # what follows is the Rust structure, for debugging
             raise ObjectStoreError(f"object store: {failed}: {reason}") from error

@@ -2,7 +2,7 @@
 
 Every route is closed unless it says otherwise. By default GET and HEAD need the scope ``read``, every other method
 ``write``. A route that differs says so right above its function: ``@needs(ADMIN)``, ``@needs(READ)`` for a POST that
-changes nothing, ``@public`` for one that is for everybody. `app.keys.gate` enforces it before the route runs.
+changes nothing, ``@public`` for one that is for everybody. `app.team.access` enforces it before the route runs.
 """
 
 import os
@@ -15,7 +15,6 @@ from hmac import new as hmac
 from pathlib import Path
 from typing import Any, TypeVar
 
-from app.core.owners import LOCAL, UNLIMITED, Limits
 from app.settings import Settings
 
 READ, WRITE, BACKDOORED, ADMIN = "read", "write", "artifacts:backdoored", "admin"
@@ -25,7 +24,24 @@ SCOPES = {
     BACKDOORED: "download models and data that carry a backdoor",
     ADMIN: "manage keys and limits, and read the audit log, of all owners",
 }
+LOCAL = "local"
+"""Id and name of the owner of everything that is created while the service is open."""
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an owner may have and do; None is no limit."""
+
+    queued: int | None = None
+    running: int | None = None
+    device_seconds: int | None = None
+    bytes: int | None = None
+    webhooks: int | None = None
+    requests: int | None = None
+
+
+UNLIMITED = Limits()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any, Literal, Protocol
 
-from app.core import ids
+from app.core import log_context
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 FLUSH_SECONDS = 3.0
@@ -85,7 +85,7 @@ def span(
     from opentelemetry.trace import SpanKind  # noqa: PLC0415
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
 
-    known = {f"bdlab.{key}": value for key, value in ids.bound().items() if key != "trace_id"}
+    known = {f"bdlab.{key}": value for key, value in log_context.bound().items() if key != "trace_id"}
     context = TraceContextTextMapPropagator().extract({"traceparent": parent}) if parent else None
     with _provider.get_tracer("backdoor-lab").start_as_current_span(
         name, context=context, kind=SpanKind[kind.upper()], attributes={**known, **(attributes or {})}

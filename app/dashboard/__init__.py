@@ -1,14 +1,23 @@
 """Pages for people at ``/``: server-rendered, without a build step, working without a network."""
 
-from app.dashboard import access, actions, api_page, boards, comparing, hooks, routes, submitting
+from app.dashboard import (
+    actions,
+    api_page,
+    batch_pages,
+    compare_page,
+    key_pages,
+    routes,
+    submitting,
+    webhook_pages,
+)
 
 DASHBOARD = (
     routes.router,
-    access.router,
+    key_pages.router,
     actions.router,
-    boards.router,
-    comparing.router,
-    hooks.router,
+    batch_pages.router,
+    compare_page.router,
+    webhook_pages.router,
     submitting.router,
     api_page.router,
 )

@@ -9,12 +9,12 @@ from fastapi import APIRouter, Form
 from fastapi.responses import RedirectResponse
 
 from app.core.context import Ctx
-from app.dashboard.pages import PageRoute
+from app.dashboard.rendering import PageRoute
 from app.experiments import service as experiments
-from app.reproductions import service as reproductions
-from app.studies import service as studies
+from app.experiments.reproductions import service as reproductions
 from app.sweeps import service as sweeps
 from app.sweeps.schemas import Retryable
+from app.sweeps.studies import service as studies
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 State = Annotated[Retryable, Form()]

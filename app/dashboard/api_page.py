@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request, Response
 
 from app.core.security import public
-from app.dashboard.pages import POLICY, PageRoute, page
+from app.dashboard.rendering import POLICY, PageRoute, page
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 SWAGGER_POLICY = POLICY.replace("img-src 'self' blob:", "img-src 'self' data:").replace(

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
-from app.catalog.schemas import Entry
+from app.data.catalog.schemas import Entry
 
 Kind = Literal["integer", "number", "boolean", "choice", "json", "text"]
 RANGE = (

@@ -6,28 +6,27 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict
 
-from app.artifacts import service as artifacts
-from app.artifacts.schemas import ArtifactOut
-from app.catalog import service as catalog
 from app.core.context import Context, Ctx
 from app.core.errors import InvalidError, NotFoundError
 from app.core.validation import shown
-from app.dashboard import files
-from app.dashboard.pages import PageRoute, page
+from app.dashboard import artifact_views
+from app.dashboard.filters import METRICS, STAGES
+from app.dashboard.rendering import PageRoute, page
 from app.dashboard.timeline import MOST_SEEDS, timeline
-from app.dashboard.words import METRICS, STAGES
+from app.data.catalog import service as catalog
 from app.experiments import service as experiments
 from app.experiments.repository import Filters
-from app.experiments.routes import pairs
+from app.experiments.reproductions import service as reproductions
+from app.experiments.reproductions.schemas import ReproductionOut
 from app.experiments.schemas import ExperimentOut, StageOut
-from app.health import service as health
-from app.reproductions import service as reproductions
-from app.reproductions.schemas import ReproductionOut
-from app.results import service as results
-from app.results.reading import findings
-from app.results.schemas import Results
+from app.experiments.workers import service as known_workers
+from app.operations.health import service as health
+from app.results.artifacts import service as artifacts
+from app.results.artifacts.schemas import ArtifactOut
+from app.results.numbers import service as results
+from app.results.numbers.interpretation import findings
+from app.results.numbers.schemas import Results
 from app.specs.status import STATUSES, Status
-from app.workers import service as known_workers
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 PER_PAGE = 30
@@ -57,7 +56,7 @@ def index(request: Request, context: Ctx, query: Annotated[ListQuery, Query()]) 
         status=query.status or None,
         attack=query.attack or None,
         defense=query.defense or None,
-        tags=tuple(pairs(query.tag.split())),
+        tags=tuple(experiments.parse_tags(query.tag.split())),
         text=query.text or None,
     )
     found, following = experiments.listing(context, filters, "-created_at", query.cursor, PER_PAGE)
@@ -97,9 +96,9 @@ def experiment(request: Request, context: Ctx, experiment_id: str) -> Response:
             _stages(context, found),
             {(arm.arm, row["seed"]) for arm in numbers.arms for row in arm.seeds if "error" in row},
         ),
-        figures=files.figures(stored, found),
+        figures=artifact_views.figures(stored, found),
         files=stored,
-        tabs=files.tabs(found, stored),
+        tabs=artifact_views.tabs(found, stored),
         stages=STAGES,
         poison=[f for f in stored if f.name.endswith("/poisoned_indices.json")],
         again=_reproduction(context, experiment_id),
@@ -120,10 +119,10 @@ def explore(request: Request, context: Ctx, experiment_id: str) -> Response:
         request,
         "explore.html",
         experiment=found,
-        seeds=files.models(stored),
+        seeds=artifact_views.models(stored),
         class_names=facts.class_names,
         most=facts.subset(found.spec.dataset).test_size - 1,
-        tabs=files.tabs(found, stored),
+        tabs=artifact_views.tabs(found, stored),
     )
 
 
@@ -138,7 +137,7 @@ def isolation(
 ) -> Response:
     """Which training images an arm suspected, in order, beside the truth."""
     found, stored = _experiment(context, experiment_id)
-    rankings = files.rankings(stored)
+    rankings = artifact_views.rankings(stored)
     fitting = [
         r for r in rankings if arm in (None, r.arm) and seed in (None, r.seed) and stage in (None, r.stage)
     ]
@@ -153,7 +152,7 @@ def isolation(
         stages=[r.stage for r in rankings if (r.arm, r.seed) == (fitting[0].arm, fitting[0].seed)],
         poison=next((f for f in stored if f.name == f"seed-{fitting[0].seed}/poisoned_indices.json"), None),
         class_names=_class_names(context, found),
-        tabs=files.tabs(found, stored),
+        tabs=artifact_views.tabs(found, stored),
     )
 
 

@@ -4,13 +4,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app.catalog import service
-from app.catalog.schemas import Catalog, Entry
 from app.core.context import Context, Ctx
 from app.core.errors import NotFoundError
 from app.core.validation import shown
 from app.dashboard.forms import FormField, fields
-from app.dashboard.pages import PageRoute, page
+from app.dashboard.rendering import PageRoute, page
+from app.data.catalog import service
+from app.data.catalog.schemas import Catalog, Entry
 from app.experiments import service as experiments
 from app.specs.defenses.abl import Abl
 from app.specs.experiment import ExperimentSpec

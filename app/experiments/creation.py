@@ -6,14 +6,14 @@ from typing import NamedTuple
 from sqlalchemy.orm import Session
 
 from app.core.database import utcnow, write
+from app.data.resolve import hold, uses
 from app.experiments import lifecycle
-from app.experiments.tables import QUEUED, Experiment, Label
-from app.keys import quotas
 from app.specs.experiment import ExperimentSpec
 from app.specs.placement import placement_of
 from app.specs.stages import LAB_VERSION
-from app.sweeps.tables import ArmKey
-from app.uploads.facts import hold, uses
+from app.tables.experiments import QUEUED, Experiment, Label
+from app.tables.sweeps import ArmKey
+from app.team import quotas
 
 
 class Planned(NamedTuple):

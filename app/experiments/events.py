@@ -12,13 +12,13 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 
 from app.core.context import Context, Ctx
 from app.core.errors import BadRequestError, NotFoundError
-from app.core.http import wants
 from app.core.openapi import problems
+from app.core.request_middleware import wants
 from app.core.validation import shown
 from app.experiments import repository
 from app.experiments.schemas import EventOut, Events
-from app.experiments.tables import LogLine
 from app.specs.status import TERMINAL
+from app.tables.experiments import LogLine
 
 router = APIRouter(prefix="/v1/experiments/{experiment_id}", tags=["events"])
 

@@ -10,7 +10,7 @@ from app.core.context import Context
 from app.core.database import utcnow
 from app.core.errors import InvalidError
 from app.experiments import repository
-from app.experiments.tables import Idempotency
+from app.tables.experiments import Idempotency
 
 
 class Answer(Protocol):

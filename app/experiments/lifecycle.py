@@ -15,9 +15,9 @@ from typing import Any, Literal
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
-from app.core import meters
+from app.core import metrics
 from app.core.database import utcnow, write
-from app.experiments.tables import (
+from app.tables.experiments import (
     CANCELED,
     FAILED,
     QUEUED,
@@ -28,8 +28,8 @@ from app.experiments.tables import (
     Experiment,
     Outbox,
 )
-from app.keys import quotas, usage
-from app.results.tables import ArmNote
+from app.tables.results import ArmNote
+from app.team import quotas, usage
 from app.webhooks import outbox
 
 Outcome = Literal["succeeded", "failed", "canceled"]
@@ -226,7 +226,7 @@ def _close_attempt(session: Session, experiment: Experiment, outcome: str, reaso
     row = session.get_one(Attempt, (experiment.id, experiment.attempt))
     now = utcnow()
     row.finished_at, row.outcome, row.reason = now, outcome, reason
-    meters.after_commit(session, meters.ATTEMPTS.labels(outcome).inc)
+    metrics.after_commit(session, metrics.ATTEMPTS.labels(outcome).inc)
     usage.add(session, experiment.owner_id, row.started_at, now)
     return row
 
@@ -241,7 +241,7 @@ def _end(session: Session, experiment: Experiment, status: str, reason: str | No
         experiment.progress = {**experiment.progress, "fraction": 1.0, "seconds_left": 0}
     emit(session, experiment.id, "state", _state(experiment, reason))
     outbox.experiment_changed(session, experiment, status, reason)
-    meters.after_commit(session, meters.ENDED.labels(status).inc)
+    metrics.after_commit(session, metrics.ENDED.labels(status).inc)
 
 
 def _state(experiment: Experiment, reason: str | None) -> dict[str, Any]:

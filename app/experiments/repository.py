@@ -1,6 +1,6 @@
 """Queries about experiments. Each function is given an open session; none commits.
 
-On a request's session they see the owner's experiments alone (`app.core.owners`).
+On a request's session they see the owner's experiments alone (`app.tables.owners`).
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, Row, exists, func, select, tuple_
 from sqlalchemy.orm import Session
 
-from app.artifacts.tables import Artifact
-from app.experiments.tables import Attempt, Event, Experiment, Idempotency, Label, LogLine, Stage
-from app.results.tables import ResultValue
-from app.sweeps.tables import Sweep, SweepExperiment
+from app.tables.artifacts import Artifact
+from app.tables.experiments import Attempt, Event, Experiment, Idempotency, Label, LogLine, Stage
+from app.tables.results import ResultValue
+from app.tables.sweeps import Sweep, SweepExperiment
 
 Order = Literal["created_at", "-created_at"]
 SUMMARY_METRICS = ("clean_accuracy", "attack_success_rate")

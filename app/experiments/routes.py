@@ -1,16 +1,13 @@
 """Submit, find, cancel, retry and delete experiments."""
 
-import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
 
 from app.core.context import Ctx
-from app.core.errors import InvalidError
 from app.core.openapi import problems
 from app.core.routing import Cursor, IdempotencyKey, JsonBody, Limit, accepted, as_json, paged
 from app.core.security import READ, needs
-from app.core.validation import FieldError, shown
 from app.experiments import service
 from app.experiments.repository import Filters, Order
 from app.experiments.schemas import ExperimentOut, Page, Validation
@@ -36,7 +33,6 @@ EXAMPLES: dict[str, Any] = {
     "defaults": {"summary": "Every default", "value": {}},
 }
 Spec = Annotated[ExperimentSpec, Body(openapi_examples=EXAMPLES)]
-_TAG = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,62}):(.{1,200})", re.DOTALL)
 
 
 @router.post(
@@ -95,7 +91,9 @@ def listing(
 
     Experiments that are submitted meanwhile neither shift nor repeat what later pages show.
     """
-    filters = Filters(status, dataset, model, attack, defense, tuple(pairs(tag or [])), sweep, text)
+    filters = Filters(
+        status, dataset, model, attack, defense, tuple(service.parse_tags(tag or [])), sweep, text
+    )
     experiments, following = service.listing(context, filters, order, cursor, limit)
     return paged(request, following, lambda link: Page(experiments=experiments, next=link))
 
@@ -149,17 +147,3 @@ def retry(experiment_id: str, context: Ctx) -> Response:
 def remove(experiment_id: str, context: Ctx) -> None:
     """Delete an experiment that does not run, with its results and its files; files that others share stay."""
     service.remove(context, experiment_id)
-
-
-def pairs(tags: list[str]) -> list[tuple[str, str]]:
-    """The key and value of each ``key:value``. Raises InvalidError."""
-    pairs = []
-    for text in tags:
-        match = _TAG.fullmatch(text)
-        if match is None:
-            fault = FieldError(
-                field="tag", value=shown(text), message="allowed: key:value, such as study:example"
-            )
-            raise InvalidError(f"tag: {fault['message']}", [fault])
-        pairs.append((match[1], match[2]))
-    return pairs

@@ -1,5 +1,6 @@
 """What can be done with experiments. Every function has committed when it returns."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -8,28 +9,30 @@ from typing import Any
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from app.artifacts.storage import drop
-from app.catalog.datasets import Known
 from app.core import pagination
 from app.core.context import Context
 from app.core.errors import ConflictError, InvalidError, NotFoundError, summary
-from app.core.polled import Answer
+from app.core.poll_cache import Answer
 from app.core.validation import FieldError, shown
+from app.data import resolve as uploads
+from app.data.local_datasets import Known
 from app.experiments import lifecycle, repository
 from app.experiments.creation import Planned, create
 from app.experiments.idempotency import once
-from app.experiments.present import present
+from app.experiments.presentation import present
 from app.experiments.repository import Filters, Order
 from app.experiments.schemas import ExperimentOut, StageOut, Validation
-from app.experiments.tables import RUNNING, Experiment
-from app.search import indexing
+from app.results.artifacts.storage import drop
+from app.results.search import indexing
 from app.specs.base import digest
 from app.specs.checks import find_problems
 from app.specs.experiment import ExperimentSpec
 from app.specs.stages import PlannedStage, arm_keys, plan
 from app.specs.status import TERMINAL
-from app.uploads import facts as uploads
+from app.tables.experiments import RUNNING, Experiment
 from app.webhooks import outbox
+
+_TAG = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,62}):(.{1,200})", re.DOTALL)
 
 
 def submit(context: Context, spec: ExperimentSpec, key: str | None) -> tuple[dict[str, Any], bool]:
@@ -176,3 +179,14 @@ def _found(experiment: Experiment | None, experiment_id: str) -> Experiment:
     if experiment is None:
         raise NotFoundError(f"there is no experiment {shown(experiment_id)}")
     return experiment
+
+
+def parse_tags(tags: Sequence[str]) -> list[tuple[str, str]]:
+    """The key and value of each ``key:value``. Raises InvalidError."""
+    pairs = []
+    for text in tags:
+        match = _TAG.fullmatch(text)
+        if match is None:
+            raise InvalidError.of("tag", text, "allowed: key:value, such as study:example")
+        pairs.append((match[1], match[2]))
+    return pairs

@@ -9,9 +9,9 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Row, and_, exists, func, or_, select, tuple_
 from sqlalchemy.orm import Session, aliased
 
-from app.experiments.tables import FAILED, RUNNING, SUCCEEDED, Experiment
-from app.results.tables import ArmNote
-from app.sweeps.tables import Sweep, SweepCell, SweepExperiment
+from app.tables.experiments import FAILED, RUNNING, SUCCEEDED, Experiment
+from app.tables.results import ArmNote
+from app.tables.sweeps import Sweep, SweepCell, SweepExperiment
 
 NEVER_SO_MANY = 1_000_000
 """Experiments of a sweep; see `app.specs.sweep` and `app.specs.study` for how many there may be."""

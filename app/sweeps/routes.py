@@ -6,7 +6,7 @@ from fastapi import APIRouter, Body, Depends, Request, Response
 
 from app.core.context import Ctx
 from app.core.openapi import problems
-from app.core.queries import only_known
+from app.core.query_parameters import only_known
 from app.core.routing import Cursor, IdempotencyKey, JsonBody, Limit, accepted, as_json, paged
 from app.core.security import READ, needs
 from app.specs.status import Status

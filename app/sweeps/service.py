@@ -12,14 +12,14 @@ from app.experiments import repository as experiments
 from app.experiments.idempotency import once
 from app.experiments.schemas import ArmSummary
 from app.experiments.service import stages
-from app.experiments.tables import Experiment
 from app.specs.base import digest
 from app.specs.experiment import ExperimentSpec
 from app.specs.sweep import SweepSpec
-from app.sweeps import fleet, repository
+from app.sweeps import batch, repository
 from app.sweeps.expansion import expand
 from app.sweeps.schemas import CellOut, Links, SweepOut, SweepSummary, SweepValidation
-from app.sweeps.tables import SWEEP, Sweep, SweepCell
+from app.tables.experiments import Experiment
+from app.tables.sweeps import SWEEP, Sweep, SweepCell
 
 KEYS_A_QUERY = 1000
 
@@ -36,7 +36,7 @@ def submit(context: Context, spec: SweepSpec, key: str | None) -> tuple[dict[str
         sweep = Sweep(kind=SWEEP, name=spec.name, spec=spec.model_dump(mode="json"), created_at=utcnow())
         session.add(sweep)
         session.flush()
-        made = fleet.add(context, session, sweep, [(one.planned, one.cell.coordinates) for one in sound])
+        made = batch.add(context, session, sweep, [(one.planned, one.cell.coordinates) for one in sound])
         session.add_all(
             SweepCell(
                 sweep_id=sweep.id,
@@ -72,13 +72,13 @@ def count_cached(session: Session, keys: set[str]) -> int:
 def get(context: Context, sweep_id: str) -> SweepOut:
     """Raises NotFoundError."""
     with context.database.reading() as session:
-        return _present(session, fleet.found(repository.get(session, SWEEP, sweep_id), SWEEP, sweep_id))
+        return _present(session, batch.found(repository.get(session, SWEEP, sweep_id), SWEEP, sweep_id))
 
 
 def listing(context: Context, cursor: str | None, limit: int) -> tuple[list[SweepSummary], str | None]:
     """One page, the newest first, and the cursor of the next one if there is one."""
     with context.database.reading() as session:
-        sweeps, following = fleet.page(context, session, SWEEP, cursor, limit)
+        sweeps, following = batch.page(context, session, SWEEP, cursor, limit)
         return _summaries(session, sweeps), following
 
 
@@ -89,7 +89,7 @@ def cells(
     query = [sweep_id, status]
     after = int(pagination.decode(context.signer, query, cursor)[0]) if cursor is not None else -1
     with context.database.reading() as session:
-        fleet.found(repository.get(session, SWEEP, sweep_id), SWEEP, sweep_id)
+        batch.found(repository.get(session, SWEEP, sweep_id), SWEEP, sweep_id)
         rows = repository.cells(session, sweep_id, status, after, limit + 1)
         shown = [(cell, experiment) for cell, experiment in rows[:limit]]
         summaries = experiments.summaries(session, [e.id for _, e in shown if e is not None])
@@ -102,22 +102,22 @@ def cells(
 def cancel(context: Context, sweep_id: str) -> SweepOut:
     """Cancel every experiment of the sweep that has not ended. Raises NotFoundError."""
     with context.database.writing() as session:
-        sweep = fleet.found(repository.lock(session, SWEEP, sweep_id), SWEEP, sweep_id)
-        fleet.cancel(session, sweep)
+        sweep = batch.found(repository.lock(session, SWEEP, sweep_id), SWEEP, sweep_id)
+        batch.cancel(session, sweep)
         return _present(session, sweep)
 
 
 def retry(context: Context, sweep_id: str, statuses: Sequence[str]) -> SweepOut:
     """Queue the experiments in these final states again. Raises NotFoundError."""
     with context.database.writing() as session:
-        sweep = fleet.found(repository.lock(session, SWEEP, sweep_id), SWEEP, sweep_id)
-        fleet.retry(context, session, sweep, statuses)
+        sweep = batch.found(repository.lock(session, SWEEP, sweep_id), SWEEP, sweep_id)
+        batch.retry(context, session, sweep, statuses)
         return _present(session, sweep)
 
 
 def remove(context: Context, sweep_id: str) -> None:
     """Delete the sweep and its experiments. Raises NotFoundError, and ConflictError while one of them runs."""
-    fleet.remove(context, SWEEP, sweep_id)
+    batch.remove(context, SWEEP, sweep_id)
 
 
 def _present(session: Session, sweep: Sweep) -> SweepOut:
@@ -127,7 +127,7 @@ def _present(session: Session, sweep: Sweep) -> SweepOut:
 
 def _summaries(session: Session, sweeps: Sequence[Sweep]) -> list[SweepSummary]:
     ids = [sweep.id for sweep in sweeps]
-    standings, counted = fleet.standings(session, ids), repository.cell_counts(session, ids)
+    standings, counted = batch.standings(session, ids), repository.cell_counts(session, ids)
     return [
         SweepSummary(
             id=sweep.id,

@@ -11,11 +11,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.core.database import utcnow
-from app.experiments.tables import Experiment
 from app.specs.status import TERMINAL
-from app.sweeps.tables import STUDY, SWEEP, SweepExperiment
-from app.uploads.tables import Upload
-from app.webhooks.tables import Delivery, SweepEnding, Webhook
+from app.tables.experiments import Experiment
+from app.tables.sweeps import STUDY, SWEEP, SweepExperiment
+from app.tables.uploads import Upload
+from app.tables.webhooks import Delivery, SweepEnding, Webhook
 
 KNOWN = "webhooks"
 """Key of a session's ``info``: the webhooks that it has looked up, by owner."""

@@ -7,8 +7,8 @@ from sqlalchemy import delete, exists, func, select, tuple_, update
 from sqlalchemy.orm import Session, selectinload
 
 from app.core.database import utcnow
+from app.tables.webhooks import DELIVERED, FAILED, PENDING, Delivery, DeliveryAttempt, SweepEnding, Webhook
 from app.webhooks.events import PING
-from app.webhooks.tables import DELIVERED, FAILED, PENDING, Delivery, DeliveryAttempt, SweepEnding, Webhook
 
 BATCH = 200
 

@@ -6,8 +6,9 @@ from fastapi import APIRouter, Body, Depends, Query, Request, Response
 
 from app.core.context import Ctx
 from app.core.openapi import problems
-from app.core.queries import only_known
+from app.core.query_parameters import only_known
 from app.core.routing import Cursor, JsonBody, Limit, as_json, paged
+from app.tables.webhooks import PENDING, Delivery, Webhook
 from app.webhooks import service
 from app.webhooks.schemas import (
     Deliveries,
@@ -22,7 +23,6 @@ from app.webhooks.schemas import (
     WebhookRequest,
     Webhooks,
 )
-from app.webhooks.tables import PENDING, Delivery, Webhook
 
 router = APIRouter(prefix="/v1", tags=["webhooks"], dependencies=[Depends(only_known)])
 

@@ -11,21 +11,20 @@ import random
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from app.core import ids, meters
+from app.core import log_context, metrics
 from app.core.database import Database, utcnow
 from app.settings import Settings
-from app.sweeps import fleet
-from app.sweeps.tables import Sweep
-from app.webhooks import outbox, repository, signing
+from app.tables.webhooks import Delivery, DeliveryAttempt, Webhook
+from app.webhooks import repository, signing
 from app.webhooks.events import PING
 from app.webhooks.sending import Outcome, Post
-from app.webhooks.tables import Delivery, DeliveryAttempt, Webhook
 
 log = logging.getLogger(__name__)
 THREADS, THREADS_OF_AN_OWNER = 16, 4
@@ -41,10 +40,11 @@ LONGEST_FAULT_PAUSE = 30.0
 
 
 class Sender:
-    """Looks for what is due, and has it sent."""
+    """Sends the deliveries that are due. ``before_round`` is called with the database before each round."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, before_round: Callable[[Database], None]) -> None:
         self._settings = settings
+        self._before_round = before_round
         self._database = Database(settings.database)
         self._keys = signing.Keys(settings)
         self._post = Post(settings.webhook_timeout, private=settings.webhook_private)
@@ -69,8 +69,8 @@ class Sender:
         self.close()
 
     def step(self) -> None:
-        """One round: which sweeps have finished, and what is due."""
-        self._finish_sweeps()
+        """Start sending what is due, as far as threads are free."""
+        self._before_round(self._database)
         self._busy = {name: (owner, job) for name, (owner, job) in self._busy.items() if not job.done()}
         with self._database.reading() as session:
             waiting = repository.waiting(session)
@@ -93,13 +93,6 @@ class Sender:
         self._threads.shutdown(cancel_futures=True)
         self._database.close()
 
-    def _finish_sweeps(self) -> None:
-        with self._database.reading() as session:
-            ids = repository.perhaps_finished(session)
-        for sweep_id in ids:
-            with self._database.writing() as session:
-                finish(session, sweep_id)
-
     def _serve(self, webhook_id: str) -> None:
         """Send what a webhook is to get, the oldest first, until one fails or it is another's turn."""
         began = time.monotonic()
@@ -121,11 +114,11 @@ class Sender:
             if webhook.disabled_at is not None and delivery.type != PING:
                 repository.end(delivery, delivered=False, reason="the webhook was disabled")
                 return True
-        with ids.binding(owner_id=webhook.owner_id, webhook_id=webhook_id, delivery_id=delivery.id):
+        with log_context.binding(owner_id=webhook.owner_id, webhook_id=webhook_id, delivery_id=delivery.id):
             outcome = self._try(webhook, delivery)
             details = {"event_type": delivery.type, "seconds": round(outcome.seconds, 3)}
             log.info("delivery tried: %s", "it arrived" if outcome.good else outcome, extra=details)
-        meters.DELIVERIES.labels("arrived" if outcome.good else "failed").inc()
+        metrics.DELIVERIES.labels("arrived" if outcome.good else "failed").inc()
         with self._database.writing() as session:
             record(session, delivery, outcome, self._settings.webhook_retry_seconds)
         return outcome.good
@@ -180,35 +173,6 @@ def backoff(attempts: int, asked: float | None) -> float:
     """Seconds until the next attempt: growing, scattered by half, and not sooner than the receiver asks for."""
     pause = min(LONGEST_PAUSE, FIRST_PAUSE * GROWTH ** min(attempts - 1, 10)) * random.uniform(0.5, 1.5)
     return max(pause, min(asked or 0.0, LONGEST_ASKED_PAUSE))
-
-
-def finish(session: Session, sweep_id: str) -> None:
-    """Tell of a sweep or a study if all of its experiments have ended.
-
-    Each ending has a row that became visible together with it. So whoever sees that all have ended sees all of those
-    rows in a later query, and removes them with the one event that tells of them.
-    """
-    sweep = session.get(Sweep, sweep_id, with_for_update=True)  # two senders must not both tell of it
-    ids = repository.endings(session, sweep_id)
-    if not ids:
-        return
-    standing = fleet.standings(session, [sweep_id])[sweep_id]
-    if standing.status in ("queued", "running"):
-        repository.forget_endings(session, sweep_id, ids)
-        return
-    repository.forget_endings(session, sweep_id)
-    if sweep is None:  # deleted meanwhile
-        return
-    here = f"{fleet.PATHS[sweep.kind]}/{sweep_id}"
-    data = {
-        "id": sweep_id,
-        "name": sweep.name,
-        "status": standing.status,
-        "experiments": standing.experiments.model_dump(),
-        "created_at": sweep.created_at.isoformat(),
-        "links": {"self": here, "experiments": f"/v1/experiments?sweep={sweep_id}"},
-    }
-    outbox.emit(session, sweep.owner_id, f"{sweep.kind}.finished", lambda: data)
 
 
 def _disable(session: Session, webhook: Webhook, reason: str) -> None:

@@ -16,14 +16,14 @@ from app.core.context import Context
 from app.core.database import utcnow
 from app.core.errors import ConflictError, InvalidError, NotFoundError, UnavailableError, summary
 from app.core.validation import FieldError, shown
-from app.keys.quotas import admit_webhook
 from app.settings import Settings
+from app.tables.webhooks import PENDING, Delivery, Webhook
+from app.team.quotas import admit_webhook
 from app.webhooks import outbox, repository
 from app.webhooks.addresses import literal, refusal
 from app.webhooks.events import PING
 from app.webhooks.schemas import WebhookChange, WebhookRequest
 from app.webhooks.signing import Keys
-from app.webhooks.tables import PENDING, Delivery, Webhook
 
 OVERLAP = timedelta(hours=24)
 """How long the secret from before a rotation still signs too."""

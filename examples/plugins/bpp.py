@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 class Bpp(DirtyLabelAttack):
-    """BppAttack (Wang et al., 2022): the image in fewer gray levels, dirty label.
+    """BppAttack (Wang et al., 2022): the image quantized to fewer gray levels, dirty label.
 
     The authors also dither, and train the victim with a contrastive loss; both are left out here.
     """
 
     name: Literal["bpp"] = "bpp"
     levels: int = field(
-        8, "Values that a channel keeps.", unit="gray levels", source="the authors' code", ge=2, le=128
+        8, "Number of values per channel.", unit="gray levels", source="the authors' code", ge=2, le=128
     )
 
     @classmethod
     def implementation(cls) -> type[Attack[Bpp]]:
-        from worker.lab.attacks import Attack, to_bytes  # workers alone get here: the API has no torch
+        from worker.lab.attacks import Attack, to_bytes  # only workers call this: the API has no torch
 
         class BppAttack(Attack[Bpp]):
             def trigger(self, state: State) -> Trigger:

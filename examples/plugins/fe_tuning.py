@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class FeTuning(CleanSetDefense):
-    """FE-tuning (Min et al., 2023): a fresh last layer that stays as it is, and the rest fine-tuned to it."""
+    """FE-tuning (Min et al., 2023): a new last layer that is frozen, and the rest fine-tuned to it."""
 
     kind: ClassVar[Kind] = "repair"
 
@@ -23,7 +23,7 @@ class FeTuning(CleanSetDefense):
     epochs: int = field(
         10, "Passes over the clean set.", unit="epochs", source="Min et al. 2023", ge=1, le=1000
     )
-    learning_rate: float = field(0.01, "Peak; to zero along a cosine.", source="Min et al. 2023", gt=0, le=10)
+    learning_rate: float = field(0.01, "Peak; cosine decay to zero.", source="Min et al. 2023", gt=0, le=10)
 
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:
         return [("repair", self.fields(), self.epochs)]

@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 revision = "0015"
 down_revision = "0014"
 
-NAME = "ix_experiments_name_parts"  # optional: app.core.migrations ignores whether it exists
+NAME = "ix_experiments_name_parts"  # optional: app.operations.schema ignores whether it exists
 
 
 def upgrade() -> None:

@@ -9,11 +9,11 @@ import httpx2
 import pytest
 import uvicorn
 
-from app.core import migrations
 from app.core.database import Database
 from app.core.objects import Objects, put_content
-from app.experiments import lifecycle, relay
+from app.experiments import lifecycle
 from app.main import create_app
+from app.operations import relay, schema
 from app.settings import Settings
 from tests.processes import wait_for
 from tests.servers import Valkey
@@ -66,7 +66,7 @@ class Service:
 @contextmanager
 def serve(settings: Settings) -> Iterator[Service]:
     """The API in a thread of this process, on a free port."""
-    migrations.upgrade(settings.database)
+    schema.upgrade(settings.database)
     server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_level="warning"))
     server.config.timeout_graceful_shutdown = 1
     thread = threading.Thread(target=server.run)

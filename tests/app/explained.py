@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from app.core.owners import LOCAL
+from app.core.security import LOCAL
 from tests.app.conftest import Service
 
 

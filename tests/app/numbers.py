@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from app.results.tables import MetricPoint, ResultValue
-from app.search import indexing
+from app.results.search import indexing
+from app.tables.results import MetricPoint, ResultValue
 from tests.app.conftest import Service
 
 Numbers = Mapping[tuple[str, int], Mapping[str, float | None]]

@@ -7,14 +7,14 @@ from typing import Any
 
 import httpx2
 
-from app.artifacts.storage import weigh
-from app.artifacts.tables import Artifact
 from app.core.database import utcnow
 from app.core.security import SCOPES
-from app.keys import service as keys
-from app.keys.schemas import KeyRequest
-from app.keys.secrets import Pepper
+from app.results.artifacts.storage import weigh
 from app.settings import Settings
+from app.tables.artifacts import Artifact
+from app.team.keys import service as keys
+from app.team.keys.schemas import KeyRequest
+from app.team.keys.secrets import Pepper
 from tests.app.conftest import QUICK, Service, serve
 
 ALL = tuple(SCOPES)

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.artifacts.service import file_name, part
-from app.artifacts.tables import Artifact
 from app.core.database import utcnow
 from app.core.errors import RangeError
+from app.results.artifacts.service import file_name, part
+from app.tables.artifacts import Artifact
 from tests.app.conftest import Service
 
 DATA = os.urandom(700_000)

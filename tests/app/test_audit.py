@@ -7,8 +7,8 @@ import pytest
 from sqlalchemy import delete, text, update
 from sqlalchemy.exc import DatabaseError
 
-from app.audit.tables import AuditEntry
 from app.core.database import Database, utcnow
+from app.tables.audit import AuditEntry
 from tests.app.people import People, people, stored, submitted
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from app.results.tables import MetricPoint
+from app.tables.results import MetricPoint
 from tests.app.conftest import Service
 from tests.app.numbers import arm, check_compared_curves, done
 

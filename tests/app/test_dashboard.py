@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from app.artifacts.tables import Artifact
 from app.core.database import utcnow
-from app.dashboard.pages import STATIC
-from app.experiments.tables import WorkerHeartbeat
-from app.results.reading import findings
-from app.results.tables import ArmNote
+from app.dashboard.rendering import STATIC
+from app.results.numbers.interpretation import findings
+from app.tables.artifacts import Artifact
+from app.tables.experiments import WorkerHeartbeat
+from app.tables.results import ArmNote
 from tests.app.conftest import Service
 from tests.app.numbers import arm, done, record
 from tests.app.people import people, submitted

@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from app.core import migrations
 from app.core.database import Database, utcnow
 from app.core.security import make_signer
 from app.core.versions import code_version
-from app.doctor.examination import CHECKS, examine
-from app.doctor.findings import Finding
 from app.experiments import lifecycle
-from app.experiments.tables import Outbox, WorkerHeartbeat
-from app.keys import service as keys
-from app.keys.schemas import KeyRequest
-from app.keys.secrets import Pepper
+from app.operations import schema
+from app.operations.doctor.examination import CHECKS, examine
+from app.operations.doctor.findings import Finding
 from app.settings import Settings
+from app.tables.experiments import Outbox, WorkerHeartbeat
+from app.team.keys import service as keys
+from app.team.keys.schemas import KeyRequest
+from app.team.keys.secrets import Pepper
 from tests.app.conftest import Service, Valkey
 from tests.test_cli import bdlab
 
@@ -65,7 +65,7 @@ def alive(queue: str, **more: Any) -> WorkerHeartbeat:
 
 def test_a_healthy_service_has_no_errors(tmp_path: Path, look: Look, valkey: Valkey) -> None:
     settings = Settings(home=tmp_path / "home")
-    migrations.upgrade(settings.database)
+    schema.upgrade(settings.database)
     make_signer(settings)
     with closing(Database(settings.database)) as database, database.writing() as session:
         session.add_all(alive(queue) for queue in ("cpu", "interactive", "checks"))
@@ -149,10 +149,10 @@ def test_settings_that_do_not_fit_together(look: Look) -> None:
 
 def test_a_schema_that_is_old_new_or_changed(look: Look, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home")
-    migrations.upgrade(settings.database, "0005")
+    schema.upgrade(settings.database, "0005")
     assert "revision 0005" in (old := told(look(), "schema", "error"))
     assert "bdlab migrate" in old
-    migrations.upgrade(settings.database)
+    schema.upgrade(settings.database)
     with closing(Database(settings.database)) as database:
         with database.writing() as session:
             session.execute(text("ALTER TABLE outbox ADD COLUMN mine INTEGER"))
@@ -214,7 +214,7 @@ def test_a_relay_that_does_not_run(look: Look, service: Service) -> None:
 
 def test_keys_that_let_nobody_in(look: Look, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home")
-    migrations.upgrade(settings.database)
+    schema.upgrade(settings.database)
     assert "this machine alone is served" in told(look(), "keys", "ok")
     (tmp_path / "home" / "address").write_text("http://0.0.0.0:8000\n")
     assert "listens on 0.0.0.0" in told(look(), "keys", "error")
@@ -245,7 +245,7 @@ def test_the_command(tmp_path: Path) -> None:
 
 def test_a_worker_with_other_code_is_found(tmp_path: Path, look: Look) -> None:
     settings = Settings(home=tmp_path / "home")
-    migrations.upgrade(settings.database)
+    schema.upgrade(settings.database)
     with closing(Database(settings.database)) as database, database.writing() as session:
         session.add(alive("cpu", version="0.0.9+1"))
     assert "h:1:cpu runs version 0.0.9+1, not" in told(look(), "workers", "warning")

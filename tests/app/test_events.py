@@ -11,7 +11,7 @@ import pytest
 
 from app.core.database import utcnow
 from app.experiments import events, lifecycle
-from app.experiments.tables import LogLine
+from app.tables.experiments import LogLine
 from tests.app.conftest import Service
 
 STREAM = {"Accept": "text/event-stream"}

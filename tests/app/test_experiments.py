@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.artifacts.tables import Artifact
 from app.core import pagination
 from app.core.database import utcnow
 from app.core.errors import BadRequestError
 from app.core.security import Signer
 from app.experiments import lifecycle
-from app.experiments.tables import Experiment
-from app.results.tables import ArmNote, ResultValue
+from app.tables.artifacts import Artifact
+from app.tables.experiments import Experiment
+from app.tables.results import ArmNote, ResultValue
 from tests.app.conftest import Service
 
 

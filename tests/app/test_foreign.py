@@ -8,7 +8,7 @@ import httpx2
 import pytest
 from sqlalchemy import update
 
-from app.uploads.tables import READY, Upload
+from app.tables.uploads import READY, Upload
 from tests.app.numbers import arm, record
 from tests.app.people import People, people, stored, submitted
 

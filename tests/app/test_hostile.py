@@ -14,8 +14,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from app.children import before_exec
-from app.core import http, migrations
+from app.core import request_middleware
+from app.operations import schema
+from app.operations.child_process import before_exec
 from app.settings import Settings
 from tests.app.conftest import Service, serve
 from tests.processes import wait_for
@@ -122,7 +123,7 @@ class Api:
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     home = tmp_path_factory.mktemp("home")
-    migrations.upgrade(Settings(home=home).database)
+    schema.upgrade(Settings(home=home).database)
     given = {
         "BDLAB_HOME": str(home),
         "BDLAB_MAX_BODY_BYTES": str(MOST_BODY),
@@ -132,7 +133,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     log = home / "log"
     with socket.create_server(("127.0.0.1", 0)) as listener, log.open("wb") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "app.server", str(listener.fileno())],
+            [sys.executable, "-m", "app.operations.server", str(listener.fileno())],
             env=os.environ | given,
             pass_fds=[listener.fileno()],
             stderr=errors,
@@ -170,7 +171,7 @@ def test_slow_senders_are_given_up_and_keep_nobody_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More of them than the API has threads, each with one byte of its body every now and then."""
-    monkeypatch.setattr(http, "LONGEST_BODY_SECONDS", 2.0)
+    monkeypatch.setattr(request_middleware, "LONGEST_BODY_SECONDS", 2.0)
     with serve(Settings(home=tmp_path)) as service, ExitStack() as stack:
         began = time.monotonic()
         slow = [stack.enter_context(connect(service.url)) for _ in range(100)]

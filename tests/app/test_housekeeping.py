@@ -12,21 +12,20 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, select
 
-from app.artifacts import storage
-from app.artifacts.tables import Artifact
 from app.core.context import Context
 from app.core.database import new_id, utcnow
 from app.core.objects import content_key
 from app.experiments.service import stages
-from app.experiments.tables import Experiment, Stage
-from app.housekeeping import orphans
-from app.housekeeping.keeper import keep
-from app.housekeeping.policy import Policy
-from app.housekeeping.service import keep_house
-from app.settings import Settings
+from app.operations.housekeeping import orphans
+from app.operations.housekeeping.schedule import keep
+from app.operations.housekeeping.service import keep_house
+from app.operations.supervisor import _environment
+from app.results.artifacts import storage
+from app.settings import RetentionPolicy, Settings
 from app.specs.experiment import ExperimentSpec
-from app.supervisor import _environment
-from app.uploads.tables import DATASET, READY, Upload, dataset_key
+from app.tables.artifacts import Artifact
+from app.tables.experiments import Experiment, Stage
+from app.tables.uploads import DATASET, READY, Upload, dataset_key
 from tests.app.conftest import Service, serve
 from tests.app.numbers import record
 from tests.servers import S3, Postgres
@@ -383,7 +382,7 @@ def test_the_relay_keeps_house_by_the_policy_of_the_settings(service: Service) -
     keep(service.settings, stop)  # there is no policy, so it returns at once
     assert status(service, goes) == 200
     settings = service.settings.model_copy(
-        update={"retention": Policy.model_validate({"rules": [{"days": 90}]})}
+        update={"retention": RetentionPolicy.model_validate({"rules": [{"days": 90}]})}
     )
     thread = threading.Thread(target=keep, args=(settings, stop))
     thread.start()

@@ -11,10 +11,10 @@ import httpx2
 import pytest
 from sqlalchemy import select, update
 
-from app.client import Client
-from app.client_errors import ApiError
 from app.core.database import utcnow
-from app.keys.tables import ApiKey
+from app.tables.keys import ApiKey
+from bdlab.base_client import Client
+from bdlab.errors import ApiError
 from tests.app.conftest import Service, wait_for
 from tests.app.people import ALL, People, people, stored, submitted
 

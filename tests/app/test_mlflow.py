@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from app.artifacts.tables import Artifact
-from app.client_errors import ApiError, MissingPackageError
-from app.commands.export import mlflow as command
 from app.core.database import utcnow
-from app.results.tables import ArmNote, MetricPoint
+from app.tables.artifacts import Artifact
+from app.tables.results import ArmNote, MetricPoint
 from bdlab import Client
+from bdlab.commands.export import mlflow as command
+from bdlab.errors import ApiError, MissingPackageError
 from tests.app.conftest import QUICK, Service
 from tests.app.numbers import arm, record
 from tests.test_cli import bdlab

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from app.artifacts.tables import Artifact
 from app.core.database import utcnow
+from app.tables.artifacts import Artifact
 from tests.app.conftest import Service
 
 

@@ -8,9 +8,9 @@ from sqlalchemy import delete, exists, func, insert, select, union_all, update
 from sqlalchemy.orm import Session, aliased
 
 from app.core.database import Database, utcnow
-from app.core.owners import Owner
 from app.experiments import lifecycle, repository
-from app.experiments.tables import Experiment, Label
+from app.tables.experiments import Experiment, Label
+from app.tables.owners import Owner
 from tests.app.conftest import Service
 
 

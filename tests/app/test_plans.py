@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
-from app.compare import repository as compare
 from app.experiments import repository as experiments
-from app.keys import quotas
-from app.studies import repository as studies
+from app.results.compare import repository as compare
 from app.sweeps import repository as sweeps
+from app.sweeps.studies import repository as studies
+from app.team import quotas
 from tests.app.conftest import Service
 from tests.app.explained import explained
 

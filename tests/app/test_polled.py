@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event, text
 
-from app.core.polled import MOST_KEPT, Answer, Polled
+from app.core.poll_cache import MOST_KEPT, Answer, Polled
 from app.experiments import lifecycle
 from app.settings import Settings
 from tests.app.conftest import Service, serve

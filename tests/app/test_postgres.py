@@ -14,15 +14,16 @@ import pytest
 from sqlalchemy import inspect, make_url, text
 from sqlalchemy.exc import DatabaseError
 
-from app.core import migrations
 from app.core.database import Database, make_engine, utcnow
-from app.experiments import lifecycle, queue, turns
-from app.experiments.tables import Experiment
-from app.results.tables import ResultValue
-from app.search import plans
+from app.data.uploads import repository
+from app.experiments import dispatch, lifecycle, scheduling
+from app.operations import schema
+from app.results.search import plans
 from app.settings import Settings
 from app.specs.placement import CPU
-from app.uploads import repository
+from app.sweeps.completion import finish_sweeps
+from app.tables.experiments import Experiment
+from app.tables.results import ResultValue
 from app.webhooks.sender import Sender
 from tests.app.conftest import QUICK, Service
 from tests.app.numbers import arm, check_compared_curves, check_thinning, done
@@ -41,10 +42,10 @@ def url(postgres: Postgres) -> str:
 
 def test_the_schema_goes_up_and_down(url: str) -> None:
     for _ in range(2):
-        migrations.upgrade(url)
+        schema.upgrade(url)
         engine = make_engine(url)
-        assert migrations.differences(engine) == []
-        migrations.downgrade(url)
+        assert schema.differences(engine) == []
+        schema.downgrade(url)
         assert inspect(engine).get_table_names() == ["alembic_version"]
         engine.dispose()
 
@@ -52,13 +53,13 @@ def test_the_schema_goes_up_and_down(url: str) -> None:
 def test_parts_of_names_are_found_by_an_index_where_its_extension_may_be_made(
     url: str, postgres: Postgres
 ) -> None:
-    migrations.upgrade(url)
+    schema.upgrade(url)
     engine = make_engine(url)
     with engine.connect() as connection:
         for other in ("seqscan", "indexscan", "indexonlyscan"):
             connection.execute(text(f"SET enable_{other} = off"))
         query = "EXPLAIN SELECT id FROM experiments WHERE name ILIKE '%part%'"
-        assert any(migrations.WHERE_POSSIBLE in line for line in connection.scalars(text(query)))
+        assert any(schema.WHERE_POSSIBLE in line for line in connection.scalars(text(query)))
     engine.dispose()
 
     restricted = postgres.fresh()
@@ -68,17 +69,17 @@ def test_parts_of_names_are_found_by_an_index_where_its_extension_may_be_made(
         connection.execute(text("GRANT ALL ON SCHEMA public TO tenant"))
     engine.dispose()
     as_tenant = make_url(restricted).set(username="tenant").render_as_string(hide_password=False)
-    migrations.upgrade(as_tenant)
+    schema.upgrade(as_tenant)
     engine = make_engine(as_tenant)
-    assert migrations.differences(engine) == []
+    assert schema.differences(engine) == []
     indexes = {index["name"] for index in inspect(engine).get_indexes("experiments")}
     assert "ix_experiments_created" in indexes
-    assert migrations.WHERE_POSSIBLE not in indexes
+    assert schema.WHERE_POSSIBLE not in indexes
     engine.dispose()
 
 
 def test_the_audit_log_is_append_only(url: str) -> None:
-    migrations.upgrade(url)
+    schema.upgrade(url)
     database = Database(url)
     check_append_only(database)
     with pytest.raises(DatabaseError, match="append-only"), database.writing() as session:
@@ -105,10 +106,10 @@ def test_an_experiment_from_end_to_end(
         assert sorted(pool.map(claim, "abcdefgh"), key=str) == [1] + [None] * 7
         with service.database.writing() as session:
             assert lifecycle.heartbeat(session, experiment["id"], 1, -1) is False
-            assert list(queue.expired(session)) == [experiment["id"]]
-            assert queue.reap(session, experiment["id"])
-            assert len(queue.due(session)) == 2
-            queue.purge(session, 60, 60)
+            assert list(dispatch.expired(session)) == [experiment["id"]]
+            assert dispatch.reap(session, experiment["id"])
+            assert len(dispatch.due(session)) == 2
+            dispatch.purge(session, 60, 60)
         check_thinning(service)
         check_compared_curves(service)
         service.end(experiment["id"])
@@ -126,7 +127,7 @@ def test_an_experiment_from_end_to_end(
 def test_a_long_submission_keeps_no_worker_from_its_claim(postgres: Postgres, tmp_path: Path) -> None:
     url = postgres.fresh()
     settings = Settings(home=tmp_path, database_url=url)
-    migrations.upgrade(url)
+    schema.upgrade(url)
     database = Database(url)
 
     def experiment() -> Experiment:
@@ -151,7 +152,7 @@ def test_a_long_submission_keeps_no_worker_from_its_claim(postgres: Postgres, tm
         long.flush()  # now it refers to the owner
         with database.writing() as session:
             session.execute(text("SET LOCAL lock_timeout = '2s'"))
-            assert turns.take(session, waiting.id, "worker", [CPU], settings) == (waiting.id, 1)
+            assert scheduling.take(session, waiting.id, "worker", [CPU], settings) == (waiting.id, 1)
     database.close()
 
 
@@ -288,7 +289,7 @@ def test_two_senders_tell_of_everything_once(
         ThreadPoolExecutor(12) as pool,
     ):
         hook = service.http.post("/v1/webhooks", json={"url": receiver.url}).json()
-        senders = [pool.submit(Sender(settings).run, stop) for _ in range(2)]
+        senders = [pool.submit(Sender(settings, finish_sweeps).run, stop) for _ in range(2)]
         for _ in range(3):
             sweep = service.http.post(
                 "/v1/sweeps", json={"grid": {"training.epochs": list(range(2, 10))}}

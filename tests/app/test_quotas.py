@@ -11,9 +11,10 @@ from sqlalchemy import select, update
 
 from app.core.broker import Broker
 from app.core.database import utcnow
-from app.experiments import lifecycle, relay, turns
-from app.experiments.tables import Attempt, Outbox
-from app.keys.tables import DeviceTime
+from app.experiments import lifecycle, scheduling
+from app.operations import relay
+from app.tables.experiments import Attempt, Outbox
+from app.tables.keys import DeviceTime
 from tests.app.conftest import QUICK, Valkey, wait_for
 from tests.app.people import People, people, stored, submitted
 
@@ -131,7 +132,7 @@ def test_running_experiments_are_held_back_by_the_relay_and_at_the_claim(
         def claim(experiment: str) -> str | None:
             """As a worker does it that gets this message."""
             with service.database.writing() as session:
-                taken = turns.take(session, experiment, "w", ["cpu"], service.settings)
+                taken = scheduling.take(session, experiment, "w", ["cpu"], service.settings)
                 return taken.experiment_id if taken is not None else None
 
         step()

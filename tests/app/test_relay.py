@@ -18,10 +18,10 @@ from sqlalchemy import select
 
 from app.core.broker import INTERACTIVE, PREVIEW, Broker, BrokerError
 from app.core.database import utcnow
-from app.experiments import relay
-from app.experiments.tables import Outbox, WorkerHeartbeat
+from app.operations import relay
 from app.settings import Settings
 from app.specs.placement import CPU, GPU
+from app.tables.experiments import Outbox, WorkerHeartbeat
 from tests.app.conftest import Service, Valkey, relaying, wait_for
 
 Serving = Callable[[Settings], AbstractContextManager[Service]]
@@ -164,7 +164,7 @@ def test_a_delayed_message_waits(service: Service, valkey: Valkey) -> None:
 
 def test_the_process_stops_when_it_is_told(service: Service, valkey: Valkey) -> None:
     environment = {"BDLAB_HOME": str(service.settings.home), "BDLAB_BROKER_URL": valkey.url}
-    process = subprocess.Popen([sys.executable, "-m", "app.experiments.relay"], env=environment)
+    process = subprocess.Popen([sys.executable, "-m", "app.operations.relay"], env=environment)
     try:
         experiment = service.submit()
         wait_for(lambda: sent(valkey) == [experiment["id"]], "the message")

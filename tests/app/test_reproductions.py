@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from app.artifacts.tables import Artifact
 from app.core.database import utcnow
 from app.specs.experiment import ExperimentSpec
+from app.tables.artifacts import Artifact
 from tests.app.conftest import Service
 from tests.app.numbers import done, record
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from app.results.tables import ArmNote, MetricPoint, ResultValue
 from app.specs.summary import summarize, t_quantile
+from app.tables.results import ArmNote, MetricPoint, ResultValue
 from tests.app.conftest import Service
 from tests.app.numbers import check_thinning
 

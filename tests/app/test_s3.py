@@ -8,9 +8,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from app.artifacts.tables import Artifact
 from app.core.database import utcnow
 from app.settings import Settings
+from app.tables.artifacts import Artifact
 from tests.app.conftest import Service, serve
 from tests.app.sending import ABOUT, pictures, post
 from tests.processes import wait_for

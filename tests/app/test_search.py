@@ -11,15 +11,15 @@ import pytest
 from sqlalchemy import delete, select, text
 from sqlalchemy.orm import Session
 
-from app.core import migrations
 from app.core.database import Database, make_engine, utcnow
-from app.core.owners import LOCAL
-from app.experiments.tables import Experiment
-from app.results.tables import ResultValue
-from app.search import indexing, plans
-from app.search.grammar import parse
-from app.search.tables import ResultRow
+from app.core.security import LOCAL
+from app.operations import schema
+from app.results.search import indexing, plans
+from app.results.search.grammar import parse
 from app.specs.experiment import ExperimentSpec
+from app.tables.experiments import Experiment
+from app.tables.results import ResultValue
+from app.tables.search import ResultRow
 from tests.app.conftest import Service
 from tests.app.explained import explained
 from tests.app.numbers import arm, done, record
@@ -310,7 +310,7 @@ def test_a_condition_that_fits_few_is_looked_up_by_its_index(
 
 def test_revision_0005_indexes_existing_results_as_the_application_does(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'old.sqlite3'}"
-    migrations.upgrade(url, "0004")
+    schema.upgrade(url, "0004")
     parsed = ExperimentSpec.model_validate({"defenses": [ABL], "reference": True, "seeds": [0, 1]})
     spec = json.dumps(parsed.model_dump(mode="json"))
     engine = make_engine(url)
@@ -328,7 +328,7 @@ def test_revision_0005_indexes_existing_results_as_the_application_does(tmp_path
                         values = (f"e{number}", name, seed, metric, value)
                         connection.exec_driver_sql("INSERT INTO result_values VALUES (?, ?, ?, ?, ?)", values)
     engine.dispose()
-    migrations.upgrade(url)
+    schema.upgrade(url)
     database = Database(url)
     with database.of(LOCAL).writing() as session:
         question = parse(["attack.name=badnets", "results.clean_accuracy>=0.84"], None, None)

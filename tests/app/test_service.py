@@ -13,14 +13,14 @@ from PIL import Image
 from safetensors.numpy import save_file
 from sqlalchemy import inspect
 
-from app.artifacts.tables import Artifact
-from app.core import migrations
 from app.core.database import make_engine, utcnow
 from app.core.security import make_signer
-from app.experiments.tables import WorkerHeartbeat
+from app.operations import schema
 from app.settings import Settings
 from app.specs.base import canonical_json
 from app.specs.facts import BUILT_IN
+from app.tables.artifacts import Artifact
+from app.tables.experiments import WorkerHeartbeat
 from tests.app.conftest import Service
 
 IMPORT = """
@@ -46,14 +46,14 @@ def test_importing_the_api_loads_only_what_it_cannot_do_without() -> None:
 def test_the_schema_goes_up_and_down(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'a%20b.sqlite3'}"
     for _ in range(2):
-        migrations.upgrade(url)
-        migrations.upgrade(url)
+        schema.upgrade(url)
+        schema.upgrade(url)
         engine = make_engine(url)
-        assert migrations.differences(engine) == []
+        assert schema.differences(engine) == []
         with engine.connect() as connection:
-            assert migrations.revision_of(connection) == migrations.head()
+            assert schema.revision_of(connection) == schema.head()
         engine.dispose()
-        migrations.downgrade(url)
+        schema.downgrade(url)
         engine = make_engine(url)
         assert inspect(engine).get_table_names() == ["alembic_version"]
         engine.dispose()
@@ -61,7 +61,7 @@ def test_the_schema_goes_up_and_down(tmp_path: Path) -> None:
 
 def test_several_processes_may_migrate_at_once(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'test.sqlite3'}"
-    code = f"from app.core import migrations; migrations.upgrade({url!r})"
+    code = f"from app.core import migrations; schema.upgrade({url!r})"
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
     assert [p.wait(60) for p in processes] == [0, 0, 0]
 

@@ -25,35 +25,35 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import select
 
+import app.data.uploads.repository
 import app.experiments.creation
+import app.experiments.dispatch
 import app.experiments.idempotency
 import app.experiments.lifecycle
-import app.experiments.queue
-import app.experiments.turns
-import app.keys.running
-import app.uploads.repository
-from app.core import migrations
+import app.experiments.scheduling
+import app.team.running_limit
 from app.core.broker import BrokerError
 from app.core.context import Context
 from app.core.database import Database, utcnow
 from app.core.errors import ConflictError, NotFoundError
 from app.core.objects import Objects
 from app.core.security import make_signer
-from app.experiments import lifecycle, queue, relay, service, turns
-from app.experiments.tables import QUEUED, RUNNING, SUCCEEDED, Attempt, Event, Experiment, Outbox
+from app.experiments import dispatch, lifecycle, scheduling, service
+from app.operations import relay, schema
 from app.settings import Settings
 from app.specs.experiment import ExperimentSpec
 from app.specs.placement import CPU
 from app.specs.status import TERMINAL
+from app.tables.experiments import QUEUED, RUNNING, SUCCEEDED, Attempt, Event, Experiment, Outbox
 
 CLOCKS = (
     app.experiments.creation,
     app.experiments.idempotency,
     app.experiments.lifecycle,
-    app.experiments.queue,
-    app.experiments.turns,
-    app.keys.running,
-    app.uploads.repository,
+    app.experiments.dispatch,
+    app.experiments.scheduling,
+    app.team.running_limit,
+    app.data.uploads.repository,
 )
 SPEC = ExperimentSpec()
 LEASE = 30.0
@@ -267,10 +267,10 @@ class Experiments(RuleBasedStateMachine):
             self.happened["claim"] += 1
             self.workers.append(taken)
 
-    def take(self, hint: str) -> turns.Taken | None:
+    def take(self, hint: str) -> scheduling.Taken | None:
         """What a message makes a worker do."""
         with self.database.writing() as session:
-            return turns.take(session, hint, "w", [CPU], self.context.settings)
+            return scheduling.take(session, hint, "w", [CPU], self.context.settings)
 
     def heartbeat(self, pick: int) -> None:
         if not self.workers:
@@ -341,7 +341,7 @@ class Experiments(RuleBasedStateMachine):
             def killed(*_: Any) -> None:
                 raise Killed
 
-            patch.setattr(queue, "mark_published", killed)
+            patch.setattr(dispatch, "mark_published", killed)
             with suppress(Killed, BrokerError):
                 relay.step(self.context.settings, self.database, self.broker)  # type: ignore[arg-type]
 
@@ -353,7 +353,7 @@ class Experiments(RuleBasedStateMachine):
 
     def old_rows_go(self) -> None:
         with self.database.writing() as session:
-            queue.purge(session, 86_400, 120)
+            dispatch.purge(session, 86_400, 120)
 
     # What is always true.
 
@@ -404,7 +404,7 @@ class Experiments(RuleBasedStateMachine):
 
 def test_any_order_of_events_keeps_the_promises(tmp_path: Path) -> None:
     template = tmp_path / "template.sqlite3"
-    migrations.upgrade(f"sqlite:///{template}")
+    schema.upgrade(f"sqlite:///{template}")
     Experiments.template = template
     run_state_machine_as_test(
         Experiments,

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from app.experiments.tables import Experiment
-from app.results.tables import ArmNote, ResultValue
+from app.tables.experiments import Experiment
+from app.tables.results import ArmNote, ResultValue
 from tests.app.conftest import Service
 from tests.app.people import people, submitted
 

@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import func, select
 
 from app.core.database import utcnow
-from app.experiments.tables import Experiment, Outbox, Stage
 from app.specs.experiment import ExperimentSpec
+from app.tables.experiments import Experiment, Outbox, Stage
 from tests.app.conftest import QUICK, Service
 
 

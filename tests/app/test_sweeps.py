@@ -8,10 +8,10 @@ import pytest
 from sqlalchemy import func, select
 
 from app.core.database import utcnow
-from app.experiments.tables import Experiment, Outbox, Stage
-from app.results.tables import ArmNote, ResultValue
 from app.specs.experiment import ExperimentSpec
-from app.sweeps.tables import Sweep
+from app.tables.experiments import Experiment, Outbox, Stage
+from app.tables.results import ArmNote, ResultValue
+from app.tables.sweeps import Sweep
 from tests.app.conftest import Service
 
 GRID: dict[str, Any] = {

@@ -6,7 +6,7 @@ import io
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core import tables_export as export
+from app.core import table_formats as export
 
 COLUMNS = [export.Column("name", "run's name"), export.Column("rate"), export.Column("ok")]
 ROWS: list[export.Row] = [

@@ -17,11 +17,11 @@ from sqlalchemy import select, update
 from app.core.broker import CHECKS, Broker
 from app.core.database import utcnow
 from app.core.errors import StalledError
+from app.data.uploads import repository, streaming
+from app.data.uploads.dispatch import announce
+from app.data.uploads.streaming import Form
 from app.settings import Settings
-from app.uploads import repository, streaming
-from app.uploads.relay import announce
-from app.uploads.streaming import Form
-from app.uploads.tables import Upload
+from app.tables.uploads import Upload
 from tests.app.conftest import Service, Valkey, serve
 from tests.app.people import people
 from tests.app.sending import ABOUT, MODEL, pictures, post, sent_dataset, sent_model, weights

@@ -12,12 +12,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 from sqlalchemy import select
 
-from app.core import ids, logs, meters
+from app.core import log_context, logs, metrics
 from app.core.database import Database
-from app.experiments.tables import Experiment
-from app.health.tables import Tally
-from app.health.tallies import Pusher
+from app.operations.health.shared_counters import Pusher
 from app.settings import Settings
+from app.tables.counters import Tally
+from app.tables.experiments import Experiment
 from tests.app.conftest import QUICK, Service
 
 ROOT = Path(__file__).parents[2]
@@ -122,7 +122,7 @@ def test_lines_are_json_or_for_people(form: Any, restored: None, capsys: pytest.
     try:
         raise ValueError(f"no {KEY}")
     except ValueError:
-        with ids.binding(request_id="r1", experiment_id="e1"):
+        with log_context.binding(request_id="r1", experiment_id="e1"):
             logging.getLogger("somewhere").exception("it %s", "broke", extra={"status": 500})
     text = capsys.readouterr().err
     assert KEY not in text
@@ -138,12 +138,12 @@ def test_lines_are_json_or_for_people(form: Any, restored: None, capsys: pytest.
 
 def test_processes_add_up_and_nothing_counted_while_the_database_was_away_is_lost(service: Service) -> None:
     one, other = Pusher("worker"), Pusher("relay")
-    meters.EPOCHS.labels("a test").inc(3)
+    metrics.EPOCHS.labels("a test").inc(3)
     away = Database("postgresql+psycopg://nobody@127.0.0.1:1/none")
     one.push(away)
     away.close()
-    meters.EPOCHS.labels("a test").inc(2)
-    meters.OBJECTS_SECONDS.labels("a test").observe(0.03)
+    metrics.EPOCHS.labels("a test").inc(2)
+    metrics.OBJECTS_SECONDS.labels("a test").observe(0.03)
     for _ in range(2):  # what was told once is not told again
         one.push(service.database)
         other.push(service.database)
@@ -151,7 +151,7 @@ def test_processes_add_up_and_nothing_counted_while_the_database_was_away_is_los
     epochs = {key: value for key, value in found["bdlab_epochs_total"].items() if "a test" in key}
     assert epochs == {frozenset(("a test", name)): 5 for name in ("api", "worker", "relay")}
     buckets = [key for key in found["bdlab_objects_seconds_bucket"] if "a test" in key and "worker" in key]
-    assert len(buckets) == len(meters.SLOW) + 1
+    assert len(buckets) == len(metrics.SLOW) + 1
     with service.database.reading() as session:
         rows = session.scalars(select(Tally).where(Tally.sample == "bdlab_epochs_total")).all()
     assert sum(row.value for row in rows if "a test" in row.labels) == 10
@@ -182,7 +182,7 @@ def test_documents_alerts_and_dashboard_name_metrics_that_exist(service: Service
         assert used, expression
         assert used <= samples_of, expression
         assert expression.count("(") == expression.count(")"), expression
-    document = (ROOT / "docs/watching.md").read_text()
+    document = (ROOT / "docs/monitoring.md").read_text()
     told = {name.removesuffix("_total").removesuffix("_info") for name in NAME.findall(document)}
     ours = {name.removesuffix("_info") for name in named if name.startswith("bdlab_")}
     assert told == ours

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from app.children import before_exec
+from app.operations.child_process import before_exec
 from app.settings import Settings
+from app.sweeps.completion import finish_sweeps
 from tests.app.conftest import Service, serve
 from tests.app.receiver import Authority, Got, receiving
 from tests.processes import wait_for
@@ -29,7 +30,7 @@ def relay(service: Service, authority: Authority) -> Iterator["subprocess.Popen[
         "SSL_CERT_FILE": str(authority.file),
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "app.experiments.relay"],
+        [sys.executable, "-m", "app.operations.relay"],
         env=environment,
         stderr=subprocess.DEVNULL,
         preexec_fn=before_exec(0, os.getpid()),  # noqa: PLW1509  # gone with pytest, even if that is killed
@@ -85,7 +86,7 @@ def test_a_refused_address_is_in_the_log_of_a_service_that_does_not_allow_it(
         body = {"url": "https://inner.example/", "events": ["experiment.canceled"]}
         webhook = service.http.post("/v1/webhooks", json=body).json()
         service.http.post(f"/v1/experiments/{service.submit()['id']}:cancel").raise_for_status()
-        sender = Sender(service.settings)
+        sender = Sender(service.settings, finish_sweeps)
         sender.step()
         sender.close()
         (delivery,) = service.http.get(f"/v1/webhooks/{webhook['id']}/deliveries").json()["deliveries"]

@@ -20,10 +20,11 @@ from sqlalchemy import func, select, update
 
 from app.core.database import utcnow
 from app.settings import Settings
+from app.sweeps.completion import finish_sweeps
+from app.tables.webhooks import Delivery, SweepEnding, Webhook
 from app.webhooks import outbox, sender, signing
 from app.webhooks.sender import Sender, backoff
 from app.webhooks.sending import EXCERPT_BYTES
-from app.webhooks.tables import Delivery, SweepEnding, Webhook
 from tests.app.conftest import QUICK, Service, serve
 from tests.app.people import people, submitted
 from tests.app.receiver import Authority, Got, Receiver, drip, receiving
@@ -51,7 +52,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> I
         patch.setenv("SSL_CERT_FILE", str(authority.file))
         patch.setattr(sender, "FIRST_PAUSE", 0.05)
         with serve(settings) as running:
-            thread = threading.Thread(target=Sender(settings).run, args=[stop])
+            thread = threading.Thread(target=Sender(settings, finish_sweeps).run, args=[stop])
             thread.start()
             yield running
             stop.set()
@@ -597,7 +598,7 @@ def test_owners_have_webhooks_of_their_own_and_not_too_many(
         assert made.of("root").put("/v1/owners/ann/limits", json=limits).json()["limits"]["webhooks"] == 3
         assert made.of("ann").post("/v1/webhooks", json={"url": receiver.url}).status_code == 201
         bob.post(f"/v1/experiments/{submitted(bob)}:cancel").raise_for_status()
-        sending = Sender(made.service.settings)
+        sending = Sender(made.service.settings, finish_sweeps)
         sending.step()
         sending.close()
         assert len(receiver.got) == 1

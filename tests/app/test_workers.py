@@ -9,7 +9,7 @@ import pytest
 
 from app.core.database import utcnow
 from app.core.versions import code_version
-from app.experiments.tables import WorkerHeartbeat
+from app.tables.experiments import WorkerHeartbeat
 from tests.app.conftest import Service
 from tests.app.people import People, people, submitted
 from tests.app.sending import sent_model

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from app.artifacts.tables import Artifact
 from app.core.database import utcnow
 from app.settings import Settings
+from app.tables.artifacts import Artifact
 from tests.app.conftest import Service, serve
 from tests.app.numbers import arm, done
 from tests.dashboard.conftest import Tab

@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import expect
 
 from app.settings import Settings
+from app.sweeps.completion import finish_sweeps
 from app.webhooks.sender import Sender
 from tests.app.conftest import serve
 from tests.app.people import People, people
@@ -21,7 +22,7 @@ NewTab = Callable[..., Tab]
 def sending(made: People) -> Iterator[None]:
     """Somebody who sends what webhooks are told."""
     stop = threading.Event()
-    thread = threading.Thread(target=Sender(made.service.settings).run, args=[stop])
+    thread = threading.Thread(target=Sender(made.service.settings, finish_sweeps).run, args=[stop])
     thread.start()
     yield
     stop.set()

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from playwright.sync_api import Route, expect
 
-from app.artifacts.tables import Artifact
 from app.core.database import utcnow
 from app.settings import Settings
+from app.tables.artifacts import Artifact
 from tests.app.conftest import Service, serve
 from tests.app.numbers import arm, done, record
 from tests.dashboard.conftest import Tab

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import select
 
 from app.core.database import Database
-from app.experiments.tables import Experiment, Outbox
+from app.tables.experiments import Experiment, Outbox
 from tests.processes import alive
 from tests.service.conftest import Team
 from tests.service.phases import PHASES, REPORT, completed_once, curves, reached, record, states

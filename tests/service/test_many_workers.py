@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.children import before_exec
+from app.operations.child_process import before_exec
 from app.settings import Settings
 from app.specs.status import TERMINAL
 from tests.app.conftest import Service, relaying, serve

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.cli import main
+from bdlab.cli import main
 from tests.conftest import BDLAB, Stack
 
 ROOT = Path(__file__).parents[2]

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from sqlalchemy import make_url
 
-from app.core import migrations
 from app.core.database import Database, utcnow
 from app.core.objects import Objects
 from app.experiments import lifecycle
-from app.experiments.tables import Experiment
+from app.operations.schema import upgrade
 from app.settings import Settings
 from app.specs.experiment import ExperimentSpec
 from app.specs.placement import placement_of
+from app.tables.experiments import Experiment
 from tests.servers import Postgres
 from worker.attempt import attempt
 
@@ -73,7 +73,7 @@ class House:
 def schema(postgres: Postgres) -> str:
     """A database with all tables, to be copied."""
     url = postgres.fresh()
-    migrations.upgrade(url)
+    upgrade(url)
     return str(make_url(url).database)
 
 
@@ -97,7 +97,7 @@ def house(tmp_path: Path, database_url: str) -> Any:
         stage_busy_seconds=7,
         checkpoint_seconds=0,
     )
-    migrations.upgrade(settings.database)
+    upgrade(settings.database)
     database = Database(settings.database)
     yield House(settings, database, Objects(settings.objects))
     database.close()

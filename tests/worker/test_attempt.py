@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from app.artifacts.tables import Artifact
 from app.core.database import utcnow
 from app.experiments import lifecycle
-from app.experiments.tables import Attempt, Event, Experiment, LogLine, Outbox
-from app.results.tables import ArmNote, MetricPoint, ResultValue
+from app.tables.artifacts import Artifact
+from app.tables.experiments import Attempt, Event, Experiment, LogLine, Outbox
+from app.tables.results import ArmNote, MetricPoint, ResultValue
 from tests.worker.conftest import House
 from worker.lab.contracts import NonFiniteLossError, Scope, SpecError, StageBusyError
 

@@ -9,12 +9,12 @@ import pytest
 from sqlalchemy import select, update
 
 import worker.recorder as recording
-from app.artifacts.tables import Artifact
 from app.core.database import new_id, utcnow
 from app.core.objects import Objects, put_content
-from app.experiments.tables import Stage
-from app.reproductions.tables import Reproduction
 from app.settings import Settings
+from app.tables.artifacts import Artifact
+from app.tables.experiments import Stage
+from app.tables.reproductions import Reproduction
 from tests.worker.conftest import House
 from worker.housekeeping import GRACE_SECONDS, tidy_up
 from worker.lab.contracts import Scope

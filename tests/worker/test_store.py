@@ -10,7 +10,7 @@ from sqlalchemy import update
 
 from app.core.database import utcnow
 from app.experiments import lifecycle
-from app.experiments.tables import Stage
+from app.tables.experiments import Stage
 from tests.worker.conftest import House
 from worker.lab.contracts import StageBusyError
 from worker.lease import Lease, StoppedError

@@ -7,13 +7,13 @@ from typing import Any
 from sqlalchemy import update
 
 from app.core.database import utcnow
-from app.core.owners import Owner
-from app.experiments import lifecycle, turns
-from app.experiments.tables import Experiment, Outbox, WorkerHeartbeat
+from app.experiments import lifecycle, scheduling
 from app.specs.experiment import ExperimentSpec
 from app.specs.placement import CPU, GPU
 from app.specs.stages import LAB_VERSION, arm_keys, plan
-from app.sweeps.tables import ArmKey
+from app.tables.experiments import Experiment, Outbox, WorkerHeartbeat
+from app.tables.owners import Owner
+from app.tables.sweeps import ArmKey
 from tests.worker.conftest import House
 
 HEAVY: dict[str, Any] = {"model": {"name": "resnet18"}}
@@ -33,7 +33,7 @@ def submit(house: House, owner: str = "ann", **fields: Any) -> str:
 
 def take(house: House, hint: str = "none", serves: str = CPU) -> str | None:
     with house.database.writing() as session:
-        taken = turns.take(session, hint, "w", [serves], house.settings)
+        taken = scheduling.take(session, hint, "w", [serves], house.settings)
         return taken.experiment_id if taken is not None else None
 
 

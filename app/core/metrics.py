@@ -1,0 +1,55 @@
+"""Metrics of each process; `app.operations.health.shared_counters` carries those of relay and workers to the API."""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # series that nobody reads, as many as the others
+REGISTRY = CollectorRegistry()
+QUICK = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+SLOW = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0)
+
+
+def _counter(name: str, documentation: str, *labels: str) -> Counter:
+    return Counter(name, documentation, labels, registry=REGISTRY)
+
+
+DATABASE_SECONDS = Histogram(
+    "bdlab_database_seconds", "Time of SQL statements by kind.", ("kind",), buckets=QUICK, registry=REGISTRY
+)
+DATABASE_ERRORS = _counter("bdlab_database_errors_total", "Errors of the database by class.", "error")
+OBJECTS_SECONDS = Histogram(
+    "bdlab_objects_seconds",
+    "Time of the object store's operations.",
+    ("operation",),
+    buckets=SLOW,
+    registry=REGISTRY,
+)
+OBJECTS_ERRORS = _counter(
+    "bdlab_objects_errors_total", "Operations that the object store failed.", "operation"
+)
+PUBLISHED = _counter("bdlab_messages_published_total", "Messages handed to the broker.", "queue")
+ATTEMPTS = _counter("bdlab_attempts_total", "Attempts at experiments that ended, by outcome.", "outcome")
+ENDED = _counter("bdlab_experiments_ended_total", "Experiments that ended, by status.", "status")
+LEASES_LOST = _counter("bdlab_leases_lost_total", "Leases that ran out and were taken back.")
+CHECKS = _counter("bdlab_checks_total", "Checks of uploads that ended, by what they found.", "status")
+DELIVERIES = _counter("bdlab_webhook_tries_total", "Requests to webhooks, by outcome.", "outcome")
+BUSY_SECONDS = _counter(
+    "bdlab_worker_busy_seconds_total", "Time that workers spent on experiments.", "queue", "device"
+)
+EPOCHS = _counter("bdlab_epochs_total", "Epochs that were trained, by kind of stage.", "stage")
+STAGES = _counter(
+    "bdlab_stages_total", "Stages that were computed, or taken from the cache (source).", "stage", "source"
+)
+STAGES_BUSY = _counter("bdlab_stages_busy_total", "Times that a stage was held by another worker.", "stage")
+
+
+def after_commit(session: Session, count: Callable[[], None]) -> None:
+    """Count only once what the session writes is there for good."""
+
+    def committed(_session: Session) -> None:
+        count()
+
+    event.listen(session, "after_commit", committed, once=True)

@@ -1,0 +1,93 @@
+"""The catalog, by reflection over the specs: a new spec class appears by itself."""
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined, to_jsonable_python
+
+from app.core.validation import members, name_of
+from app.data import local_datasets
+from app.data.catalog.schemas import Catalog, DatasetEntry, Entry
+from app.specs.dataset import Imported, Uploaded
+from app.specs.experiment import ExperimentSpec
+from app.specs.facts import BUILT_IN
+from app.specs.training import Augmentation
+
+_CITATION = re.compile(r"\(([^()]*\b(?:19|20)\d\d[a-z]?)\)")
+
+
+def catalog(folder: Path) -> Catalog:
+    """What can be asked of this service; ``folder`` is the data folder."""
+    return Catalog(
+        attacks=_entries("attack"),
+        defenses=_entries("defenses"),
+        datasets=_datasets(folder),
+        models=_entries("model"),
+        training=[*_entries("training"), _entry(Augmentation)],
+    )
+
+
+def names(field: str) -> list[str]:
+    """What a field of the spec can be called, such as every attack, in the order of the catalog."""
+    return [str(name_of(model)) for model in members(ExperimentSpec.model_fields[field].annotation)]
+
+
+def _entries(field: str) -> list[Entry]:
+    return [_entry(model) for model in members(ExperimentSpec.model_fields[field].annotation)]
+
+
+def _datasets(folder: Path) -> list[DatasetEntry]:
+    entries = []
+    here = folder.is_dir()
+    for entry in _entries("dataset"):
+        if entry.name == name_of(Imported):
+            template = entry
+            continue
+        if entry.name == name_of(Uploaded):
+            command = "bdlab datasets upload FILE"
+            entries.append(DatasetEntry(**entry.model_dump(), present=None, facts=None, command=command))
+            continue
+        present = local_datasets.present(entry.name, folder)
+        more = {
+            "present": present if here or present else None,
+            "facts": BUILT_IN[entry.name],
+            "command": local_datasets.command(entry.name),
+        }
+        entries.append(DatasetEntry(**entry.model_dump(), **more))
+    command = "bdlab data import FILE --name KEY"
+    entries.append(DatasetEntry(**template.model_dump(), present=None, facts=None, command=command))
+    for key, known in local_datasets.imported(folder).items():
+        more = {"key": key, "present": True, "facts": known.facts, "command": None}
+        defaults = {**template.defaults, "key": key}
+        entries.append(DatasetEntry(**{**template.model_dump(), "defaults": defaults}, **more))
+    return entries
+
+
+def _entry(model: type[BaseModel]) -> Entry:
+    text = inspect.getdoc(model) or ""
+    return Entry(
+        name=name_of(model) or model.__name__.removesuffix("Spec").lower(),
+        summary=text.partition("\n")[0],
+        description=text,
+        source=_source(model, text),
+        schema_=model.model_json_schema(),
+        defaults=_defaults(model),
+    )
+
+
+def _source(model: type[BaseModel], text: str) -> str | None:
+    """The papers that the documentation cites in brackets, then those that the fields name."""
+    found = _CITATION.findall(text)
+    for field in model.model_fields.values():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and "source" in extra:
+            found.extend(str(extra["source"]).split("; "))
+    return "; ".join(dict.fromkeys(found)) or None
+
+
+def _defaults(model: type[BaseModel]) -> dict[str, Any]:
+    fields = {name: field.get_default() for name, field in model.model_fields.items()}
+    return {n: to_jsonable_python(value) for n, value in fields.items() if value is not PydanticUndefined}

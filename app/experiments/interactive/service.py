@@ -1,0 +1,130 @@
+"""Questions to the interactive worker: previews and predictions, answered while the client waits."""
+
+import base64
+import io
+import time
+import warnings
+from typing import Any
+
+import anyio
+from fastapi.concurrency import run_in_threadpool
+from PIL import Image
+
+from app.core.broker import PREDICT, PREVIEW
+from app.core.context import Context
+from app.core.errors import (
+    ConflictError,
+    GoneError,
+    InvalidError,
+    NotFoundError,
+    TooLargeError,
+    UnavailableError,
+    WorkerFailedError,
+    summary,
+)
+from app.core.validation import FieldError, shown
+from app.experiments import repository as experiments
+from app.experiments.interactive.schemas import PredictRequest, PreviewRequest
+from app.experiments.service import checked
+from app.results.artifacts import repository as artifacts
+from app.results.artifacts.service import gone
+from app.specs.experiment import ExperimentSpec
+
+MOST_PIXELS = 16_000_000
+FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.1
+
+
+async def preview(context: Context, request: PreviewRequest) -> bytes:
+    """A PNG of clean, triggered and residual samples. Raises InvalidError, UnavailableError."""
+    smallest = {"batch_size": 2}  # nothing is trained, so a large batch must not be at fault
+    spec = ExperimentSpec.model_validate(
+        {"dataset": request.dataset, "attack": request.attack, "training": smallest}
+    )
+    await run_in_threadpool(checked, context, spec)
+    answer = await _ask(context, PREVIEW, request.model_dump(mode="json"))
+    return base64.b64decode(answer["picture"])
+
+
+async def predict(
+    context: Context, experiment_id: str, request: PredictRequest, image: bytes | None
+) -> dict[str, Any]:
+    """Every arm's answer for ``image``, or for the test image at ``request.index`` if that is None.
+
+    Raises NotFoundError, ConflictError while there is no model, GoneError if all were let go, InvalidError,
+    UnavailableError.
+    """
+    payload = await run_in_threadpool(_prediction, context, experiment_id, request, image)
+    return await _ask(context, PREDICT, payload)
+
+
+def verify_image(data: bytes, limit: int) -> None:
+    """Raises InvalidError if ``data`` is no image that Pillow can read, TooLargeError if it is too large."""
+    if len(data) > limit:
+        raise TooLargeError(f"image: {len(data)} bytes; at most {limit} are allowed")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as picture:
+                pixels = picture.width * picture.height
+                picture.verify()
+    except Exception as error:  # Pillow's readers raise all sorts of things on damaged files
+        fault = FieldError(
+            field="image", value=f"{len(data)} bytes", message="not an image; send a PNG or JPEG file"
+        )
+        raise InvalidError(summary([fault]), [fault]) from error
+    if pixels > MOST_PIXELS:
+        raise TooLargeError(f"image: {pixels} pixels; at most {MOST_PIXELS} are allowed")
+
+
+def _prediction(
+    context: Context, experiment_id: str, request: PredictRequest, image: bytes | None
+) -> dict[str, Any]:
+    """What the worker needs to answer."""
+    with context.database.reading() as session:
+        experiment = experiments.get(session, experiment_id)
+        if experiment is None:
+            raise NotFoundError(f"there is no experiment {shown(experiment_id)}")
+        spec = ExperimentSpec.model_validate(experiment.spec)
+        seed = spec.seeds[0] if request.seed is None else request.seed
+        files = artifacts.of(session, experiment_id, kind="checkpoint", seed=seed)
+    if seed not in spec.seeds:
+        fault = FieldError(field="seed", value=seed, message=f"allowed: {', '.join(map(str, spec.seeds))}")
+        raise InvalidError(summary([fault]), [fault])
+    size = checked(context, spec).facts.subset(spec.dataset).test_size
+    if image is None and request.index >= size:
+        fault = FieldError(field="index", value=request.index, message=f"allowed: 0 to {size - 1}")
+        raise InvalidError(summary([fault]), [fault])
+    trained = [f for f in files if f.arm and f.name == f"seed-{seed}/{f.arm}/model.safetensors"]
+    models = {f.arm: f.object_key for f in trained if f.expired_at is None}
+    if trained and not models:
+        raise GoneError(gone(trained[0]))
+    if not models:
+        raise ConflictError(
+            f"the experiment has no trained model of seed {seed} yet; it is {experiment.status}"
+        )
+    return {
+        "spec": experiment.spec,
+        "checkpoints": {arm: models[arm] for arm in spec.arms if arm in models},
+        "index": request.index if image is None else None,
+        "image": base64.b64encode(image).decode() if image is not None else None,
+        "triggered": request.triggered,
+        "seed": seed,
+    }
+
+
+async def _ask(context: Context, task: str, payload: dict[str, Any]) -> dict[str, Any]:
+    """Send a task and wait for its answer, without a thread between two looks."""
+    patience = context.settings.interactive_timeout
+    deadline, pause = time.monotonic() + patience, FIRST_PAUSE
+    try:
+        task_id = await run_in_threadpool(context.broker.ask, task, payload, patience)
+        while (answer := await run_in_threadpool(context.broker.answer, task_id)) is None:
+            if time.monotonic() >= deadline:
+                raise UnavailableError(f"the interactive worker did not answer within {patience:g} s")
+            await anyio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+    except RuntimeError as error:
+        raise WorkerFailedError(str(error)) from error
+    if "error" in answer:
+        raise InvalidError(str(answer["error"]))
+    return answer

@@ -1,0 +1,19 @@
+"""GET /v1/workers."""
+
+from fastapi import APIRouter
+
+from app.core.context import Ctx
+from app.experiments.workers import service
+from app.experiments.workers.schemas import Workers
+
+router = APIRouter(prefix="/v1", tags=["health"])
+
+
+@router.get("/workers", summary="Who works, and what waits")
+def get_workers(context: Ctx) -> Workers:
+    """Every worker process with its queues, device, memory, state and version, and the length of every queue.
+
+    A worker tells these every few seconds. Queues are counted over all owners; which experiment a worker runs is shown
+    to its owner, and to keys with the scope `admin`.
+    """
+    return service.overview(context)

@@ -1,0 +1,78 @@
+"""Is everything there that the service needs?"""
+
+from collections.abc import Callable
+
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.core.broker import INTERACTIVE, BrokerError
+from app.core.context import Context
+from app.core.objects import ObjectStoreError
+from app.experiments.workers import repository as workers
+from app.experiments.workers.service import skew
+from app.operations.health.schemas import Check, Readiness
+from app.specs.placement import KINDS
+from app.specs.stages import LAB_VERSION
+from app.tables.experiments import Experiment
+
+
+def readiness(context: Context) -> Readiness:
+    """Every check, each with what it found; none of them raises."""
+    probes: dict[str, Callable[[], Check]] = {
+        "database": lambda: _database(context),
+        "broker": lambda: _broker(context),
+        "objects": lambda: _objects(context),
+        "worker": lambda: _worker(context, *KINDS),
+        "interactive_worker": lambda: _worker(context, INTERACTIVE),
+        "versions": lambda: _versions(context),
+    }
+    checks = {}
+    for name, probe in probes.items():
+        try:
+            checks[name] = probe()
+        except (SQLAlchemyError, BrokerError, ObjectStoreError) as error:
+            checks[name] = Check(ok=False, detail=str(error).partition("\n")[0])
+    return Readiness(ready=all(check.ok for check in checks.values()), checks=checks)
+
+
+def manned(context: Context) -> bool:
+    """Whether some live worker trains."""
+    with context.database.whole.reading() as session:
+        return bool(workers.kinds(session))
+
+
+def _database(context: Context) -> Check:
+    with context.database.reading() as session:
+        session.execute(select(Experiment.id).limit(1))
+    return Check(ok=True)
+
+
+def _broker(context: Context) -> Check:
+    waiting = sum(context.broker.pending(queue) for queue in KINDS)
+    return Check(ok=True, detail=f"{waiting} messages wait")
+
+
+def _objects(context: Context) -> Check:
+    context.objects.exists("sha256")
+    return Check(ok=True)
+
+
+def _worker(context: Context, *queues: str) -> Check:
+    with context.database.whole.reading() as session:
+        found = [row for row in workers.alive(session) if set(queues) & set(row.queue.split(","))]
+    fitting = [row.name for row in found if row.lab_version >= LAB_VERSION]
+    if fitting:
+        return Check(ok=True, detail=", ".join(fitting))
+    named = " or ".join(map(repr, queues))
+    if found:
+        detail = (
+            f"the workers on the queue {named} have older lab versions than {LAB_VERSION}: {found[0].name}"
+        )
+        return Check(ok=False, detail=detail)
+    return Check(ok=False, detail=f"no worker on the queue {named} in the last {workers.ALIVE_SECONDS:g} s")
+
+
+def _versions(context: Context) -> Check:
+    """Other code on a worker is worth telling, but while a service is upgraded it is as it should be."""
+    with context.database.whole.reading() as session:
+        return Check(ok=True, detail="; ".join(skew(workers.alive(session))))

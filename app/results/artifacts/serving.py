@@ -1,0 +1,43 @@
+"""The bytes of a stored file as an answer: whole, in part, or not at all because the client has them."""
+
+from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
+
+from app.core.context import Context
+from app.core.errors import NotFoundError
+from app.results.artifacts import service
+from app.tables.artifacts import Artifact
+
+
+async def serve(request: Request, context: Context, artifact: Artifact) -> Response:
+    """What RFC 9110 says of GET and HEAD with Range, If-Range and If-None-Match.
+
+    Raises RangeError, ObjectStoreError, and NotFoundError if the file is gone.
+    """
+    tag = f'"{artifact.sha256}"'
+    headers = {
+        "ETag": tag,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, no-cache",
+        "Content-Disposition": f'attachment; filename="{service.file_name(artifact)}"',
+        "X-Content-Type-Options": "nosniff",
+    }
+    if artifact.details.get("backdoored"):
+        headers["X-Backdoored"] = "true"
+    known = request.headers.get("if-none-match", "")
+    if "*" in known or tag in known:
+        return Response(status_code=304, headers=headers)
+    wanted = None
+    if request.method == "GET" and request.headers.get("if-range", tag) == tag:
+        wanted = service.part(request.headers.get("range"), artifact.size)
+    start, stop = wanted or (0, artifact.size)
+    headers["Content-Length"] = str(stop - start)
+    if wanted:
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{artifact.size}"
+    if request.method == "HEAD":
+        return Response(headers=headers, media_type=artifact.media_type)
+    chunks = await context.objects.stream(artifact.object_key, start, stop)
+    if chunks is None:
+        raise NotFoundError(f"the file of artifact {artifact.id} is no longer in the object store")
+    status = 206 if wanted else 200
+    return StreamingResponse(chunks, status_code=status, headers=headers, media_type=artifact.media_type)

@@ -1,0 +1,57 @@
+"""The table of what users sent: models and data sets."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, Index, String, Text, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.core.database import Base, Json, UtcDateTime, new_id
+from app.core.request_origin import Requested
+from app.tables.owners import Owned, owned_index
+
+MODEL, DATASET = "model", "dataset"
+PENDING, READY, REFUSED = "pending", "ready", "refused"
+
+
+class Upload(Requested, Owned, Base):
+    """A file and what its check found. While it is pending the row is its own message: the relay announces it to the
+    workers when ``due_at`` has come. ``attempts`` is the fencing token of the worker that checks it."""
+
+    __tablename__ = "uploads"
+    __table_args__ = (
+        owned_index("ix_uploads_kind_created", "kind", "created_at", "id"),
+        Index("ix_uploads_due", "status", "due_at"),
+        UniqueConstraint("owner_id", "kind", "request_hash"),
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True, default=new_id)
+    kind: Mapped[str] = mapped_column(String(16))
+    name: Mapped[str] = mapped_column(String(200))
+    status: Mapped[str] = mapped_column(String(16), default=PENDING)
+    reason: Mapped[str | None] = mapped_column(Text)
+    size: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    request: Mapped[dict[str, Any]] = mapped_column(Json)
+    """What came with the file: the fields that its check needs."""
+    request_hash: Mapped[str] = mapped_column(String(64))
+    """Over file and fields, so that sending both again gives the same upload."""
+    facts: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    """What the check found; null until it is ready."""
+    version: Mapped[str] = mapped_column(String(64), default="")
+    """A data set's digest of content, once it is ready."""
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    checked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    due_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    claimed_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    attempts: Mapped[int] = mapped_column(default=0)
+
+
+def source_key(upload_id: str) -> str:
+    """Where the file lies as it was sent."""
+    return f"uploads/{upload_id}"
+
+
+def dataset_key(upload_id: str) -> str:
+    """Where a data set lies in the form that workers load."""
+    return f"uploads/{upload_id}.safetensors"
