@@ -15,9 +15,9 @@ from app.specs.dataset import DatasetSpec
 from app.specs.defense import DefenseSpec
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import BUILT_IN, allocate
+from app.specs.metrics import summarize
 from app.specs.model import ModelSpec
 from app.specs.stages import LAB_VERSION, plan
-from app.specs.summary import summarize
 from app.specs.training import Augmentation, TrainingSpec
 
 
@@ -75,10 +75,10 @@ def test_the_hash_covers_what_decides_the_numbers_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("spec", "match"),
     [
-        ({"seeds": [1, 1]}, "differ"),
+        ({"seeds": [1, 1]}, "distinct"),
         ({"seeds": []}, "at least 1"),
-        ({"defenses": [{"name": "abl"}, {"name": "abl"}]}, "give `arm`"),
-        ({"defenses": [{"name": "abl", "arm": "clean"}]}, "differ"),
+        ({"defenses": [{"name": "abl"}, {"name": "abl"}]}, "set `arm`"),
+        ({"defenses": [{"name": "abl", "arm": "clean"}]}, "distinct"),
         ({"attack": {"name": "badnets", "poisoning_rate": 1.5}}, "less than or equal to 1"),
         ({"attack": {"name": "badnets", "poisoning_rate": float("nan")}}, "finite"),
         ({"attack": {"name": "nonesuch"}}, "badnets"),

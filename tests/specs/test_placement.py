@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from app.specs.experiment import ExperimentSpec
-from app.specs.placement import CPU, GPU, accepted, placement_of, queue_of
+from app.specs.placement import CPU, GPU, choose_queue, claimable_placements, placement_of
 from app.specs.stages import arm_keys, plan
 
 HEAVY: dict[str, Any] = {"dataset": {"name": "cifar10"}, "model": {"name": "resnet18"}}
@@ -30,22 +30,22 @@ HEAVY: dict[str, Any] = {"dataset": {"name": "cifar10"}, "model": {"name": "resn
 )
 def test_a_wish_gives_way_but_a_need_does_not(spec: dict[str, Any], live: set[str], queue: str) -> None:
     placement = placement_of(ExperimentSpec.model_validate(spec))
-    assert queue_of(placement, live) == queue
+    assert choose_queue(placement, live) == queue
     for kind in live:
-        assert (placement in accepted([kind], live)) == (kind == queue)
+        assert (placement in claimable_placements([kind], live)) == (kind == queue)
 
 
 def test_work_for_a_gpu_waits_for_one_that_is_started_on_demand() -> None:
     heavy = placement_of(ExperimentSpec.model_validate(HEAVY))
     light = placement_of(ExperimentSpec())
-    assert queue_of(heavy, {CPU}, gpu_on_demand=True) == GPU
-    assert queue_of(light, {GPU}, gpu_on_demand=True) == GPU
-    assert accepted([CPU], {CPU}, gpu_on_demand=True) == [light]
+    assert choose_queue(heavy, {CPU}, gpu_on_demand=True) == GPU
+    assert choose_queue(light, {GPU}, gpu_on_demand=True) == GPU
+    assert claimable_placements([CPU], {CPU}, gpu_on_demand=True) == [light]
 
 
 def test_a_worker_that_is_alone_takes_all_that_it_can() -> None:
-    assert accepted([GPU], set()) == ["needs_gpu", "rather_gpu", "rather_cpu"]
-    assert accepted([CPU], set()) == ["rather_gpu", "rather_cpu"]
+    assert claimable_placements([GPU], set()) == ["needs_gpu", "rather_gpu", "rather_cpu"]
+    assert claimable_placements([CPU], set()) == ["rather_gpu", "rather_cpu"]
 
 
 def test_neither_device_nor_priority_is_in_a_stages_key() -> None:

@@ -9,14 +9,14 @@ from pydantic import ValidationError
 
 from app.specs.experiment import ExperimentSpec
 from app.specs.study import StudyParts, StudySpec
-from app.specs.sweep import Cell, PathError, SweepSpec, cell, coordinates
+from app.specs.sweep import Cell, PathError, SweepSpec, build_cell, cell_coordinates
 
 BASE: dict[str, Any] = {"attack": {"name": "badnets"}, "defenses": [{"name": "abl"}, {"name": "nad"}]}
 
 
 def cells(**fields: Any) -> list[Cell]:
     spec = SweepSpec.model_validate(fields)
-    return [cell(spec, number, where) for number, where in enumerate(coordinates(spec))]
+    return [build_cell(spec, number, where) for number, where in enumerate(cell_coordinates(spec))]
 
 
 def test_a_grid_is_every_combination_and_the_last_path_varies_fastest() -> None:
@@ -54,8 +54,8 @@ def test_a_list_of_overrides_is_one_cell_each() -> None:
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("defenses.2.gamma", "2 is no place in a list of 2"),
-        ("defenses.x", "x is no place"),
+        ("defenses.2.gamma", "2 is not an index of a list of 2"),
+        ("defenses.x", "x is not an index"),
         ("attack.name.x", "neither an object nor a list"),
     ],
 )
@@ -91,13 +91,13 @@ VALUES = st.lists(st.integers(0, 9) | st.text("ab", max_size=2) | st.booleans(),
 @given(st.dictionaries(st.sampled_from(["a", "b.c", "b.d.e", "f.0", "g"]), VALUES, min_size=1))
 def test_every_cell_holds_what_its_coordinates_say(grid: dict[str, list[Any]]) -> None:
     spec = SweepSpec(base={"b": {"kept": 1}, "f": [0, 1]}, grid=grid)
-    places = list(coordinates(spec))
+    places = list(cell_coordinates(spec))
     assert len(places) == spec.size
     assert {repr(sorted(p.items())) for p in places} == {
-        repr(sorted(p.items())) for p in coordinates(SweepSpec(grid=dict(reversed(grid.items()))))
+        repr(sorted(p.items())) for p in cell_coordinates(SweepSpec(grid=dict(reversed(grid.items()))))
     }
     for number, where in enumerate(places):
-        document: Any = cell(spec, number, where).document
+        document: Any = build_cell(spec, number, where).document
         assert document["b"]["kept"] == 1
         for path, value in where.items():
             here = document
@@ -124,7 +124,7 @@ def study(**fields: Any) -> StudySpec:
             "'sig' and 'b'",
         ),
         ({"defenses": [{"name": "abl"}, {"name": "abl", "arm": "b"}]}, "'abl' and 'b' are equal"),
-        ({"seeds": [1, 1]}, "seeds must differ"),
+        ({"seeds": [1, 1]}, "seeds must be distinct"),
         ({"epochs": 3}, "Extra inputs"),
     ],
 )
@@ -137,10 +137,12 @@ def test_extending_twice_is_extending_once() -> None:
     more = StudyParts.model_validate(
         {"defenses": [{"name": "nad"}], "seeds": [1], "attacks": [{"attack": {"name": "sig"}}]}
     )
-    once = study().extended(more)
+    once = study().extended_with(more)
     assert [d.arm_name for d in once.defenses] == ["nad"]
     assert [a.row for a in once.attacks] == ["badnets", "sig"]
     assert once.seeds == (0, 1)
-    assert once.extended(more) == once
+    assert once.extended_with(more) == once
     with pytest.raises(ValidationError, match="label"):
-        once.extended(StudyParts.model_validate({"attacks": [{"attack": {"name": "sig", "amplitude": 9}}]}))
+        once.extended_with(
+            StudyParts.model_validate({"attacks": [{"attack": {"name": "sig", "amplitude": 9}}]})
+        )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.specs.summary import defense_effectiveness
+from app.specs.metrics import defense_effectiveness
 
 UNDEFENDED = {"clean_accuracy": 0.9, "attack_success_rate": 1.0}
 
