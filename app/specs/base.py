@@ -15,6 +15,10 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
+    def fields_with(self, *prefixes: str) -> dict[str, Any]:
+        """The fields whose names start with one of ``prefixes``, as JSON."""
+        return {n: v for n, v in self.model_dump(mode="json").items() if n.startswith(prefixes)}
+
 
 def field(default: Any, description: str, *, unit: str = "", source: str = "", **bounds: Any) -> Any:
     """A documented hyperparameter.
