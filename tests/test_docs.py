@@ -18,7 +18,7 @@ from app.settings import Settings
 from app.specs.checks import find_problems
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import BUILT_IN
-from app.specs.summary import EFFECTIVENESS, METRICS
+from app.specs.metrics import EFFECTIVENESS, METRICS
 from bdlab.cli import app
 from bdlab.commands.many import SubmitsFiles
 from tests.conftest import Stack

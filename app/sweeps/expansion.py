@@ -11,7 +11,7 @@ from app.core.validation import MOST_ERRORS, FieldError, field_errors, shown
 from app.experiments.creation import Planned
 from app.experiments.service import planned
 from app.specs.experiment import ExperimentSpec
-from app.specs.sweep import Cell, PathError, SweepSpec, cell, coordinates, described
+from app.specs.sweep import Cell, PathError, SweepSpec, build_cell, cell_coordinates, format_coordinates
 
 MODELS_A_CELL = 50
 """So many trained models (arms x seeds) may a cell stand for, on average: a bound on what one request writes."""
@@ -37,9 +37,9 @@ def expand(context: Context, spec: SweepSpec) -> list[Sound]:
     faults: dict[tuple[str, str], FieldError] = {}
     first: dict[str, Cell] = {}
     models = 0
-    for number, where in enumerate(coordinates(spec)):
+    for number, where in enumerate(cell_coordinates(spec)):
         try:
-            here = cell(spec, number, where)
+            here = build_cell(spec, number, where)
             one = Sound(here, planned(context, _named(spec, here)))
         except (PathError, ValidationError, InvalidError) as error:
             for key, fault in _faults(error, number, where):
@@ -49,10 +49,8 @@ def expand(context: Context, spec: SweepSpec) -> list[Sound]:
             continue
         twin = first.setdefault(one.planned.spec.spec_hash, here)
         if twin is not here:
-            message = (
-                f"equal to cell {twin.number}, {described(twin.coordinates)}; name and tags do not count"
-            )
-            refuse(f"cells[{number}]", described(where), message)
+            message = f"equal to cell {twin.number}, {format_coordinates(twin.coordinates)}; name and tags do not count"
+            refuse(f"cells[{number}]", format_coordinates(where), message)
         models += len(one.planned.keys)
         if models > most * MODELS_A_CELL:
             asked, allowed = (
@@ -77,7 +75,7 @@ def _named(spec: SweepSpec, here: Cell) -> ExperimentSpec:
     experiment = ExperimentSpec.model_validate(here.document)
     if "name" in here.coordinates:
         return experiment
-    name = f"{experiment.name or spec.name or 'sweep'}: {described(here.coordinates)}"
+    name = f"{experiment.name or spec.name or 'sweep'}: {format_coordinates(here.coordinates)}"
     return experiment.model_copy(update={"name": name[:200]})
 
 
@@ -99,7 +97,7 @@ def _faults(
         inside = "" if field == "body" else f".{field}"
         of_base = inside and not any(_meet(field.replace("[", ".").replace("]", ""), path) for path in where)
         place = f"base{inside}" if of_base else f"cells[{number}]{inside}"
-        text = f"{message} (cell {number}: {described(where)})"
+        text = f"{message} (cell {number}: {format_coordinates(where)})"
         yield (place, message), FieldError(field=place, value=fault["value"], message=text)
 
 

@@ -103,7 +103,7 @@ def test_a_study_takes_what_is_there_and_tells_rows_apart(tab: NewTab, service: 
     expect(page.locator("#verdict")).to_contain_text("8 cells, 8 with results already")
     page.locator("#add-row-name").select_option("blend")
     page.get_by_role("button", name="Add attack").click()
-    expect(page.locator(".errors").first).to_contain_text("give `label` to tell them apart")
+    expect(page.locator(".errors").first).to_contain_text("set `label` to rename a row")
     walk.faults.clear()
     page.get_by_label("Row name").nth(1).fill("blend, weak")
     page.locator("#rows fieldset:nth-child(2) summary").click()

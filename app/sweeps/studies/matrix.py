@@ -8,8 +8,8 @@ from sqlalchemy.orm import Session
 
 from app.results.numbers.schemas import Aggregate
 from app.specs.experiment import CLEAN, UNDEFENDED
+from app.specs.metrics import EFFECTIVENESS, defense_effectiveness, summarize
 from app.specs.study import StudySpec
-from app.specs.summary import EFFECTIVENESS, defense_effectiveness, summarize
 from app.sweeps.studies import repository
 from app.sweeps.studies.planning import Place
 from app.sweeps.studies.repository import CLEAN_ACCURACY, MEASURED

@@ -51,7 +51,7 @@ def extend(context: Context, study_id: str, more: StudyParts) -> StudyOut:
     with context.database.writing() as session:
         study = batch.found(repository.lock(session, STUDY, study_id), STUDY, study_id)
         try:
-            spec = StudySpec.model_validate(study.spec).extended(more)
+            spec = StudySpec.model_validate(study.spec).extended_with(more)
         except ValidationError as error:
             fault = error.errors()[0]
             field = ".".join(map(str, fault["loc"])) or "body"
