@@ -170,6 +170,12 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_named_files_of_the_code_exist(path: Path) -> None:
+    named = re.findall(r"`((?:app|bdlab|worker|tests|migrations|benchmarks|deploy)/[\w./-]+)`", path.read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_the_index_names_every_guide() -> None:
     index = ROOT / "docs/README.md"
     named = {target for target, _ in LINK.findall(index.read_text())}
