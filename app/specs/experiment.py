@@ -1,5 +1,6 @@
 """One experiment: a data set, a victim, an attack, defenses, seeds."""
 
+from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
@@ -19,6 +20,13 @@ ATTACK = "attack"
 TagKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 TagValue = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
+def arm_names(attack: str, reference: bool, defense_arms: Iterable[str]) -> tuple[str, ...]:
+    """Arm names in the order in which results list them."""
+    if attack == "none":
+        return (CLEAN, *defense_arms)
+    return (*([CLEAN] if reference else []), UNDEFENDED, *defense_arms)
 
 
 class Victim(Spec):
@@ -77,9 +85,7 @@ class ExperimentSpec(Spec):
     @property
     def arms(self) -> tuple[str, ...]:
         """Arm names in the order in which results list them."""
-        head = (CLEAN,) if self.reference or self.attack.name == "none" else ()
-        undefended = () if self.attack.name == "none" else (UNDEFENDED,)
-        return (*head, *undefended, *(d.arm_name for d in self.defenses))
+        return arm_names(self.attack.name, self.reference, [defense.arm_name for defense in self.defenses])
 
     @property
     def victim_arm(self) -> str:

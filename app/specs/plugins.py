@@ -13,7 +13,7 @@ from functools import cache, reduce
 from operator import or_
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from app.specs.base import Spec
 
@@ -32,7 +32,7 @@ class PluginError(SystemExit):
 
 def extended(union: Any, base: type[SpecT]) -> Any:
     """``union`` and every plug-in's subclass of ``base``. Raises PluginError."""
-    names = {member.model_fields["name"].default for member in get_args(union)}
+    names = member_names(union)
     found: list[Any] = []
     for cls in _classes():
         if issubclass(cls, base):
@@ -40,6 +40,13 @@ def extended(union: Any, base: type[SpecT]) -> Any:
             names.add(cls.model_fields["name"].default)
             found.append(cls)
     return reduce(or_, found, union)
+
+
+def member_names(union: Any) -> set[str]:
+    """The names of the specs in a union, which may be annotated with its discriminator."""
+    if get_origin(union) is Annotated:
+        union = get_args(union)[0]
+    return {cls.model_fields["name"].default for cls in get_args(union)}
 
 
 def _check(cls: type[Spec], base: type[Spec], taken: set[str]) -> None:
