@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from app.core import metrics
 from app.core.database import utcnow, write
+from app.experiments.planning import runnable_spec
 from app.tables.experiments import (
     CANCELED,
     FAILED,
@@ -191,10 +192,12 @@ def announce(session: Session, experiments: Sequence[Experiment]) -> None:
 
 
 def restart(session: Session, experiment: Experiment, attempts: int) -> None:
-    """Queue a locked experiment that has ended once more, with so many attempts that may be lost.
+    """Queue a locked experiment that has ended again; ``attempts`` of its attempts may be lost.
 
-    Raises TooManyError if a quota of the session's owner is used up.
+    Raises ConflictError if a plug-in that it needs is missing, TooManyError if a quota of the session's owner is
+    used up.
     """
+    runnable_spec(experiment)
     quotas.admit(session, 1)
     experiment.attempts_left = attempts
     experiment.started_at = experiment.finished_at = experiment.cancel_requested_at = None
