@@ -69,7 +69,7 @@ def attempt(
     database, objects = Database(settings.database), Objects(settings.objects)
     try:
         with database.writing() as session:
-            taken = scheduling.take(session, hint, worker, serves, settings)
+            taken = scheduling.claim_next(session, hint, worker, serves, settings)
             experiment = session.get_one(Experiment, taken.experiment_id) if taken is not None else None
         if taken is None or experiment is None:
             log.info("nothing to do", extra={"experiment_id": hint})

@@ -71,7 +71,7 @@ def test_every_change_is_seen_and_nothing_else_is_asked_for(service: Service) ->
     shows(status="running", attempts_left=3)
     progress = {"stage": "victim", "fraction": 0.5}
     with service.database.writing() as session:
-        assert lifecycle.still_mine(session, mine, attempt)
+        assert lifecycle.still_owned(session, mine, attempt)
         session.execute(
             text("UPDATE experiments SET progress = '{\"fraction\": 0.5}' WHERE id = :id"), {"id": mine}
         )

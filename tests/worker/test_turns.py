@@ -33,7 +33,7 @@ def submit(house: House, owner: str = "ann", **fields: Any) -> str:
 
 def take(house: House, hint: str = "none", serves: str = CPU) -> str | None:
     with house.database.writing() as session:
-        taken = scheduling.take(session, hint, "w", [serves], house.settings)
+        taken = scheduling.claim_next(session, hint, "w", [serves], house.settings)
         return taken.experiment_id if taken is not None else None
 
 
