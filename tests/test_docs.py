@@ -172,7 +172,9 @@ def anchors(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
 def test_named_files_of_the_code_exist(path: Path) -> None:
-    named = re.findall(r"`((?:app|bdlab|worker|tests|migrations|benchmarks|deploy)/[\w./-]+)`", path.read_text())
+    named = re.findall(
+        r"`((?:app|bdlab|worker|tests|migrations|benchmarks|deploy)/[\w./-]+)`", path.read_text()
+    )
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 

@@ -12,7 +12,8 @@ from app.core.context import Context
 from app.core.errors import ConflictError, NotFoundError
 from app.core.validation import shown
 from app.experiments import lifecycle
-from app.experiments.creation import Planned, create
+from app.experiments.creation import create
+from app.experiments.planning import PlannedExperiment
 from app.experiments.service import delete_rows
 from app.results.artifacts.storage import drop
 from app.specs.status import TERMINAL, Status
@@ -54,7 +55,10 @@ def _standing(counts: dict[str, int], running: float) -> Standing:
 
 
 def add(
-    context: Context, session: Session, sweep: Sweep, planned: Sequence[tuple[Planned, dict[str, Any]]]
+    context: Context,
+    session: Session,
+    sweep: Sweep,
+    planned: Sequence[tuple[PlannedExperiment, dict[str, Any]]],
 ) -> list[Experiment]:
     """Submit experiments, each with its coordinates, in the name of a sweep whose row is locked or new."""
     made = create(session, [one for one, _ in planned], context.settings.max_attempts)

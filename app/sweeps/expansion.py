@@ -8,8 +8,7 @@ from pydantic import ValidationError
 from app.core.context import Context
 from app.core.errors import InvalidError, summary
 from app.core.validation import MOST_ERRORS, FieldError, field_errors, shown
-from app.experiments.creation import Planned
-from app.experiments.service import planned
+from app.experiments.planning import PlannedExperiment, plan_experiment
 from app.specs.experiment import ExperimentSpec
 from app.specs.sweep import Cell, PathError, SweepSpec, build_cell, cell_coordinates, format_coordinates
 
@@ -21,7 +20,7 @@ class Sound(NamedTuple):
     """A cell whose spec is valid, fits its data set, and differs from that of every other cell."""
 
     cell: Cell
-    planned: Planned
+    planned: PlannedExperiment
 
 
 def expand(context: Context, spec: SweepSpec) -> list[Sound]:
@@ -40,7 +39,7 @@ def expand(context: Context, spec: SweepSpec) -> list[Sound]:
     for number, where in enumerate(cell_coordinates(spec)):
         try:
             here = build_cell(spec, number, where)
-            one = Sound(here, planned(context, _named(spec, here)))
+            one = Sound(here, plan_experiment(context, _named(spec, here)))
         except (PathError, ValidationError, InvalidError) as error:
             for key, fault in _faults(error, number, where):
                 faults.setdefault(key, fault)
@@ -51,7 +50,7 @@ def expand(context: Context, spec: SweepSpec) -> list[Sound]:
         if twin is not here:
             message = f"equal to cell {twin.number}, {format_coordinates(twin.coordinates)}; name and tags do not count"
             refuse(f"cells[{number}]", format_coordinates(where), message)
-        models += len(one.planned.keys)
+        models += len(one.planned.arm_keys)
         if models > most * MODELS_A_CELL:
             asked, allowed = (
                 "arms x seeds, over all cells",

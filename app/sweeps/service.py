@@ -11,9 +11,8 @@ from app.core.database import utcnow
 from app.experiments import repository as experiments
 from app.experiments.idempotency import once
 from app.experiments.schemas import ArmSummary
-from app.experiments.service import stages
 from app.specs.base import digest
-from app.specs.experiment import ExperimentSpec
+from app.specs.stored import StoredSpec
 from app.specs.sweep import SweepSpec
 from app.sweeps import batch, repository
 from app.sweeps.expansion import expand
@@ -55,10 +54,10 @@ def submit(context: Context, spec: SweepSpec, key: str | None) -> tuple[dict[str
 def validate(context: Context, spec: SweepSpec) -> SweepValidation:
     """A dry run: how large the sweep is, and how much of it is already there. Raises InvalidError."""
     sound = expand(context, spec)
-    keys = {stage.key for one in sound for stage in stages(context, one.planned.spec)}
+    keys = {stage.key for one in sound for stage in one.planned.stages}
     with context.database.reading() as session:
         cached = count_cached(session, keys)
-    models = sum(len(one.planned.keys) for one in sound)
+    models = sum(len(one.planned.arm_keys) for one in sound)
     return SweepValidation(cells=len(sound), models=models, stages=len(keys), cached=cached)
 
 
@@ -166,7 +165,7 @@ def _cell(
             summary=[],
         )
     of_arm = summaries[experiment.id]
-    arms = ExperimentSpec.model_validate(experiment.spec).arms
+    arms = StoredSpec(experiment.spec).arms
     return CellOut(
         number=cell.number,
         coordinates=cell.coordinates,

@@ -11,7 +11,6 @@ from app.core.database import utcnow
 from app.core.errors import InvalidError, summary
 from app.core.validation import FieldError
 from app.experiments.idempotency import once
-from app.experiments.service import stages
 from app.specs.base import digest
 from app.specs.study import StudyParts, StudySpec
 from app.sweeps import batch, repository
@@ -19,7 +18,7 @@ from app.sweeps.service import count_cached
 from app.sweeps.studies import matrix
 from app.sweeps.studies import repository as cells
 from app.sweeps.studies.matrix import SeedCell
-from app.sweeps.studies.planning import Place, fill, lay_out
+from app.sweeps.studies.planning import Layout, Place, fill, lay_out
 from app.sweeps.studies.schemas import Links, StudyOut, StudySummary, StudyValidation, Table
 from app.tables.sweeps import STUDY, Sweep, SweepCell, SweepExperiment
 from app.webhooks import outbox
@@ -31,13 +30,13 @@ def submit(context: Context, spec: StudySpec, key: str | None) -> tuple[dict[str
     Returns the study as JSON, and True if it is a replay of the first answer to ``key``.
     Raises InvalidError if any cell cannot run, and for a ``key`` that was used with another body.
     """
-    keys = lay_out(context, spec)
+    layout = lay_out(context, spec)
 
     def make(session: Session) -> StudyOut:
         study = Sweep(kind=STUDY, name=spec.name, spec=spec.model_dump(mode="json"), created_at=utcnow())
         session.add(study)
         session.flush()
-        _fill(context, session, study, spec, keys)
+        _fill(context, session, study, spec, layout)
         return _present(session, study)
 
     return once(context, key, digest([STUDY, spec.model_dump(mode="json")]), StudyOut, make)
@@ -65,13 +64,13 @@ def extend(context: Context, study_id: str, more: StudyParts) -> StudyOut:
 
 def validate(context: Context, spec: StudySpec) -> StudyValidation:
     """A dry run: how much of the study is there already. Raises InvalidError."""
-    keys = lay_out(context, spec)
+    layout = lay_out(context, spec)
     with context.database.reading() as session:
-        filling = fill(session, spec, keys, keys)
-        asked = {stage.key for planned, _ in filling.experiments for stage in stages(context, planned.spec)}
+        filling = fill(session, spec, layout, layout.keys)
+        asked = {stage.key for planned, _ in filling.experiments for stage in planned.stages}
         cached = count_cached(session, asked)
     return StudyValidation(
-        cells=len(keys),
+        cells=len(layout.keys),
         reused=len(filling.found),
         experiments=len(filling.experiments),
         stages=len(asked),
@@ -130,13 +129,15 @@ def remove(context: Context, study_id: str) -> None:
     batch.remove(context, STUDY, study_id)
 
 
-def _fill(context: Context, session: Session, study: Sweep, spec: StudySpec, keys: dict[Place, str]) -> None:
+def _fill(context: Context, session: Session, study: Sweep, spec: StudySpec, layout: Layout) -> None:
     """Give every cell that has none an experiment: one that is there, or a new one."""
     rows = {
         Place(c.coordinates["attack"], c.coordinates["arm"], c.coordinates["seed"]): c
         for c in cells.cells(session, study.id)
     }
-    filling = fill(session, spec, keys, [p for p in keys if p not in rows or rows[p].experiment_id is None])
+    filling = fill(
+        session, spec, layout, [p for p in layout.keys if p not in rows or rows[p].experiment_id is None]
+    )
     planned = [
         (one, {"attack": places[0].row, "seed": places[0].seed}) for one, places in filling.experiments
     ]
@@ -149,7 +150,7 @@ def _fill(context: Context, session: Session, study: Sweep, spec: StudySpec, key
         SweepExperiment(sweep_id=study.id, experiment_id=experiment_id, made=False, coordinates={})
         for experiment_id in sorted({found for found, _ in filling.found.values()} - set(used))
     )
-    for place in keys:
+    for place in layout.keys:
         if place not in experiments:
             continue
         if place not in rows:
