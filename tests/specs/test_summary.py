@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.specs.summary import defense_effectiveness
+from app.specs.summary import defense_effectiveness, format_interval
 
 UNDEFENDED = {"clean_accuracy": 0.9, "attack_success_rate": 1.0}
 
@@ -27,3 +27,12 @@ def test_the_rating_weighs_what_was_removed_against_what_it_cost(
 def test_without_a_number_there_is_no_rating() -> None:
     assert defense_effectiveness(UNDEFENDED, {"clean_accuracy": 0.9, "attack_success_rate": None}) is None
     assert defense_effectiveness({}, UNDEFENDED) is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"), [(0.90, 0.98, "94.1 ± 4.0"), (None, None, "94.1"), (0.941, 0.941, "94.1 ± 0.0")]
+)
+def test_an_interval_is_shown_as_half_its_width_in_percent(
+    low: float | None, high: float | None, text: str
+) -> None:
+    assert format_interval(0.941, low, high) == text
