@@ -157,7 +157,7 @@ def test_extending_queues_only_what_is_new(service: Service) -> None:
     taken = {"attacks": [{"attack": {"name": "sig"}, "label": "badnets"}]}
     wrong = {"attacks": [{"attack": {"name": "sig", "target_class": 12}}]}
     for body, words in (
-        (taken, "with what the study has already"),
+        (taken, "together with the study"),
         (wrong, "0 to 9"),
         ({"epochs": 1}, "unknown field"),
     ):
