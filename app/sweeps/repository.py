@@ -16,9 +16,9 @@ from app.tables.results import ArmNote, ResultValue
 from app.tables.sweeps import ArmKey, Sweep, SweepCell, SweepExperiment
 
 MAX_EXPERIMENTS = 1_000_000
-"""More experiments than any batch has."""
+"""More experiments than a batch can have."""
 MAX_KEYS = 1000
-"""Keys in one statement."""
+"""Maximum number of keys in one statement."""
 CLEAN_ACCURACY = "clean_accuracy"
 MEASURED = (CLEAN_ACCURACY, "attack_success_rate")
 """Metrics in a study's table that are stored; the third one is derived from them."""
@@ -129,7 +129,7 @@ def sweep_cells(
     session: Session, sweep_id: str, status: str | None, after: Sequence[int] | None, limit: int
 ) -> Sequence[Row[SweepCell, Experiment]]:
     """Cells after the position ``[number]``, each with its experiment or None; ``status`` may be "missing"."""
-    number = after[0] if after is not None else -1
+    number = int(after[0]) if after is not None else -1
     query = (
         select(SweepCell, Experiment)
         .outerjoin(Experiment, Experiment.id == SweepCell.experiment_id)

@@ -76,15 +76,18 @@ EXTENSION_EXAMPLES: dict[str, Any] = {
     "defense": {"summary": "One more defense", "value": {"defenses": [{"name": "nad"}]}},
     "nothing": {"summary": "Only fill cells whose experiment was deleted", "value": {}},
 }
-Sweep = Annotated[SweepSpec, Body(openapi_examples=SWEEP_EXAMPLES)]
-Study = Annotated[StudySpec, Body(openapi_examples=STUDY_EXAMPLES)]
-Extension = Annotated[StudyParts, Body(openapi_examples=EXTENSION_EXAMPLES)]
+SweepBody = Annotated[SweepSpec, Body(openapi_examples=SWEEP_EXAMPLES)]
+StudyBody = Annotated[StudySpec, Body(openapi_examples=STUDY_EXAMPLES)]
+ExtensionBody = Annotated[StudyParts, Body(openapi_examples=EXTENSION_EXAMPLES)]
+FormatQuery = Annotated[
+    Format | None, Query(description="Overrides the Accept header", examples=["markdown"])
+]
 SUBMISSION: dict[str, Any] = {"status_code": 202, "responses": problems(400, 413, 415, 422)}
 
 
 @sweeps.post("", summary="Submit a sweep", response_model=SweepOut, **SUBMISSION)
 def submit_sweep(
-    context: Ctx, spec: Sweep, _json: JsonBody, idempotency_key: IdempotencyKey = None
+    context: Ctx, spec: SweepBody, _json: JsonBody, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Queue one experiment for every combination of the `grid`, or for every entry of `overrides`.
 
@@ -97,7 +100,7 @@ def submit_sweep(
 
 @sweeps.post(":validate", summary="Check a sweep without running it", responses=SUBMISSION["responses"])
 @needs(READ)
-def validate_sweep(context: Ctx, spec: Sweep, _json: JsonBody) -> SweepValidation:
+def validate_sweep(context: Ctx, spec: SweepBody, _json: JsonBody) -> SweepValidation:
     """The number of cells, and how many of their stages are cached. Nothing is stored."""
     return service.validate_sweep(context, spec)
 
@@ -123,7 +126,7 @@ def cells(
 
 @studies.post("", summary="Submit a study", response_model=StudyOut, **SUBMISSION)
 def submit_study(
-    context: Ctx, spec: Study, _json: JsonBody, idempotency_key: IdempotencyKey = None
+    context: Ctx, spec: StudyBody, _json: JsonBody, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Run every attack against every defense, for a table of clean accuracy, attack success and effectiveness.
 
@@ -137,7 +140,7 @@ def submit_study(
 
 @studies.post(":validate", summary="Check a study without running it", responses=SUBMISSION["responses"])
 @needs(READ)
-def validate_study(context: Ctx, spec: Study, _json: JsonBody) -> StudyValidation:
+def validate_study(context: Ctx, spec: StudyBody, _json: JsonBody) -> StudyValidation:
     """The number of cells, how many have results already, and what the others require. Nothing is stored."""
     return service.validate_study(context, spec)
 
@@ -152,13 +155,11 @@ def table(
     study_id: str,
     context: Ctx,
     accept: Annotated[str | None, Header()] = None,
-    format: Annotated[
-        Format | None, Query(description="Outweighs the Accept header", examples=["markdown"])
-    ] = None,
+    format: FormatQuery = None,
 ) -> Response:
     """Attacks x arms: clean accuracy, attack success rate and defense effectiveness, mean and 95 % interval over seeds.
 
-    Available at any time. Cells without results say why: queued, running, failed, canceled or missing.
+    Available at any time; cells without results say why: queued, running, failed, canceled or missing.
     CSV has one line for each attack and arm; Markdown, LaTeX (booktabs) and HTML show percentages.
     """
     chosen = table_responses.choose_format(format, accept, get_args(Format))
@@ -174,12 +175,13 @@ def table(
     summary="Add to a study",
     responses=problems(400, 404, 413, 415, 422),
 )
-def extend(study_id: str, context: Ctx, more: Extension, _json: JsonBody) -> Response:
+def extend(study_id: str, context: Ctx, more: ExtensionBody, _json: JsonBody) -> Response:
     """Add attacks, defenses or seeds, and queue only what is missing. Idempotent: present parts stay as they are."""
     return as_json(service.extend_study(context, study_id, more), status=202)
 
 
 def _add_common_routes(router: APIRouter, kind: str, out: type[BaseModel], page: type[BaseModel]) -> None:
+    """Add the routes that sweeps and studies have in common."""
     plural = str(router.tags[0])
     path = f"/{{{kind}_id}}"
     action: dict[str, Any] = {"status_code": 202, "responses": problems(404, 422)}

@@ -1,4 +1,4 @@
-"""Responses of the sweep and study routes."""
+"""Parameters and responses of the sweep and study routes."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -16,9 +16,7 @@ CellStatus = Status | Literal["missing"]
 Retryable = Literal["failed", "canceled"]
 RetryStates = Annotated[
     list[Retryable] | None,
-    Query(
-        description="Which experiments to requeue; may be repeated. Default: failed", examples=[["failed"]]
-    ),
+    Query(description="Experiments to requeue; may be repeated. Default: failed", examples=[["failed"]]),
 ]
 NextLink = Annotated[str | None, Field(description="Link to the next page; null on the last.")]
 

@@ -46,7 +46,7 @@ from app.tables.sweeps import STUDY, SWEEP, Sweep, SweepCell, SweepExperiment
 from app.webhooks import outbox
 
 MAX_DELETIONS = 100
-"""Experiments deleted by one statement."""
+"""Maximum number of experiments deleted by one statement."""
 
 
 def submit(context: Context, spec: SweepSpec | StudySpec, key: str | None) -> tuple[dict[str, Any], bool]:
@@ -141,7 +141,7 @@ def extend_study(context: Context, study_id: str, more: StudyParts) -> BatchOut:
         except ValidationError as error:
             fault = error.errors()[0]
             field = ".".join(map(str, fault["loc"])) or "body"
-            message = f"together with the study: {fault['msg'].removeprefix('Value error, ')}"
+            message = f"in the extended study: {fault['msg'].removeprefix('Value error, ')}"
             raise InvalidError.of(field, None, message) from error
         study.spec = spec.model_dump(mode="json")
         _fill_cells(context, session, study, plan_study(context, spec))
