@@ -4,6 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+FRONTEND := app/dashboard/static
 # Real data sets for tests: unpacked and imported once from $(SHARED)/data, where there is such a folder.
 SHARED ?= ../shared
 DATA := $(or $(BDLAB_DATA_DIR),var/data)
@@ -49,11 +50,14 @@ $(DATA)/%.safetensors: | $(READY)
 check: $(READY)  ## run the linters, the type checker and the import rules
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/oxfmt --check $(FRONTEND)
+	@$(BIN)/oxlint $(FRONTEND)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
 format: $(READY)  ## format the code
 	@$(BIN)/ruff format .
+	@$(BIN)/oxfmt $(FRONTEND)
 	@$(BIN)/ruff check --fix .
 
 bench: $(READY)  ## run the benchmarks

@@ -109,6 +109,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         *DASHBOARD,
     ):
         app.include_router(router)
+    vendored = Static(directory=STATIC / "vendor", packages=[("fastapi_swagger", "resources")])
+    app.mount("/static/vendor", vendored, name="vendor")
     app.mount("/static", Static(directory=STATIC), name="static")
     return app
 

@@ -13,8 +13,8 @@ from app.core.security import LOCAL
 from app.results.search.facts import arm_of, dataset_label, facts
 from app.specs.base import digest
 from app.specs.experiment import ExperimentSpec
+from app.specs.metrics import EFFECTIVENESS
 from app.specs.status import TERMINAL
-from app.specs.summary import EFFECTIVENESS
 from app.tables.artifacts import Artifact
 from app.tables.experiments import RUNNING, SUCCEEDED, Attempt, Experiment, Label
 from app.tables.leaderboard import LeaderboardSetting, LeaderboardValue

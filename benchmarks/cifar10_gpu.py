@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from _heading import making
 
 from app.specs.experiment import UNDEFENDED, ExperimentSpec
-from app.specs.summary import defense_effectiveness
+from app.specs.metrics import defense_effectiveness
 from worker.lab.contracts import Scope
 from worker.lab.experiment import run
 from worker.lab.local import FolderRecorder, FolderStore

@@ -18,7 +18,7 @@ from app.settings import Settings
 from app.specs.checks import find_problems
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import BUILT_IN
-from app.specs.summary import EFFECTIVENESS, METRICS
+from app.specs.metrics import EFFECTIVENESS, METRICS
 from bdlab.cli import app
 from bdlab.commands.many import SubmitsFiles
 from tests.conftest import Stack
@@ -168,6 +168,14 @@ def anchors(path: Path) -> set[str]:
     text = BLOCK.sub("", path.read_text())
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_named_files_of_the_code_exist(path: Path) -> None:
+    named = re.findall(
+        r"`((?:app|bdlab|worker|tests|migrations|benchmarks|deploy)/[\w./-]+)`", path.read_text()
+    )
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 def test_the_index_names_every_guide() -> None:

@@ -102,18 +102,18 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
     def loaded(text: str) -> None:
         (tmp_path / "mine.py").write_text(text)
         monkeypatch.setenv(plugins.VARIABLE, str(tmp_path))
-        plugins._classes.cache_clear()
-        plugins.extended(attack._OURS, PoisoningAttack)
-        plugins.extended(defense._OURS, Defense)
+        plugins._load_plugins.cache_clear()
+        plugins.with_plugins(attack._BUILT_IN, PoisoningAttack)
+        plugins.with_plugins(defense._BUILT_IN, Defense)
 
     yield loaded
-    plugins._classes.cache_clear()
+    plugins._load_plugins.cache_clear()
 
 
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('"bpp"', '"sig"', "class Bpp: the name 'sig' is taken"),
+        ('"bpp"', '"sig"', "class Bpp: the name 'sig' is already used"),
         ('name: Literal["bpp"] = "bpp"', 'name: str = "bpp"', "needs a field `name: Literal"),
         ('8, "Number of values per channel."', '8, ""', "the field 'levels' needs a description"),
         ("def implementation(cls)", "def implement(cls)", "needs a classmethod `implementation`"),
@@ -127,7 +127,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
 )
 def test_a_faulty_file_is_one_line(load: Callable[[str], None], old: str, new: str, said: str) -> None:
     load(ATTACK)
-    plugins._classes.cache_clear()
+    plugins._load_plugins.cache_clear()
     assert old in ATTACK
     with pytest.raises(plugins.PluginError) as caught:
         load(ATTACK.replace(old, new))
@@ -138,7 +138,7 @@ def test_a_faulty_file_is_one_line(load: Callable[[str], None], old: str, new: s
 def test_a_folder_that_is_none_ends_the_command() -> None:
     done = bdlab("version", **{plugins.VARIABLE: "/nowhere"})
     assert done.returncode == 1
-    assert done.stderr == "BDLAB_PLUGINS_DIR: '/nowhere' is no folder\n"
+    assert done.stderr == "BDLAB_PLUGINS_DIR: '/nowhere' is not a folder\n"
 
 
 def test_changed_code_is_computed_anew_on_the_same_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

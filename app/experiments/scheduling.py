@@ -21,7 +21,7 @@ from app.core.database import utcnow
 from app.experiments import lifecycle
 from app.experiments.workers import repository as workers
 from app.settings import Settings
-from app.specs.placement import accepted
+from app.specs.placement import claimable_placements
 from app.specs.stages import LAB_VERSION
 from app.tables.experiments import QUEUED, RUNNING, Experiment, Outbox
 from app.tables.owners import Owner
@@ -44,7 +44,7 @@ def take(session: Session, hint: str, worker: str, serves: Sequence[str], settin
     and this worker may not have it, a new message will come.
     """
     live = workers.kinds(session)
-    takes = accepted(serves, live, gpu_on_demand=settings.gpu_on_demand)
+    takes = claimable_placements(serves, live, gpu_on_demand=settings.gpu_on_demand)
     eligible = (
         Experiment.status == QUEUED,
         Experiment.placement.in_(takes),

@@ -21,7 +21,7 @@ from app.experiments.workers.service import skew
 from app.operations.health.shared_counters import Pusher
 from app.operations.housekeeping.schedule import keep
 from app.settings import Settings
-from app.specs.placement import queue_of
+from app.specs.placement import choose_queue
 from app.sweeps.completion import finish_sweeps
 from app.tables.experiments import Experiment
 from app.team import running_limit
@@ -113,7 +113,7 @@ def _publish(settings: Settings, database: Database, broker: Broker, live: Set[s
                     continue
                 if owner in rooms:
                     rooms[owner] -= 1
-                name = queue_of(experiment.placement, live, gpu_on_demand=settings.gpu_on_demand)
+                name = choose_queue(experiment.placement, live, gpu_on_demand=settings.gpu_on_demand)
                 _send(broker, experiment, name)
             done.append(message.id)
     finally:
@@ -140,7 +140,7 @@ def _republish(
         overlooked = dispatch.overlooked(session, seconds)
     by_queue: dict[str, list[str]] = {}
     for experiment_id, placement in overlooked.items():
-        name = queue_of(placement, live, gpu_on_demand=settings.gpu_on_demand)
+        name = choose_queue(placement, live, gpu_on_demand=settings.gpu_on_demand)
         by_queue.setdefault(name, []).append(experiment_id)
     for name, ids in by_queue.items():
         if broker.pending(name) < len(ids):

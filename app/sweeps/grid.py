@@ -9,7 +9,7 @@ from app.core.context import Context
 from app.core.errors import InvalidError
 from app.core.validation import MOST_ERRORS, FieldError, field_errors, shown
 from app.specs.experiment import ExperimentSpec
-from app.specs.sweep import PathError, SweepSpec, cell, coordinates, described
+from app.specs.sweep import PathError, SweepSpec, build_cell, cell_coordinates, format_coordinates
 from app.sweeps.planning import PlannedExperiment, plan_experiment
 
 MODELS_PER_CELL = 50
@@ -35,7 +35,7 @@ def expand(context: Context, spec: SweepSpec) -> list[PlannedCell]:
     errors: dict[tuple[str, str], FieldError] = {}
     by_hash: dict[str, PlannedCell] = {}
     models = 0
-    for number, overrides in enumerate(coordinates(spec)):
+    for number, overrides in enumerate(cell_coordinates(spec)):
         try:
             experiment = plan_experiment(context, _build_experiment(spec, number, overrides))
         except (PathError, ValidationError, InvalidError) as error:
@@ -47,10 +47,8 @@ def expand(context: Context, spec: SweepSpec) -> list[PlannedCell]:
         planned = PlannedCell(number, overrides, experiment)
         twin = by_hash.setdefault(experiment.spec.spec_hash, planned)
         if twin is not planned:
-            message = (
-                f"equal to cell {twin.number}, {described(twin.coordinates)}; name and tags do not count"
-            )
-            raise InvalidError.of(f"cells[{number}]", described(overrides), message)
+            message = f"equal to cell {twin.number}, {format_coordinates(twin.coordinates)}; name and tags do not count"
+            raise InvalidError.of(f"cells[{number}]", format_coordinates(overrides), message)
         models += len(experiment.keys)
         if models > max_models:
             value = f"more than {max_models} arms x seeds, over all cells"
@@ -63,10 +61,10 @@ def expand(context: Context, spec: SweepSpec) -> list[PlannedCell]:
 
 def _build_experiment(spec: SweepSpec, number: int, overrides: dict[str, Any]) -> ExperimentSpec:
     """The cell's experiment. Its name includes the coordinates unless an override sets it."""
-    experiment = ExperimentSpec.model_validate(cell(spec, number, overrides).document)
+    experiment = ExperimentSpec.model_validate(build_cell(spec, number, overrides).document)
     if "name" in overrides:
         return experiment
-    name = f"{experiment.name or spec.name or 'sweep'}: {described(overrides)}"
+    name = f"{experiment.name or spec.name or 'sweep'}: {format_coordinates(overrides)}"
     return experiment.model_copy(update={"name": name[:200]})
 
 
@@ -91,7 +89,7 @@ def _locate_errors(
         path = field.replace("[", ".").replace("]", "")
         in_base = suffix and not any(_overlap(path, override) for override in overrides)
         location = f"base{suffix}" if in_base else f"cells[{number}]{suffix}"
-        text = f"{message} (cell {number}: {described(overrides)})"
+        text = f"{message} (cell {number}: {format_coordinates(overrides)})"
         yield (location, message), FieldError(field=location, value=item["value"], message=text)
 
 

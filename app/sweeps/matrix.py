@@ -8,8 +8,8 @@ from sqlalchemy.orm import Session
 
 from app.results.numbers.schemas import Aggregate
 from app.specs.experiment import CLEAN, UNDEFENDED
+from app.specs.metrics import EFFECTIVENESS, defense_effectiveness
 from app.specs.study import StudySpec
-from app.specs.summary import EFFECTIVENESS, defense_effectiveness
 from app.sweeps import repository
 from app.sweeps.planning import Coordinates
 from app.sweeps.repository import CLEAN_ACCURACY, MEASURED

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy.orm import Session
 
 from app.experiments.schemas import ArmSummary
-from app.specs.experiment import ExperimentSpec
 from app.specs.status import TERMINAL, Status
+from app.specs.stored import StoredSpec
 from app.specs.study import StudySpec
 from app.specs.sweep import SweepSpec
 from app.sweeps import matrix, repository
@@ -99,11 +99,12 @@ def present_cell(
     if experiment is None:
         return CellOut(**place, status="missing", fraction=0.0, experiment_id=None, summary=[])
     means = summaries[experiment.id]
-    arms = ExperimentSpec.model_validate(experiment.spec).arms
     return CellOut(
         **place,
         status=experiment.status,
         fraction=experiment.progress.get("fraction", 0.0),
         experiment_id=experiment.id,
-        summary=[ArmSummary(arm=arm, **means[arm]) for arm in arms if arm in means],
+        summary=[
+            ArmSummary(arm=arm, **means[arm]) for arm in StoredSpec(experiment.spec).arms if arm in means
+        ],
     )

@@ -6,7 +6,7 @@ from typing import Literal
 
 from app.core import table_formats as export
 from app.results.numbers.schemas import Aggregate
-from app.specs.summary import format_interval
+from app.specs.metrics import format_interval
 from app.sweeps.matrix import METRICS
 from app.sweeps.schemas import Numbers, States, Table, TableCell
 

@@ -137,7 +137,7 @@ def extend_study(context: Context, study_id: str, more: StudyParts) -> BatchOut:
     with context.database.writing() as session:
         study = _require(session, STUDY, study_id, lock=True)
         try:
-            spec = StudySpec.model_validate(study.spec).extended(more)
+            spec = StudySpec.model_validate(study.spec).extended_with(more)
         except ValidationError as error:
             fault = error.errors()[0]
             field = ".".join(map(str, fault["loc"])) or "body"

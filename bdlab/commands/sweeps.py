@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.specs.sweep import described
+from app.specs.sweep import format_coordinates
 from bdlab.base_client import Client
 from bdlab.commands.common import AsJson, Url, connect, out, print_json
 from bdlab.commands.experiments import PATIENCE, read_spec
@@ -77,7 +77,7 @@ def _print_cells(client: Client, id: str) -> None:
     rows = [
         (
             cell["number"],
-            described(cell["coordinates"]),
+            format_coordinates(cell["coordinates"]),
             cell["status"],
             cell["experiment_id"] or "",
             *_arms(cell),

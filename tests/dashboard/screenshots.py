@@ -160,11 +160,11 @@ def shoot(browser: Browser, url: str, pages: dict[str, str], size: str, viewport
 def settle(page: Page, name: str) -> None:
     """Wait for what scripts fetch and draw, and load the pictures further down."""
     if name == "predictions":
-        expect(page.locator("#said")).to_contain_text("with the trigger:", timeout=PATIENCE_MS)
+        expect(page.locator("#message")).to_contain_text("with the trigger:", timeout=PATIENCE_MS)
     if name == "isolation":
         page.locator("#thumbs li").first.wait_for(timeout=PATIENCE_MS)
     if name.startswith("new"):
-        expect(page.locator("#verdict")).to_contain_text("It can run", timeout=PATIENCE_MS)
+        expect(page.locator("#verdict")).to_contain_text("Valid:", timeout=PATIENCE_MS)
     if name in ("new", "new-sweep"):
         page.locator("#preview").wait_for(state="visible", timeout=PATIENCE_MS)
     page.evaluate("document.querySelectorAll('img').forEach(image => { image.loading = 'eager'; })")

@@ -83,19 +83,19 @@ def page_of(service: Service) -> str:
 def test_the_verdict_is_shown_with_belief_and_truth(tab: NewTab, service: Service, page_of: str) -> None:
     walk = tab(service.url)
     page = walk.open(page_of)
-    expect(page.locator("#said")).to_contain_text(
-        "4 of 20 training images were set aside; 3 of these are poisoned"
+    expect(page.locator("#message")).to_contain_text(
+        "4 of 20 training images were isolated; 3 of these are poisoned"
     )
     belief = page.locator("#belief")
     expect(belief.get_by_role("row", name="Which class is the target?")).to_contain_text("3 (wrong)")
-    expect(belief.get_by_role("row", name="How much of it is poisoned?")).to_contain_text("20.0 % (right)")
+    expect(belief.get_by_role("row", name="What is the poisoning rate?")).to_contain_text("20.0 % (correct)")
     expect(page.locator("#thumbs li")).to_have_count(20)
-    for which, index in (("poison that was missed", "#7,"), ("clean images that were set aside", "#3,")):
-        page.locator("#which").select_option(which)
+    for which, index in (("poisoned, not isolated", "#7,"), ("clean, isolated", "#3,")):
+        page.locator("#filter").select_option(which)
         expect(page.locator("#thumbs li")).to_have_count(1)
         expect(page.locator("#thumbs li")).to_contain_text(index)
     assert walk.accessibility() == []
-    page.get_by_role("link", name="Isolation, its first stage").click()
+    page.get_by_role("link", name="Isolation (first stage)").click()
     expect(page.get_by_role("img", name="Histogram of loss")).to_be_visible()
     assert walk.faults == []
 

@@ -27,14 +27,14 @@ def test_a_page_says_that_the_service_is_away_and_that_it_is_back(tab: NewTab, s
     walk = tab(service.url)
     page = walk.open("/workers")
     page.route("**/workers", lambda route: route.fulfill(status=503, body="away"))
-    expect(page.locator("#trouble")).to_contain_text("The service answers with an error (503)")
-    expect(page.get_by_role("heading", name="Queues")).to_be_visible()
+    expect(page.locator("#connection")).to_contain_text("The service returned an error (503)")
+    expect(page.get_by_role("heading", name="Queues", exact=True)).to_be_visible()
     assert walk.accessibility() == []
     page.unroute("**/workers")
     page.route("**/workers", lambda route: route.abort())
-    expect(page.locator("#trouble")).to_be_visible()
+    expect(page.locator("#connection")).to_be_visible()
     page.unroute("**/workers")
-    expect(page.locator("#trouble")).to_be_hidden()
+    expect(page.locator("#connection")).to_be_hidden()
 
 
 def test_an_experiment_that_ends_is_shown_without_a_reload(tab: NewTab, service: Service) -> None:
@@ -42,7 +42,7 @@ def test_an_experiment_that_ends_is_shown_without_a_reload(tab: NewTab, service:
     walk = tab(service.url)
     with walk.page.expect_request(lambda request: request.url.endswith("/events")):
         page = walk.open(f"/experiments/{id}")
-    expect(page.get_by_text("No worker for experiments is alive")).to_be_visible()
+    expect(page.get_by_text("No worker is running")).to_be_visible()
     record(service, id, {("undefended", 0): arm(0.95, 1.0)})
     service.end(id)
     expect(page.locator("#state .status")).to_have_text("succeeded")
@@ -72,9 +72,9 @@ def test_an_address_names_the_image_that_is_asked_about(tab: NewTab, service: Se
     walk = tab(service.url)
     walk.page.route("**/predict", answer)
     page = walk.open(f"/experiments/{id}/explore?index=12&triggered=true")
-    expect(page.locator("#said")).to_contain_text("Image 12, with the trigger: undefended says zero")
+    expect(page.locator("#message")).to_contain_text("Image 12, with the trigger: undefended predicts zero")
     page.get_by_role("button", name="Next image").click()
-    expect(page.locator("#said")).to_contain_text("Image 13, with the trigger")
+    expect(page.locator("#message")).to_contain_text("Image 13, with the trigger")
     assert "index=13&triggered=true" in page.url
     assert [(one["index"], one["triggered"]) for one in asked] == [(12, True), (13, True)]
-    expect(page.locator("#arms")).to_contain_text("the attacker's target")
+    expect(page.locator("#arms")).to_contain_text("the attack's target")

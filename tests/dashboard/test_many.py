@@ -50,7 +50,7 @@ def test_a_form_that_starts_from_an_experiment_means_the_same(
     walk = tab(service.url)
     page = walk.open(f"/experiments/{start}")
     page.get_by_role("link", name="Change and run").click()
-    expect(page.locator("#verdict")).to_contain_text("It can run")
+    expect(page.locator("#verdict")).to_contain_text("Valid:")
     sent = request_of(page)
     assert sent["tags"] == SPEC["tags"]
     told = service.http.post("/v1/experiments:validate", json=sent).json()
@@ -62,9 +62,9 @@ def test_a_sweep_is_counted_checked_and_submitted(tab: NewTab, service: Service,
     walk = tab(service.url)
     page = walk.open(f"/new/sweep?from={start}")
     expect(page.locator("#verdict")).to_contain_text("2 cells")
-    values = page.get_by_label("Values, with commas between")
+    values = page.get_by_label("Values, separated by commas")
     values.first.fill("0.05, 2")
-    expect(page.locator(".fault")).to_contain_text(
+    expect(page.locator(".error")).to_contain_text(
         "less than or equal to 1 (cell 1: attack.poisoning_rate=2)"
     )
     assert values.first.get_attribute("aria-invalid") == "true"
@@ -74,7 +74,7 @@ def test_a_sweep_is_counted_checked_and_submitted(tab: NewTab, service: Service,
     expect(page.get_by_label("Field", exact=True).nth(1)).to_be_focused()
     page.keyboard.type("attack.poisoning_rate")
     values.nth(1).fill("0.3")
-    expect(page.locator(".fault")).to_contain_text("is there already")
+    expect(page.locator(".error")).to_contain_text("is listed already")
     page.get_by_label("Field", exact=True).nth(1).fill("defenses.0.isolation_ratio")
     values.nth(1).fill("0.02, 0.05")
     expect(page.locator("#verdict")).to_contain_text("6 cells with 48 models")
@@ -91,7 +91,7 @@ def test_a_sweep_is_counted_checked_and_submitted(tab: NewTab, service: Service,
     page.get_by_role("button", name="Cancel").click()
     expect(page.get_by_text("6 canceled")).to_be_visible()
     page.get_by_text("Delete…").click()
-    page.get_by_role("button", name="Delete for good").click()
+    page.get_by_role("button", name="Delete permanently").click()
     expect(page.get_by_role("heading", name="Studies and sweeps")).to_be_visible()
     assert service.http.get("/v1/sweeps").json()["sweeps"] == []
     assert walk.faults == []
@@ -100,15 +100,15 @@ def test_a_sweep_is_counted_checked_and_submitted(tab: NewTab, service: Service,
 def test_a_study_takes_what_is_there_and_tells_rows_apart(tab: NewTab, service: Service, start: str) -> None:
     walk = tab(service.url, viewport=PHONE)
     page = walk.open(f"/new/study?from={start}")
-    expect(page.locator("#verdict")).to_contain_text("8 cells, 8 of which have their numbers already")
+    expect(page.locator("#verdict")).to_contain_text("8 cells, 8 with results already")
     page.locator("#add-row-name").select_option("blend")
-    page.get_by_role("button", name="Add this attack").click()
-    expect(page.locator("#faults, .faults").first).to_contain_text("give `label` to tell them apart")
+    page.get_by_role("button", name="Add attack").click()
+    expect(page.locator(".errors").first).to_contain_text("set `label` to rename a row")
     walk.faults.clear()
-    page.get_by_label("Name of the row").nth(1).fill("blend, weak")
+    page.get_by_label("Row name").nth(1).fill("blend, weak")
     page.locator("#rows fieldset:nth-child(2) summary").click()
     page.locator('#rows fieldset:nth-child(2) [data-field="alpha"]').fill("0.1")
-    expect(page.locator("#verdict")).to_contain_text("16 cells, 8 of which")
+    expect(page.locator("#verdict")).to_contain_text("16 cells, 8 with results")
     assert walk.accessibility() == []
     assert walk.overflow() <= 0
     page.get_by_role("button", name="Submit").click()

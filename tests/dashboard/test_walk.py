@@ -44,11 +44,11 @@ def fill(page: Any, part: str, values: dict[str, str]) -> None:
 def test_from_the_form_to_the_numbers(tab: NewTab, stack: Stack) -> None:
     walk = tab()
     page = walk.open("/new")
-    expect(page.locator("#verdict")).to_contain_text("It can run")
+    expect(page.locator("#verdict")).to_contain_text("Valid:")
     expect(page.locator("#preview")).to_be_visible()
 
     fill(page, "attack", {"size": "9"})
-    expect(page.locator(".fault")).to_contain_text("at most 8 pixels")
+    expect(page.locator(".error")).to_contain_text("at most 8 pixels")
     assert page.locator('[data-part="attack"] [data-field="size"]').get_attribute("aria-invalid") == "true"
     walk.faults.clear()  # the browser notes the 422 that this was about
     fill(page, "attack", {"size": "2"})
@@ -65,7 +65,7 @@ def test_from_the_form_to_the_numbers(tab: NewTab, stack: Stack) -> None:
     with page.expect_request(lambda request: request.url.endswith("/events")):
         page.get_by_role("button", name="Submit").click()
         page.wait_for_url("**/experiments/*")
-    expect(page.locator("#now")).to_contain_text("epoch", timeout=60_000)
+    expect(page.locator("#progress")).to_contain_text("epoch", timeout=60_000)
     expect(page.locator("#state .status")).to_have_text("succeeded", timeout=90_000)  # without a reload
     table = page.get_by_role("table").first
     for arm in ("clean", "undefended", "abl"):
@@ -82,13 +82,13 @@ def test_every_arm_answers_with_the_trigger_and_without(tab: NewTab, done: Any) 
     walk = tab()
     page = walk.open(f"/experiments/{done['id']}/explore")
     expect(page.locator("#arms section")).to_have_count(3)
-    expect(page.locator("#said")).to_contain_text("Image 0, without the trigger: clean says")
+    expect(page.locator("#message")).to_contain_text("Image 0, without the trigger: clean predicts")
     before = page.locator("#picture").get_attribute("src")
-    page.get_by_label("Put the trigger on").check()
-    expect(page.locator("#said")).to_contain_text("Image 0, with the trigger")
+    page.get_by_label("Apply the trigger").check()
+    expect(page.locator("#message")).to_contain_text("Image 0, with the trigger")
     assert page.locator("#picture").get_attribute("src") != before
     page.get_by_role("button", name="Next image").click()
-    expect(page.locator("#said")).to_contain_text("Image 1, with the trigger")
+    expect(page.locator("#message")).to_contain_text("Image 1, with the trigger")
     assert walk.faults == []
 
 
@@ -96,9 +96,9 @@ def test_the_isolated_images_are_shown_beside_the_truth(tab: NewTab, done: Any, 
     walk = tab()
     page = walk.open(f"/experiments/{done['id']}/isolation?arm=abl&seed=0")
     expect(page.locator("#thumbs li")).to_have_count(60)
-    expect(page.locator("#said")).to_contain_text("10 of 200 training images were set aside")
+    expect(page.locator("#message")).to_contain_text("10 of 200 training images were isolated")
     precision = stack.results(done["id"])["arms"][-1]["seeds"][0]["isolation_precision"]
-    expect(page.locator("#said")).to_contain_text(f"precision {100 * precision:.1f} %")
+    expect(page.locator("#message")).to_contain_text(f"precision {100 * precision:.1f} %")
     page.get_by_role("button", name="Show more").click()
     expect(page.locator("#thumbs li")).to_have_count(120)
     drawn = "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((v, i) => i % 4 < 3 && v > 0)"
@@ -120,7 +120,7 @@ def test_the_list_filters_and_stays_up_to_date(tab: NewTab, stack: Stack, done: 
     stack.wait(new)
     expect(ours).to_be_checked()  # also after the list came anew
     page.locator(f"#e-{new} input").check()
-    page.get_by_role("button", name="Compare the ticked").click()
+    page.get_by_role("button", name="Compare selected").click()
     expect(page.get_by_role("img", name="Attack success: ")).to_be_visible()
     assert walk.accessibility() == []
     assert walk.faults == []
@@ -152,7 +152,7 @@ def test_with_the_keyboard_and_in_the_dark(tab: NewTab, done: Any) -> None:
     expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.locator("#main")).to_be_focused()
-    page.get_by_role("button", name="Dark colors").press("Enter")
+    page.get_by_role("button", name="Dark theme").press("Enter")
     assert page.locator("html").get_attribute("data-theme") == "dark"
     dark = "getComputedStyle(document.body).backgroundColor"
     before = page.evaluate(dark)

@@ -18,6 +18,8 @@ from tests.lab.memory import MemoryRecorder, MemoryStore, experiment
 from tests.quick import QUICK
 from worker.lab.contracts import CanceledError, NonFiniteLossError, SpecError
 
+pytestmark = pytest.mark.figures
+
 SMALL: dict[str, Any] = {**QUICK, "seeds": [3], "reference": True}
 
 

@@ -15,6 +15,8 @@ from sklearn.datasets import load_digits
 from worker.lab import figures
 from worker.lab.figures.style import BAD, GOOD, arm_styles, fit, text_width, tint
 
+pytestmark = pytest.mark.figures
+
 LONG_ARM = "abl-authors-code-flooding-batch-mean-isolation-0.01-lr-0.0001-x"
 LONG_CLASS = "great white shark, white shark, man-eater, man-eating shark"
 EIGHT_ARMS = [

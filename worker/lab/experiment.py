@@ -17,9 +17,9 @@ from app.specs.defense import DefenseSpec
 from app.specs.defenses.base import CleanSetDefense
 from app.specs.experiment import ATTACK, CLEAN, UNDEFENDED, ExperimentSpec
 from app.specs.facts import DatasetFacts
+from app.specs.metrics import arms_document
 from app.specs.model import ModelSpec
 from app.specs.stages import PlannedStage, plan
-from app.specs.summary import arms_document
 from worker.lab import attack_files
 from worker.lab.attacks import Attack, AttackLab, PoisonedSet, Prepared, State, make
 from worker.lab.attacks.poisoning import choose as choose_poisoned

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from app.specs.experiment import ATTACK, ExperimentSpec
 from app.specs.facts import DatasetFacts
-from app.specs.summary import METRICS
+from app.specs.metrics import METRICS
 from worker.lab.attacks import PoisonedSet
 from worker.lab.compute import Compute
 from worker.lab.contracts import Recorder, Scope

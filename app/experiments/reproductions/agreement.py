@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from app.experiments.reproductions.schemas import Difference, MetricAgreement, Tolerance
-from app.specs.summary import NO_FRACTIONS
+from app.specs.metrics import NOT_FRACTIONS
 
 FRACTION_TOLERANCE = 0.02
 """Absolute; on 10,000 test images about four standard errors of an accuracy near 0.9 and 0.5 alike."""
@@ -78,7 +78,7 @@ def _compared(
         a, b = original.get(key), again.get(key)
         both = a is not None and b is not None
         limit = (
-            allowed.others * max(abs(a or 0), abs(b or 0)) if metric in NO_FRACTIONS else allowed.fractions
+            allowed.others * max(abs(a or 0), abs(b or 0)) if metric in NOT_FRACTIONS else allowed.fractions
         )
         difference = b - a if a is not None and b is not None else None
         agrees = key in original and key in again and (a == b or (both and _near(difference, limit)))

@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.core.database import utcnow
-from app.specs.placement import KINDS, queue_of
+from app.specs.placement import KINDS, choose_queue
 from app.specs.stages import LAB_VERSION
 from app.tables.experiments import DRAINING, QUEUED, RUNNING, Experiment, WorkerHeartbeat
 from app.tables.uploads import PENDING, Upload
@@ -64,7 +64,7 @@ def experiments(session: Session, *, gpu_on_demand: bool) -> dict[str, Length]:
     ).all()
     found = dict.fromkeys(KINDS, Length(0, 0, None))
     for placement, count, oldest in waiting:
-        queue = queue_of(placement, live, gpu_on_demand=gpu_on_demand)
+        queue = choose_queue(placement, live, gpu_on_demand=gpu_on_demand)
         before = found[queue]
         first = min(oldest, before.oldest) if before.oldest is not None else oldest
         found[queue] = Length(before.waiting + count, before.running, first)

@@ -10,8 +10,8 @@ from app.results.compare import repository
 from app.results.compare.repository import Numbers
 from app.results.compare.schemas import ArmComparison, Compared, Comparison, Curve, MetricRow, SpecField
 from app.results.numbers.schemas import Aggregate
-from app.specs.experiment import ATTACK, LABELS, ExperimentSpec
-from app.specs.summary import METRICS, summarize
+from app.specs.experiment import ATTACK, UNHASHED_FIELDS, ExperimentSpec
+from app.specs.metrics import METRICS, summarize
 from app.tables.experiments import Experiment
 
 FEWEST, MOST = 2, 10
@@ -76,7 +76,7 @@ def _spec(specs: list[ExperimentSpec]) -> list[SpecField]:
 
 def _document(spec: ExperimentSpec) -> dict[str, Any]:
     """The spec without what only names it; defenses by their arms, so that the same one is compared."""
-    document = spec.model_dump(mode="json", exclude=set(LABELS))
+    document = spec.model_dump(mode="json", exclude=set(UNHASHED_FIELDS))
     defenses = zip(spec.defenses, document["defenses"], strict=True)
     return {**document, "defenses": {parsed.arm_name: fields for parsed, fields in defenses}}
 

@@ -4,7 +4,7 @@ from app.core.table_formats import Column, Row, columns
 from app.results.compare.schemas import Comparison
 from app.results.numbers.schemas import Aggregate
 from app.specs.base import canonical_json
-from app.specs.summary import NO_FRACTIONS
+from app.specs.metrics import NOT_FRACTIONS
 
 ENDS = ("", ".low", ".high", ".n")
 
@@ -69,8 +69,8 @@ def shown(metric: str, value: Aggregate | None, *, signed: bool = False) -> str:
     """``97.2 % [96.8, 97.6]``; without an interval the mean alone, a dash for nothing."""
     if value is None:
         return "-"
-    scale, unit = (1, "") if metric in NO_FRACTIONS else (100, " %")
-    digits = ".4g" if metric in NO_FRACTIONS else ".1f"
+    scale, unit = (1, "") if metric in NOT_FRACTIONS else (100, " %")
+    digits = ".4g" if metric in NOT_FRACTIONS else ".1f"
     mean = f"{scale * value.mean:{'+' if signed else ''}{digits}}{unit}"
     if value.low is None or value.high is None:
         return mean

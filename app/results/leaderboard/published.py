@@ -5,7 +5,7 @@ from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
 
-from app.specs.summary import defense_effectiveness
+from app.specs.metrics import defense_effectiveness
 
 SOURCES = {
     "abl_paper": "Li et al. 2021, Anti-Backdoor Learning: Training Clean Models on Poisoned Data, NeurIPS. "

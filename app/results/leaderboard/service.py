@@ -20,7 +20,7 @@ from app.results.leaderboard.schemas import (
 )
 from app.results.numbers.schemas import Aggregate
 from app.specs.experiment import CLEAN, UNDEFENDED, ExperimentSpec
-from app.specs.summary import summarize
+from app.specs.metrics import summarize
 from app.tables.leaderboard import LeaderboardSetting
 
 MOST_IDS = 20

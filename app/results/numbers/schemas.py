@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, Field
 
-from app.specs.summary import summarize
+from app.specs.metrics import summarize
 
 
 class Aggregate(BaseModel):

@@ -10,7 +10,7 @@ from app.core.context import Context
 from app.results.numbers import repository
 from app.results.numbers.schemas import Aggregate, ArmResults, Metrics, Results, Series
 from app.specs.experiment import ExperimentSpec
-from app.specs.summary import METRICS, summarize
+from app.specs.metrics import METRICS, summarize
 from app.tables.experiments import require_experiment
 
 

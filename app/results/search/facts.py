@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from app.specs.base import canonical_json, digest
-from app.specs.experiment import CLEAN, LABELS, ExperimentSpec
+from app.specs.experiment import CLEAN, UNHASHED_FIELDS, ExperimentSpec
 
 PARTS = ("dataset", "model", "attack", "training", "other", "defense")
-_OWN_PLACE = (*LABELS, "seeds", "defenses")
+_OWN_PLACE = (*UNHASHED_FIELDS, "seeds", "defenses")
 _NO_NUMBERS = ("reference", "device")
 """Fields that change no arm's setting: what else is computed, and where."""
 

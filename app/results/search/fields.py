@@ -11,8 +11,8 @@ from pydantic import BaseModel
 
 from app.core.validation import members
 from app.results.search.facts import PARTS
-from app.specs.experiment import LABELS, ExperimentSpec
-from app.specs.summary import EFFECTIVENESS, METRICS
+from app.specs.experiment import UNHASHED_FIELDS, ExperimentSpec
+from app.specs.metrics import EFFECTIVENESS, METRICS
 
 Source = Literal["row", "time", "experiment", "spec", "tag", "metric", "interval"]
 
@@ -79,7 +79,7 @@ def known() -> dict[str, Field]:
     fields += [Field(name, "time") for name in TIMES]
     fields += [Field(name, "experiment") for name in EXPERIMENT]
     for name, info in ExperimentSpec.model_fields.items():
-        if name in {*LABELS, "seeds"}:
+        if name in {*UNHASHED_FIELDS, "seeds"}:
             continue
         part = {"defenses": "defense"}.get(name, name if name in PARTS else "other")
         for path, number, text in _leaves(part if part != "other" else name, info.annotation):

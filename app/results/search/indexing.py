@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from app.results.search.facts import Arm, arm_of, dataset_label, facts
 from app.specs.base import digest
 from app.specs.experiment import CLEAN, UNDEFENDED, ExperimentSpec
-from app.specs.summary import EFFECTIVENESS, defense_effectiveness, summarize
+from app.specs.metrics import EFFECTIVENESS, defense_effectiveness, summarize
 from app.tables.experiments import Experiment
 from app.tables.leaderboard import LeaderboardSetting, LeaderboardValue
 from app.tables.results import ResultValue

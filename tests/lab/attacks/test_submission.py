@@ -73,8 +73,8 @@ def test_a_pattern_of_the_right_shape_is_taken():
 @pytest.mark.parametrize(
     ("attack", "said"),
     [
-        ({"name": "blend", "pattern": "png"}, "pattern_png goes with"),
-        ({"name": "blend", "pattern_index": 3}, "pattern_index goes with"),
+        ({"name": "blend", "pattern": "png"}, "pattern_png is required"),
+        ({"name": "blend", "pattern_index": 3}, "pattern_index is required"),
         ({"name": "blend", "pattern": "png", "pattern_png": "%%%"}, "pattern_png must be base64"),
         ({"name": "clean_label", "label_mode": "all_to_all"}, "label_mode"),
         ({"name": "hidden_trigger", "label_mode": "all_to_all"}, "label_mode"),

@@ -1,4 +1,4 @@
-"""From one number a seed to a mean with its interval. Pure; the service and the lab share it."""
+"""The metrics of a result, and their means over seeds with confidence intervals."""
 
 import math
 import statistics
@@ -27,12 +27,12 @@ METRICS = (
 )
 """Every metric of a result, in the order in which tables show them."""
 
-NO_FRACTIONS = frozenset({"clean_loss", "poisoned_loss", "psnr", "l_inf", "l_2", "seconds"})
-"""Metrics that are no share in [0, 1]; every other one is shown to people in percent."""
+NOT_FRACTIONS = frozenset({"clean_loss", "poisoned_loss", "psnr", "l_inf", "l_2", "seconds"})
+"""Metrics that are not fractions in [0, 1]. All others are shown to people in percent."""
 
 
 def summarize(values: Iterable[float | None]) -> dict[str, float | int | None] | None:
-    """Mean and 95 % Student-t interval of the values that are not None; None if there is no such value.
+    """Mean and 95 % Student t interval of the values that are not None; None if there are none.
 
     A single value has no interval: ``low`` and ``high`` are None.
     """
@@ -54,7 +54,7 @@ def format_interval(mean: float, low: float | None, high: float | None) -> str:
 
 
 EFFECTIVENESS = "defense_effectiveness"
-"""Name of `defense_effectiveness` among the metrics. It is derived from two arms, so no arm records it."""
+"""The metric computed by `defense_effectiveness`. It is derived from two arms, so no arm records it."""
 
 
 def defense_effectiveness(
@@ -62,8 +62,8 @@ def defense_effectiveness(
 ) -> float | None:
     """The defense effectiveness rating (Wu et al. 2022): ``(max(0, ASR drop) - max(0, CA drop) + 1) / 2``.
 
-    ``before`` are the undefended arm's numbers, ``after`` the defended one's, of the same experiment and seed.
-    In [0, 1]: one half is what doing nothing gets, 1 a backdoor removed at no cost. None if a number is missing.
+    ``before`` and ``after`` are metrics of the undefended and the defended arm of one experiment and seed. The rating
+    is in [0, 1]: 0.5 is no effect, 1 a backdoor removed at no cost. None if a metric is missing.
     """
     names = ("attack_success_rate", "clean_accuracy")
     drops = [(before.get(name), after.get(name)) for name in names]
@@ -103,16 +103,16 @@ def _t_cdf(t: float, df: int) -> float:
 
 
 def arms_document(arms: Iterable[str], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The ``arms`` part of a results document from one row an arm and seed (``arm``, ``seed``, metrics)."""
+    """The ``arms`` of a results document. Each row has an ``arm``, a ``seed`` and their metrics."""
     document = []
     for arm in arms:
-        of_arm = sorted((row for row in rows if row["arm"] == arm), key=lambda row: row["seed"])
-        names = [name for name in METRICS if any(name in row for row in of_arm)]
+        arm_rows = sorted((row for row in rows if row["arm"] == arm), key=lambda row: row["seed"])
+        names = [name for name in METRICS if any(name in row for row in arm_rows)]
         document.append(
             {
                 "arm": arm,
-                "aggregate": {name: summarize(row.get(name) for row in of_arm) for name in names},
-                "seeds": [{key: value for key, value in row.items() if key != "arm"} for row in of_arm],
+                "aggregate": {name: summarize(row.get(name) for row in arm_rows) for name in names},
+                "seeds": [{key: value for key, value in row.items() if key != "arm"} for row in arm_rows],
             }
         )
     return document

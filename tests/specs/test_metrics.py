@@ -1,8 +1,8 @@
-"""Numbers derived from numbers."""
+"""Metrics derived from other metrics."""
 
 import pytest
 
-from app.specs.summary import defense_effectiveness, format_interval
+from app.specs.metrics import defense_effectiveness, format_interval
 
 UNDEFENDED = {"clean_accuracy": 0.9, "attack_success_rate": 1.0}
 
@@ -11,20 +11,18 @@ UNDEFENDED = {"clean_accuracy": 0.9, "attack_success_rate": 1.0}
     ("clean", "attack", "rating"),
     [
         (0.9, 0.0, 1.0),  # removed at no cost
-        (0.9, 1.0, 0.5),  # nothing done
-        (0.4, 1.0, 0.25),  # only harm
+        (0.9, 1.0, 0.5),  # no effect
+        (0.4, 1.0, 0.25),  # only a loss of accuracy
         (0.8, 0.2, 0.85),
-        (0.95, 0.0, 1.0),  # a gain of accuracy is no merit of the defense
+        (0.95, 0.0, 1.0),  # a gain in accuracy does not count
     ],
 )
-def test_the_rating_weighs_what_was_removed_against_what_it_cost(
-    clean: float, attack: float, rating: float
-) -> None:
+def test_the_rating_weighs_the_drop_of_both_rates(clean: float, attack: float, rating: float) -> None:
     after = {"clean_accuracy": clean, "attack_success_rate": attack}
     assert defense_effectiveness(UNDEFENDED, after) == pytest.approx(rating)
 
 
-def test_without_a_number_there_is_no_rating() -> None:
+def test_a_missing_metric_gives_no_rating() -> None:
     assert defense_effectiveness(UNDEFENDED, {"clean_accuracy": 0.9, "attack_success_rate": None}) is None
     assert defense_effectiveness({}, UNDEFENDED) is None
 
