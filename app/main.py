@@ -31,7 +31,6 @@ from app.results.numbers.routes import router as results
 from app.results.search.routes import router as search
 from app.settings import Settings
 from app.sweeps.routes import router as sweeps
-from app.sweeps.studies.routes import router as studies
 from app.team.access import Gate, guard
 from app.team.audit.middleware import Trail
 from app.team.audit.routes import router as audit
@@ -90,7 +89,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     for router in (
         sweeps,
-        studies,
         experiments,
         results,
         search,

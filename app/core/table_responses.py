@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from fastapi import Query, Response
 
@@ -10,11 +10,13 @@ from app.core import table_formats as export
 from app.core.request_middleware import wants
 
 Format = Literal["json", "csv", "markdown", "latex", "parquet"]
-MEDIA_TYPES: dict[Format, str] = {
+F = TypeVar("F", bound=str)
+MEDIA_TYPES = {
     "json": "application/json",
     "csv": "text/csv",
     "markdown": "text/markdown",
     "latex": "application/x-tex",
+    "html": "text/html",
     "parquet": "application/vnd.apache.parquet",
 }
 SUFFIXES: dict[Format, str] = {"csv": "csv", "markdown": "md", "latex": "tex", "parquet": "parquet"}
@@ -26,13 +28,18 @@ FormatQuery = Annotated[
 
 def chosen(format: Format | None, accept: str | None) -> Format:
     """The format asked for by parameter, else by the Accept header, else JSON."""
+    return choose_format(format, accept, get_args(Format))
+
+
+def choose_format(format: F | None, accept: str | None, offered: Sequence[F]) -> F:
+    """The format named by the query parameter, else the one preferred by the Accept header, else the first offered."""
     if format is not None:
         return format
-    best = wants(accept, list(MEDIA_TYPES.values()))
-    return next(name for name, media_type in MEDIA_TYPES.items() if media_type == best)
+    media_type = wants(accept, [MEDIA_TYPES[name] for name in offered])
+    return next(name for name in offered if MEDIA_TYPES[name] == media_type)
 
 
-def documented(*formats: Format) -> dict[str, Any]:
+def documented(*formats: str) -> dict[str, Any]:
     """The ``responses`` entry of status 200 for a route that gives these formats beside JSON."""
     return {"content": {MEDIA_TYPES[name]: {"schema": _schema(name)} for name in formats}}
 
@@ -75,7 +82,7 @@ def parquet(columns: Sequence[export.Column], rows: Sequence[export.Row]) -> byt
     return sink.getvalue()
 
 
-def _schema(format: Format) -> dict[str, str]:
+def _schema(format: str) -> dict[str, str]:
     return {"type": "string", "format": "binary"} if format == "parquet" else {"type": "string"}
 
 

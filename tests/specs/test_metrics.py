@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.specs.metrics import defense_effectiveness
+from app.specs.metrics import defense_effectiveness, format_interval
 
 UNDEFENDED = {"clean_accuracy": 0.9, "attack_success_rate": 1.0}
 
@@ -25,3 +25,12 @@ def test_the_rating_weighs_the_drop_of_both_rates(clean: float, attack: float, r
 def test_a_missing_metric_gives_no_rating() -> None:
     assert defense_effectiveness(UNDEFENDED, {"clean_accuracy": 0.9, "attack_success_rate": None}) is None
     assert defense_effectiveness({}, UNDEFENDED) is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"), [(0.90, 0.98, "94.1 ± 4.0"), (None, None, "94.1"), (0.941, 0.941, "94.1 ± 0.0")]
+)
+def test_an_interval_is_shown_as_half_its_width_in_percent(
+    low: float | None, high: float | None, text: str
+) -> None:
+    assert format_interval(0.941, low, high) == text

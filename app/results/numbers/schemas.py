@@ -1,8 +1,11 @@
 """What the results routes give."""
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Self
 
 from pydantic import BaseModel, Field
+
+from app.specs.metrics import summarize
 
 
 class Aggregate(BaseModel):
@@ -12,6 +15,12 @@ class Aggregate(BaseModel):
     low: float | None = Field(description="Lower end of the 95 % Student-t interval; null for one seed.")
     high: float | None = Field(description="Upper end.")
     n: int = Field(description="Seeds that have a value.")
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Self | None:
+        """The mean of the values that are not None, with its interval; None if there is no such value."""
+        summary = summarize(values)
+        return cls.model_validate(summary) if summary is not None else None
 
 
 class ArmResults(BaseModel):
