@@ -105,11 +105,11 @@ def poll(context: Context, experiment_id: str) -> Answer:
     """The same as JSON, for one query as long as nothing happens to the experiment. Raises NotFoundError."""
     with context.database.reading() as session:
         stamp = repository.stamp(session, experiment_id)
-        if stamp is not None and (kept := context.polled.get(experiment_id, stamp)) is not None:
+        if stamp is not None and (kept := context.poll_cache.get(experiment_id, stamp)) is not None:
             return kept
         experiment = _found(repository.get(session, experiment_id), experiment_id)
         answer = Answer.of(present(session, [experiment])[0].model_dump_json())
-    return context.polled.keep(experiment_id, stamp, answer)
+    return context.poll_cache.store(experiment_id, stamp, answer)
 
 
 def listing(

@@ -124,7 +124,7 @@ def _publish(settings: Settings, database: Database, broker: Broker, live: Set[s
 
 def _send(broker: Broker, experiment: Experiment, name: str) -> None:
     with (
-        experiment.origin(experiment_id=experiment.id, owner_id=experiment.owner_id),
+        experiment.bind_origin(experiment_id=experiment.id, owner_id=experiment.owner_id),
         tracing.span("publish experiment", kind="producer", parent=experiment.traceparent),
     ):
         broker.send_experiment(experiment.id, name)

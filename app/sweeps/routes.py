@@ -6,7 +6,7 @@ from fastapi import APIRouter, Body, Depends, Request, Response
 
 from app.core.context import Ctx
 from app.core.openapi import problems
-from app.core.query_parameters import only_known
+from app.core.query_parameters import reject_unknown_parameters
 from app.core.routing import Cursor, IdempotencyKey, JsonBody, Limit, accepted, as_json, paged
 from app.core.security import READ, needs
 from app.specs.status import Status
@@ -14,7 +14,7 @@ from app.specs.sweep import SweepSpec
 from app.sweeps import service
 from app.sweeps.schemas import CellPage, RetryStates, SweepOut, SweepPage, SweepValidation
 
-router = APIRouter(prefix="/v1", tags=["sweeps"], dependencies=[Depends(only_known)])
+router = APIRouter(prefix="/v1", tags=["sweeps"], dependencies=[Depends(reject_unknown_parameters)])
 
 EXAMPLES: dict[str, Any] = {
     "grid": {

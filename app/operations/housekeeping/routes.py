@@ -6,14 +6,14 @@ from fastapi import APIRouter, Body, Depends
 
 from app.core.context import Ctx
 from app.core.openapi import problems
-from app.core.query_parameters import only_known
+from app.core.query_parameters import reject_unknown_parameters
 from app.core.routing import JsonBody
 from app.core.security import ADMIN, needs
 from app.operations.housekeeping.report import Report
 from app.operations.housekeeping.schemas import HousekeepingRequest
 from app.operations.housekeeping.service import keep_house
 
-router = APIRouter(prefix="/v1", tags=["housekeeping"], dependencies=[Depends(only_known)])
+router = APIRouter(prefix="/v1", tags=["housekeeping"], dependencies=[Depends(reject_unknown_parameters)])
 EXAMPLES = {
     "orphans": {"summary": "What belongs to nothing", "value": {}},
     "policy": {

@@ -5,7 +5,7 @@ from html import escape
 from typing import Literal
 
 from app.core import table_formats as export
-from app.core.request_middleware import wants
+from app.core.routing import preferred_media_type
 from app.results.numbers.schemas import Aggregate
 from app.sweeps.studies.matrix import METRICS
 from app.sweeps.studies.schemas import Numbers, States, Table, TableCell
@@ -26,7 +26,7 @@ def chosen(format: Format | None, accept: str | None) -> Format:
     """The format asked for by parameter, else by the Accept header, else JSON."""
     if format is not None:
         return format
-    best = wants(accept, list(MEDIA_TYPES.values()))
+    best = preferred_media_type(accept, list(MEDIA_TYPES.values()))
     return next(name for name, kind in MEDIA_TYPES.items() if kind == best)
 
 

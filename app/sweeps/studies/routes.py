@@ -6,7 +6,7 @@ from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 
 from app.core.context import Ctx
 from app.core.openapi import problems
-from app.core.query_parameters import only_known
+from app.core.query_parameters import reject_unknown_parameters
 from app.core.routing import Cursor, IdempotencyKey, JsonBody, Limit, accepted, as_json, paged
 from app.core.security import READ, needs
 from app.specs.study import StudyParts, StudySpec
@@ -15,7 +15,7 @@ from app.sweeps.studies import pages, service
 from app.sweeps.studies.pages import MEDIA_TYPES, Format
 from app.sweeps.studies.schemas import StudyOut, StudyPage, StudyValidation, Table
 
-router = APIRouter(prefix="/v1", tags=["studies"], dependencies=[Depends(only_known)])
+router = APIRouter(prefix="/v1", tags=["studies"], dependencies=[Depends(reject_unknown_parameters)])
 
 EXAMPLES: dict[str, Any] = {
     "digits": {
