@@ -9,7 +9,7 @@ from fastapi import Depends, FastAPI
 
 from app.core import errors, logs, openapi, tracing
 from app.core.context import Context
-from app.core.request_middleware import Surround
+from app.core.request_middleware import RequestMiddleware
 from app.dashboard import DASHBOARD
 from app.dashboard.rendering import STATIC, Static
 from app.data.catalog.missing_plugins import warn_of_missing_plugins
@@ -80,7 +80,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     errors.install(app)
     app.add_middleware(Trail)
     app.add_middleware(
-        Surround,
+        RequestMiddleware,
         max_body=chosen.max_body_bytes,
         max_form=chosen.max_image_bytes,
         max_values=VALUES_A_CELL * chosen.max_sweep_cells,

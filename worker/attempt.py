@@ -76,7 +76,7 @@ def attempt(
             return None
         experiment_id, number = taken
         with (
-            experiment.origin(
+            experiment.bind_origin(
                 experiment_id=experiment_id, attempt=number, owner_id=experiment.owner_id, worker=worker
             ),
             tracing.span("attempt", kind="consumer", parent=experiment.traceparent) as span,

@@ -64,7 +64,7 @@ def check(upload_id: str, settings: Settings) -> str | None:
         if upload is None:
             return None
         with (
-            upload.origin(upload_id=upload.id, owner_id=upload.owner_id, attempt=upload.attempts),
+            upload.bind_origin(upload_id=upload.id, owner_id=upload.owner_id, attempt=upload.attempts),
             tracing.span("check upload", kind="consumer", parent=upload.traceparent) as span,
         ):
             status = _check(upload, database, objects, settings)

@@ -13,7 +13,7 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 from app.core.context import Context, Ctx
 from app.core.errors import BadRequestError, NotFoundError, require
 from app.core.openapi import problems
-from app.core.request_middleware import wants
+from app.core.routing import preferred_media_type
 from app.core.validation import shown
 from app.experiments import repository
 from app.experiments.schemas import EventOut, Events
@@ -54,7 +54,7 @@ async def events(
     The stream starts with the first event, or after `Last-Event-ID`, and ends after the event of the final state.
     With `after`, or `Accept: application/json`, the response is a page of the same events as JSON.
     """
-    if after is not None or wants(accept, [STREAM, JSON]) == JSON:
+    if after is not None or preferred_media_type(accept, [STREAM, JSON]) == JSON:
         page = await run_in_threadpool(_read, context, experiment_id, after or 0, limit)
         return Response(page.model_dump_json(), media_type=JSON)
     start = 0
@@ -101,7 +101,7 @@ def logs(
             offset = max(offset, repository.count_log(session, experiment_id) - tail)
             limit = tail
         rows = repository.log(session, experiment_id, offset, limit)
-    kind = wants(accept, [LINES, TEXT])
+    kind = preferred_media_type(accept, [LINES, TEXT])
     lines = _as_text(rows) if kind == TEXT else _as_json(rows, offset)
     headers = {"X-Next-Offset": str(offset + len(rows))}
     return Response("".join(lines), media_type=kind, headers=headers)

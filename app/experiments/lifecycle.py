@@ -206,7 +206,7 @@ def restart(session: Session, experiment: Experiment, attempts: int) -> None:
     experiment.started_at = experiment.finished_at = experiment.cancel_requested_at = None
     experiment.error, experiment.progress = None, {}
     session.execute(delete(ArmNote).where(ArmNote.experiment_id == experiment.id))
-    experiment.requested_again()
+    experiment.update_origin()
     enqueue(session, experiment, reason="retry")
 
 

@@ -93,11 +93,11 @@ def poll(context: Context, experiment_id: str) -> Answer:
     """
     with context.database.reading() as session:
         version = repository.version_key(session, experiment_id)
-        if version is not None and (answer := context.polled.get(experiment_id, version)) is not None:
+        if version is not None and (answer := context.poll_cache.get(experiment_id, version)) is not None:
             return answer
         experiment = require_experiment(session, experiment_id)
         answer = Answer.of(present(session, [experiment])[0].model_dump_json())
-    return context.polled.keep(experiment_id, version, answer)
+    return context.poll_cache.store(experiment_id, version, answer)
 
 
 def listing(

@@ -19,7 +19,7 @@ from app.experiments import dispatch
 from app.experiments.workers import repository as workers
 from app.experiments.workers.service import skew
 from app.operations.health.shared_counters import Pusher
-from app.operations.housekeeping.schedule import keep
+from app.operations.housekeeping.schedule import run_periodically
 from app.settings import Settings
 from app.specs.placement import choose_queue
 from app.sweeps.completion import finish_sweeps
@@ -35,7 +35,9 @@ PURGE_SECONDS = 600.0
 def run(settings: Settings, stop: threading.Event) -> None:
     """Work until ``stop`` is set. While the database or the broker is down: log it, wait longer, go on."""
     database, broker = Database(settings.database), Broker(settings.broker)
-    housekeeping = threading.Thread(target=keep, args=(settings, stop), name="housekeeping", daemon=True)
+    housekeeping = threading.Thread(
+        target=run_periodically, args=(settings, stop), name="housekeeping", daemon=True
+    )
     housekeeping.start()
     faults, purged, pusher = 0, 0.0, Pusher("relay")
     before: Set[str] = frozenset()
@@ -124,7 +126,7 @@ def _publish(settings: Settings, database: Database, broker: Broker, live: Set[s
 
 def _send(broker: Broker, experiment: Experiment, name: str) -> None:
     with (
-        experiment.origin(experiment_id=experiment.id, owner_id=experiment.owner_id),
+        experiment.bind_origin(experiment_id=experiment.id, owner_id=experiment.owner_id),
         tracing.span("publish experiment", kind="producer", parent=experiment.traceparent),
     ):
         broker.send_experiment(experiment.id, name)

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from app.core import table_responses
 from app.core.context import Ctx
 from app.core.openapi import problems
-from app.core.query_parameters import only_known
+from app.core.query_parameters import reject_unknown_parameters
 from app.core.routing import Cursor, IdempotencyKey, JsonBody, Limit, accepted, as_json, paged
 from app.core.security import READ, needs
 from app.specs.study import StudyParts, StudySpec
@@ -29,8 +29,8 @@ from app.sweeps.schemas import (
 )
 from app.tables.sweeps import STUDY, SWEEP
 
-sweeps = APIRouter(prefix="/v1/sweeps", tags=["sweeps"], dependencies=[Depends(only_known)])
-studies = APIRouter(prefix="/v1/studies", tags=["studies"], dependencies=[Depends(only_known)])
+sweeps = APIRouter(prefix="/v1/sweeps", tags=["sweeps"], dependencies=[Depends(reject_unknown_parameters)])
+studies = APIRouter(prefix="/v1/studies", tags=["studies"], dependencies=[Depends(reject_unknown_parameters)])
 
 SWEEP_EXAMPLES: dict[str, Any] = {
     "grid": {
@@ -149,7 +149,10 @@ def validate_study(context: Ctx, spec: StudyBody, _json: JsonBody) -> StudyValid
     "/{study_id}/table",
     summary="A study's table",
     response_model=Table,
-    responses={200: table_responses.documented("csv", "markdown", "latex", "html"), **problems(404, 422)},
+    responses={
+        200: table_responses.document_formats("csv", "markdown", "latex", "html"),
+        **problems(404, 422),
+    },
 )
 def table(
     study_id: str,

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column, relationship
 
 from app.core.database import Base, BigId, Json, UtcDateTime, new_id, utcnow
 from app.core.errors import require
-from app.core.request_origin import Requested
+from app.core.request_origin import RequestOriginMixin
 from app.core.security import LOCAL
 from app.specs.placement import RATHER_CPU
 from app.specs.stages import LAB_VERSION
@@ -21,7 +21,7 @@ IDLE, BUSY, DRAINING = "idle", "busy", "draining"
 """What a worker says of itself."""
 
 
-class Experiment(Requested, Owned, Base):
+class Experiment(RequestOriginMixin, Owned, Base):
     """One spec, one row. ``attempt`` is the fencing token: only the worker that holds it may write."""
 
     __tablename__ = "experiments"

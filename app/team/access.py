@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from structlog.contextvars import bind_contextvars
 
-from app.core import log_context
 from app.core.context import Context
 from app.core.database import utcnow
 from app.core.errors import ForbiddenError, TooManyError, UnauthorizedError
-from app.core.security import LOCAL, Principal, scope_of
+from app.core.security import LOCAL, SAFE_METHODS, Principal, scope_of
 from app.tables.owners import Owner
 from app.team.addresses import is_address, is_loopback
 from app.team.keys import repository
@@ -33,7 +33,6 @@ REMEMBERED_SECONDS = 1.0
 """A key that is revoked, and a service that is closed by its first key, still let requests in for so long."""
 MOST_REMEMBERED = 1000
 TOUCH = timedelta(minutes=1)
-SAFE = ("GET", "HEAD", "OPTIONS")
 COMMAND = "`bdlab keys create`"
 
 
@@ -45,7 +44,7 @@ async def guard(request: Request) -> None:
     _check_origin(request)
     gate: Gate = request.app.state.gate
     principal = request.scope["principal"] = await gate.identify(request)
-    log_context.bind(owner_id=principal.owner_id)
+    bind_contextvars(owner_id=principal.owner_id)
     if needed not in principal.scopes:
         has = ", ".join(sorted(principal.scopes))
         raise ForbiddenError(f"this needs a key with the scope {needed!r}; this key has: {has}")
@@ -160,7 +159,7 @@ def _check_local(request: Request) -> None:
 
 def _check_origin(request: Request) -> None:
     """Refuse what a foreign web page makes a browser send, with the password that the browser remembers."""
-    if request.method in SAFE:
+    if request.method in SAFE_METHODS:
         return
     origin = request.headers.get("origin")
     foreign = origin is not None and urlsplit(origin).netloc != request.headers.get("host")

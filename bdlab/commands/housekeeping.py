@@ -26,8 +26,8 @@ def gc(
     from app.core.context import Context  # noqa: PLC0415
     from app.core.objects import ObjectStoreError  # noqa: PLC0415
     from app.operations import schema  # noqa: PLC0415
-    from app.operations.housekeeping.report import in_words  # noqa: PLC0415
-    from app.operations.housekeeping.service import keep_house  # noqa: PLC0415
+    from app.operations.housekeeping.report import describe  # noqa: PLC0415
+    from app.operations.housekeeping.service import run_housekeeping  # noqa: PLC0415
     from app.settings import RetentionPolicy  # noqa: PLC0415
 
     settings = Settings()
@@ -43,7 +43,7 @@ def gc(
         schema.upgrade(settings.database)
         context = Context.open(settings)
         try:
-            report = keep_house(context, chosen, delete=delete)
+            report = run_housekeeping(context, chosen, delete=delete)
         finally:
             context.close()
     except (SQLAlchemyError, ObjectStoreError) as error:
@@ -51,7 +51,7 @@ def gc(
     if as_json:
         print_json(report.model_dump(mode="json"))
         return
-    for line in in_words(report):
+    for line in describe(report):
         typer.echo(line)
     if not delete:
         typer.echo("this was a dry run; --delete does it")

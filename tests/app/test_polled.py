@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event, text
 
-from app.core.poll_cache import MOST_KEPT, Answer, Polled
+from app.core.poll_cache import MAX_ANSWERS, Answer, PollCache
 from app.experiments import lifecycle
 from app.experiments.schemas import ExperimentOut
 from app.settings import Settings
@@ -110,12 +110,12 @@ def test_a_server_that_was_restarted_is_noticed_before_a_request_fails(
 
 
 def test_the_answers_of_long_ago_are_forgotten() -> None:
-    polled = Polled()
+    polled = PollCache()
     answer = Answer.of("{}")
-    for number in range(MOST_KEPT):
-        polled.keep(str(number), 1, answer)
+    for number in range(MAX_ANSWERS):
+        polled.store(str(number), 1, answer)
     assert polled.get("0", 1) is answer
-    polled.keep("one more", 1, answer)
+    polled.store("one more", 1, answer)
     assert polled.get("1", 1) is None
     assert polled.get("0", 2) is None
     assert polled.get("0", 1) is None

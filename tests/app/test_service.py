@@ -30,8 +30,9 @@ installed = importlib.metadata.packages_distributions().keys()
 print(*sorted({name.partition('.')[0] for name in sys.modules} & installed))
 """
 NEEDED = """
-PIL annotated_doc annotated_types anyio app dotenv fastapi httpx2 idna obstore opentelemetry prometheus_client pydantic
-pydantic_core pydantic_settings python_multipart sqlalchemy starlette typing_extensions typing_inspection
+PIL annotated_doc annotated_types anyio app dotenv fastapi greenlet httpx2 idna obstore opentelemetry
+prometheus_client pydantic pydantic_core pydantic_settings pygments python_multipart rich sqlalchemy starlette
+structlog typing_extensions typing_inspection
 """
 
 

@@ -11,8 +11,9 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 from sqlalchemy import select
+from structlog.contextvars import bound_contextvars
 
-from app.core import log_context, logs, metrics
+from app.core import logs, metrics
 from app.core.database import Database
 from app.operations.health.shared_counters import Pusher
 from app.settings import Settings
@@ -122,7 +123,7 @@ def test_lines_are_json_or_for_people(form: Any, restored: None, capsys: pytest.
     try:
         raise ValueError(f"no {KEY}")
     except ValueError:
-        with log_context.binding(request_id="r1", experiment_id="e1"):
+        with bound_contextvars(request_id="r1", experiment_id="e1"):
             logging.getLogger("somewhere").exception("it %s", "broke", extra={"status": 500})
     text = capsys.readouterr().err
     assert KEY not in text

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from app.core.context import Context, Ctx
 from app.core.openapi import problems
-from app.core.query_parameters import only_known
+from app.core.query_parameters import reject_unknown_parameters
 from app.core.routing import Cursor, Limit, accepted, as_json, paged
 from app.data.uploads import service
 from app.data.uploads.schemas import (
@@ -24,7 +24,7 @@ from app.data.uploads.schemas import (
 from app.specs.facts import DatasetFacts
 from app.tables.uploads import DATASET, MODEL, Upload
 
-router = APIRouter(prefix="/v1", tags=["uploads"], dependencies=[Depends(only_known)])
+router = APIRouter(prefix="/v1", tags=["uploads"], dependencies=[Depends(reject_unknown_parameters)])
 STREAMED = frozenset({"/v1/models", "/v1/datasets"})
 """Paths whose POST reads its body itself, as it comes."""
 REFUSALS = problems(400, 408, 413, 415, 422, 503)

@@ -50,7 +50,7 @@ def copy(source: Objects, there: Inventory, target: Objects) -> Copied:
 def prune(target: Objects, kept: Inventory) -> None:
     """Delete what ``kept`` does not list."""
     for page in target.listing():
-        target.delete_all(kept.lacks([key for key, _, _ in page]))
+        target.delete_all(kept.missing([key for key, _, _ in page]))
 
 
 def _copy(source: Objects, target: Objects, key: str, path: Path) -> bool | None:

@@ -1,8 +1,8 @@
-"""Everything that the object store holds, noted in a file, so that memory stays flat however much it is."""
+"""A listing of the object store in a temporary SQLite file, so that memory use does not grow with the store."""
 
 import sqlite3
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +14,7 @@ BATCH = 500
 
 
 class Stored(NamedTuple):
-    """An object as it was listed."""
+    """An object in the listing."""
 
     key: str
     size: int
@@ -22,7 +22,7 @@ class Stored(NamedTuple):
 
 
 class Inventory:
-    """Use as a context manager. Whatever is written after the listing began may be missing from it."""
+    """A context manager. Objects that are written after the listing began may be missing from it."""
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
@@ -46,20 +46,19 @@ class Inventory:
         self._folder.cleanup()
 
     def pages(self) -> Iterator[list[Stored]]:
-        """All objects by key, a few hundred at a time."""
+        """All objects sorted by key, a few hundred at a time."""
         after = ""
         query = "SELECT key, size, modified FROM objects WHERE key > ? ORDER BY key LIMIT ?"
         while rows := self._file.execute(query, (after, BATCH)).fetchall():
             after = rows[-1][0]
             yield [Stored(key, size, datetime.fromtimestamp(modified, UTC)) for key, size, modified in rows]
 
-    def lacks(self, keys: Iterable[str]) -> list[str]:
-        """Those that are not here."""
-        wanted = list(keys)
-        found = self.sizes(wanted)
-        return [key for key in wanted if key not in found]
+    def missing(self, keys: Collection[str]) -> list[str]:
+        """The keys that are not in the listing."""
+        sizes = self.sizes(keys)
+        return [key for key in keys if key not in sizes]
 
     def sizes(self, keys: Collection[str]) -> dict[str, int]:
-        """The bytes of those that are here."""
+        """Size in bytes by key, of those that are in the listing."""
         marks = ",".join("?" * len(keys))
         return dict(self._file.execute(f"SELECT key, size FROM objects WHERE key IN ({marks})", list(keys)))

@@ -7,19 +7,22 @@ from fastapi import APIRouter, Depends, Header, Query, Response
 from app.core import table_responses
 from app.core.context import Ctx
 from app.core.openapi import problems
-from app.core.query_parameters import only_known
+from app.core.query_parameters import reject_unknown_parameters
 from app.core.routing import as_json
 from app.results.compare import service, tables_out
 from app.results.compare.schemas import Comparison
 
-router = APIRouter(prefix="/v1", tags=["results"], dependencies=[Depends(only_known)])
+router = APIRouter(prefix="/v1", tags=["results"], dependencies=[Depends(reject_unknown_parameters)])
 
 
 @router.get(
     "/compare",
     summary="Experiments side by side",
     response_model=Comparison,
-    responses={200: table_responses.documented("csv", "markdown", "latex", "parquet"), **problems(404, 422)},
+    responses={
+        200: table_responses.document_formats("csv", "markdown", "latex", "parquet"),
+        **problems(404, 422),
+    },
 )
 def compare(
     context: Ctx,
@@ -53,7 +56,7 @@ def compare(
     of that paired difference: much narrower than what two separate intervals suggest.
     """
     found = service.compare(context, ids, curve or ["clean_accuracy", "attack_success_rate"], points)
-    kind = table_responses.chosen(format, accept)
+    kind = table_responses.choose_table_format(format, accept)
     if kind == "json":
         return as_json(found, headers={"Vary": "Accept"})
     for_people = kind in ("markdown", "latex")

@@ -7,12 +7,12 @@ from fastapi import APIRouter, Depends, Header, Query, Response
 from app.core import table_responses
 from app.core.context import Ctx
 from app.core.openapi import problems
-from app.core.query_parameters import only_known
+from app.core.query_parameters import reject_unknown_parameters
 from app.core.routing import as_json
 from app.results.leaderboard import service, tables_out
 from app.results.leaderboard.schemas import Fronts, Leaderboard
 
-router = APIRouter(prefix="/v1", tags=["results"], dependencies=[Depends(only_known)])
+router = APIRouter(prefix="/v1", tags=["results"], dependencies=[Depends(reject_unknown_parameters)])
 
 Dataset = Annotated[
     str,
@@ -28,7 +28,7 @@ Rate = Annotated[
     "/leaderboard",
     summary="Attacks against defenses",
     response_model=Leaderboard,
-    responses={200: table_responses.documented("csv", "markdown", "latex", "parquet"), **problems(422)},
+    responses={200: table_responses.document_formats("csv", "markdown", "latex", "parquet"), **problems(422)},
 )
 def leaderboard(
     context: Ctx,
@@ -45,7 +45,7 @@ def leaderboard(
     were not measured here. CSV and parquet have one row a cell, Markdown and LaTeX are a matrix for people.
     """
     board = service.leaderboard(context, dataset, model, poisoning_rate)
-    kind = table_responses.chosen(format, accept)
+    kind = table_responses.choose_table_format(format, accept)
     if kind == "json":
         return as_json(board, headers={"Vary": "Accept"})
     columns, rows = (
@@ -60,7 +60,7 @@ def leaderboard(
     "/leaderboard/pareto",
     summary="Accuracy against safety",
     response_model=Fronts,
-    responses={200: table_responses.documented("csv", "markdown", "latex", "parquet"), **problems(422)},
+    responses={200: table_responses.document_formats("csv", "markdown", "latex", "parquet"), **problems(422)},
 )
 def pareto(
     context: Ctx,
@@ -75,7 +75,7 @@ def pareto(
     As a table one row a point.
     """
     fronts = service.fronts(context, dataset, model, poisoning_rate)
-    kind = table_responses.chosen(format, accept)
+    kind = table_responses.choose_table_format(format, accept)
     if kind == "json":
         return as_json(fronts, headers={"Vary": "Accept"})
     rows = tables_out.points(fronts, for_people=kind in ("markdown", "latex"))

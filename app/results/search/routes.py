@@ -7,14 +7,14 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from app.core import table_responses
 from app.core.context import Ctx
 from app.core.openapi import problems
-from app.core.query_parameters import only_known
+from app.core.query_parameters import reject_unknown_parameters
 from app.core.routing import Cursor, as_json, following
 from app.core.table_formats import columns
 from app.results.search import service
 from app.results.search.fields import known
 from app.results.search.schemas import FieldOut, Fields, Rows
 
-router = APIRouter(prefix="/v1", tags=["results"], dependencies=[Depends(only_known)])
+router = APIRouter(prefix="/v1", tags=["results"], dependencies=[Depends(reject_unknown_parameters)])
 
 
 @router.get(
@@ -22,7 +22,7 @@ router = APIRouter(prefix="/v1", tags=["results"], dependencies=[Depends(only_kn
     summary="Search results",
     response_model=Rows,
     responses={
-        200: table_responses.documented("csv", "markdown", "latex", "parquet"),
+        200: table_responses.document_formats("csv", "markdown", "latex", "parquet"),
         **problems(400, 422),
     },
 )
@@ -65,7 +65,7 @@ def results(
     """
     found = service.search(context, where or [], sort, fields, cursor, limit)
     link, headers = following(request, found.cursor)
-    kind = table_responses.chosen(format, accept)
+    kind = table_responses.choose_table_format(format, accept)
     if kind != "json":
         names = columns(*(field.name for field in found.fields))
         return table_responses.respond(kind, names, found.rows, "results", headers)

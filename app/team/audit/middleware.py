@@ -17,11 +17,10 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.database import Database, utcnow, write
-from app.core.security import LOCAL, READ, Principal, scope_of
+from app.core.security import LOCAL, READ, SAFE_METHODS, Principal, scope_of
 from app.tables.audit import AuditEntry
 
 log = logging.getLogger(__name__)
-SAFE = ("GET", "HEAD", "OPTIONS")
 LONGEST_PATH = 300
 
 
@@ -31,7 +30,7 @@ def mark(request: Request) -> None:
 
 
 class Trail:
-    """Middleware inside `app.core.request_middleware.Surround`, which gives each request its id."""
+    """Middleware inside `app.core.request_middleware.RequestMiddleware`, which gives each request its id."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -101,7 +100,7 @@ async def _note(scope: Scope, status: int, location: str | None = None) -> None:
 def _is_audited(scope: Scope) -> bool:
     if scope.get("audited"):
         return True
-    return scope["method"] not in SAFE and scope_of(scope.get("endpoint"), scope["method"]) != READ
+    return scope["method"] not in SAFE_METHODS and scope_of(scope.get("endpoint"), scope["method"]) != READ
 
 
 def _write(database: Database, entry: dict[str, Any]) -> None:
