@@ -26,6 +26,7 @@ from tests.app.conftest import Service, Valkey, serve
 from tests.app.people import people
 from tests.app.sending import ABOUT, MODEL, pictures, post, sent_dataset, sent_model, weights
 from tests.app.test_relay import sent
+from tests.processes import wait_for
 from worker import memory
 from worker.checking import check
 
@@ -232,13 +233,13 @@ def test_too_large_is_refused_before_and_while_it_comes(service: Service) -> Non
 
 def test_a_sender_who_goes_away_leaves_nothing(service: Service) -> None:
     host, port = service.url.removeprefix("http://").split(":")
-    with nothing_kept(service):
-        with socket.create_connection((host, int(port))) as connection:
-            lines = "POST /v1/models HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n"
-            connection.sendall(f"{lines}Content-Type: multipart/form-data; boundary=b\r\n\r\n".encode())
-            connection.sendall(b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + bytes(1000))
-            time.sleep(0.2)
-        time.sleep(0.3)
+    before = files(service)
+    with socket.create_connection((host, int(port))) as connection:
+        lines = "POST /v1/models HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n"
+        connection.sendall(f"{lines}Content-Type: multipart/form-data; boundary=b\r\n\r\n".encode())
+        connection.sendall(b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + bytes(1000))
+        time.sleep(0.2)
+    wait_for(lambda: files(service) == before, "the removal of the partial file")
     assert service.http.get("/healthz").status_code == 200
 
 
