@@ -83,6 +83,18 @@ def test_pages_hold_nothing_inline_and_stay_light(service: Service, finished: An
             assert same.status_code == 304
 
 
+def test_every_rule_of_the_style_sheets_is_used() -> None:
+    sheets = "".join(path.read_text() for path in STATIC.glob("*.css"))
+    folder = STATIC.parent
+    files = (*STATIC.glob("*.js"), *folder.glob("*.py"), *folder.glob("templates/*.html"))
+    users = "".join(path.read_text() for path in files)
+    selectors = re.sub(r"/\*.*?\*/|\{[^{}]*\}", "", sheets, flags=re.DOTALL)
+    names = set(re.findall(r"[.#]([a-z][\w-]*)", selectors))
+    assert [name for name in sorted(names) if not re.search(rf"\b{name}\b", users)] == []
+    defined = set(re.findall(r"^\s*--([\w-]+):", sheets, flags=re.MULTILINE))
+    assert set(re.findall(r"var\(--([\w-]+)\)", sheets)) <= defined
+
+
 def test_an_experiment_says_in_words_what_its_numbers_say(service: Service, finished: Any) -> None:
     text = service.http.get(f"/experiments/{finished['id']}").text
     assert "The attack (badnets) works" in text
