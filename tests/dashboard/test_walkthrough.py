@@ -1,4 +1,4 @@
-"""What a newcomer does in a browser: submit, watch, read, ask the models, look at the isolated images."""
+"""What a new user does in a browser: submit, watch, read results, and inspect predictions and isolated images."""
 
 import json
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from tests.conftest import Stack
 from tests.dashboard.conftest import PHONE, Tab
 from tests.quick import QUICK
 
-NewTab = Callable[..., Tab]
+OpenTab = Callable[..., Tab]
 SMALL = {
     "training": {"epochs": "3", "batch_size": "50"},
     "dataset": {"train_size": "200", "test_size": "100"},
@@ -21,7 +21,7 @@ ABL = {field: str(value) for field, value in QUICK["defenses"][0].items() if fie
 
 @pytest.fixture(scope="module")
 def done(stack: Stack) -> Any:
-    """A finished experiment with every kind of page."""
+    """A finished experiment that has all pages."""
     return stack.wait(stack.submit({**QUICK, "name": "For the dashboard", "reference": True, "seeds": [0]}))
 
 
@@ -41,16 +41,16 @@ def fill(page: Any, part: str, values: dict[str, str]) -> None:
         control.fill(value)
 
 
-def test_from_the_form_to_the_numbers(tab: NewTab, stack: Stack) -> None:
-    walk = tab()
-    page = walk.open("/new")
+def test_an_experiment_from_the_form_to_the_results(open_tab: OpenTab, stack: Stack) -> None:
+    tab = open_tab()
+    page = tab.open("/new")
     expect(page.locator("#verdict")).to_contain_text("Valid:")
     expect(page.locator("#preview")).to_be_visible()
 
     fill(page, "attack", {"size": "9"})
     expect(page.locator(".error")).to_contain_text("at most 8 pixels")
     assert page.locator('[data-part="attack"] [data-field="size"]').get_attribute("aria-invalid") == "true"
-    walk.faults.clear()  # the browser notes the 422 that this was about
+    tab.errors.clear()  # the browser logs the 422
     fill(page, "attack", {"size": "2"})
     for part, values in {**SMALL, "defense": ABL}.items():
         fill(page, part, values)
@@ -73,14 +73,14 @@ def test_from_the_form_to_the_numbers(tab: NewTab, stack: Stack) -> None:
     expect(page.locator(".reading")).to_contain_text("The attack (badnets)")
     expect(page.locator("#charts canvas").first).to_be_visible()
     expect(page.get_by_role("img", name="Attack success: ")).to_be_visible()
-    assert walk.faults == []
+    assert tab.errors == []
     experiment = stack.experiment(page.url.rpartition("/")[2])
     assert experiment["spec"]["training"]["epochs"] == 3
 
 
-def test_every_arm_answers_with_the_trigger_and_without(tab: NewTab, done: Any) -> None:
-    walk = tab()
-    page = walk.open(f"/experiments/{done['id']}/explore")
+def test_every_arm_predicts_with_and_without_the_trigger(open_tab: OpenTab, done: Any) -> None:
+    tab = open_tab()
+    page = tab.open(f"/experiments/{done['id']}/explore")
     expect(page.locator("#arms section")).to_have_count(3)
     expect(page.locator("#message")).to_contain_text("Image 0, without the trigger: clean predicts")
     before = page.locator("#picture").get_attribute("src")
@@ -89,12 +89,12 @@ def test_every_arm_answers_with_the_trigger_and_without(tab: NewTab, done: Any) 
     assert page.locator("#picture").get_attribute("src") != before
     page.get_by_role("button", name="Next image").click()
     expect(page.locator("#message")).to_contain_text("Image 1, with the trigger")
-    assert walk.faults == []
+    assert tab.errors == []
 
 
-def test_the_isolated_images_are_shown_beside_the_truth(tab: NewTab, done: Any, stack: Stack) -> None:
-    walk = tab()
-    page = walk.open(f"/experiments/{done['id']}/isolation?arm=abl&seed=0")
+def test_isolated_images_are_shown_with_the_truth(open_tab: OpenTab, done: Any, stack: Stack) -> None:
+    tab = open_tab()
+    page = tab.open(f"/experiments/{done['id']}/isolation?arm=abl&seed=0")
     expect(page.locator("#thumbs li")).to_have_count(60)
     expect(page.locator("#message")).to_contain_text("10 of 200 training images were isolated")
     precision = stack.results(done["id"])["arms"][-1]["seeds"][0]["isolation_precision"]
@@ -103,12 +103,12 @@ def test_the_isolated_images_are_shown_beside_the_truth(tab: NewTab, done: Any, 
     expect(page.locator("#thumbs li")).to_have_count(120)
     drawn = "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((v, i) => i % 4 < 3 && v > 0)"
     assert page.locator("#thumbs canvas").first.evaluate(drawn)
-    assert walk.faults == []
+    assert tab.errors == []
 
 
-def test_the_list_filters_and_stays_up_to_date(tab: NewTab, stack: Stack, done: Any) -> None:
-    walk = tab()
-    page = walk.open("/")
+def test_the_list_is_filtered_and_refreshed(open_tab: OpenTab, stack: Stack, done: Any) -> None:
+    tab = open_tab()
+    page = tab.open("/")
     page.get_by_label("Name").fill("for THE dash")
     page.get_by_role("button", name="Filter").click()
     expect(page.locator("#list tbody tr")).to_have_count(1)
@@ -118,12 +118,12 @@ def test_the_list_filters_and_stays_up_to_date(tab: NewTab, stack: Stack, done: 
     ours.check()
     expect(page.locator(f"#e-{new}")).to_be_visible(timeout=15_000)
     stack.wait(new)
-    expect(ours).to_be_checked()  # also after the list came anew
+    expect(ours).to_be_checked()  # also after the list was refreshed
     page.locator(f"#e-{new} input").check()
     page.get_by_role("button", name="Compare selected").click()
     expect(page.get_by_role("img", name="Attack success: ")).to_be_visible()
-    assert walk.accessibility() == []
-    assert walk.faults == []
+    assert tab.accessibility() == []
+    assert tab.errors == []
 
 
 @pytest.mark.parametrize(
@@ -131,23 +131,25 @@ def test_the_list_filters_and_stays_up_to_date(tab: NewTab, stack: Stack, done: 
     [("light", {"width": 1280, "height": 900}), ("dark", PHONE)],
     ids=["desktop", "phone"],
 )
-def test_pages_are_accessible_and_fit(tab: NewTab, done: Any, scheme: str, viewport: Any) -> None:
-    walk = tab(color_scheme=scheme, viewport=viewport)
+def test_pages_are_accessible_and_fit_the_window(
+    open_tab: OpenTab, done: Any, scheme: str, viewport: Any
+) -> None:
+    tab = open_tab(color_scheme=scheme, viewport=viewport)
     wrong = []
     for path in paths(done):
-        page = walk.open(path)
+        page = tab.open(path)
         page.wait_for_load_state("load")
-        page.wait_for_timeout(300)  # for what scripts draw
+        page.wait_for_timeout(300)  # for scripts to draw
         page.evaluate("document.querySelectorAll('main details').forEach(one => { one.open = true; })")
-        wrong += walk.accessibility()
-        assert walk.overflow() <= 0, path
+        wrong += tab.accessibility()
+        assert tab.overflow() <= 0, path
     assert wrong == []
-    assert walk.faults == []
+    assert tab.errors == []
 
 
-def test_with_the_keyboard_and_in_the_dark(tab: NewTab, done: Any) -> None:
-    walk = tab()
-    page = walk.open("/")
+def test_pages_work_with_the_keyboard_and_the_dark_theme(open_tab: OpenTab, done: Any) -> None:
+    tab = open_tab()
+    page = tab.open("/")
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
     page.keyboard.press("Enter")
@@ -160,11 +162,11 @@ def test_with_the_keyboard_and_in_the_dark(tab: NewTab, done: Any) -> None:
     assert page.evaluate(dark) == before == "rgb(20, 23, 26)"
 
 
-def test_the_api_page_works_without_another_server(tab: NewTab) -> None:
-    walk = tab()
+def test_the_api_page_loads_nothing_from_other_servers(open_tab: OpenTab) -> None:
+    tab = open_tab()
     asked: list[str] = []
-    walk.page.on("request", lambda request: asked.append(request.url))
-    page = walk.open("/docs")
+    tab.page.on("request", lambda request: asked.append(request.url))
+    page = tab.open("/docs")
     expect(page.get_by_text("/v1/experiments", exact=True).first).to_be_visible()
-    assert all(url.startswith((walk.url, "data:")) for url in asked)
-    assert walk.faults == []
+    assert all(url.startswith((tab.url, "data:")) for url in asked)
+    assert tab.errors == []
