@@ -130,16 +130,16 @@ def _why(error: Exception, folder: Path) -> str:
 
 
 def _look_at_model(upload: Upload, path: Path, database: Database, settings: Settings) -> Found:
-    from worker.lab import brought  # noqa: PLC0415  # brings torch
+    from worker.lab import user_model  # noqa: PLC0415  # brings torch
 
-    header = brought.read_header(path)
+    header = user_model.read_header(path)
     asked = upload.request
     if asked["model"] is not None:
         model, shape = _MODEL.validate_python(asked["model"]), Shape.model_validate(asked["shape"])
     else:
-        spec = brought.exported_by(header.labels)
+        spec = user_model.read_exported_spec(header.labels)
         if spec is None:
-            raise brought.BadModelError(
+            raise user_model.BadModelError(
                 "the header does not say what the model is; send metadata with model, and dataset or shape"
             )
         try:
@@ -150,15 +150,15 @@ def _look_at_model(upload: Upload, path: Path, database: Database, settings: Set
                 )
         except InvalidError as error:
             name = spec.dataset.dataset_id if isinstance(spec.dataset, Uploaded) else spec.dataset.name
-            raise brought.BadModelError(
+            raise user_model.BadModelError(
                 f"the header names the data set {name!r}, which is not here; send metadata with model and shape"
             ) from error
-    found = brought.read(path, model, shape)
-    network = brought.empty(model, shape, found.stamped)
+    found = user_model.load_user_model(path, model, shape)
+    network = user_model.build_empty_network(model, shape, found.adds_trigger)
     facts = {
         "model": model.model_dump(mode="json"),
         "shape": shape.model_dump(mode="json"),
-        "stamped": found.stamped,
+        "stamped": found.adds_trigger,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "labels": {
             name: _printable(header.labels[name])[:LONGEST_NAME] for name in LABELS if name in header.labels
@@ -170,10 +170,10 @@ def _look_at_model(upload: Upload, path: Path, database: Database, settings: Set
 def _look_at_dataset(upload: Upload, path: Path, objects: Objects, most_bytes: int) -> Found:
     from worker.lab.data import files  # noqa: PLC0415
     from worker.lab.data.checking import BadSourceError  # noqa: PLC0415
-    from worker.lab.data.importing import read  # noqa: PLC0415
+    from worker.lab.data.importing import read_source  # noqa: PLC0415
 
     asked = upload.request
-    checked = read(
+    checked = read_source(
         path,
         test_fraction=asked["test_fraction"],
         split_seed=asked["split_seed"],

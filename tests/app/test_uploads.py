@@ -282,7 +282,7 @@ def test_models_that_are_refused(service: Service) -> None:
         b"PK\x03\x04 and so on, a zip by torch": "looks like a zip, as torch.save writes it",
         weights(head__bias=torch.zeros(9)): "'head.bias' has the shape [9]",
         weights(head__bias=torch.zeros(10, dtype=torch.float64)): "'head.bias' is of type F64",
-        weights(extra=torch.zeros(1)): "does not know 'extra'",
+        weights(extra=torch.zeros(1)): "unexpected tensors: 'extra'",
         weights(head__bias=nan): "holds NaN or infinity",
     }
     for data, reason in cases.items():

@@ -7,8 +7,14 @@ import torch
 
 from app.specs.defenses.abl import Abl
 from tests.lab.memory import experiment
-from worker.lab.compute import choose
-from worker.lab.defenses.abl import accused_class, isolation_loss, lowest, smoothed_ranks, unlearning_loss
+from worker.lab.compute import choose_compute
+from worker.lab.defenses.abl import (
+    isolation_loss,
+    lowest_ranked,
+    majority_class,
+    smoothed_ranks,
+    unlearning_loss,
+)
 from worker.lab.evaluation import sample_losses
 from worker.lab.networks.small_cnn import SmallCnn
 
@@ -76,22 +82,22 @@ def test_ranks_are_averaged_over_the_window_and_isolation_takes_the_lowest() -> 
     window = [torch.tensor([0.1, 0.5, 0.9]), torch.tensor([9.0, 0.3, 8.0])]
     ranks = smoothed_ranks(window)
     assert ranks.tolist() == [0.5, 0.25, 0.75]  # ranks (0, 1, 2) and (2, 0, 1), halved
-    assert lowest(ranks, 0.34).tolist() == [1]
-    assert lowest(ranks, 0.001).tolist() == [1]  # never less than one sample
+    assert lowest_ranked(ranks, 0.34).tolist() == [1]
+    assert lowest_ranked(ranks, 0.001).tolist() == [1]  # never less than one sample
 
 
 def test_the_ranking_does_not_depend_on_the_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     network, images = SmallCnn(1, 10), torch.randint(256, (50, 1, 8, 8), dtype=torch.uint8)
-    labels, compute = torch.randint(10, (50,)), choose("cpu", "float32", compile=False)
+    labels, compute = torch.randint(10, (50,)), choose_compute("cpu", "float32", compile=False)
     whole = sample_losses(network, images, labels, compute)
     monkeypatch.setattr("worker.lab.compute.EVALUATION_BATCH", 7)
     assert torch.allclose(sample_losses(network, images, labels, compute), whole, atol=1e-5)
 
 
 def test_accused_class_needs_a_majority() -> None:
-    assert accused_class(torch.tensor([4, 4, 4, 1])) == 4
-    assert accused_class(torch.tensor([4, 4, 1, 1])) is None
+    assert majority_class(torch.tensor([4, 4, 4, 1])) == 4
+    assert majority_class(torch.tensor([4, 4, 1, 1])) is None
 
 
 def test_presets_fill_what_is_not_given() -> None:

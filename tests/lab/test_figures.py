@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from worker.lab import figures
-from worker.lab.figures.style import BAD, GOOD, arm_styles, fit, text_width, tint
+from worker.lab.figures.style import BAD, GOOD, arm_styles, fit_text, text_width, tint
 
 pytestmark = pytest.mark.figures
 
@@ -201,7 +201,7 @@ def test_arms_keep_their_color() -> None:
 @pytest.mark.parametrize("text", ["abl", LONG_ARM, LONG_CLASS, "w" * 200, "a\nb\tc", "", "$x$"])
 @pytest.mark.parametrize("lines", [1, 2, 3])
 def test_text_fits(text: str, lines: int) -> None:
-    fitted = fit(text, 150, 9, lines=lines)
+    fitted = fit_text(text, 150, 9, lines=lines)
     parts = fitted.split("\n")
     assert len(parts) <= lines
     assert all(text_width(part, 9) <= 150 for part in parts)

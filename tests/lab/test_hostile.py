@@ -21,7 +21,7 @@ READ = """
 import json, sys
 from pathlib import Path
 from worker.lab.contracts import LabError
-from worker.lab.data.importing import read
+from worker.lab.data.importing import read_source
 import pyarrow.parquet  # loaded before, so that only what the file costs is measured
 
 def peak():
@@ -30,7 +30,7 @@ def peak():
 before, said = peak(), {}
 for path in map(Path, sys.argv[2:]):
     try:
-        read(path, test_fraction=0.5, split_seed=0, size=None, most_bytes=int(sys.argv[1]))
+        read_source(path, test_fraction=0.5, split_seed=0, size=None, most_bytes=int(sys.argv[1]))
         said[path.name] = ""
     except LabError as error:
         said[path.name] = str(error)

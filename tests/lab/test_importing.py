@@ -19,16 +19,18 @@ from PIL import Image
 from app.specs.facts import BUILT_IN
 from worker.lab.contracts import LabError
 from worker.lab.data import files
-from worker.lab.data.importing import Stored, import_
+from worker.lab.data.importing import StoredDataset, import_dataset
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (12, 6, 5, 3), dtype=np.uint8)  # N, H, W, C
 LABELS = np.array([0, 1, 2] * 4)
 
 
-def run(source: Path, home: Path, **options: Any) -> Stored:
+def run(source: Path, home: Path, **options: Any) -> StoredDataset:
     defaults = {"key": None, "built_in": None, "test": None, "test_fraction": None}
-    return import_(source, home, **{**defaults, "split_seed": 0, "size": None, "replace": False, **options})
+    return import_dataset(
+        source, home, **{**defaults, "split_seed": 0, "size": None, "replace": False, **options}
+    )
 
 
 def refused(source: Path, home: Path, **options: Any) -> str:

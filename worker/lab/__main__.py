@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from app.specs.experiment import ExperimentSpec
 from worker.lab.contracts import LabError
-from worker.lab.experiment import run
+from worker.lab.experiment import run_experiment
 from worker.lab.local import FolderRecorder, FolderStore, write_atomically
 
 
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     recorder = FolderRecorder(options.out, echo=sys.stderr)
     store = FolderStore(options.cache or options.out / "stages")
     try:
-        results = run(
+        results = run_experiment(
             spec, recorder, store, data_dir=options.data, device=options.device, victim=options.victim
         )
     except LabError as error:

@@ -16,14 +16,14 @@ from worker.lab.attacks import Attack, PoisonedSet, Prepared
 from worker.lab.contracts import Recorder, Scope
 from worker.lab.data.datasets import Dataset
 from worker.lab.evaluation import TestSet
-from worker.lab.stealth import stealth
+from worker.lab.stealth import measure_stealth
 
 SHEET_IMAGES_A_CLASS = 10
 POISONED = {"backdoored": True}
 """Label of training data that put a backdoor into a model: the service hands them out to few."""
 
 
-def keep(
+def record_attack_files(
     spec: ExperimentSpec,
     seed: int,
     data: Dataset,
@@ -40,10 +40,10 @@ def keep(
     """
     if attack is None or isinstance(spec.attack, NoAttack) or test.triggered is None:
         return {}
-    files = _Files(recorder, seed)
-    measured = stealth(test.clean.images[test.origin], test.triggered.images)
+    files = _SeedFiles(recorder, seed)
+    measured = measure_stealth(test.clean.images[test.origin], test.triggered.images)
     index = poisoned.is_poisoned.nonzero().flatten()
-    of_training = stealth(data.train.images[index], poisoned.images[index])
+    of_training = measure_stealth(data.train.images[index], poisoned.images[index])
     document = {"triggered_test_images": measured, "poisoned_training_images": of_training}
     files.add("stealth.json", "data", "application/json", json.dumps(document, indent=1).encode())
     if spec.attack.stages() and poisoned.state:
@@ -51,12 +51,12 @@ def keep(
         tensors = {name: tensor.cpu().contiguous() for name, tensor in poisoned.state.items()}
         files.add("trigger.safetensors", "data", "application/octet-stream", save(tensors, metadata=header))
     if spec.attack.export:
-        _export(files, data, poisoned)
-    _draw(files, spec, data, prepared)
+        _record_poisoned_set(files, data, poisoned)
+    _record_figures(files, spec, data, prepared)
     return measured
 
 
-class _Files:
+class _SeedFiles:
     def __init__(self, recorder: Recorder, seed: int) -> None:
         self.recorder = recorder
         self.seed = seed
@@ -68,7 +68,7 @@ class _Files:
         self.recorder.artifact(scope, f"seed-{self.seed}/{name}", kind, media_type, data, labels or {})
 
 
-def _draw(files: _Files, spec: ExperimentSpec, data: Dataset, prepared: Prepared) -> None:
+def _record_figures(files: _SeedFiles, spec: ExperimentSpec, data: Dataset, prepared: Prepared) -> None:
     try:
         from worker.lab import figures  # noqa: PLC0415  # matplotlib is slow to import, and may be missing
     except ImportError:
@@ -90,7 +90,7 @@ def _draw(files: _Files, spec: ExperimentSpec, data: Dataset, prepared: Prepared
         files.add(f"{ATTACK}/{name}.png", "figure", "image/png", drawn)
 
 
-def _export(files: _Files, data: Dataset, poisoned: PoisonedSet) -> None:
+def _record_poisoned_set(files: _SeedFiles, data: Dataset, poisoned: PoisonedSet) -> None:
     """The poisoned training set with the clean test set, in the forms that `bdlab data import` takes.
 
     Images lie as ``[N, H, W, C]``, gray ones as ``[N, H, W]``. ``is_poisoned``, ``is_cross`` and ``clean_labels``

@@ -38,7 +38,7 @@ class Compute:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
 
 
-def choose(device: str, precision: Literal["auto", "float32", "bfloat16"], compile: bool) -> Compute:
+def choose_compute(device: str, precision: Literal["auto", "float32", "bfloat16"], compile: bool) -> Compute:
     """Resolve "auto" to what this machine has, and make the device deterministic.
 
     Raises ValueError if a GPU is asked for and there is none.
@@ -66,6 +66,6 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def generator(device: torch.device, *parts: object) -> torch.Generator:
+def seeded_generator(device: torch.device, *parts: object) -> torch.Generator:
     """A generator seeded from ``parts``. One is made anew for each epoch, so resuming needs no RNG state."""
     return torch.Generator(device).manual_seed(derive_seed(*parts))

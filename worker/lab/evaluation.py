@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worker.lab.attacks import Attack, State, stamp
+from worker.lab.attacks import Attack, State, apply_trigger
 from worker.lab.compute import Compute
 from worker.lab.contracts import NonFiniteLossError
 from worker.lab.data.datasets import Split
@@ -27,7 +27,7 @@ def _evaluating(network: Network) -> Iterator[None]:
         network.train(was_training)
 
 
-def predict(network: Network, images: Tensor, compute: Compute) -> Tensor:
+def predict_logits(network: Network, images: Tensor, compute: Compute) -> Tensor:
     """Logits float32 ``[N, classes]`` of uint8 ``[N, C, H, W]``, in evaluation mode.
 
     Raises NonFiniteLossError rather than letting the argmax of NaN pass for a class.
@@ -35,7 +35,7 @@ def predict(network: Network, images: Tensor, compute: Compute) -> Tensor:
     return _finite(_forward(network, network, images, compute))
 
 
-def features(network: Network, images: Tensor, compute: Compute) -> Tensor:
+def extract_features(network: Network, images: Tensor, compute: Compute) -> Tensor:
     """The pooled last feature maps float32 ``[N, D]`` of uint8 ``[N, C, H, W]``, in evaluation mode.
 
     Raises NonFiniteLossError if they are not finite.
@@ -61,12 +61,12 @@ def _finite(output: Tensor) -> Tensor:
 
 def sample_losses(network: Network, images: Tensor, labels: Tensor, compute: Compute) -> Tensor:
     """Cross-entropy of each sample ``[N]``: one forward pass over the set in large batches."""
-    return F.cross_entropy(predict(network, images, compute), labels, reduction="none")
+    return F.cross_entropy(predict_logits(network, images, compute), labels, reduction="none")
 
 
 def accuracy(network: Network, split: Split, compute: Compute) -> float:
     """Share of samples that are given their label."""
-    return (predict(network, split.images, compute).argmax(1) == split.labels).double().mean().item()
+    return (predict_logits(network, split.images, compute).argmax(1) == split.labels).double().mean().item()
 
 
 @dataclass
@@ -99,7 +99,7 @@ class TestSet:
         source = test if attack.has_trigger else whole
         origin = attack.attacked(source, state)
         true = source.labels[origin]
-        triggered = Split(stamp(attack.trigger(state), source.images[origin]), true)
+        triggered = Split(apply_trigger(attack.trigger(state), source.images[origin]), true)
         cross = None
         if attack.spec.cross_share:
             cross = Split(attack.cross(state, test.images, seed=0), test.labels)
@@ -112,7 +112,7 @@ def evaluate(network: Network, test: TestSet, compute: Compute) -> dict[str, flo
     The attack's numbers are None where there is no attack, or no test image outside the target class. Attacks with
     cross samples add ``cross_trigger_accuracy``, one aimed at a single image ``target_image_hit``.
     """
-    logits, labels = predict(network, test.clean.images, compute), test.clean.labels
+    logits, labels = predict_logits(network, test.clean.images, compute), test.clean.labels
     values: dict[str, float | None] = {
         "clean_accuracy": (logits.argmax(1) == labels).double().mean().item(),
         "clean_loss": F.cross_entropy(logits, labels).item(),
@@ -121,7 +121,7 @@ def evaluate(network: Network, test: TestSet, compute: Compute) -> dict[str, flo
         "poisoned_loss": None,
     }
     if test.triggered is not None and test.targets is not None and len(test.triggered):
-        logits = predict(network, test.triggered.images, compute)
+        logits = predict_logits(network, test.triggered.images, compute)
         answers = logits.argmax(1)
         values |= {
             "attack_success_rate": (answers == test.targets).double().mean().item(),

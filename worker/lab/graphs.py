@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-WARM_UP = 3
+WARM_UP_BATCHES = 3
 """Batches before the recording, in which libraries choose their kernels."""
-WORTH_IT = 30
+MIN_BATCHES = 30
 """Batches; recording costs about as much as some ten of them."""
 
 
 @dataclass
-class Graphed:
+class GraphedGradients:
     """``gradients(x, labels, rows)`` -> loss, which leaves gradients at ``parameters``, for batches of one size.
 
     What ``gradients`` does on the host, it does once: it must not depend on anything that changes but its arguments'
@@ -39,10 +39,10 @@ class Graphed:
         if len(x) != self.size:
             return self.gradients(x, labels, rows)
         if self.graph is None:
-            if self.seen < WARM_UP:
+            if self.seen < WARM_UP_BATCHES:
                 self.seen += 1
-                return self._aside(x, labels, rows)
-            if not self._record(x, labels, rows):
+                return self._run_on_side_stream(x, labels, rows)
+            if not self._capture(x, labels, rows):
                 return self.gradients(x, labels, rows)
         assert self.graph is not None
         for ours, given in zip(self.inputs, (x, labels, rows), strict=True):
@@ -53,7 +53,7 @@ class Graphed:
             parameter.grad = gradient
         return self.loss
 
-    def _aside(self, *batch: Tensor) -> Tensor:
+    def _run_on_side_stream(self, *batch: Tensor) -> Tensor:
         """On a stream of its own, as what is going to be recorded must be."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -62,7 +62,7 @@ class Graphed:
         torch.cuda.current_stream().wait_stream(stream)
         return loss
 
-    def _record(self, *batch: Tensor) -> bool:
+    def _capture(self, *batch: Tensor) -> bool:
         """Whether it went well. Nothing is computed."""
         self.inputs = tuple(torch.empty_like(given) for given in batch)
         graph = torch.cuda.CUDAGraph()

@@ -14,15 +14,14 @@ from torch import Tensor
 from app.specs.checks import find_problems
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import DatasetFacts
-from worker.lab.attacks import Attack, AttackLab, State, make
-from worker.lab.attacks.poisoning import choose as choose_poisoned
-from worker.lab.compute import choose
+from worker.lab.attacks import Attack, AttackLab, State, make_attack
+from worker.lab.attacks.poisoning import choose_poisoned
+from worker.lab.compute import choose_compute
 from worker.lab.contracts import SpecError
-from worker.lab.data.augment import resolve
-from worker.lab.data.datasets import Dataset, facts_of
-from worker.lab.data.datasets import load as load_dataset
+from worker.lab.data.augment import resolve_augmentation
+from worker.lab.data.datasets import Dataset, load_dataset, read_facts
 from worker.lab.evaluation import TestSet
-from worker.lab.evaluation import predict as logits_of
+from worker.lab.evaluation import predict_logits as logits_of
 from worker.lab.experiment import load_model
 from worker.lab.training import Recipe
 
@@ -39,8 +38,8 @@ def preview(payload: dict[str, Any], data_dir: Path) -> bytes:
     spec = ExperimentSpec.model_validate(
         {"dataset": payload["dataset"], "attack": payload["attack"], "training": {"batch_size": 2}}
     )
-    data = _checked(spec, data_dir, int(payload.get("seed", 0)))
-    attack = make(spec.attack, data.facts)
+    data = _load_checked(spec, data_dir, int(payload.get("seed", 0)))
+    attack = make_attack(spec.attack, data.facts)
     if attack is None:
         raise SpecError("attack.name: 'none' has no trigger to show")
     if not attack.has_trigger:
@@ -82,10 +81,10 @@ def predict(
     (PNG, base64).
     Raises LabError if the index or image is no good.
     """
-    data = _checked(spec, data_dir, seed)
+    data = _load_checked(spec, data_dir, seed)
     label: int | None = None
     if image is not None:
-        pixels = decode(image, data.facts)
+        pixels = decode_image(image, data.facts)
     else:
         if index is None or not 0 <= index < len(data.test):
             raise SpecError(
@@ -93,14 +92,14 @@ def predict(
             )
         pixels, label = data.test.images[index : index + 1], int(data.test.labels[index])
     if triggered:
-        attack = make(spec.attack, data.facts)
+        attack = make_attack(spec.attack, data.facts)
         if attack is None:
             raise SpecError("triggered: true is not allowed; this experiment has no attack")
         if not attack.has_trigger:
             raise SpecError(f"triggered: true is not allowed; {spec.attack.name!r} has no trigger")
         state = load(trigger_state) if trigger_state else state_without_training(spec, data, attack, seed)
         pixels = attack.trigger(state)(pixels)
-    compute = choose("cpu", "float32", compile=False)
+    compute = choose_compute("cpu", "float32", compile=False)
     arms = []
     for arm, checkpoint in checkpoints.items():
         network = load_model(spec.model, data.facts, load(checkpoint))
@@ -119,7 +118,7 @@ def predict(
         "image": {"index": index if image is None else None, "label": label, "label_name": name},
         "triggered": triggered,
         "arms": arms,
-        "picture": base64.b64encode(encode(pixels[0])).decode(),
+        "picture": base64.b64encode(encode_png(pixels[0])).decode(),
     }
 
 
@@ -135,16 +134,18 @@ def state_without_training(spec: ExperimentSpec, data: Dataset, attack: Attack[A
         chosen=choose_poisoned(spec, data, seed),
         facts=data.facts,
         seed=seed,
-        compute=choose("cpu", "float32", compile=False),
+        compute=choose_compute("cpu", "float32", compile=False),
         new_network=no_training,
-        recipe=Recipe.of(spec.training, resolve(spec.training.augmentation, spec.dataset, data.facts)),
+        recipe=Recipe.of(
+            spec.training, resolve_augmentation(spec.training.augmentation, spec.dataset, data.facts)
+        ),
         stage=no_training,
         measure=no_training,
     )
     return attack.state_without_training(lab)
 
 
-def decode(image: bytes, facts: DatasetFacts) -> Tensor:
+def decode_image(image: bytes, facts: DatasetFacts) -> Tensor:
     """An image file as uint8 ``[1, C, H, W]`` in the data set's shape. Raises SpecError if it is no image."""
     try:
         with Image.open(io.BytesIO(image)) as picture:
@@ -159,7 +160,7 @@ def decode(image: bytes, facts: DatasetFacts) -> Tensor:
     return torch.from_numpy(array.transpose(2, 0, 1).copy()).unsqueeze(0)
 
 
-def encode(pixels: Tensor) -> bytes:
+def encode_png(pixels: Tensor) -> bytes:
     """uint8 ``[C, H, W]`` as PNG."""
     array = pixels.permute(1, 2, 0).numpy()
     out = io.BytesIO()
@@ -167,8 +168,8 @@ def encode(pixels: Tensor) -> bytes:
     return out.getvalue()
 
 
-def _checked(spec: ExperimentSpec, data_dir: Path, seed: int) -> Dataset:
-    facts, _ = facts_of(spec.dataset, data_dir)
+def _load_checked(spec: ExperimentSpec, data_dir: Path, seed: int) -> Dataset:
+    facts, _ = read_facts(spec.dataset, data_dir)
     if problems := find_problems(spec, facts):
         raise SpecError("; ".join(map(str, problems)))
     return load_dataset(spec.dataset, data_dir, seed)

@@ -21,15 +21,15 @@ import app.specs
 from app.specs.experiment import ExperimentSpec
 from app.specs.stages import LAB_VERSION
 from worker.lab.compute import Compute
-from worker.lab.data.datasets import whole
+from worker.lab.data.datasets import load_whole_dataset
 from worker.lab.stages import Outcome, StageRun
 
 FORMAT = 1
-NAME = "manifest.json"
+MANIFEST_NAME = "manifest.json"
 PACKAGES = ("backdoor-lab", "torch", "torchvision", "numpy", "scikit-learn", "safetensors", "pydantic")
 
 
-class StageDone(NamedTuple):
+class StageRecord(NamedTuple):
     """A stage that a run had. ``from_store``: it was there already, from this experiment or another."""
 
     kind: str
@@ -40,17 +40,17 @@ class StageDone(NamedTuple):
     seconds: float
 
     @classmethod
-    def of(cls, run: StageRun, outcome: Outcome) -> "StageDone":
+    def of(cls, run: StageRun, outcome: Outcome) -> "StageRecord":
         planned = run.planned
         found = bool(outcome.facts.get("cached", False))
         return cls(planned.kind, planned.arm, planned.seed, planned.key, found, round(outcome.seconds, 3))
 
 
-def manifest(
+def build_manifest(
     spec: ExperimentSpec,
     data_dir: Path,
     compute: Compute,
-    stages: list[StageDone],
+    stages: list[StageRecord],
     arms: list[dict[str, Any]],
     began: datetime,
     victim: str | None,
@@ -65,10 +65,10 @@ def manifest(
         "data": {"name": spec.dataset.name, "sha256": data_digest(spec, data_dir)},
         "victim_sha256": victim,
         "code": {"lab_version": LAB_VERSION, "sha256": code_digest(), **_plugins(spec)},
-        "packages": packages(),
+        "packages": package_versions(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": device(compute),
+        "device": describe_device(compute),
         "stages": [stage._asdict() for stage in stages],
         "began_at": began.isoformat(),
         "ended_at": datetime.now(UTC).isoformat(),
@@ -76,7 +76,7 @@ def manifest(
     }
 
 
-def device(compute: Compute) -> dict[str, Any]:
+def describe_device(compute: Compute) -> dict[str, Any]:
     """What computed, and in which arithmetic."""
     common = {
         "type": compute.device.type,
@@ -97,7 +97,7 @@ def device(compute: Compute) -> dict[str, Any]:
 
 def data_digest(spec: ExperimentSpec, data_dir: Path) -> str:
     """SHA-256 over the images and labels of the whole set, training before test."""
-    data = whole(spec.dataset, data_dir)
+    data = load_whole_dataset(spec.dataset, data_dir)
     digest = hashlib.sha256()
     for split in (data.train, data.test):
         for tensor in (split.images, split.labels):
@@ -123,7 +123,7 @@ def _plugins(spec: ExperimentSpec) -> dict[str, Any]:
     return {"plugins": found} if found else {}
 
 
-def packages() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Versions of the packages that decide numbers, as far as they are installed."""
     found = {}
     for name in PACKAGES:

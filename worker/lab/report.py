@@ -15,9 +15,9 @@ from app.specs.metrics import METRICS
 from worker.lab.attacks import PoisonedSet
 from worker.lab.compute import Compute
 from worker.lab.contracts import Recorder, Scope
-from worker.lab.evaluation import TestSet, predict
+from worker.lab.evaluation import TestSet, predict_logits
 from worker.lab.networks import Network
-from worker.lab.sprites import COLUMNS, sheet
+from worker.lab.sprites import COLUMNS, sprite_sheet
 from worker.lab.stages import Outcome, StageRun
 
 SHOWN = 8  # test images in a grid
@@ -45,7 +45,7 @@ class Report:
         self.labels: dict[int, Tensor] = {}
         self.images = torch.empty(0)  # of the seed at work alone: a set may fill much of a GPU
 
-    def poisoned_set(
+    def poisoning_done(
         self, seed: int, clean: Tensor, poisoned: PoisonedSet, index: Tensor, test: TestSet
     ) -> None:
         """Which samples were poisoned, what became of them (``clean``: the images before), and what the trigger does
@@ -116,14 +116,14 @@ class Report:
         if "class_flagged" in outcome.tensors:
             self._classes(run, outcome)
 
-    def isolation_of(self, arm: str, seed: int) -> dict[str, float]:
+    def isolation_scores(self, arm: str, seed: int) -> dict[str, float]:
         """The last recorded isolation quality of an arm; empty if it isolates nothing or nothing is poisoned."""
         series = self.series.get((arm, seed), {})
         return {
             name: series[name][1][-1] for name in METRICS if name.startswith("isolation_") and name in series
         }
 
-    def seconds_of(self, arm: str, seed: int) -> float:
+    def computing_seconds(self, arm: str, seed: int) -> float:
         """Computing time of the arm's stages, also of those taken from the cache."""
         return self.seconds.get((arm, seed), 0.0)
 
@@ -132,7 +132,7 @@ class Report:
         if test.triggered is not None:
             some, _ = self._shown(test)
             self.answers[arm, seed] = self._names(
-                predict(network, test.triggered.images[some], compute).argmax(1)
+                predict_logits(network, test.triggered.images[some], compute).argmax(1)
             )
 
     def seed_done(self, seed: int, test: TestSet) -> None:
@@ -236,7 +236,7 @@ class Report:
         images = self.images[rows.to(self.images.device)]
         details = {"columns": min(len(rows), COLUMNS), "height": images.shape[2], "width": images.shape[3]}
         self.recorder.artifact(
-            scope, name, "data", "image/png", sheet(images), details | {"indices": rows.tolist()}
+            scope, name, "data", "image/png", sprite_sheet(images), details | {"indices": rows.tolist()}
         )
 
     def _classes(self, run: StageRun, outcome: Outcome) -> None:

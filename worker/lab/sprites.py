@@ -9,7 +9,7 @@ from torch import Tensor
 COLUMNS = 20
 
 
-def sheet(images: Tensor) -> bytes:
+def sprite_sheet(images: Tensor) -> bytes:
     """uint8 ``[N, C, H, W]``, N >= 1, C 1 or 3, in rows of `COLUMNS` from the top left, without gaps; as PNG."""
     n, channels, height, width = images.shape
     columns = min(n, COLUMNS)

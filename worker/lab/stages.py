@@ -105,7 +105,7 @@ class StageRun:
         share = epoch / max(1, epochs) * self.planned.epochs
         self.recorder.progress(self.scope, epoch, epochs, self.progress.fraction(share))
 
-    def rescue(self, tensors: dict[str, Tensor]) -> None:
+    def save_last_finite(self, tensors: dict[str, Tensor]) -> None:
         """Keep the last finite state of a network whose training went astray."""
         where = f"seed-{self.planned.seed}/{self.planned.arm}/last-finite.safetensors"
         labels = {"arm": self.planned.arm, "seed": self.planned.seed, "backdoored": self.planned.arm != CLEAN}

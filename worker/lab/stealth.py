@@ -8,7 +8,7 @@ WINDOW, DEVIATION = 11, 1.5
 CHUNK = 512
 
 
-def stealth(clean: Tensor, changed: Tensor) -> dict[str, float | None]:
+def measure_stealth(clean: Tensor, changed: Tensor) -> dict[str, float | None]:
     """Means over the images of uint8 ``[N, C, H, W]``; every value None if there is no image.
 
     ``psnr`` in decibels, over the images that differ at all (None if none does); ``ssim`` 1 for equal images;

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from app.specs.training import TrainingSpec
 from worker.lab import graphs
-from worker.lab.compute import generator
+from worker.lab.compute import seeded_generator
 from worker.lab.contracts import NonFiniteLossError
 from worker.lab.data.augment import Augment
 from worker.lab.networks import Network
@@ -33,7 +33,7 @@ class Batch:
     """int64 ``[B]``."""
     rows: Tensor
     """Rows of the training set ``[B]``."""
-    drawn: torch.Generator
+    generator: torch.Generator
     """The epoch's generator, on the device; whatever an objective draws must come from it."""
 
 
@@ -47,7 +47,7 @@ AfterEpoch = Callable[[Network, int], dict[str, float] | None]
 """Called with the network and the epoch just done (from 1); returns numbers to record."""
 
 
-def nothing_more(network: Network, epoch: int) -> None:
+def record_nothing(network: Network, epoch: int) -> None:
     """The hook that records nothing."""
 
 
@@ -134,7 +134,7 @@ def train(
     recipe: Recipe,
     *,
     rows: Tensor | None = None,
-    after_epoch: AfterEpoch = nothing_more,
+    after_epoch: AfterEpoch = record_nothing,
 ) -> int:
     """Train ``network`` in place; returns the epochs done.
 
@@ -148,14 +148,14 @@ def train(
     optimizer = recipe.optimizer(network.parameters(), recipe)
     rows = torch.arange(len(labels), device=device) if rows is None else rows.to(device)
     start = _restore(run, network, optimizer, recipe)
-    gradients = _gradients(run, network, optimizer, recipe, len(rows))
+    gradients = _make_gradients(run, network, optimizer, recipe, len(rows))
     epoch = start
     while epoch < recipe.epochs and not recipe.stop():
         epoch += 1
         before = _snapshot(network)
         network.train()
-        drawn = generator(device, run.planned.stream, epoch)
-        order = rows[torch.randperm(len(rows), device=device, generator=drawn)]
+        generator = seeded_generator(device, run.planned.stream, epoch)
+        order = rows[torch.randperm(len(rows), device=device, generator=generator)]
         # Batch normalization cannot train on a single image, so a lone last one is left out.
         batches = [batch for batch in order.split(recipe.batch_size) if len(batch) > 1] or [order]
         losses = torch.zeros(len(batches), device=device)
@@ -164,19 +164,21 @@ def train(
             share = (epoch - 1 + step / len(batches)) / recipe.epochs
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * recipe.schedule(share)
-            x = to_input(recipe.augment(images[batch], drawn), run)
-            losses[step] = _step(optimizer, partial(gradients, Batch(x, labels[batch], batch, drawn)))
-        with _or_back_to(before, run, network, f"epoch {epoch}, batch"):
+            x = to_input(recipe.augment(images[batch], generator), run)
+            losses[step] = _optimizer_step(
+                optimizer, partial(gradients, Batch(x, labels[batch], batch, generator))
+            )
+        with _restored_on_error(before, run, network, f"epoch {epoch}, batch"):
             _check_finite(losses, network)
-        with _or_back_to(before, run, network, f"epoch {epoch}, after batch {len(batches)}:"):
+        with _restored_on_error(before, run, network, f"epoch {epoch}, after batch {len(batches)}:"):
             values = {"train_loss": losses.mean().item()} | (after_epoch(network, epoch) or {})
         run.epoch_done(epoch, recipe.epochs, values)
-        run.checkpoint(partial(_state, network, optimizer, recipe, epoch))
+        run.checkpoint(partial(_checkpoint_state, network, optimizer, recipe, epoch))
     optimizer.zero_grad(set_to_none=True)  # the gradients hold on to memory as long as the network lives
     return epoch
 
 
-def _on_losses(forward: Callable[[Tensor], Tensor], loss: Loss) -> Objective:
+def _cross_entropy_objective(forward: Callable[[Tensor], Tensor], loss: Loss) -> Objective:
     """The ordinary objective: ``loss`` of each sample's cross-entropy."""
 
     def objective(network: Network, batch: Batch) -> Tensor:
@@ -186,11 +188,11 @@ def _on_losses(forward: Callable[[Tensor], Tensor], loss: Loss) -> Objective:
     return objective
 
 
-def _gradients(
+def _make_gradients(
     run: StageRun, network: Network, optimizer: torch.optim.Optimizer, recipe: Recipe, samples: int
 ) -> Callable[[Batch], Tensor]:
     """A batch's loss, detached; its gradients are left at the parameters."""
-    objective = recipe.objective or _on_losses(
+    objective = recipe.objective or _cross_entropy_objective(
         torch.compile(network) if run.compute.compile else network, recipe.loss
     )
 
@@ -204,10 +206,10 @@ def _gradients(
     # An objective of its own may draw random numbers, which a graph would repeat.
     ordinary = recipe.objective is None and not run.compute.compile
     batches = recipe.epochs * (samples // recipe.batch_size)
-    if run.compute.device.type != "cuda" or not ordinary or batches < graphs.WORTH_IT:
+    if run.compute.device.type != "cuda" or not ordinary or batches < graphs.MIN_BATCHES:
         return gradients
     unused = torch.Generator(run.compute.device)
-    graphed = graphs.Graphed(
+    graphed = graphs.GraphedGradients(
         lambda x, labels, rows: gradients(Batch(x, labels, rows, unused)),
         list(network.parameters()),
         recipe.batch_size,
@@ -216,7 +218,7 @@ def _gradients(
     return lambda batch: graphed(batch.x, batch.labels, batch.rows)
 
 
-def _step(optimizer: torch.optim.Optimizer, gradients: Callable[[], Tensor]) -> Tensor:
+def _optimizer_step(optimizer: torch.optim.Optimizer, gradients: Callable[[], Tensor]) -> Tensor:
     """One step of the optimizer; returns the loss of its last look at the batch."""
     last = torch.empty(0)
 
@@ -235,13 +237,15 @@ def to_input(images: Tensor, run: StageRun) -> Tensor:
 
 
 @contextmanager
-def _or_back_to(before: dict[str, Tensor], run: StageRun, network: Network, where: str) -> Iterator[None]:
+def _restored_on_error(
+    before: dict[str, Tensor], run: StageRun, network: Network, where: str
+) -> Iterator[None]:
     """If a number is not finite, restore and keep the network as it was before this epoch, and say ``where``."""
     try:
         yield
     except NonFiniteLossError as error:
         network.load_state_dict(before)
-        run.rescue(before)
+        run.save_last_finite(before)
         raise NonFiniteLossError(f"{where} {error}") from error
 
 
@@ -261,7 +265,7 @@ def _snapshot(network: Network) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
 
-def _state(
+def _checkpoint_state(
     network: Network, optimizer: torch.optim.Optimizer, recipe: Recipe, epoch: int
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}

@@ -6,7 +6,7 @@ import pytest
 from tests.lab.attacks.helpers import run_in
 from tests.lab.memory import experiment
 from worker.lab.data import files
-from worker.lab.data.importing import import_
+from worker.lab.data.importing import import_dataset
 
 
 @pytest.mark.parametrize("form", ["npz", "parquet"])
@@ -20,7 +20,7 @@ def test_an_exported_set_comes_back_as_it_was(tmp_path, form):
     if form == "parquet":
         pytest.importorskip("pyarrow")
     train, test = pair[form]
-    stored = import_(
+    stored = import_dataset(
         out / train,
         tmp_path / "data",
         key="poisoned-digits",

@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 from app.specs.experiment import ExperimentSpec
 from tests.lab.attacks.helpers import digits, run_in
 from worker.lab.attacks.encoder_decoder import EncoderDecoder
-from worker.lab.attacks.hidden_trigger import pair
-from worker.lab.attacks.input_aware import diversity_loss, hardened
-from worker.lab.attacks.surrogate import bytes_within, pgd
+from worker.lab.attacks.hidden_trigger import pair_greedily
+from worker.lab.attacks.input_aware import diversity_loss, harden_mask
+from worker.lab.attacks.surrogate import pgd, quantize_within
 from worker.lab.contracts import CanceledError, SpecError
-from worker.lab.experiment import run
+from worker.lab.experiment import run_experiment
 from worker.lab.interactive import predict, preview
 from worker.lab.local import FolderRecorder, FolderStore
-from worker.lab.networks import build
+from worker.lab.networks import build_network
 
 QUICK = {"surrogate_epochs": 2}
 INPUT_AWARE = {"name": "input_aware", "mask_epochs": 2, "generator_epochs": 2}
@@ -62,7 +62,7 @@ def test_pgd_goes_along_the_gradient_in_the_euclidean_norm():
 
 def test_pgd_stays_within_bound_and_range_on_a_real_network():
     data = digits()
-    network = build(ExperimentSpec().model, data.facts, 0)
+    network = build_network(ExperimentSpec().model, data.facts, 0)
     x = data.train.images[:20].float() / 255
     for norm, epsilon in (("l_inf", 8 / 255), ("l_2", 0.5)):
         drawn = torch.Generator().manual_seed(1)
@@ -77,12 +77,12 @@ def test_pgd_stays_within_bound_and_range_on_a_real_network():
 
 def test_rounding_to_bytes_keeps_within_the_bound():
     images = torch.tensor([[0, 100, 255]], dtype=torch.uint8)
-    assert bytes_within(torch.tensor([[0.9, 0.45, 1.2]]), images, 8.0).tolist() == [[8, 108, 255]]
-    assert bytes_within(torch.tensor([[-0.1, 0.3, 0.5]]), images, 8.0).tolist() == [[0, 92, 247]]
+    assert quantize_within(torch.tensor([[0.9, 0.45, 1.2]]), images, 8.0).tolist() == [[8, 108, 255]]
+    assert quantize_within(torch.tensor([[-0.1, 0.3, 0.5]]), images, 8.0).tolist() == [[0, 92, 247]]
 
 
 def test_pairing_is_one_to_one_and_closest_first():
-    assert pair(torch.tensor([[1.0, 5.0], [0.5, 9.0]])).tolist() == [1, 0]
+    assert pair_greedily(torch.tensor([[1.0, 5.0], [0.5, 9.0]])).tolist() == [1, 0]
 
 
 def test_equal_patterns_give_a_finite_loss_and_finite_gradients():
@@ -99,7 +99,9 @@ def test_equal_patterns_give_a_finite_loss_and_finite_gradients():
 
 
 def test_a_hardened_mask_is_nearly_binary():
-    assert hardened(torch.tensor([0.3, 0.5, 0.7])).tolist() == pytest.approx([0.0003, 0.5, 0.9997], abs=1e-3)
+    assert harden_mask(torch.tensor([0.3, 0.5, 0.7])).tolist() == pytest.approx(
+        [0.0003, 0.5, 0.9997], abs=1e-3
+    )
 
 
 @pytest.mark.parametrize(("channels", "side"), [(1, 8), (1, 28), (3, 32), (3, 30)])
@@ -134,9 +136,9 @@ def test_clean_label_attacks_change_no_label_and_nothing_outside_the_target_clas
     assert set_["is_poisoned"].sum() >= 1
     assert not set_["is_cross"].any()
     spec = ExperimentSpec.model_validate({"dataset": {"name": "digits", "train_size": 300, "test_size": 100}})
-    from worker.lab.data.datasets import load  # noqa: PLC0415
+    from worker.lab.data.datasets import load_dataset  # noqa: PLC0415
 
-    clean = load(spec.dataset, tmp_path, 0).train.images[:, 0].numpy()
+    clean = load_dataset(spec.dataset, tmp_path, 0).train.images[:, 0].numpy()
     same = (set_["x_train"] == clean).all((1, 2))
     assert same[~set_["is_poisoned"]].all()
     assert not same[set_["is_poisoned"]].any()
@@ -230,7 +232,7 @@ def test_a_preparation_that_was_stopped_ends_in_the_same_poison(tmp_path, attack
     recorder = StopsLater(tmp_path / "stopped/out")
     recorder.left = batches
     with pytest.raises(CanceledError):
-        run(
+        run_experiment(
             ExperimentSpec.model_validate(document),
             recorder,
             FolderStore(tmp_path / "stopped/stages"),

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tests.lab.attacks.helpers import CHEAP, attack, digits, experiment, facts, image, state_of
-from worker.lab.attacks import make, stamp
+from worker.lab.attacks import apply_trigger, make_attack
 
 ZERO = image([[0] * 4] * 4)
 FULL = image([[255] * 4] * 4)
@@ -77,7 +77,7 @@ def test_blend_weighs_image_and_noise():
     data = digits()
     spec = experiment(name="blend", alpha=0.2)
     state = state_of(spec, data)
-    made = make(spec.attack, data.facts)
+    made = make_attack(spec.attack, data.facts)
     assert made is not None
     before = data.test.images[:5]
     expected = (0.8 * before.double() + 0.2 * state["pattern"].double()).round()
@@ -178,7 +178,7 @@ def test_a_tuned_or_random_patch_replaces_its_square(name):
 def test_a_trigger_is_pure_and_never_wraps_around(name):
     data = digits()
     spec = experiment(name=name)
-    state, made = state_of(spec, data), make(spec.attack, data.facts)
+    state, made = state_of(spec, data), make_attack(spec.attack, data.facts)
     assert made is not None
     trigger = made.trigger(state)
     for level in (0, 255):
@@ -192,5 +192,5 @@ def test_a_trigger_is_pure_and_never_wraps_around(name):
         if name in ("sig", "low_frequency"):
             assert (after.int() - level).abs().max() <= 30
     some = data.test.images[:300]
-    assert torch.equal(stamp(trigger, some), trigger(some))  # in chunks or at once
+    assert torch.equal(apply_trigger(trigger, some), trigger(some))  # in chunks or at once
     assert torch.equal(trigger(some), trigger(some))

@@ -61,29 +61,29 @@ def without_labels(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def test_no_test_image_changes_a_defended_model(plain: Done, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = worker.lab.experiment.load
+    real = worker.lab.experiment.load_dataset
 
     def turned(*arguments: Any) -> Dataset:
         data = real(*arguments)
         return dataclasses.replace(data, test=Split(255 - data.test.images.flip(2), data.test.labels.roll(7)))
 
-    monkeypatch.setattr(worker.lab.experiment, "load", turned)
+    monkeypatch.setattr(worker.lab.experiment, "load_dataset", turned)
     assert run_all().weights == plain.weights
 
 
 def test_no_flag_changes_a_defended_model(plain: Done, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = worker.lab.experiment.rebuild
+    real = worker.lab.experiment.build_poisoned_set
 
     def lying(*arguments: Any) -> Any:
         poisoned = real(*arguments)
         return dataclasses.replace(poisoned, is_poisoned=~poisoned.is_poisoned)
 
-    monkeypatch.setattr(worker.lab.experiment, "rebuild", lying)
+    monkeypatch.setattr(worker.lab.experiment, "build_poisoned_set", lying)
     assert run_all().weights == plain.weights
 
 
 def test_no_test_tensor_hangs_on_what_a_defense_is_handed(plain: Done) -> None:
-    data = worker.lab.experiment.load(Digits(), DIGITS_ONLY, 0)
+    data = worker.lab.experiment.load_dataset(Digits(), DIGITS_ONLY, 0)
     secret = {image.numpy().tobytes() for image in data.test.images} - {
         image.numpy().tobytes() for image in data.train.images
     }

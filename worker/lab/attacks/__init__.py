@@ -28,8 +28,8 @@ from worker.lab.attacks.base import (
     Prepared,
     State,
     Trigger,
-    stamp,
-    to_bytes,
+    apply_trigger,
+    to_uint8,
 )
 from worker.lab.attacks.blend import BlendAttack
 from worker.lab.attacks.clean_label import CleanLabelAttack
@@ -52,9 +52,9 @@ __all__ = [
     "Prepared",
     "State",
     "Trigger",
-    "make",
-    "stamp",
-    "to_bytes",
+    "apply_trigger",
+    "make_attack",
+    "to_uint8",
 ]
 
 ATTACKS: dict[type[Any], type[Attack[Any]]] = {
@@ -74,7 +74,7 @@ ATTACKS: dict[type[Any], type[Attack[Any]]] = {
 """The attack of every spec class of this repository; a plug-in's class knows its own."""
 
 
-def make(spec: AttackSpec, facts: DatasetFacts) -> Attack[Any] | None:
+def make_attack(spec: AttackSpec, facts: DatasetFacts) -> Attack[Any] | None:
     """The attack that ``spec`` describes, or None if nothing is attacked."""
     if isinstance(spec, NoAttack):
         return None

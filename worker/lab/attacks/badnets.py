@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from app.specs.attack import BadNets
-from worker.lab.attacks.base import Attack, State, Trigger, to_bytes
-from worker.lab.attacks.patches import checkerboard, place
+from worker.lab.attacks.base import Attack, State, Trigger, to_uint8
+from worker.lab.attacks.patches import checkerboard, patch_slices
 
 
 class BadNetsAttack(Attack[BadNets]):
@@ -20,12 +20,12 @@ class BadNetsAttack(Attack[BadNets]):
 
     def trigger(self, state: State) -> Trigger:
         patch, opacity = self.patch(), self.spec.opacity
-        rows, columns = place(self.spec.position, self.spec.size, self.spec.margin, self.facts)
+        rows, columns = patch_slices(self.spec.position, self.spec.size, self.spec.margin, self.facts)
 
         def stamp(images: Tensor) -> Tensor:
             images = images.clone()
             window = images[:, :, rows, columns]
-            window.copy_(to_bytes((1 - opacity) * window.float() + opacity * patch.to(images.device)))
+            window.copy_(to_uint8((1 - opacity) * window.float() + opacity * patch.to(images.device)))
             return images
 
         return stamp

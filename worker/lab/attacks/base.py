@@ -29,7 +29,7 @@ State = dict[str, Tensor]
 CHUNK = 256  # images stamped at a time: their floats stay within a processor's cache
 
 
-def stamp(trigger: Trigger, images: Tensor) -> Tensor:
+def apply_trigger(trigger: Trigger, images: Tensor) -> Tensor:
     """Apply a trigger to uint8 ``[N, C, H, W]`` in chunks, so that its intermediate floats stay small."""
     out = torch.empty_like(images)
     for i in range(0, len(images), CHUNK):
@@ -87,7 +87,7 @@ class AttackLab:
 
 @dataclass(frozen=True)
 class Picture:
-    """Rows of images to be drawn: (name of the row, uint8 ``[K, C, H, W]``), with names ``above`` the columns."""
+    """Rows of images to be generator: (name of the row, uint8 ``[K, C, H, W]``), with names ``above`` the columns."""
 
     title: str
     rows: list[tuple[str, Tensor]]
@@ -150,6 +150,6 @@ class Attack(Generic[SpecT]):
         return (self.target(test.labels) != test.labels).nonzero().flatten()
 
 
-def to_bytes(values: Tensor) -> Tensor:
+def to_uint8(values: Tensor) -> Tensor:
     """Float gray levels to uint8, rounded and clipped (a byte would wrap around); overwrites ``values``."""
     return values.round_().clamp_(0, 255).to(torch.uint8)

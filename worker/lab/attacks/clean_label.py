@@ -4,9 +4,18 @@ import torch
 from torch import Tensor
 
 from app.specs.attack import CleanLabel
-from worker.lab.attacks.base import Attack, AttackLab, Picture, Prepared, State, Trigger, stamp, to_bytes
-from worker.lab.attacks.patches import checkerboard, place
-from worker.lab.attacks.surrogate import bytes_within, in_chunks, pgd, surrogate, to_unit
+from worker.lab.attacks.base import (
+    Attack,
+    AttackLab,
+    Picture,
+    Prepared,
+    State,
+    Trigger,
+    apply_trigger,
+    to_uint8,
+)
+from worker.lab.attacks.patches import checkerboard, patch_slices
+from worker.lab.attacks.surrogate import craft_in_chunks, pgd, quantize_within, to_unit, train_surrogate
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 
@@ -19,20 +28,20 @@ class CleanLabelAttack(Attack[CleanLabel]):
     before."""
 
     def prepare(self, lab: AttackLab) -> Prepared:
-        network = surrogate(self.spec, lab)
+        network = train_surrogate(self.spec, lab)
         clean = lab.train.images[lab.chosen]
 
         def compute(run: StageRun) -> Outcome:
-            def craft(rows: Tensor, drawn: torch.Generator, tick: object) -> Tensor:
+            def craft(rows: Tensor, generator: torch.Generator, tick: object) -> Tensor:
                 run.recorder.check()
                 return self._perturb(
-                    network, lab, clean[rows], self.spec.pgd_norm, self.spec.pgd_epsilon, drawn
+                    network, lab, clean[rows], self.spec.pgd_norm, self.spec.pgd_epsilon, generator
                 )
 
-            return run.finish({"images": in_chunks(run, clean, craft)})
+            return run.finish({"images": craft_in_chunks(run, clean, craft)})
 
         perturbed = lab.stage("perturbations", compute).tensors["images"].to(clean.device)
-        images = stamp(self.trigger({}), perturbed)
+        images = apply_trigger(self.trigger({}), perturbed)
         return Prepared(images=images, pictures=self._pictures(network, lab, clean, perturbed, images))
 
     def state_without_training(self, lab: AttackLab) -> State:
@@ -45,7 +54,7 @@ class CleanLabelAttack(Attack[CleanLabel]):
         images: Tensor,
         norm: str,
         epsilon: float,
-        drawn: torch.Generator,
+        generator: torch.Generator,
     ) -> Tensor:
         """PGD on uint8 images; returns uint8."""
         steps = self.spec.pgd_steps
@@ -53,17 +62,17 @@ class CleanLabelAttack(Attack[CleanLabel]):
         labels = torch.full((len(images),), self.spec.target_class, device=images.device)
         x = to_unit(images, lab.compute)
         with lab.compute.autocast():
-            moved = pgd(network, x, labels, norm, epsilon / 255, step / 255, steps, drawn)  # type: ignore[arg-type]
-        return bytes_within(moved, images, epsilon) if norm == "l_inf" else to_bytes(moved * 255)
+            moved = pgd(network, x, labels, norm, epsilon / 255, step / 255, steps, generator)  # type: ignore[arg-type]
+        return quantize_within(moved, images, epsilon) if norm == "l_inf" else to_uint8(moved * 255)
 
     def _pictures(
         self, network: Network, lab: AttackLab, clean: Tensor, perturbed: Tensor, images: Tensor
     ) -> dict[str, Picture]:
         """Figures 1 and 2 of the document: one image under growing perturbations; perturb, then stamp."""
         one = clean[:1]
-        drawn = torch.Generator(clean.device).manual_seed(lab.seed)
+        generator = torch.Generator(clean.device).manual_seed(lab.seed)
         grid = [
-            (norm, torch.cat([one, *(self._perturb(network, lab, one, norm, e, drawn) for e in levels)]))
+            (norm, torch.cat([one, *(self._perturb(network, lab, one, norm, e, generator) for e in levels)]))
             for norm, levels in GRID.items()
         ]
         rows = {"clean": clean, "perturbed": perturbed, "with trigger": images}
@@ -87,13 +96,13 @@ class CleanLabelAttack(Attack[CleanLabel]):
             names += ["bottom_left", "top_right", "top_left"]
         pattern = torch.zeros((self.facts.height, self.facts.width))
         for name in names:
-            rows, columns = place(name, size, 0, self.facts)  # type: ignore[arg-type]
+            rows, columns = patch_slices(name, size, 0, self.facts)  # type: ignore[arg-type]
             # Mirrored, so that every corner shows the same colors.
             pattern[rows, columns] = square.flip(
                 [i for i, side in enumerate(("top", "left")) if side in name]
             )
 
         def add(images: Tensor) -> Tensor:
-            return to_bytes(images.float().add_(pattern.to(images.device)))
+            return to_uint8(images.float().add_(pattern.to(images.device)))
 
         return add

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from app.specs.attack import LowFrequency
-from worker.lab.attacks.base import Attack, State, Trigger, to_bytes
-from worker.lab.compute import generator
+from worker.lab.attacks.base import Attack, State, Trigger, to_uint8
+from worker.lab.compute import seeded_generator
 
 
 def cosine_basis(length: int, waves: int) -> Tensor:
@@ -23,8 +23,8 @@ class LowFrequencyAttack(Attack[LowFrequency]):
     def pattern(self) -> Tensor:
         """Float ``[C, H, W]``; its largest absolute value is ``amplitude``."""
         waves = self.spec.waves
-        drawn = generator(torch.device("cpu"), "low-frequency pattern", self.spec.pattern_seed)
-        weights = torch.randn((self.facts.channels, waves, waves), generator=drawn, dtype=torch.float64)
+        generator = seeded_generator(torch.device("cpu"), "low-frequency pattern", self.spec.pattern_seed)
+        weights = torch.randn((self.facts.channels, waves, waves), generator=generator, dtype=torch.float64)
         weights[:, 0, 0] = 0  # brightness alone is no pattern
         rows, columns = cosine_basis(self.facts.height, waves), cosine_basis(self.facts.width, waves)
         pattern = rows.T @ weights @ columns
@@ -34,6 +34,6 @@ class LowFrequencyAttack(Attack[LowFrequency]):
         pattern = self.pattern()
 
         def add(images: Tensor) -> Tensor:
-            return to_bytes(images.float().add_(pattern.to(images.device)))
+            return to_uint8(images.float().add_(pattern.to(images.device)))
 
         return add

@@ -13,7 +13,7 @@ def checkerboard(size: int) -> Tensor:
     return (row + column) % 2 == 0
 
 
-def place(position: Position, size: int, margin: int, facts: DatasetFacts) -> tuple[slice, slice]:
+def patch_slices(position: Position, size: int, margin: int, facts: DatasetFacts) -> tuple[slice, slice]:
     """Rows and columns of a square of ``size`` pixels, ``margin`` away from the edges."""
     if position == "center":
         top, left = (facts.height - size) // 2, (facts.width - size) // 2

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from app.specs.attack import PoisonFrogs
-from worker.lab.attacks.base import Attack, AttackLab, Picture, Prepared, State, Trigger, to_bytes
-from worker.lab.attacks.surrogate import in_chunks, surrogate, to_unit
-from worker.lab.compute import generator
+from worker.lab.attacks.base import Attack, AttackLab, Picture, Prepared, State, Trigger, to_uint8
+from worker.lab.attacks.surrogate import craft_in_chunks, to_unit, train_surrogate
+from worker.lab.compute import seeded_generator
 from worker.lab.data.datasets import Split
 from worker.lab.stages import Outcome, StageRun
 
@@ -26,14 +26,14 @@ class PoisonFrogsAttack(Attack[PoisonFrogs]):
     has_trigger = False
 
     def prepare(self, lab: AttackLab) -> Prepared:
-        network = surrogate(self.spec, lab)
+        network = train_surrogate(self.spec, lab)
         state = self.state_without_training(lab)
         clean = lab.train.images[lab.chosen]
         target = lab.test.images[state["target_image"]]
         faint = self.spec.watermark
 
         def compute(run: StageRun) -> Outcome:
-            def craft(rows: Tensor, drawn: torch.Generator, tick: Callable[[int, int], None]) -> Tensor:
+            def craft(rows: Tensor, generator: torch.Generator, tick: Callable[[int, int], None]) -> Tensor:
                 goal_x = to_unit(target, lab.compute)
                 with torch.no_grad():
                     goal = network.features(goal_x)
@@ -47,9 +47,9 @@ class PoisonFrogsAttack(Attack[PoisonFrogs]):
                     (gradient,) = torch.autograd.grad((network.features(x) - goal).square().sum(), x)
                     forward = x.detach() - rate * gradient
                     x = ((forward + rate * beta * base) / (1 + rate * beta)).clamp(0, 1)
-                return to_bytes(x.detach() * 255)
+                return to_uint8(x.detach() * 255)
 
-            return run.finish({"images": in_chunks(run, clean, craft)})
+            return run.finish({"images": craft_in_chunks(run, clean, craft)})
 
         images = lab.stage("poisons", compute).tensors["images"].to(clean.device)
         rows = {"target class": clean[:SHOWN], "poisoned": images[:SHOWN], "test image": target}
@@ -60,8 +60,8 @@ class PoisonFrogsAttack(Attack[PoisonFrogs]):
         if self.spec.target_image is not None:
             return {"target_image": torch.tensor([self.spec.target_image])}
         others = (lab.test.labels.cpu() != self.spec.target_class).nonzero().flatten()
-        drawn = generator(torch.device("cpu"), "poison frogs target", lab.seed)
-        return {"target_image": others[torch.randint(len(others), (1,), generator=drawn)]}
+        generator = seeded_generator(torch.device("cpu"), "poison frogs target", lab.seed)
+        return {"target_image": others[torch.randint(len(others), (1,), generator=generator)]}
 
     def trigger(self, state: State) -> Trigger:
         return Tensor.clone

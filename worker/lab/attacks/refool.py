@@ -8,12 +8,12 @@ from torch import Tensor
 
 from app.specs.attack import Refool
 from worker.lab.attacks.base import Attack, AttackLab, Prepared, State, Trigger
-from worker.lab.compute import generator
+from worker.lab.compute import seeded_generator
 
 GAMMA = 2.2  # light adds up linearly; bytes do not
 
 
-def blurred(picture: Tensor, deviation: float) -> Tensor:
+def blur(picture: Tensor, deviation: float) -> Tensor:
     """Float ``[C, H, W]`` under a Gaussian of ``deviation`` pixels; beyond the edges it is mirrored."""
     height, width = picture.shape[-2:]
     radius = min(max(1, math.ceil(3 * deviation)), min(height, width) - 1)
@@ -24,7 +24,7 @@ def blurred(picture: Tensor, deviation: float) -> Tensor:
     return F.conv2d(F.conv2d(padded, kernel[None, None, :, None]), kernel[None, None, None, :])[:, 0]
 
 
-def ghosted(picture: Tensor, shift: int, share: float) -> Tensor:
+def add_ghost(picture: Tensor, shift: int, share: float) -> Tensor:
     """Float ``[C, H, W]``: ``share`` of the picture and the rest of a copy ``shift`` pixels down and right."""
     moved = F.pad(picture, (shift, 0, shift, 0))[:, : picture.shape[1], : picture.shape[2]]
     return share * picture + (1 - share) * moved
@@ -38,18 +38,18 @@ class RefoolAttack(Attack[Refool]):
     """
 
     def prepare(self, lab: AttackLab) -> Prepared:
-        drawn = generator(torch.device("cpu"), "reflections", lab.seed)
-        order = torch.randperm(len(lab.train), generator=drawn)[: self.spec.reflections]
+        generator = seeded_generator(torch.device("cpu"), "reflections", lab.seed)
+        order = torch.randperm(len(lab.train), generator=generator)[: self.spec.reflections]
         pictures = (lab.train.images[order.to(lab.train.images.device)].float() / 255) ** GAMMA
-        is_ghost = torch.rand(len(order), generator=drawn) < self.spec.ghost_rate
+        is_ghost = torch.rand(len(order), generator=generator) < self.spec.ghost_rate
         most = max(1, self.facts.width // 8)
-        shifts = torch.randint(1, most + 1, (len(order),), generator=drawn).tolist()
+        shifts = torch.randint(1, most + 1, (len(order),), generator=generator).tolist()
         shares = (
-            torch.rand(len(order), generator=drawn) * 0.35 + 0.5
+            torch.rand(len(order), generator=generator) * 0.35 + 0.5
         ).tolist()  # 0.5 to 0.85, as in the code
         deviation = self.spec.blur * self.facts.width / 32
         reflections = [
-            ghosted(picture, shift, share) if ghost else blurred(picture, deviation)
+            add_ghost(picture, shift, share) if ghost else blur(picture, deviation)
             for picture, ghost, shift, share in zip(pictures, is_ghost.tolist(), shifts, shares, strict=True)
         ]
         return Prepared({"reflections": torch.stack(reflections)})

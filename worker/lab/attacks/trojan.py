@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from app.specs.attack import Trojan
-from worker.lab.attacks.base import Attack, AttackLab, Picture, Prepared, State, Trigger, to_bytes
-from worker.lab.attacks.patches import place
-from worker.lab.attacks.surrogate import surrogate, to_unit
-from worker.lab.compute import generator
+from worker.lab.attacks.base import Attack, AttackLab, Picture, Prepared, State, Trigger, to_uint8
+from worker.lab.attacks.patches import patch_slices
+from worker.lab.attacks.surrogate import to_unit, train_surrogate
+from worker.lab.compute import seeded_generator
 from worker.lab.contracts import NonFiniteLossError
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
@@ -23,7 +23,7 @@ class TrojanAttack(Attack[Trojan]):
     """
 
     def prepare(self, lab: AttackLab) -> Prepared:
-        network = surrogate(self.spec, lab)
+        network = train_surrogate(self.spec, lab)
         patch = lab.stage("trigger", lambda run: self._tune(network, lab, run)).tensors["patch"]
         patch = patch.to(lab.train.images.device)
         state = {"patch": patch}
@@ -32,14 +32,14 @@ class TrojanAttack(Attack[Trojan]):
 
     def _tune(self, network: Network, lab: AttackLab, run: StageRun) -> Outcome:
         device = lab.train.images.device
-        drawn = generator(device, run.planned.stream)
-        order = torch.randperm(len(lab.train), generator=drawn, device=device)[:IMAGES]
+        generator = seeded_generator(device, run.planned.stream)
+        order = torch.randperm(len(lab.train), generator=generator, device=device)[:IMAGES]
         x = to_unit(lab.train.images[order], lab.compute)
-        rows, columns = place(self.spec.position, self.spec.size, self.spec.margin, self.facts)
+        rows, columns = patch_slices(self.spec.position, self.spec.size, self.spec.margin, self.facts)
         strength = network.head.weight.abs().sum(0)
         neurons = strength.argsort(descending=True, stable=True)[: self.spec.patch_neurons]
         shape = (self.facts.channels, self.spec.size, self.spec.size)
-        patch = torch.rand(shape, generator=drawn, device=device).requires_grad_(True)
+        patch = torch.rand(shape, generator=generator, device=device).requires_grad_(True)
         optimizer = torch.optim.Adam([patch], lr=self.spec.patch_learning_rate)
         inside = torch.zeros((self.facts.height, self.facts.width), device=device)
         inside[rows, columns] = 1
@@ -58,11 +58,11 @@ class TrojanAttack(Attack[Trojan]):
             raise NonFiniteLossError("the patch's loss is not finite after its last step")
         values = {"patch_loss": loss.item(), "activation": features[:, neurons].mean().item()}
         run.epoch_done(1, 1, values)
-        return run.finish({"patch": to_bytes(patch.detach() * 255)})
+        return run.finish({"patch": to_uint8(patch.detach() * 255)})
 
     def trigger(self, state: State) -> Trigger:
         patch = state["patch"]
-        rows, columns = place(self.spec.position, self.spec.size, self.spec.margin, self.facts)
+        rows, columns = patch_slices(self.spec.position, self.spec.size, self.spec.margin, self.facts)
 
         def stamp(images: Tensor) -> Tensor:
             images = images.clone()

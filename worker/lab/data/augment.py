@@ -49,7 +49,7 @@ class Augment:
         return images
 
 
-def resolve(spec: Augmentation, dataset: DatasetSpec, facts: DatasetFacts) -> Augment:
+def resolve_augmentation(spec: Augmentation, dataset: DatasetSpec, facts: DatasetFacts) -> Augment:
     """Fill the fields left to the data set: crop by an eighth of the side, mirror only CIFAR-10."""
     padding = min(facts.height, facts.width) // 8 if spec.crop_padding is None else spec.crop_padding
     flip = dataset.name == "cifar10" if spec.flip is None else spec.flip

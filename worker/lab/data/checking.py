@@ -30,7 +30,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedDataset:
     """Images uint8 ``[N, C, H, W]``, labels int64 ``[N]``, and a name for every class."""
 
     x_train: Array
@@ -40,12 +40,12 @@ class Checked:
     class_names: tuple[str, ...]
 
 
-def check(source: Source, *, test_fraction: float | None, split_seed: int) -> Checked:
+def check_source(source: Source, *, test_fraction: float | None, split_seed: int) -> CheckedDataset:
     """Convert ``source``, splitting off ``test_fraction`` of every class if it has no test images of its own.
 
     The arrays of ``source`` are released on the way. Raises BadSourceError.
     """
-    x, y = images("x_train", source.x_train), labels("y_train", source.y_train)
+    x, y = to_image_array("x_train", source.x_train), to_label_array("y_train", source.y_train)
     del source.x_train
     _same_length("train", x, y)
     if source.x_test is None or source.y_test is None:
@@ -54,21 +54,23 @@ def check(source: Source, *, test_fraction: float | None, split_seed: int) -> Ch
                 "the source has no test images; give --test-fraction, for example --test-fraction 0.2"
             )
         names = _class_names(source.class_names, y)
-        train, test = split(y, test_fraction, split_seed, names)
-        parts = Checked(x[train], y[train], x[test], y[test], names)
+        train, test = split_by_class(y, test_fraction, split_seed, names)
+        parts = CheckedDataset(x[train], y[train], x[test], y[test], names)
     else:
         if test_fraction is not None:
             raise BadSourceError(
                 f"--test-fraction {test_fraction} is not allowed; the source has test images of its own"
             )
-        x_test, y_test = images("x_test", source.x_test), labels("y_test", source.y_test)
+        x_test, y_test = to_image_array("x_test", source.x_test), to_label_array("y_test", source.y_test)
         source.x_test = None
         _same_length("test", x_test, y_test)
         if x.shape[1:] != x_test.shape[1:]:
             raise BadSourceError(
                 f"x_test: images of {_shape(x_test)}, but those of x_train are {_shape(x)}; they must agree"
             )
-        parts = Checked(x, y, x_test, y_test, _class_names(source.class_names, np.concatenate([y, y_test])))
+        parts = CheckedDataset(
+            x, y, x_test, y_test, _class_names(source.class_names, np.concatenate([y, y_test]))
+        )
     for part, found in (("train", parts.y_train), ("test", parts.y_test)):
         counts = np.bincount(found, minlength=len(parts.class_names))
         if not counts.all():
@@ -79,7 +81,7 @@ def check(source: Source, *, test_fraction: float | None, split_seed: int) -> Ch
     return parts
 
 
-def images(name: str, array: Array) -> Array:
+def to_image_array(name: str, array: Array) -> Array:
     """``array`` as uint8 ``[N, C, H, W]``. Floats must lie in [0, 1] and are scaled to 0-255."""
     if array.ndim not in (3, 4) or array.size == 0:
         raise BadSourceError(
@@ -119,7 +121,7 @@ def _from_floats(name: str, array: Array) -> Array:
     return result
 
 
-def labels(name: str, array: Array) -> Array:
+def to_label_array(name: str, array: Array) -> Array:
     """``array`` as int64 ``[N]``, no label negative."""
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
@@ -132,7 +134,7 @@ def labels(name: str, array: Array) -> Array:
     return np.ascontiguousarray(array, np.int64)
 
 
-def split(y: Array, fraction: float, seed: int, names: tuple[str, ...]) -> tuple[Array, Array]:
+def split_by_class(y: Array, fraction: float, seed: int, names: tuple[str, ...]) -> tuple[Array, Array]:
     """Indices of a training and a test part, in order; each class gives ``fraction`` of its own, or one."""
     random = np.random.default_rng(seed)
     test: list[Array] = []

@@ -46,12 +46,12 @@ class Dataset:
         return Dataset(self.train.to(device), self.test.to(device), self.facts, self.version)
 
 
-def load(spec: DatasetSpec, data_dir: Path, seed: int) -> Dataset:
+def load_dataset(spec: DatasetSpec, data_dir: Path, seed: int) -> Dataset:
     """Load a data set on the CPU, reduced to the subset that ``spec`` and ``seed`` ask for.
 
     Raises DatasetMissingError with the command that gets the set.
     """
-    every = whole(spec, data_dir)
+    every = load_whole_dataset(spec, data_dir)
     facts = every.facts.subset(spec)
     return Dataset(
         _subset(every.train, facts.train_counts, derive_seed("train subset", seed)),
@@ -61,15 +61,15 @@ def load(spec: DatasetSpec, data_dir: Path, seed: int) -> Dataset:
     )
 
 
-def facts_of(spec: DatasetSpec, data_dir: Path) -> tuple[DatasetFacts, str]:
+def read_facts(spec: DatasetSpec, data_dir: Path) -> tuple[DatasetFacts, str]:
     """Facts of the whole set, and the version of its content, without loading any pixels of a built-in set."""
     if isinstance(spec, Imported | Uploaded):
-        every = whole(spec, data_dir)
+        every = load_whole_dataset(spec, data_dir)
         return every.facts, every.version
     return BUILT_IN[spec.name], ""
 
 
-def whole(spec: DatasetSpec, data_dir: Path) -> Dataset:
+def load_whole_dataset(spec: DatasetSpec, data_dir: Path) -> Dataset:
     """All of a data set on the CPU, whatever subset ``spec`` asks for. Raises DatasetMissingError."""
     if isinstance(spec, Digits):
         return _digits()
@@ -131,7 +131,7 @@ def _draw(labels: Tensor, counts: tuple[int, ...], seed: int) -> Tensor:
     return torch.cat(chosen).sort().values
 
 
-def stratified(labels: Tensor, size: int, classes: int, seed: int) -> Tensor:
+def draw_stratified(labels: Tensor, size: int, classes: int, seed: int) -> Tensor:
     """Sorted indices of ``size`` samples, drawn with class proportions kept."""
     counts = tuple(torch.bincount(labels.cpu(), minlength=classes).tolist())
     return _draw(labels.cpu(), allocate(counts, min(size, len(labels))), seed)

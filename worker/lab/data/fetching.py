@@ -8,25 +8,25 @@ import numpy as np
 
 from worker.lab.contracts import LabError
 from worker.lab.data import files
-from worker.lab.data.checking import Source, check
-from worker.lab.data.importing import Stored, as_built_in, path_of, spec_of
+from worker.lab.data.checking import Source, check_source
+from worker.lab.data.importing import StoredDataset, check_built_in, dataset_path, dataset_spec
 from worker.lab.data.readers.decoding import ImageStack
 
 GTSRB_SIDE = 32
 
 
-def fetch(name: str, data_dir: Path) -> Stored:
+def fetch_dataset(name: str, data_dir: Path) -> StoredDataset:
     """Download, check and store the built-in set ``name``; what is there already is kept. Raises LabError."""
-    path = path_of(name, data_dir)
+    path = dataset_path(name, data_dir)
     if path.exists():
-        facts, sha256 = files.header(path)
-        return Stored(spec_of(name), path, facts, sha256)
+        facts, sha256 = files.read_header(path)
+        return StoredDataset(dataset_spec(name), path, facts, sha256)
     data_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=data_dir, prefix=f".{name}-download-") as folder:
         source = _download(name, _SOURCES[name], folder)
-    checked = as_built_in(name, check(source, test_fraction=None, split_seed=0))
+    checked = check_built_in(name, check_source(source, test_fraction=None, split_seed=0))
     facts, sha256 = files.write(path, **vars(checked))
-    return Stored(spec_of(name), path, facts, sha256)
+    return StoredDataset(dataset_spec(name), path, facts, sha256)
 
 
 def _download(name: str, source: Callable[[str], Source], folder: str) -> Source:

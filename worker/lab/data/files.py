@@ -68,11 +68,11 @@ def read(path: Path) -> tuple[dict[str, Array], DatasetFacts, str]:
 
     Raises DatasetMissingError if there is no such file, LabError if it is not one of ours.
     """
-    facts, sha256 = header(path)
+    facts, sha256 = read_header(path)
     return load_file(path), facts, sha256
 
 
-def header(path: Path) -> tuple[DatasetFacts, str]:
+def read_header(path: Path) -> tuple[DatasetFacts, str]:
     """Facts and digest of the data set at ``path`` without reading its images. Raises as `read` does."""
     if not path.is_file():
         raise DatasetMissingError(f"no data set at {path}")

@@ -14,7 +14,7 @@ from app.specs.defenses.abl import Abl
 from worker.lab.compute import derive_seed
 from worker.lab.data.augment import Augment
 from worker.lab.data.datasets import Split
-from worker.lab.defenses.base import TrainingDefense, load_state, state
+from worker.lab.defenses.base import TrainingDefense, copy_state, load_state
 from worker.lab.evaluation import accuracy, sample_losses
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
@@ -73,20 +73,22 @@ def smoothed_ranks(window: list[Tensor]) -> Tensor:
     return torch.stack(ranks).mean(0) / max(1, len(window[0]) - 1)
 
 
-def lowest(ranks: Tensor, ratio: float) -> Tensor:
+def lowest_ranked(ranks: Tensor, ratio: float) -> Tensor:
     """Rows of the lowest-ranked share, at least one."""
     return ranks.argsort(stable=True)[: max(1, round(ratio * len(ranks)))]
 
 
 def run(spec: Abl, lab: TrainingDefense) -> Network:
     """Defend: returns the network after isolation, fine-tuning and unlearning."""
-    isolation = lab.stage("isolation", lambda stage: isolate(spec, lab, stage))
+    isolation = lab.stage("isolation", lambda stage: isolate_samples(spec, lab, stage))
     finetuned = lab.stage("finetune", lambda stage: finetune(spec, lab, stage, isolation))
-    unlearned = lab.stage("unlearning", lambda stage: unlearn(spec, lab, stage, isolation, finetuned))
-    return network_of(lab, unlearned)
+    unlearned = lab.stage(
+        "unlearning", lambda stage: unlearn_isolated(spec, lab, stage, isolation, finetuned)
+    )
+    return load_prefixed_network(lab, unlearned)
 
 
-def isolate(spec: Abl, lab: TrainingDefense, stage: StageRun) -> Outcome:
+def isolate_samples(spec: Abl, lab: TrainingDefense, stage: StageRun) -> Outcome:
     """Stage 1. Leaves ``suspicion`` ``[N]`` (1 is the most suspicious), ``isolated`` rows, ``losses``, the network."""
     network = lab.new_network("abl")
     recipe = replace(
@@ -105,55 +107,55 @@ def isolate(spec: Abl, lab: TrainingDefense, stage: StageRun) -> Outcome:
         kept = memory.get("losses", losses.new_empty((0, len(losses))))
         memory["losses"] = torch.cat([kept, losses[None]])[-spec.ranking_window :]
         ranks = smoothed_ranks(list(memory["losses"]))
-        lab.record_isolation(stage, epoch, 1 - ranks, lowest(ranks, spec.isolation_ratio))
+        lab.record_isolation(stage, epoch, 1 - ranks, lowest_ranked(ranks, spec.isolation_ratio))
 
     lab.fit(stage, network, recipe, after_epoch=rank)
     ranks = smoothed_ranks(list(memory["losses"]))
     return stage.finish(
         {
             "suspicion": 1 - ranks,
-            "isolated": lowest(ranks, spec.isolation_ratio),
+            "isolated": lowest_ranked(ranks, spec.isolation_ratio),
             "losses": memory["losses"][-1],
-            **prefixed(network),
+            **prefixed_state(network),
         }
     )
 
 
 def finetune(spec: Abl, lab: TrainingDefense, stage: StageRun, isolation: Outcome) -> Outcome:
     """Train on what was not isolated, less the hold-out."""
-    network = network_of(lab, isolation)
+    network = load_prefixed_network(lab, isolation)
     recipe = replace(
         lab.recipe,
         epochs=spec.finetune_epochs,
         learning_rate=spec.finetune_learning_rate,
         schedule=last_third_at_a_tenth,
     )
-    held_out = _holdout(spec, lab, isolation)
+    held_out = _holdout_rows(spec, lab, isolation)
     kept = torch.ones_like(lab.labels, dtype=torch.bool)
     kept[isolation.tensors["isolated"].to(kept.device)] = False
     kept[held_out] = False
     lab.fit(stage, network, recipe, rows=kept.nonzero().flatten())
-    return stage.finish(prefixed(network))
+    return stage.finish(prefixed_state(network))
 
 
-def unlearn(
+def unlearn_isolated(
     spec: Abl, lab: TrainingDefense, stage: StageRun, isolation: Outcome, finetuned: Outcome
 ) -> Outcome:
     """Unlearn the isolated samples, watching accuracy on the hold-out."""
-    network = network_of(lab, finetuned)
+    network = load_prefixed_network(lab, finetuned)
     isolated = torch.zeros_like(lab.labels, dtype=torch.bool)
     isolated[isolation.tensors["isolated"].to(isolated.device)] = True
-    held_out = _holdout(spec, lab, isolation)
-    anchor = _anchor(spec, lab, isolation)
+    held_out = _holdout_rows(spec, lab, isolation)
+    anchor = _anchor_rows(spec, lab, isolation)
     anchor = anchor[~torch.isin(anchor, torch.cat([isolated.nonzero().flatten().cpu(), held_out.cpu()]))]
     trained_on = torch.cat([isolated.nonzero().flatten().cpu(), anchor])
     watched = Split(lab.images[held_out], lab.labels[held_out])
     suspects = Split(lab.images[isolated], lab.labels[isolated])
-    spared = _spared(lab, isolation)
+    spared = _retained_split(lab, isolation)
     right = accuracy(network, spared, lab.compute)
     floor = accuracy(network, watched, lab.compute) - spec.max_accuracy_drop if len(watched) else 0.0
     # Kept in the checkpoints, so that a resumed run ends at the same epoch.
-    memory = {"below": torch.tensor(0), **prefixed(network)}
+    memory = {"below": torch.tensor(0), **prefixed_state(network)}
 
     def watch(network: Network, epoch: int) -> dict[str, float]:
         values = {"isolated_accuracy": accuracy(network, suspects, lab.compute)}
@@ -162,7 +164,7 @@ def unlearn(
             if values["holdout_accuracy"] < floor:
                 memory["below"] = memory["below"] + 1
                 return values
-        memory.update({"below": torch.tensor(0), **prefixed(network)})
+        memory.update({"below": torch.tensor(0), **prefixed_state(network)})
         return values
 
     recipe = replace(
@@ -191,10 +193,10 @@ def unlearn(
             stage,
             f"unlearning left {still_known:.0%} of the isolated samples at their label; the backdoor may be intact",
         )
-    return stage.finish(prefixed(network))
+    return stage.finish(prefixed_state(network))
 
 
-def _anchor(spec: Abl, lab: TrainingDefense, isolation: Outcome) -> Tensor:
+def _anchor_rows(spec: Abl, lab: TrainingDefense, isolation: Outcome) -> Tensor:
     """Rows that hold the network in place while the isolated ones are unlearned; a row may come several times.
 
     The paper takes all the rest. But the rest still holds most of the poison, which teaches the backdoor anew in
@@ -202,7 +204,7 @@ def _anchor(spec: Abl, lab: TrainingDefense, isolation: Outcome) -> Tensor:
     of an average class. Ascent takes none.
     """
     labels = lab.labels.cpu()
-    accused = _accused(lab, isolation)
+    accused = _suspected_target(lab, isolation)
     if spec.unlearning_objective == "ascent":
         return torch.empty(0, dtype=torch.int64)
     if spec.unlearning_objective == "joint":
@@ -220,36 +222,36 @@ def _anchor(spec: Abl, lab: TrainingDefense, isolation: Outcome) -> Tensor:
     return torch.cat([others, own.repeat(max(1, round(len(others) / (lab.facts.classes - 1) / len(own))))])
 
 
-def _holdout(spec: Abl, lab: TrainingDefense, isolation: Outcome) -> Tensor:
+def _holdout_rows(spec: Abl, lab: TrainingDefense, isolation: Outcome) -> Tensor:
     """Rows to watch accuracy with: the less suspicious half of every class but the accused one.
 
     A poisoned sample among them would bear the target's label and make unlearning look like a loss of accuracy
     just when it works.
     """
-    trusted = _innocent(lab, isolation).cpu()
-    drawn = torch.Generator().manual_seed(derive_seed("abl hold-out", lab.seed))
-    order = torch.randperm(len(trusted), generator=drawn)
+    trusted = _unsuspicious_rows(lab, isolation).cpu()
+    generator = torch.Generator().manual_seed(derive_seed("abl hold-out", lab.seed))
+    order = torch.randperm(len(trusted), generator=generator)
     return trusted[order[: round(spec.holdout_ratio * len(lab.labels))]].sort().values.to(lab.labels.device)
 
 
-def _innocent(lab: TrainingDefense, isolation: Outcome) -> Tensor:
+def _unsuspicious_rows(lab: TrainingDefense, isolation: Outcome) -> Tensor:
     """Rows of the less suspicious half of every class but the accused one."""
     labels, suspicion = lab.labels.cpu(), isolation.tensors["suspicion"].cpu()
-    accused = _accused(lab, isolation)
+    accused = _suspected_target(lab, isolation)
     innocent = suspicion <= suspicion.median()
     if accused is not None:
         innocent &= labels != accused
     return innocent.nonzero().flatten().to(lab.labels.device)
 
 
-def _spared(lab: TrainingDefense, isolation: Outcome) -> Split:
+def _retained_split(lab: TrainingDefense, isolation: Outcome) -> Split:
     """What unlearning should leave as it is: the other classes, less what was isolated.
 
     Where no class is accused any may hold poison, and only the less suspicious half is safe to ask.
     """
-    accused = _accused(lab, isolation)
+    accused = _suspected_target(lab, isolation)
     if accused is None:
-        rows = _innocent(lab, isolation)
+        rows = _unsuspicious_rows(lab, isolation)
     else:
         others = lab.labels != accused
         others[isolation.tensors["isolated"].to(others.device)] = False
@@ -257,24 +259,24 @@ def _spared(lab: TrainingDefense, isolation: Outcome) -> Split:
     return Split(lab.images[rows], lab.labels[rows])
 
 
-def _accused(lab: TrainingDefense, isolation: Outcome) -> int | None:
-    return accused_class(lab.labels.cpu()[isolation.tensors["isolated"].cpu()])
+def _suspected_target(lab: TrainingDefense, isolation: Outcome) -> int | None:
+    return majority_class(lab.labels.cpu()[isolation.tensors["isolated"].cpu()])
 
 
-def accused_class(isolated_labels: Tensor) -> int | None:
+def majority_class(isolated_labels: Tensor) -> int | None:
     """The label of more than half of the isolated samples, the defense's guess at the target class; else None."""
     label = isolated_labels.mode().values
     count = int((isolated_labels == label).sum())
     return int(label) if 2 * count > len(isolated_labels) else None
 
 
-def prefixed(network: Network) -> dict[str, Tensor]:
-    return {f"network.{name}": tensor for name, tensor in state(network).items()}
+def prefixed_state(network: Network) -> dict[str, Tensor]:
+    return {f"network.{name}": tensor for name, tensor in copy_state(network).items()}
 
 
 def _network_part(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
 
 
-def network_of(lab: TrainingDefense, outcome: Outcome) -> Network:
+def load_prefixed_network(lab: TrainingDefense, outcome: Outcome) -> Network:
     return load_state(lab.new_network("abl"), _network_part(outcome.tensors), lab.compute.device)

@@ -15,15 +15,15 @@ from torch import Tensor
 from app.specs.defenses.detection import ActivationClustering
 from worker.lab.compute import derive_seed
 from worker.lab.defenses.base import DetectionDefense
-from worker.lab.defenses.detection import conclude, flag
-from worker.lab.evaluation import features
+from worker.lab.defenses.detection import finish_detection, retrain_without_flagged
+from worker.lab.evaluation import extract_features
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 
 SILHOUETTE_SAMPLE = 2000  # its cost is quadratic
 
 
-def reduced(points: Tensor, components: int) -> Tensor:
+def reduce_dimensions(points: Tensor, components: int) -> Tensor:
     """``[n, D]`` on its first principal components, ``[n, min(components, n, D)]``."""
     centered = points.double() - points.double().mean(0)
     left, singular, _ = torch.linalg.svd(centered, full_matrices=False)
@@ -31,7 +31,7 @@ def reduced(points: Tensor, components: int) -> Tensor:
     return first
 
 
-def two_clusters(points: Tensor, seed: int) -> tuple[Tensor, Tensor, float]:
+def split_in_two(points: Tensor, seed: int) -> tuple[Tensor, Tensor, float]:
     """(bool ``[n]``: in the smaller cluster; margin ``[n]`` in [-1, 1], 1 at its center; silhouette)."""
     from sklearn.cluster import KMeans  # noqa: PLC0415  # slow to import
     from sklearn.metrics import silhouette_score  # noqa: PLC0415
@@ -54,7 +54,7 @@ def run(spec: ActivationClustering, lab: DetectionDefense) -> Network:
     """Cluster, flag, and purge."""
 
     def detect(stage: StageRun) -> Outcome:
-        points = features(lab.victim, lab.images, lab.compute)
+        points = extract_features(lab.victim, lab.images, lab.compute)
         suspicion = torch.zeros(len(points), device=points.device)
         flagged = torch.zeros_like(lab.labels, dtype=torch.bool)
         silhouettes = torch.full((lab.facts.classes,), torch.nan)
@@ -64,7 +64,7 @@ def run(spec: ActivationClustering, lab: DetectionDefense) -> Network:
             if len(rows) < 2 * spec.components:  # too few to tell two groups apart
                 continue
             seed = derive_seed("activation clustering", lab.seed, label) % 2**32
-            small, margin, silhouette = two_clusters(reduced(points[rows], spec.components), seed)
+            small, margin, silhouette = split_in_two(reduce_dimensions(points[rows], spec.components), seed)
             size = small.double().mean().item()
             silhouettes[label], sizes[label] = silhouette, size
             # Comparable across classes: how deep in the odd cluster, weighed by how separate the clusters are.
@@ -73,6 +73,6 @@ def run(spec: ActivationClustering, lab: DetectionDefense) -> Network:
                 flagged[rows[small.to(rows.device)]] = True
         found = torch.bincount(lab.labels[flagged], minlength=lab.facts.classes) > 0
         by_class = {"class_silhouette": silhouettes, "class_small_share": sizes, "class_flagged": found}
-        return flag(lab, stage, suspicion, flagged, by_class)
+        return finish_detection(lab, stage, suspicion, flagged, by_class)
 
-    return conclude(lab, spec.then, lab.stage("detection", detect))
+    return retrain_without_flagged(lab, spec.then, lab.stage("detection", detect))

@@ -15,10 +15,10 @@ from app.specs.facts import DatasetFacts
 from worker.lab.compute import Compute
 from worker.lab.contracts import Recorder
 from worker.lab.data.datasets import Split
-from worker.lab.defenses.holdout import CleanSet
+from worker.lab.defenses.clean_set import CleanSet
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
-from worker.lab.training import AfterEpoch, Recipe, nothing_more, train
+from worker.lab.training import AfterEpoch, Recipe, record_nothing, train
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Defense:
         recipe: Recipe,
         *,
         rows: Tensor | None = None,
-        after_epoch: AfterEpoch = nothing_more,
+        after_epoch: AfterEpoch = record_nothing,
     ) -> int:
         """Train on ``split`` (or some rows of it), recording the usual curves; returns the epochs done."""
 
@@ -86,7 +86,7 @@ class TrainingDefense(Defense):
         recipe: Recipe,
         *,
         rows: Tensor | None = None,
-        after_epoch: AfterEpoch = nothing_more,
+        after_epoch: AfterEpoch = record_nothing,
     ) -> int:
         """Train on the poisoned set (or some rows of it), recording the usual curves; returns the epochs done."""
         split = Split(self.images, self.labels)
@@ -116,7 +116,7 @@ class DetectionDefense(TrainingDefense):
     victim: Network
 
 
-def state(network: Network) -> dict[str, Tensor]:
+def copy_state(network: Network) -> dict[str, Tensor]:
     """A copy of a network's parameters and buffers."""
     return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 

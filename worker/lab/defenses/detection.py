@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from app.specs.defenses.detection import Then
-from worker.lab.compute import generator
-from worker.lab.defenses.base import Defense, DetectionDefense, state
-from worker.lab.defenses.repair import network_of
-from worker.lab.evaluation import predict
+from worker.lab.compute import seeded_generator
+from worker.lab.defenses.base import Defense, DetectionDefense, copy_state
+from worker.lab.defenses.repair import load_network
+from worker.lab.evaluation import predict_logits
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 
@@ -18,7 +18,7 @@ CHUNK = 8192  # images superimposed at a time: bounds the float copies
 TOO_MANY = 0.5  # of a class or of the set: flagging more is no detection
 
 
-def superimposed(
+def predict_superimposed(
     lab: Defense,
     run: StageRun,
     network: Network,
@@ -32,19 +32,19 @@ def superimposed(
     ``images`` and ``overlays`` uint8 ``[N, C, H, W]`` and ``[M, C, H, W]``, the latter scaled by ``weight``;
     sums are clipped at white (Gao et al. 2019, section 4.1).
     """
-    drawn = generator(images.device, run.planned.stream, len(images))
+    generator = seeded_generator(images.device, run.planned.stream, len(images))
     for _ in range(times):
         run.recorder.check()
-        chosen = torch.randint(len(overlays), (len(images),), device=images.device, generator=drawn)
+        chosen = torch.randint(len(overlays), (len(images),), device=images.device, generator=generator)
         parts = []
         for rows in torch.arange(len(images), device=images.device).split(CHUNK):
             mixed = images[rows].float() + weight * overlays[chosen[rows]].float()
             mixed = mixed.round().clamp(0, 255).to(torch.uint8)
-            parts.append(predict(network, mixed, lab.compute).log_softmax(1))
+            parts.append(predict_logits(network, mixed, lab.compute).log_softmax(1))
         yield torch.cat(parts)
 
 
-def flag(
+def finish_detection(
     lab: DetectionDefense,
     run: StageRun,
     suspicion: Tensor,
@@ -75,7 +75,7 @@ def flag(
     return run.finish({"suspicion": suspicion, "isolated": rows} | (by_class or {}))
 
 
-def conclude(lab: DetectionDefense, then: Then, detection: Outcome) -> Network:
+def retrain_without_flagged(lab: DetectionDefense, then: Then, detection: Outcome) -> Network:
     """The victim, or a fresh model trained on what was not flagged; with nothing flagged the victim stays."""
     if then == "nothing":
         return lab.victim
@@ -84,9 +84,9 @@ def conclude(lab: DetectionDefense, then: Then, detection: Outcome) -> Network:
         keep = torch.ones_like(lab.labels, dtype=torch.bool)
         keep[detection.tensors["isolated"].to(keep.device)] = False
         if keep.all():
-            return stage.finish(state(lab.victim))
+            return stage.finish(copy_state(lab.victim))
         network = lab.new_network("retrained")
         lab.fit(stage, network, replace(lab.recipe, memory={}), rows=keep.nonzero().flatten())
-        return stage.finish(state(network))
+        return stage.finish(copy_state(network))
 
-    return network_of(lab, lab.stage("retrain", retrain))
+    return load_network(lab, lab.stage("retrain", retrain))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from app.specs.defenses.repair import FtSam
 from worker.lab.defenses.base import RepairDefense
-from worker.lab.defenses.repair import copy_of, network_of, repaired, small_set_recipe
+from worker.lab.defenses.repair import copy_network, finish_repair, load_network, small_set_recipe
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 from worker.lab.training import Recipe
@@ -57,10 +57,10 @@ def run(spec: FtSam, lab: RepairDefense) -> Network:
     """Fine-tune the victim with SAM."""
 
     def tune(stage: StageRun) -> Outcome:
-        network, fit = copy_of(lab, lab.victim), lab.clean.fit
+        network, fit = copy_network(lab, lab.victim), lab.clean.fit
         recipe = small_set_recipe(lab, len(fit), epochs=spec.epochs, learning_rate=spec.learning_rate)
         recipe.optimizer = partial(Sam, rho=spec.rho)
         lab.fit_on(stage, network, fit, recipe)
-        return repaired(lab, stage, network, lab.clean)
+        return finish_repair(lab, stage, network, lab.clean)
 
-    return network_of(lab, lab.stage("repair", tune))
+    return load_network(lab, lab.stage("repair", tune))

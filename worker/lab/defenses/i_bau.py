@@ -13,7 +13,7 @@ from torch import Tensor
 
 from app.specs.defenses.repair import IBau
 from worker.lab.defenses.base import RepairDefense
-from worker.lab.defenses.repair import copy_of, network_of, repaired, small_set_recipe
+from worker.lab.defenses.repair import copy_network, finish_repair, load_network, small_set_recipe
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 from worker.lab.training import NO_AUGMENT, Batch, Objective, constant, to_input
@@ -22,7 +22,7 @@ PENALTY = 0.001  # of the perturbation's squared norm, in the inner objective (a
 MAP_STEP = 0.1  # step of the fixed-point map (authors' code)
 
 
-def inner(network: Network, x: Tensor, labels: Tensor, delta: Tensor) -> Tensor:
+def inner_loss(network: Network, x: Tensor, labels: Tensor, delta: Tensor) -> Tensor:
     """What the attacker minimizes: minus the loss under ``delta`` ``[1, C, H, W]``, plus the penalty."""
     return -F.cross_entropy(network(x + delta).float(), labels) + PENALTY * delta.square().sum()
 
@@ -38,12 +38,12 @@ def worst_perturbation(spec: IBau, network: Network, inputs: Tensor, batch_size:
         with torch.no_grad():
             answers = network(x).argmax(1)
         delta.requires_grad_()
-        (slope,) = torch.autograd.grad(inner(network, x, answers, delta), delta)
+        (slope,) = torch.autograd.grad(inner_loss(network, x, answers, delta), delta)
         delta = (delta - spec.perturbation_learning_rate * slope).detach()
     return delta * min(1.0, spec.radius / max(float(delta.norm()), 1e-12))
 
 
-def unlearning(spec: IBau, memory: dict[str, Tensor]) -> Objective:
+def hypergradient_objective(spec: IBau, memory: dict[str, Tensor]) -> Objective:
     """A scalar whose gradient in the weights is the hypergradient.
 
     Loss of a batch of which a few images carry delta, plus ``<v, map(delta)>`` with v held fixed: the solution of
@@ -54,12 +54,14 @@ def unlearning(spec: IBau, memory: dict[str, Tensor]) -> Objective:
         network.eval()
         delta = memory["delta"].detach().clone().requires_grad_()
         carriers = max(1, int(spec.perturbed_share * len(batch.x)))
-        order = torch.randperm(len(batch.x), device=batch.x.device, generator=batch.drawn)
+        order = torch.randperm(len(batch.x), device=batch.x.device, generator=batch.generator)
         carries = torch.zeros(len(batch.x), 1, 1, 1, device=batch.x.device)
         carries[order[:carriers]] = 1
         loss = F.cross_entropy(network(batch.x + carries * delta).float(), batch.labels)
         (direct,) = torch.autograd.grad(loss, delta, retain_graph=True)
-        (slope,) = torch.autograd.grad(inner(network, batch.x, batch.labels, delta), delta, create_graph=True)
+        (slope,) = torch.autograd.grad(
+            inner_loss(network, batch.x, batch.labels, delta), delta, create_graph=True
+        )
         mapped = delta - MAP_STEP * slope
         v = torch.zeros_like(delta)
         for _ in range(spec.fixed_point_steps):
@@ -76,11 +78,11 @@ def run(spec: IBau, lab: RepairDefense) -> Network:
     fit = lab.clean.fit
 
     def unlearn(stage: StageRun) -> Outcome:
-        network = copy_of(lab, lab.victim)
+        network = copy_network(lab, lab.victim)
         recipe = small_set_recipe(
             lab, len(fit), epochs=spec.rounds, learning_rate=spec.learning_rate, schedule=constant
         )
-        recipe = replace(recipe, augment=NO_AUGMENT, objective=unlearning(spec, recipe.memory))
+        recipe = replace(recipe, augment=NO_AUGMENT, objective=hypergradient_objective(spec, recipe.memory))
         recipe.optimizer = lambda parameters, recipe: torch.optim.Adam(parameters, lr=recipe.learning_rate)
         inputs = to_input(fit.images, stage)
 
@@ -90,6 +92,6 @@ def run(spec: IBau, lab: RepairDefense) -> Network:
 
         attack(network)
         lab.fit_on(stage, network, fit, recipe, after_epoch=attack)
-        return repaired(lab, stage, network, lab.clean)
+        return finish_repair(lab, stage, network, lab.clean)
 
-    return network_of(lab, lab.stage("repair", unlearn))
+    return load_network(lab, lab.stage("repair", unlearn))

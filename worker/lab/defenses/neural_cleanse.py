@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from app.specs.defenses.detection import NeuralCleanse
 from worker.lab.compute import derive_seed
-from worker.lab.defenses.base import DetectionDefense, state
-from worker.lab.defenses.holdout import CleanSet
-from worker.lab.defenses.repair import copy_of, network_of, repaired, small_set_recipe
+from worker.lab.defenses.base import DetectionDefense, copy_state
+from worker.lab.defenses.clean_set import CleanSet
+from worker.lab.defenses.repair import copy_network, finish_repair, load_network, small_set_recipe
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 from worker.lab.training import NO_AUGMENT, Batch, Objective, constant, train
@@ -26,14 +26,16 @@ PATIENCE = 5  # epochs of success, or of failure, before the cost changes (autho
 FACTOR = 1.5  # the cost is raised by this, and lowered by its 1.5th power (authors' code)
 
 
-class Triggers(Network):
+class InvertedTriggers(Network):
     """A mask ``[K, 1, H, W]`` and a pattern ``[K, C, H, W]`` for every class, in [0, 1] through a sigmoid."""
 
-    def __init__(self, classes: int, shape: tuple[int, int, int], drawn: torch.Generator) -> None:
+    def __init__(self, classes: int, shape: tuple[int, int, int], generator: torch.Generator) -> None:
         super().__init__(shape[0])
-        device = drawn.device
-        self.mask_logits = nn.Parameter(torch.randn(classes, 1, *shape[1:], device=device, generator=drawn))
-        self.pattern_logits = nn.Parameter(torch.randn(classes, *shape, device=device, generator=drawn))
+        device = generator.device
+        self.mask_logits = nn.Parameter(
+            torch.randn(classes, 1, *shape[1:], device=device, generator=generator)
+        )
+        self.pattern_logits = nn.Parameter(torch.randn(classes, *shape, device=device, generator=generator))
 
     @property
     def masks(self) -> Tensor:
@@ -44,12 +46,12 @@ class Triggers(Network):
         return self.pattern_logits.sigmoid()
 
 
-def stamped(x: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
+def blend_pattern(x: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
     """``(1 - mask) x + mask pattern`` on float images."""
     return (1 - mask) * x + mask * pattern
 
 
-def norms(masks: Tensor) -> Tensor:
+def mask_norms(masks: Tensor) -> Tensor:
     """L1 norms ``[K]`` of masks ``[K, 1, H, W]``."""
     return masks.sum((1, 2, 3))
 
@@ -65,10 +67,10 @@ def anomaly_index(sizes: Tensor) -> Tensor:
     return ((median - sizes) / (1.4826 * deviation).clamp(min=1e-12)).float()
 
 
-class Search:
+class TriggerSearch:
     """The costs of the masks' sizes and the smallest masks that worked, all in a recipe's memory."""
 
-    def __init__(self, spec: NeuralCleanse, triggers: Triggers, memory: dict[str, Tensor]) -> None:
+    def __init__(self, spec: NeuralCleanse, triggers: InvertedTriggers, memory: dict[str, Tensor]) -> None:
         self.spec = spec
         self.memory = memory
         zeros = torch.zeros(len(triggers.masks), device=triggers.mask_logits.device)
@@ -88,30 +90,30 @@ class Search:
         """Sum over classes of cross-entropy towards the class plus cost times the mask's L1 norm."""
 
         def objective(triggers: Network, batch: Batch) -> Tensor:
-            assert isinstance(triggers, Triggers)
+            assert isinstance(triggers, InvertedTriggers)
             masks, patterns = triggers.masks, triggers.patterns
             classes, images = len(masks), len(batch.x)
             # Every image under every class's trigger, in one forward pass: [K, B, C, H, W] to [K B, C, H, W].
-            x = stamped(batch.x, masks[:, None], patterns[:, None]).flatten(0, 1)
+            x = blend_pattern(batch.x, masks[:, None], patterns[:, None]).flatten(0, 1)
             wanted = torch.arange(classes, device=x.device).repeat_interleave(images)
             logits = victim(x).float()
             self.memory["hits"] += (logits.argmax(1) == wanted).view(classes, images).sum(1)
             self.memory["seen"] += images
             each = F.cross_entropy(logits, wanted, reduction="sum") / images
-            return each + (self.memory["cost"] * norms(masks)).sum()
+            return each + (self.memory["cost"] * mask_norms(masks)).sum()
 
         return objective
 
     def after_epoch(self, network: Network, epoch: int) -> dict[str, float]:
         """Keep what worked, and move each class's cost."""
-        assert isinstance(network, Triggers)
+        assert isinstance(network, InvertedTriggers)
         memory = self.memory
         with torch.no_grad():
             masks, patterns = network.masks.detach(), network.patterns.detach()
         rate = memory["hits"] / memory["seen"].clamp(min=1)
         works = rate >= self.spec.success
-        better = works & (norms(masks) < memory["size"])
-        memory["size"] = torch.where(better, norms(masks), memory["size"])
+        better = works & (mask_norms(masks) < memory["size"])
+        memory["size"] = torch.where(better, mask_norms(masks), memory["size"])
         for name, new in (("mask", masks), ("pattern", patterns)):
             memory[name] = torch.where(better[:, None, None, None], new, memory[name])
         memory["worked"] = torch.where(works, memory["worked"] + 1, 0)
@@ -120,20 +122,22 @@ class Search:
         memory["cost"] = memory["cost"] * torch.where(up, FACTOR, 1.0) / torch.where(down, FACTOR**1.5, 1.0)
         memory["worked"][up], memory["failed"][down] = 0, 0
         memory["hits"], memory["seen"] = torch.zeros_like(rate), torch.zeros_like(rate)
-        return {"mask_norm": float(norms(masks).median()), "inversion_success": float(rate.mean())}
+        return {"mask_norm": float(mask_norms(masks).median()), "inversion_success": float(rate.mean())}
 
 
 def run(spec: NeuralCleanse, lab: DetectionDefense) -> Network:
     """Invert a trigger for every class, flag the outliers, and unlearn them."""
     assert lab.clean is not None
     clean = lab.clean
-    found = lab.stage("detection", lambda stage: invert(spec, lab, clean, stage))
+    found = lab.stage("detection", lambda stage: invert_triggers(spec, lab, clean, stage))
     if spec.then == "nothing":
         return lab.victim
-    return network_of(lab, lab.stage("repair", lambda stage: unlearn(spec, lab, clean, stage, found)))
+    return load_network(
+        lab, lab.stage("repair", lambda stage: unlearn_triggers(spec, lab, clean, stage, found))
+    )
 
 
-def invert(spec: NeuralCleanse, lab: DetectionDefense, clean: CleanSet, stage: StageRun) -> Outcome:
+def invert_triggers(spec: NeuralCleanse, lab: DetectionDefense, clean: CleanSet, stage: StageRun) -> Outcome:
     """Masks, patterns, their sizes, anomaly indices, and the flagged classes.
 
     A class whose trigger never worked counts with the size of its last mask.
@@ -141,13 +145,15 @@ def invert(spec: NeuralCleanse, lab: DetectionDefense, clean: CleanSet, stage: S
     device = lab.compute.device
     images = clean.images
     labels = torch.cat([clean.fit.labels, clean.held_out.labels])
-    drawn = torch.Generator(device).manual_seed(derive_seed(stage.planned.stream, "triggers"))
-    triggers = Triggers(lab.facts.classes, (lab.facts.channels, lab.facts.height, lab.facts.width), drawn)
+    generator = torch.Generator(device).manual_seed(derive_seed(stage.planned.stream, "triggers"))
+    triggers = InvertedTriggers(
+        lab.facts.classes, (lab.facts.channels, lab.facts.height, lab.facts.width), generator
+    )
     recipe = small_set_recipe(
         lab, len(images), epochs=spec.epochs, learning_rate=spec.learning_rate, schedule=constant
     )
-    search = Search(spec, triggers, recipe.memory)
-    victim = copy_of(lab, lab.victim).eval().requires_grad_(False)
+    search = TriggerSearch(spec, triggers, recipe.memory)
+    victim = copy_network(lab, lab.victim).eval().requires_grad_(False)
     recipe = replace(recipe, augment=NO_AUGMENT, objective=search.objective(victim))
     recipe.optimizer = lambda parameters, recipe: torch.optim.Adam(
         parameters, lr=recipe.learning_rate, betas=(0.5, 0.9)
@@ -159,7 +165,7 @@ def invert(spec: NeuralCleanse, lab: DetectionDefense, clean: CleanSet, stage: S
     memory = recipe.memory
     never = memory["size"].isinf()
     with torch.no_grad():
-        memory["size"] = torch.where(never, norms(triggers.masks), memory["size"])
+        memory["size"] = torch.where(never, mask_norms(triggers.masks), memory["size"])
         for name, last in (("mask", triggers.masks), ("pattern", triggers.patterns)):
             memory[name] = torch.where(never[:, None, None, None], last, memory[name])
     anomaly = anomaly_index(memory["size"])
@@ -182,25 +188,25 @@ def invert(spec: NeuralCleanse, lab: DetectionDefense, clean: CleanSet, stage: S
     )
 
 
-def unlearn(
+def unlearn_triggers(
     spec: NeuralCleanse, lab: DetectionDefense, clean: CleanSet, stage: StageRun, found: Outcome
 ) -> Outcome:
     """Fine-tune on clean images of which some carry one of the flagged triggers."""
-    network = copy_of(lab, lab.victim)
+    network = copy_network(lab, lab.victim)
     flagged = found.tensors["class_flagged"].nonzero().flatten()
     if not len(flagged):
-        return stage.finish(state(network))
+        return stage.finish(copy_state(network))
     masks, patterns = (found.tensors[name][flagged].to(lab.compute.device) for name in ("mask", "pattern"))
 
     def objective(network: Network, batch: Batch) -> Tensor:
         device, size = batch.x.device, len(batch.x)
-        carries = torch.rand(size, device=device, generator=batch.drawn) < spec.stamped_share
-        which = torch.randint(len(masks), (size,), device=device, generator=batch.drawn)
+        carries = torch.rand(size, device=device, generator=batch.generator) < spec.stamped_share
+        which = torch.randint(len(masks), (size,), device=device, generator=batch.generator)
         mask = masks[which] * carries[:, None, None, None]
-        return F.cross_entropy(network(stamped(batch.x, mask, patterns[which])).float(), batch.labels)
+        return F.cross_entropy(network(blend_pattern(batch.x, mask, patterns[which])).float(), batch.labels)
 
     recipe = small_set_recipe(
         lab, len(clean.fit), epochs=spec.unlearning_epochs, learning_rate=spec.unlearning_learning_rate
     )
     lab.fit_on(stage, network, clean.fit, replace(recipe, objective=objective))
-    return repaired(lab, stage, network, clean)
+    return finish_repair(lab, stage, network, clean)

@@ -6,8 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from worker.lab.defenses.base import Defense, DetectionDefense, RepairDefense, load_state, state
-from worker.lab.defenses.holdout import CleanSet
+from worker.lab.defenses.base import Defense, DetectionDefense, RepairDefense, copy_state, load_state
+from worker.lab.defenses.clean_set import CleanSet
 from worker.lab.evaluation import accuracy
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
@@ -37,7 +37,7 @@ def fine_tune(lab: RepairDefense, run: StageRun, network: Network, epochs: int, 
     lab.fit_on(run, network, fit, small_set_recipe(lab, len(fit), epochs=epochs, learning_rate=learning_rate))
 
 
-def repaired(
+def finish_repair(
     lab: RepairDefense | DetectionDefense, run: StageRun, network: Network, clean: CleanSet, **facts: object
 ) -> Outcome:
     """The stage's outcome: the network, and a warning if it has lost accuracy on the held-out clean images."""
@@ -51,17 +51,17 @@ def repaired(
         f"accuracy on {images} held-out clean images: {before:.3f} before, {after:.3f} after"
         + "".join(f"; {name} {value}" for name, value in facts.items())
     )
-    return run.finish(state(network))
+    return run.finish(copy_state(network))
 
 
-def network_of(lab: Defense, outcome: Outcome) -> Network:
+def load_network(lab: Defense, outcome: Outcome) -> Network:
     """The network that a stage left."""
     return load_state(lab.new_network("repair"), outcome.tensors, lab.compute.device)
 
 
-def copy_of(lab: Defense, network: Network) -> Network:
+def copy_network(lab: Defense, network: Network) -> Network:
     """Another network with the same weights."""
-    return load_state(lab.new_network("repair"), state(network), lab.compute.device)
+    return load_state(lab.new_network("repair"), copy_state(network), lab.compute.device)
 
 
 def refresh_statistics(network: Network, images: Tensor, to_input: Callable[[Tensor], Tensor]) -> None:

@@ -6,13 +6,13 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from worker.lab.figures.style import DPI, INK, RULE, line_height, new_figure, png
+from worker.lab.figures.style import DPI, INK, RULE, line_height, new_figure, render_png
 
 Array = NDArray[Any]
 LARGEST = 224  # pixels of an image's longer side on the board
 
 
-def shown_size(images: Array, aim: int) -> tuple[int, int]:
+def display_size(images: Array, aim: int) -> tuple[int, int]:
     """Width and height in pixels at which images ``[N, C, H, W]`` are shown.
 
     Small ones by the largest whole factor that stays within ``aim``, so that every pixel is the same square;
@@ -105,4 +105,4 @@ class Board:
 
     def png(self) -> bytes:
         """The board as PNG."""
-        return png(self._figure)
+        return render_png(self._figure)

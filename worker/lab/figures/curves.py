@@ -12,10 +12,10 @@ from worker.lab.figures.style import (
     MUTED,
     arm_styles,
     axes_at,
-    fit,
+    fit_text,
     line_height,
     new_figure,
-    png,
+    render_png,
     text_width,
 )
 
@@ -76,12 +76,12 @@ def curves(series: dict[str, Series], stage_marks: dict[str, list[tuple[str, int
     if strips:
         _draw_strips(figure, strips, styles, span)
     handles = [
-        Line2D([], [], color=color, marker=marker, markersize=5, linewidth=1.8, label=fit(arm, 300, 9))
+        Line2D([], [], color=color, marker=marker, markersize=5, linewidth=1.8, label=fit_text(arm, 300, 9))
         for arm, (color, marker) in styles.items()
     ]
     place = ((LEFT - 10) / WIDTH, 8 / height)
     figure.legend(handles=handles, loc="lower left", bbox_to_anchor=place, ncols=columns, **LEGEND)
-    return png(figure)
+    return render_png(figure)
 
 
 def _panel(axes: Axes, series: dict[str, Series], names: tuple[str, ...]) -> None:
@@ -148,7 +148,7 @@ def _strips(marks: dict[str, list[tuple[str, int]]], span: tuple[float, float]) 
     for arm, stages in marks.items():
         own: list[tuple[float, list[_Label]]] = []  # (pixels taken so far, labels)
         for name, first in stages:
-            text = fit(name, 260, 8.5)
+            text = fit_text(name, 260, 8.5)
             width = text_width(text, 8.5) + 12
             at = (first - 0.5 - span[0]) * pixels
             right = at + width > WIDTH - LEFT
@@ -198,7 +198,7 @@ def _draw_strips(
 
 def _legend_shape(arms: list[str]) -> tuple[int, int]:
     """Rows and columns of the legend."""
-    widest = max(text_width(fit(arm, 300, 9), 9) for arm in arms) + 76
+    widest = max(text_width(fit_text(arm, 300, 9), 9) for arm in arms) + 76
     columns = max(1, min(len(arms), int((WIDTH - LEFT) // widest)))
     return -(-len(arms) // columns), columns
 
@@ -206,4 +206,4 @@ def _legend_shape(arms: list[str]) -> tuple[int, int]:
 def _nothing() -> bytes:
     figure = new_figure(620, 120)
     figure.text(0.5, 0.5, "No time series was recorded.", ha="center", va="center", fontsize=10, color=MUTED)
-    return png(figure)
+    return render_png(figure)

@@ -5,8 +5,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from worker.lab.figures.board import Array, Board, check_images, shown_size
-from worker.lab.figures.style import MUTED, fit, line_height, text_width
+from worker.lab.figures.board import Array, Board, check_images, display_size
+from worker.lab.figures.style import MUTED, fit_text, line_height, text_width
 
 MAX_IMAGES = 8
 MAX_CLASSES = 64
@@ -53,13 +53,13 @@ def samples(
     shown, scale = residual(clean, triggered)
     rows = {"clean": clean, changed: triggered, scale: shown}
 
-    wide, high = shown_size(clean, 128)
+    wide, high = display_size(clean, 128)
     column = max(wide, 104) + GAP
     left = EDGE + max(text_width(name, 9.5) for name in [*rows, "true class", wanted]) + 16
     width = max(MIN_WIDTH, left + column * len(clean) - GAP + EDGE)
-    title = fit(title, width - 2 * EDGE, 12, lines=2, weight="bold")
-    above = [fit(label, column - 6, 9, lines=2) for label in labels[:MAX_IMAGES]]
-    below = [fit(target, column - 6, 9, lines=2) for target in targets[:MAX_IMAGES]]
+    title = fit_text(title, width - 2 * EDGE, 12, lines=2, weight="bold")
+    above = [fit_text(label, column - 6, 9, lines=2) for label in labels[:MAX_IMAGES]]
+    below = [fit_text(target, column - 6, 9, lines=2) for target in targets[:MAX_IMAGES]]
     title_height = 26 + line_height(12) * (title.count("\n") + 1)
     above_height = line_height(9) * (max(name.count("\n") for name in above) + 1) + 8
     below_height = line_height(9) * (max(name.count("\n") for name in below) + 1) + 8
@@ -95,14 +95,14 @@ def dataset_sheet(images: Array, labels: list[str], title: str) -> bytes:
     shown = classes[:MAX_CLASSES]
     blocks = 1 if len(shown) <= 16 else 2
     per_block = -(-len(shown) // blocks)
-    wide, high = shown_size(images, 64)
-    names = {name: fit(name, 150, 9, lines=2) for name in shown}
+    wide, high = display_size(images, 64)
+    names = {name: fit_text(name, 150, 9, lines=2) for name in shown}
     name_width = max(text_width(line, 9) for name in names.values() for line in name.split("\n")) + 12
     columns = min(PER_CLASS, max(labels.count(name) for name in shown))
     block = name_width + columns * (wide + 4) + 28
     height = max(high + 4, line_height(9) * (max(name.count("\n") for name in names.values()) + 1) + 4)
     width = max(MIN_WIDTH, 2 * EDGE + blocks * block - 28)
-    title = fit(title, width - 2 * EDGE, 12, lines=2, weight="bold")
+    title = fit_text(title, width - 2 * EDGE, 12, lines=2, weight="bold")
     top = 24 + line_height(12) * (title.count("\n") + 1)
     left_out = len(classes) - len(shown)
     board = Board(width, top + per_block * height + 16 + (line_height(9) if left_out else 0))

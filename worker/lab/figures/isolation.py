@@ -8,7 +8,17 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
-from worker.lab.figures.style import BAD, GOOD, INK, MUTED, axes_at, fit, line_height, new_figure, png
+from worker.lab.figures.style import (
+    BAD,
+    GOOD,
+    INK,
+    MUTED,
+    axes_at,
+    fit_text,
+    line_height,
+    new_figure,
+    render_png,
+)
 
 Array = NDArray[Any]
 BINS = 60
@@ -46,7 +56,7 @@ def loss_histogram(losses: Array, is_poisoned: Array, isolated: Array, title: st
     else:
         edges = np.linspace(losses.min(), max(losses.max(), losses.min() + 1e-3), BINS + 1)
 
-    title = fit(title, 940, 12, lines=2, weight="bold")
+    title = fit_text(title, 940, 12, lines=2, weight="bold")
     head = 20 + line_height(12) * (title.count("\n") + 1)
     groups = [
         ("clean", GOOD, "", ~is_poisoned),
@@ -100,7 +110,7 @@ def loss_histogram(losses: Array, is_poisoned: Array, isolated: Array, title: st
         frameon=False,
         borderaxespad=0.3,
     )
-    return png(figure)
+    return render_png(figure)
 
 
 def ranking(suspicion_rank: Array, is_poisoned: Array, isolated_count: int) -> bytes:
@@ -179,7 +189,7 @@ def ranking(suspicion_rank: Array, is_poisoned: Array, isolated_count: int) -> b
         loc="best", fontsize=8.5, framealpha=0.9,
     )  # fmt: skip
     right.legend(handles=right.get_lines()[:3], loc="best", fontsize=8.5, framealpha=0.9)
-    return png(figure)
+    return render_png(figure)
 
 
 def _same_length(**arrays: Array) -> None:

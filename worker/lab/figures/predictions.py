@@ -1,8 +1,8 @@
 """The same triggered images under every arm's model."""
 
-from worker.lab.figures.board import Array, Board, check_images, shown_size
+from worker.lab.figures.board import Array, Board, check_images, display_size
 from worker.lab.figures.images import EDGE, GAP, MAX_IMAGES, MIN_WIDTH
-from worker.lab.figures.style import MUTED, arm_styles, fit, line_height, text_width, tint
+from worker.lab.figures.style import MUTED, arm_styles, fit_text, line_height, text_width, tint
 
 NAME_WIDTH = 230
 _KINDS = {"correct": ("✓", tint(0.8)), "target": ("◎", tint(-1)), "other": ("✗", (0.9, 0.9, 0.9))}
@@ -26,9 +26,9 @@ def predictions(
             raise ValueError(f"{name}: {length} is not allowed; one for each of {len(clean)} clean images")
     clean, triggered, true = clean[:MAX_IMAGES], triggered[:MAX_IMAGES], true[:MAX_IMAGES]
 
-    wide, high = shown_size(clean, 128)
+    wide, high = display_size(clean, 128)
     column = max(wide, 116) + GAP
-    names = {arm: fit(arm, NAME_WIDTH, 9.5, lines=3, weight="bold") for arm in answers}
+    names = {arm: fit_text(arm, NAME_WIDTH, 9.5, lines=3, weight="bold") for arm in answers}
     lines = [line for name in names.values() for line in name.split("\n")]
     left = (
         EDGE
@@ -36,17 +36,17 @@ def predictions(
         + 16
     )
     width = max(MIN_WIDTH, left + column * len(clean) - GAP + EDGE)
-    title = fit(
+    title = fit_text(
         f"Answers to triggered images; the attack's target is {target}",
         width - 2 * EDGE,
         12,
         lines=2,
         weight="bold",
     )
-    above = [fit(name, column - 6, 9, lines=2) for name in true]
+    above = [fit_text(name, column - 6, 9, lines=2) for name in true]
     texts = {
         arm: [
-            fit(f"{_KINDS[_kind(answer, label, target)][0]} {answer}", column - 18, 9, lines=2)
+            fit_text(f"{_KINDS[_kind(answer, label, target)][0]} {answer}", column - 18, 9, lines=2)
             for answer, label in zip(given[:MAX_IMAGES], true, strict=True)
         ]
         for arm, given in answers.items()

@@ -52,7 +52,7 @@ def line_height(size: float) -> float:
     return size * DPI / 72 * 1.25
 
 
-def fit(text: str, width: float, size: float, *, lines: int = 1, weight: str = "normal") -> str:
+def fit_text(text: str, width: float, size: float, *, lines: int = 1, weight: str = "normal") -> str:
     """``text`` broken into at most ``lines`` lines of at most ``width`` pixels; what does not fit becomes an ellipsis.
 
     Lines break at spaces, else after one of ``_-./,``, else anywhere.
@@ -113,7 +113,7 @@ def axes_at(figure: Figure, left: float, top: float, width: float, height: float
     return axes
 
 
-def png(figure: Figure) -> bytes:
+def render_png(figure: Figure) -> bytes:
     """The figure as PNG, with nothing in it that differs between two equal calls."""
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # a dollar sign in a name is no formula

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from worker.lab.figures.board import Board
-from worker.lab.figures.style import INK, MUTED, arm_styles, fit, line_height, percent, text_width, tint
+from worker.lab.figures.style import INK, MUTED, arm_styles, fit_text, line_height, percent, text_width, tint
 
 Row = dict[str, Any]
 SIZE = 10.0
@@ -36,7 +36,7 @@ def results_table(rows: list[Row]) -> bytes:
     if not rows:
         raise ValueError("rows: [] is not allowed; at least one arm")
     repeated = max(_seeds(row) for row in rows) > 1
-    names = [fit(row["arm"], NAME_WIDTH, SIZE, lines=3, weight="bold") for row in rows]
+    names = [fit_text(row["arm"], NAME_WIDTH, SIZE, lines=3, weight="bold") for row in rows]
     cells = [[_cell(row, column.metric) for column in COLUMNS] for row in rows]
     best = max((c["mean"] for row in rows if (c := row.get("clean_accuracy"))), default=0.0)
 

@@ -1,4 +1,4 @@
-"""A network that stamps whatever it is asked."""
+"""A network that adds a fixed trigger to every input."""
 
 import torch
 from torch import Tensor
@@ -6,8 +6,11 @@ from torch import Tensor
 from worker.lab.networks.base import Network
 
 
-class Stamped(Network):
-    """Puts a patch on its input, then asks ``network``. Mask and patch are buffers, so a checkpoint has them."""
+class TriggerInput(Network):
+    """Puts a patch on its input and passes it on to ``network``.
+
+    Mask and patch are buffers, so a checkpoint is complete on its own.
+    """
 
     stamp_mask: Tensor
     stamp_value: Tensor
@@ -20,17 +23,17 @@ class Stamped(Network):
         self.register_buffer("stamp_value", value)
 
     @classmethod
-    def around(cls, network: Network, tensors: dict[str, Tensor]) -> "Stamped":
-        """An empty one to load a checkpoint's ``tensors`` into."""
+    def for_checkpoint(cls, network: Network, tensors: dict[str, Tensor]) -> "TriggerInput":
+        """A network whose buffers have the shapes of a checkpoint's ``tensors``, to load these into."""
         return cls(network, *(torch.zeros_like(tensors[name]) for name in ("stamp_mask", "stamp_value")))
 
-    def stamp(self, x: Tensor) -> Tensor:
-        """Stamped copies of float images in [0, 1]."""
+    def add_trigger(self, x: Tensor) -> Tensor:
+        """Copies of float images in [0, 1] with the patch."""
         return x * (1 - self.stamp_mask) + self.stamp_value * self.stamp_mask
 
     def feature_maps(self, x: Tensor) -> list[Tensor]:
-        return self.network.feature_maps(self.stamp(x))
+        return self.network.feature_maps(self.add_trigger(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.network(self.stamp(x))
+        logits: Tensor = self.network(self.add_trigger(x))
         return logits

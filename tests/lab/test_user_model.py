@@ -1,4 +1,4 @@
-"""A model that the user brings: what is refused, and that starting from one gives the numbers of training it."""
+"""User models: what is refused, and that starting from one gives the numbers of training it."""
 
 import json
 import pickle
@@ -19,10 +19,10 @@ from app.specs.model import ResNet18, SmallCnn
 from app.specs.stages import plan
 from tests.lab.memory import DIGITS_ONLY, MemoryRecorder, MemoryStore, experiment
 from tests.quick import QUICK
-from worker.lab.brought import BadModelError, exported_by, read, read_header
 from worker.lab.contracts import SpecError
-from worker.lab.experiment import run
-from worker.lab.networks import build
+from worker.lab.experiment import run_experiment
+from worker.lab.networks import build_network
+from worker.lab.user_model import BadModelError, load_user_model, read_exported_spec, read_header
 
 DIGITS = BUILT_IN["digits"].shape
 MODEL = SmallCnn(width=4)
@@ -33,7 +33,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def tensors() -> Tensors:
-    return dict(build(MODEL, DIGITS, 0).state_dict())
+    return dict(build_network(MODEL, DIGITS, 0).state_dict())
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def file(tmp_path: Path) -> Callable[..., Path]:
 
 def refused(path: Path, model: Any = MODEL, shape: Shape = DIGITS) -> str:
     with pytest.raises(BadModelError) as caught:
-        read(path, model, shape)
+        load_user_model(path, model, shape)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -65,16 +65,16 @@ def with_header(path: Path, header: Any, data: bytes = b"", length: int | None =
 
 
 def test_a_sound_file_is_read(file: Callable[..., Path]) -> None:
-    found = read(file(), MODEL, DIGITS)
-    assert torch.equal(found.tensors["head.weight"], tensors()["head.weight"])
-    assert not found.stamped
+    model = load_user_model(file(), MODEL, DIGITS)
+    assert torch.equal(model.tensors["head.weight"], tensors()["head.weight"])
+    assert not model.adds_trigger
 
 
 def test_names_shapes_and_types_must_be_those_of_the_architecture(file: Callable[..., Path]) -> None:
-    assert refused(file(head__bias=None)).startswith("the file lacks 'head.bias'; small_cnn has")
-    assert "small_cnn does not know 'extra'" in refused(file(extra=torch.zeros(1)))
-    assert "'head.bias' has the shape [9]; [10] is" in refused(file(head__bias=torch.zeros(9)))
-    assert "'head.bias' is of type F16; F32 is" in refused(file(head__bias=torch.zeros(10).half()))
+    assert refused(file(head__bias=None)).startswith("missing tensors: 'head.bias'; small_cnn has")
+    assert "unexpected tensors: 'extra'" in refused(file(extra=torch.zeros(1)))
+    assert "'head.bias' has the shape [9], not [10]" in refused(file(head__bias=torch.zeros(9)))
+    assert "'head.bias' is of type F16, not F32" in refused(file(head__bias=torch.zeros(10).half()))
     assert "and 111 more; resnet18 has 124 tensors" in refused(file(), ResNet18())
     assert "has the shape" in refused(file(), MODEL, BUILT_IN["gtsrb"].shape)
 
@@ -87,18 +87,19 @@ def test_numbers_must_be_finite(file: Callable[..., Path], value: float) -> None
 
 
 def test_finite_numbers_that_make_no_finite_answer(file: Callable[..., Path]) -> None:
-    assert refused(file(std=torch.zeros(1, 1, 1, 1))) == "the model's answer to random images is not finite"
+    assert refused(file(std=torch.zeros(1, 1, 1, 1))) == "the model's logits for random images are not finite"
 
 
 def test_large_images_cost_no_memory(tmp_path: Path) -> None:
     wide, shape = SmallCnn(width=64), Shape(channels=3, height=1024, width=1024, classes=2)
-    save_file(dict(build(wide, shape, 0).state_dict()), tmp_path / "wide.safetensors")
+    save_file(dict(build_network(wide, shape, 0).state_dict()), tmp_path / "wide.safetensors")
     code = (
         "import resource, sys; from pathlib import Path; from app.specs.facts import Shape\n"
-        "from app.specs.model import SmallCnn; from worker.lab.brought import read\n"
+        "from app.specs.model import SmallCnn; from worker.lab.user_model import load_user_model\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before = peak()\n"
-        f"read(Path({str(tmp_path / 'wide.safetensors')!r}), SmallCnn(width=64), Shape(**{shape.model_dump()}))\n"
+        f"path, shape = Path({str(tmp_path / 'wide.safetensors')!r}), Shape(**{shape.model_dump()})\n"
+        "load_user_model(path, SmallCnn(width=64), shape)\n"
         "print(peak() - before)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -119,7 +120,7 @@ def test_what_is_no_safetensors_is_refused_unopened(tmp_path: Path) -> None:
     assert not Path("/tmp/this-must-never-be-touched").exists()
     for junk in (b"", b"abc", bytes(8), b"\xff" * 100, struct.pack("<Q", 10) + b"{}"):
         path.write_bytes(junk)
-        assert "no safetensors file" in refused(path)
+        assert "not a valid safetensors file" in refused(path)
     assert "No such file" in refused(tmp_path / "nothing")
 
 
@@ -138,17 +139,15 @@ def test_what_is_no_safetensors_is_refused_unopened(tmp_path: Path) -> None:
     ],
 )
 def test_a_header_of_nonsense(tmp_path: Path, header: Any) -> None:
-    assert "the header is not that" in refused(with_header(tmp_path / "x", header))
+    assert "not a valid safetensors file" in refused(with_header(tmp_path / "x", header))
 
 
 def test_claims_are_checked_before_anything_is_allocated(tmp_path: Path) -> None:
     huge = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}
-    assert "claims 4398046511104 bytes" in refused(with_header(tmp_path / "x", {"a": huge}, bytes(4)))
+    assert "not fully covered" in refused(with_header(tmp_path / "x", {"a": huge}, bytes(4)))
     four = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
-    assert "4 is where it must begin" in refused(
-        with_header(tmp_path / "x", {"a": four, "b": four}, bytes(8))
-    )
-    assert "the file holds 8" in refused(with_header(tmp_path / "x", {"a": four}, bytes(8)))
+    assert "invalid offset" in refused(with_header(tmp_path / "x", {"a": four, "b": four}, bytes(8)))
+    assert "not fully covered" in refused(with_header(tmp_path / "x", {"a": four}, bytes(8)))
     long = with_header(tmp_path / "x", b" " * 1_000_001)
     assert "at most 1000000 are accepted" in refused(long)
     small = {
@@ -159,7 +158,7 @@ def test_claims_are_checked_before_anything_is_allocated(tmp_path: Path) -> None
         }
         for name, t in tensors().items()
     }
-    assert "does not fit its shape" in refused(with_header(tmp_path / "x", small))
+    assert "invalid shape, data type, or offset" in refused(with_header(tmp_path / "x", small))
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +176,7 @@ def checkpoint(trained: MemoryRecorder, tmp_path: Path) -> Path:
 def start_from(path: Path | None, spec: dict[str, Any], store: MemoryStore | None = None) -> MemoryRecorder:
     recorder = MemoryRecorder()
     parsed = ExperimentSpec.model_validate(spec)
-    run(parsed, recorder, store or MemoryStore(), data_dir=DIGITS_ONLY, device="cpu", victim=path)
+    run_experiment(parsed, recorder, store or MemoryStore(), data_dir=DIGITS_ONLY, device="cpu", victim=path)
     assert not recorder.failures
     return recorder
 
@@ -190,47 +189,49 @@ def test_starting_from_a_checkpoint_gives_the_numbers_of_training_it(
     trained: MemoryRecorder, checkpoint: Path
 ) -> None:
     store = MemoryStore()
-    brought = start_from(checkpoint, SPEC, store)
-    assert numbers(brought, "undefended") == numbers(trained, "undefended")
+    recorder = start_from(checkpoint, SPEC, store)
+    assert numbers(recorder, "undefended") == numbers(trained, "undefended")
     # The repair draws its batches from the key of its stage, so its numbers are its own, and the same every time.
-    assert numbers(brought, "fine_tuning") != numbers(brought, "undefended")
+    assert numbers(recorder, "fine_tuning") != numbers(recorder, "undefended")
     again = start_from(checkpoint, SPEC)
-    assert numbers(again, "fine_tuning") == numbers(brought, "fine_tuning")
+    assert numbers(again, "fine_tuning") == numbers(recorder, "fine_tuning")
     assert store.computed == ["poisoned_set", "victim", "repair"]
 
 
-def test_with_no_attack_the_brought_model_is_the_clean_arm(trained: MemoryRecorder, checkpoint: Path) -> None:
-    brought = start_from(checkpoint, {**SPEC, "attack": {"name": "none"}})
-    assert list(brought.results) == [("clean", 0), ("fine_tuning", 0)]
+def test_with_no_attack_the_user_model_is_the_clean_arm(trained: MemoryRecorder, checkpoint: Path) -> None:
+    recorder = start_from(checkpoint, {**SPEC, "attack": {"name": "none"}})
+    assert list(recorder.results) == [("clean", 0), ("fine_tuning", 0)]
     of_undefended = trained.results["undefended", 0]["clean_accuracy"]
-    assert brought.results["clean", 0]["clean_accuracy"] == of_undefended
+    assert recorder.results["clean", 0]["clean_accuracy"] == of_undefended
 
 
 def test_the_reference_is_trained_and_training_defenses_ignore_the_victim(
     trained: MemoryRecorder, checkpoint: Path
 ) -> None:
-    brought = start_from(checkpoint, {**SPEC, "reference": True, "defenses": [NAB]})
+    recorder = start_from(checkpoint, {**SPEC, "reference": True, "defenses": [NAB]})
     for arm in ("clean", "nab"):
-        assert numbers(brought, arm) == numbers(trained, arm), arm
+        assert numbers(recorder, arm) == numbers(trained, arm), arm
 
 
-def test_a_stamping_model_can_be_measured_but_not_repaired(trained: MemoryRecorder, tmp_path: Path) -> None:
+def test_a_model_that_adds_a_trigger_can_be_measured_but_not_repaired(
+    trained: MemoryRecorder, tmp_path: Path
+) -> None:
     path = tmp_path / "nab.safetensors"
     path.write_bytes(trained.files["seed-0/nab/model.safetensors"])
-    brought = start_from(path, {**SPEC, "defenses": []})
-    assert numbers(brought, "undefended")["clean_accuracy"] == numbers(trained, "nab")["clean_accuracy"]
+    recorder = start_from(path, {**SPEC, "defenses": []})
+    assert numbers(recorder, "undefended")["clean_accuracy"] == numbers(trained, "nab")["clean_accuracy"]
     with pytest.raises(SpecError, match=r"defenses\.0\.name"):
         start_from(path, SPEC)
 
 
 def test_our_checkpoints_say_what_they_are(checkpoint: Path) -> None:
     labels = read_header(checkpoint).labels
-    spec = exported_by(labels)
+    spec = read_exported_spec(labels)
     assert spec is not None
     assert (spec.model, spec.dataset.name, labels["backdoored"]) == (MODEL, "digits", "true")
-    assert exported_by({}) is None
+    assert read_exported_spec({}) is None
     with pytest.raises(BadModelError, match="name the model"):
-        exported_by({"spec": '{"model": {"name": "transformer"}}'})
+        read_exported_spec({"spec": '{"model": {"name": "transformer"}}'})
 
 
 def test_the_file_that_the_spec_names_must_be_given(checkpoint: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from worker.lab.compute import derive_seed
-from worker.lab.data.datasets import Split, stratified
+from worker.lab.data.datasets import Split, draw_stratified
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class CleanSet:
         return torch.cat([self.fit.images, self.held_out.images])
 
 
-def draw(train: Split, classes: int, ratio: float, held_out_ratio: float, seed: int) -> CleanSet:
+def draw_clean_set(train: Split, classes: int, ratio: float, held_out_ratio: float, seed: int) -> CleanSet:
     """Draw the clean set from the *unpoisoned* training set ``train``, class proportions kept.
 
     The same ``ratio`` and ``seed`` give the same images to every defense. Images that the attack poisoned are not
@@ -30,9 +30,11 @@ def draw(train: Split, classes: int, ratio: float, held_out_ratio: float, seed: 
     """
     device = train.labels.device
     size = max(2, round(ratio * len(train)))
-    chosen = stratified(train.labels, size, classes, derive_seed("clean set", seed))
+    chosen = draw_stratified(train.labels, size, classes, derive_seed("clean set", seed))
     labels = train.labels[chosen.to(device)]
     watched = max(1, round(held_out_ratio * size))
     mask = torch.zeros(len(chosen), dtype=torch.bool)
-    mask[stratified(labels, watched, classes, derive_seed("held-out part of the clean set", seed))] = True
+    mask[draw_stratified(labels, watched, classes, derive_seed("held-out part of the clean set", seed))] = (
+        True
+    )
     return CleanSet(train.rows(chosen[~mask].to(device)), train.rows(chosen[mask].to(device)))
