@@ -9,7 +9,7 @@ from worker.lab.attacks.patches import checkerboard, patch_slices
 
 
 class BadNetsAttack(Attack[BadNets]):
-    """A square of ``size`` pixels, ``margin`` away from the edges, mixed in with ``opacity``."""
+    """A square of ``size`` pixels, ``margin`` from the edges, blended in with ``opacity``."""
 
     def patch(self) -> Tensor:
         """The patch, uint8 ``[size, size]``: white, or a checkerboard whose top left pixel is white."""

@@ -1,10 +1,11 @@
-"""Label-consistent attack (Turner et al. 2019): perturb target-class images, stamp a trigger, change no label."""
+"""Label-consistent attack (Turner et al. 2019): perturb target-class images and add a trigger; labels stay."""
 
 import torch
 from torch import Tensor
 
 from app.specs.attack import CleanLabel
 from worker.lab.attacks.base import (
+    SHOWN,
     Attack,
     AttackLab,
     Picture,
@@ -15,17 +16,17 @@ from worker.lab.attacks.base import (
     to_uint8,
 )
 from worker.lab.attacks.patches import checkerboard, patch_slices
-from worker.lab.attacks.surrogate import craft_in_chunks, pgd, quantize_within, to_unit, train_surrogate
+from worker.lab.attacks.surrogate import craft_in_chunks, pgd, quantize_within, train_surrogate
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 
-SHOWN = 6
-GRID = {"l_inf": (8.0, 16.0, 32.0), "l_2": (300.0, 600.0, 1200.0)}  # figure 1 of the document
+GRID = {"l_inf": (8.0, 16.0, 32.0), "l_2": (300.0, 600.0, 1200.0)}  # gray levels; figure 1 of the paper
 
 
 class CleanLabelAttack(Attack[CleanLabel]):
-    """``clip(x + amplitude s)`` in the corners, ``s`` a checkerboard of +1 and -1; poisoned images are perturbed
-    before."""
+    """``clip(x + amplitude s)`` in the corners, ``s`` a checkerboard of +1 and -1.
+
+    The poisoned images are first perturbed by PGD, so that the content no longer explains the label."""
 
     def prepare(self, lab: AttackLab) -> Prepared:
         network = train_surrogate(self.spec, lab)
@@ -45,7 +46,7 @@ class CleanLabelAttack(Attack[CleanLabel]):
         return Prepared(images=images, pictures=self._pictures(network, lab, clean, perturbed, images))
 
     def state_without_training(self, lab: AttackLab) -> State:
-        return {}  # at test time the trigger alone is stamped
+        return {}  # at test time the trigger is added without perturbation
 
     def _perturb(
         self,
@@ -56,11 +57,11 @@ class CleanLabelAttack(Attack[CleanLabel]):
         epsilon: float,
         generator: torch.Generator,
     ) -> Tensor:
-        """PGD on uint8 images; returns uint8."""
+        """Perturb uint8 images by PGD within ``epsilon`` gray levels; returns uint8."""
         steps = self.spec.pgd_steps
         step = self.spec.pgd_step_size or (1.5 if norm == "l_inf" else 2.5 * epsilon / steps)
         labels = torch.full((len(images),), self.spec.target_class, device=images.device)
-        x = to_unit(images, lab.compute)
+        x = lab.compute.to_input(images)
         with lab.compute.autocast():
             moved = pgd(network, x, labels, norm, epsilon / 255, step / 255, steps, generator)  # type: ignore[arg-type]
         return quantize_within(moved, images, epsilon) if norm == "l_inf" else to_uint8(moved * 255)
@@ -68,7 +69,7 @@ class CleanLabelAttack(Attack[CleanLabel]):
     def _pictures(
         self, network: Network, lab: AttackLab, clean: Tensor, perturbed: Tensor, images: Tensor
     ) -> dict[str, Picture]:
-        """Figures 1 and 2 of the document: one image under growing perturbations; perturb, then stamp."""
+        """As figures 1 and 2 of the paper: one image under growing perturbations; perturbed, then with the trigger."""
         one = clean[:1]
         generator = torch.Generator(clean.device).manual_seed(lab.seed)
         grid = [
@@ -78,7 +79,7 @@ class CleanLabelAttack(Attack[CleanLabel]):
         rows = {"clean": clean, "perturbed": perturbed, "with trigger": images}
         return {
             "perturbation_grid": Picture(
-                "one image within growing bounds of two norms (gray levels)",
+                "one image under growing perturbations in two norms (gray levels)",
                 grid,
                 ["clean", "8 or 300", "16 or 600", "32 or 1200"],
             ),
@@ -97,7 +98,7 @@ class CleanLabelAttack(Attack[CleanLabel]):
         pattern = torch.zeros((self.facts.height, self.facts.width))
         for name in names:
             rows, columns = patch_slices(name, size, 0, self.facts)  # type: ignore[arg-type]
-            # Mirrored, so that every corner shows the same colors.
+            # Mirrored, so that the trigger looks the same from every corner.
             pattern[rows, columns] = square.flip(
                 [i for i, side in enumerate(("top", "left")) if side in name]
             )

@@ -1,6 +1,7 @@
 """Input-aware dynamic attack (Nguyen and Tran 2020): a generator makes a trigger for each image, dirty label.
 
-A mask network says where, a generator what; both are trained here, frozen, and then poison a set explicitly.
+A mask network decides where the trigger is, a generator what it is. Both are trained and frozen before they poison a
+set; the victim is then trained on that set like any other.
 """
 
 from collections import defaultdict
@@ -14,17 +15,26 @@ from torch import Tensor, nn
 
 from app.specs.attack import InputAware
 from app.specs.facts import DatasetFacts
-from worker.lab.attacks.base import CHUNK, Attack, AttackLab, Picture, Prepared, State, Trigger, to_uint8
+from worker.lab.attacks.base import (
+    CHUNK,
+    SHOWN,
+    Attack,
+    AttackLab,
+    Picture,
+    Prepared,
+    State,
+    Trigger,
+    to_uint8,
+)
 from worker.lab.attacks.encoder_decoder import EncoderDecoder
 from worker.lab.compute import derive_seed
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
-from worker.lab.training import Batch, Recipe, cosine, to_input, train
+from worker.lab.training import Batch, Recipe, cosine, train
 
-SHOWN = 6
-DENSITY_IMAGES = 1000
+DENSITY_IMAGES = 1000  # training images that the density of the masks is measured on
 ROOT_EPSILON = 1e-6
-"""Under every root: where two patterns are equal, as a saturated tanh makes them, the root has no finite slope."""
+"""Added under every root: saturated tanh outputs are equal, and the root has no finite gradient at zero."""
 
 
 def root_mean_square(difference: Tensor) -> Tensor:
@@ -33,17 +43,17 @@ def root_mean_square(difference: Tensor) -> Tensor:
 
 
 def diversity_loss(x1: Tensor, x2: Tensor, made1: Tensor, made2: Tensor) -> Tensor:
-    """Large where different images get equal masks or patterns: mean of ``rms(x1 - x2) / rms(made1 - made2)``."""
+    """Large where different images get similar masks or patterns: the mean of ``rms(x1 - x2) / rms(made1 - made2)``."""
     return (root_mean_square(x1 - x2) / root_mean_square(made1 - made2)).mean()
 
 
 def harden_mask(mask: Tensor) -> Tensor:
-    """A mask network's output in (0, 1), pushed towards 0 and 1."""
+    """A mask network's output in (0, 1), sharpened towards 0 and 1."""
     return torch.tanh(20 * (mask - 0.5)) / 2 + 0.5
 
 
 class ClassifierWithGenerator(Network):
-    """The classifier and the generator, trained as one; as a network it is the classifier."""
+    """The classifier and the generator, trained jointly; its forward pass is the classifier's."""
 
     def __init__(self, classifier: Network, generator: EncoderDecoder) -> None:
         nn.Module.__init__(self)
@@ -56,7 +66,7 @@ class ClassifierWithGenerator(Network):
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
-    """Several optimizers stepped as one, on parameters of their own, at the same learning rate."""
+    """Several optimizers of disjoint parameters, stepped together at the same learning rate."""
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
         super().__init__([p for part in parts for group in part.param_groups for p in group["params"]], {})
@@ -78,8 +88,8 @@ def make_adam(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim
 
 
 def step_schedule(*shares: float) -> Callable[[float], float]:
-    """A tenth of the learning rate from each of these shares of the run on."""
-    return lambda share: 0.1 ** sum(share >= at for at in shares)
+    """Divide the learning rate by ten at each of these shares of the training."""
+    return lambda share: 0.1 ** sum(share >= step for step in shares)
 
 
 class InputAwareAttack(Attack[InputAware]):
@@ -94,11 +104,11 @@ class InputAwareAttack(Attack[InputAware]):
         return Prepared(state, pictures={"generator": self._picture(state, lab)})
 
     def _train_mask(self, lab: AttackLab, run: StageRun) -> Outcome:
-        """Stage 1: masks that differ between images and cover no more than ``mask_density``."""
+        """Stage 1: train masks that differ between images and cover at most ``mask_density``."""
         network = new_encoder_decoder(self.facts, 1, "mask", lab.seed)
 
         def objective(network: Network, batch: Batch) -> Tensor:
-            x2, _ = self._sample_partners(lab, run, batch)
+            x2 = self._sample_partners(lab, batch)
             m1, m2 = harden_mask(network(batch.x).float()), harden_mask(network(x2).float())
             density = F.relu(m1 - self.spec.mask_density).mean()
             return 100 * density + self.spec.diversity_weight * diversity_loss(batch.x, x2, m1, m2)
@@ -106,8 +116,8 @@ class InputAwareAttack(Attack[InputAware]):
         def density(network: Network, epoch: int) -> dict[str, float]:
             network.eval()
             with torch.inference_mode():
-                some = to_input(lab.train.images[:DENSITY_IMAGES], run)
-                return {"mask_density": harden_mask(network(some).float()).mean().item()}
+                images = lab.compute.to_input(lab.train.images[:DENSITY_IMAGES])
+                return {"mask_density": harden_mask(network(images).float()).mean().item()}
 
         recipe = replace(
             lab.recipe,
@@ -122,7 +132,7 @@ class InputAwareAttack(Attack[InputAware]):
         return run.finish(dict(network.state_dict()))
 
     def _train_generator(self, lab: AttackLab, run: StageRun, mask_weights: State) -> Outcome:
-        """Stage 2: generator and classifier together, on clean, backdoor and cross samples."""
+        """Stage 2: train generator and classifier jointly, on clean, backdoor and cross samples."""
         masks = load_frozen(
             new_encoder_decoder(self.facts, 1, "mask", lab.seed), mask_weights, lab.compute.device
         )
@@ -137,11 +147,11 @@ class InputAwareAttack(Attack[InputAware]):
 
         def objective(network: Network, batch: Batch) -> Tensor:
             assert isinstance(network, ClassifierWithGenerator)
-            x2, _ = self._sample_partners(lab, run, batch)
+            x2 = self._sample_partners(lab, batch)
             # A short last batch has fewer of each.
             n, k = (max(1, count * len(batch.x) // size) for count in (poisoned, crossed))
             x1, foreign = batch.x, x2[n : n + k]
-            # One call for both: their batch statistics come closer to those that evaluation uses.
+            # One call for both, so that their batch statistics are closer to the running ones used in evaluation.
             own, others = network.generator(torch.cat([x1[:n], foreign])).split([n, len(foreign)])
             backdoor = x1[:n] + (own - x1[:n]) * harden_mask(masks(x1[:n]))
             carrier = x1[n : n + k]
@@ -173,7 +183,7 @@ class InputAwareAttack(Attack[InputAware]):
             lab.recipe,
             epochs=self.spec.generator_epochs,
             learning_rate=self.spec.network_learning_rate,
-            schedule=cosine,  # the authors step down over 600 epochs; fewer have to last until the end
+            schedule=cosine,  # the authors step down over 600 epochs, too long a schedule for fewer epochs
             objective=objective,
             optimizer=both,
             memory={},
@@ -181,11 +191,11 @@ class InputAwareAttack(Attack[InputAware]):
         train(run, pair, lab.train.images, lab.train.labels, recipe, after_epoch=observe)
         return run.finish(dict(pair.generator.state_dict()))
 
-    def _sample_partners(self, lab: AttackLab, run: StageRun, batch: Batch) -> tuple[Tensor, Tensor]:
-        """As many other training images, augmented, as the batch has, and their rows."""
+    def _sample_partners(self, lab: AttackLab, batch: Batch) -> Tensor:
+        """Random training images, augmented, as many as the batch has."""
         device = batch.x.device
         rows = torch.randint(len(lab.train), (len(batch.x),), generator=batch.generator, device=device)
-        return to_input(lab.recipe.augment(lab.train.images[rows], batch.generator), run), rows
+        return lab.compute.to_input(lab.recipe.augment(lab.train.images[rows], batch.generator))
 
     def _picture(self, state: State, lab: AttackLab) -> Picture:
         images = lab.test.images[:SHOWN]
@@ -197,7 +207,7 @@ class InputAwareAttack(Attack[InputAware]):
             "triggered": self.trigger(state)(images),
             "cross sample": self.cross(state, images, seed=0),
         }
-        return Picture("what the mask network and the generator make of test images", list(rows.items()))
+        return Picture("masks and patterns that the networks make for test images", list(rows.items()))
 
     def _load_networks(self, state: State, device: torch.device) -> tuple[EncoderDecoder, EncoderDecoder]:
         networks = []
@@ -224,7 +234,7 @@ class InputAwareAttack(Attack[InputAware]):
         return stamp
 
     def cross(self, state: State, images: Tensor, seed: int) -> Tensor:
-        """Each image with the trigger that was made for another of ``images``, the one before it in a random order."""
+        """Each image with the trigger of another of ``images``, its predecessor in a random order."""
         generator = torch.Generator().manual_seed(derive_seed("cross partners", seed))
         order = torch.randperm(len(images), generator=generator)
         partner = torch.empty_like(order)
@@ -241,7 +251,7 @@ class InputAwareAttack(Attack[InputAware]):
 def apply_generated_trigger(
     networks: tuple[EncoderDecoder, EncoderDecoder], made_for: Tensor, images: Tensor
 ) -> Tensor:
-    """uint8 ``images`` with the trigger made for ``made_for``."""
+    """uint8 ``images`` with the triggers of the images ``made_for``."""
     masks, patterns = networks
     with torch.no_grad():
         source, x = made_for.float() / 255, images.float() / 255
@@ -249,7 +259,8 @@ def apply_generated_trigger(
 
 
 def new_encoder_decoder(facts: DatasetFacts, outputs: int, purpose: str, seed: int) -> EncoderDecoder:
-    """Freshly initialized; the weights follow from purpose and seed."""
+    """A new network; its weights follow from purpose and seed."""
+    # torch initializes from the global generator only, so it is forked and seeded.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("weights", purpose, seed))
         return make_encoder_decoder(facts, outputs)

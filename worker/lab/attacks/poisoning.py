@@ -1,4 +1,4 @@
-"""Making a poisoned set: which samples, and what becomes of them."""
+"""The poisoned set: which samples are poisoned, and how."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from worker.lab.compute import seeded_generator
 from worker.lab.data.datasets import Dataset, Split
 
 STATE_PREFIX = "state."
-"""Prefix of the trigger's tensors among those of a poisoned set's stage."""
+"""Prefix of the trigger's tensors in the poisoned set's stage."""
 
 
 def choose_poisoned(spec: ExperimentSpec, data: Dataset, seed: int) -> Tensor:
-    """Sorted indices of the training samples to poison; they follow from the seed and the labels alone."""
+    """Sorted indices of the training samples to poison; they depend on the seed and the labels alone."""
     attack, labels = spec.attack, data.train.labels.cpu()
     if attack.name == "none":
         return torch.empty(0, dtype=torch.int64)
@@ -24,7 +24,7 @@ def choose_poisoned(spec: ExperimentSpec, data: Dataset, seed: int) -> Tensor:
     if attack.all_to_all:
         eligible = torch.arange(len(labels))
     else:
-        # A dirty-label attack passes the target class over: relabeled to what it is, it would teach nothing.
+        # A dirty-label attack skips the target class, whose labels it would not change.
         eligible = torch.nonzero(in_target if attack.clean_label_only else ~in_target).flatten()
     order = torch.randperm(
         len(eligible), generator=seeded_generator(torch.device("cpu"), "poisoned samples", seed)
@@ -33,7 +33,7 @@ def choose_poisoned(spec: ExperimentSpec, data: Dataset, seed: int) -> Tensor:
 
 
 def choose_cross(spec: ExperimentSpec, data: Dataset, poisoned: Tensor, seed: int) -> Tensor:
-    """Sorted indices of the samples, none of them poisoned, that carry a foreign trigger and keep their label."""
+    """Sorted indices of the cross samples: not poisoned, they get another image's trigger and keep their label."""
     free = torch.ones(len(data.train), dtype=torch.bool)
     free[poisoned] = False
     eligible = free.nonzero().flatten()
@@ -46,7 +46,7 @@ def choose_cross(spec: ExperimentSpec, data: Dataset, poisoned: Tensor, seed: in
 def make_poison(
     spec: ExperimentSpec, data: Dataset, attack: Attack[Any] | None, prepared: Prepared, seed: int
 ) -> dict[str, Tensor]:
-    """The changed samples alone, enough to rebuild the poisoned set from the clean one.
+    """The changed samples only, from which `build_poisoned_set` makes the poisoned set.
 
     ``index`` int64 ``[P]``, ``images`` uint8 ``[P, C, H, W]``, ``labels`` int64 ``[P]``; ``cross_index`` and
     ``cross_images`` likewise for cross samples; the trigger's state under the prefix ``state.``.
@@ -72,7 +72,7 @@ def make_poison(
 
 
 def build_poisoned_set(train: Split, poisoned: dict[str, Tensor]) -> PoisonedSet:
-    """The whole poisoned training set, on the device of ``train``."""
+    """The whole poisoned training set, on the device of ``train``; ``poisoned`` is from `make_poison`."""
     device = train.labels.device
     images, labels = train.images.clone(), train.labels.clone()
     is_poisoned, is_cross = (torch.zeros_like(labels, dtype=torch.bool) for _ in range(2))

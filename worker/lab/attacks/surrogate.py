@@ -1,4 +1,4 @@
-"""The attacker's own model, and adversarial examples made with it."""
+"""The attacker's surrogate model, and adversarial examples made with it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,17 +10,17 @@ from torch import Tensor
 
 from app.specs.attack import SurrogateAttack
 from worker.lab.attacks.base import AttackLab
-from worker.lab.compute import Compute, seeded_generator
+from worker.lab.compute import seeded_generator
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 from worker.lab.training import Batch, train
 
 Norm = Literal["l_inf", "l_2"]
-CRAFT_CHUNK = 256  # images crafted at a time: one checkpoint each
+CRAFT_CHUNK = 256  # images crafted at a time; a checkpoint may follow each chunk
 
 
 def train_surrogate(spec: SurrogateAttack, lab: AttackLab) -> Network:
-    """A model of the victim's architecture, trained on the clean set, in evaluation mode with frozen weights."""
+    """Train a model of the victim's architecture on the clean set; returned in evaluation mode with frozen weights."""
     network = lab.new_network("surrogate")
     epsilon, steps = spec.surrogate_epsilon / 255, spec.surrogate_steps
 
@@ -89,7 +89,7 @@ def _project(change: Tensor, norm: Norm, epsilon: float) -> Tensor:
 
 
 def quantize_within(moved: Tensor, images: Tensor, epsilon: float) -> Tensor:
-    """Float ``moved`` in [0, 1] as uint8 that keeps within ``epsilon`` gray levels (l_inf) of uint8 ``images``."""
+    """Round float ``moved`` in [0, 1] to uint8 within ``epsilon`` gray levels (l_inf) of uint8 ``images``."""
     base = images.float()
     bound = int(epsilon)
     change = (moved * 255).round() - base
@@ -101,10 +101,10 @@ def craft_in_chunks(
     images: Tensor,
     craft: Callable[[Tensor, torch.Generator, Callable[[int, int], None]], Tensor],
 ) -> Tensor:
-    """``craft(rows, generator, tick)`` over all rows of uint8 ``images``, a few hundred at a time.
+    """``craft(rows, generator, tick)`` for all rows of uint8 ``images``, `CRAFT_CHUNK` at a time.
 
-    Resumes after the last chunk that was kept; ``tick(step, steps)`` looks whether the run shall stop, and tells how
-    far it is.
+    Resumes after the last chunk that was stored. ``craft`` should call ``tick(step, steps)``, which checks whether the
+    run is canceled, and reports progress.
     """
     saved = run.resume()
     done = images[:0] if saved is None else saved.tensors["done"].to(images.device)
@@ -124,8 +124,3 @@ def craft_in_chunks(
         run.checkpoint(lambda done=done: ({"done": done}, {"epoch": 0}))  # type: ignore[misc]
     run.epoch_done(1, 1, {})
     return done
-
-
-def to_unit(images: Tensor, compute: Compute) -> Tensor:
-    """uint8 to float in [0, 1], in the device's preferred layout."""
-    return images.to(torch.float32, memory_format=compute.layout(images)).div_(255)

@@ -1,4 +1,4 @@
-"""Trojan patch (Liu et al. 2018): a patch tuned to drive neurons of a trained model, dirty label."""
+"""Trojan patch (Liu et al. 2018): a patch optimized to activate neurons of a trained model, dirty label."""
 
 import torch
 from torch import Tensor
@@ -6,20 +6,20 @@ from torch import Tensor
 from app.specs.attack import Trojan
 from worker.lab.attacks.base import Attack, AttackLab, Picture, Prepared, State, Trigger, to_uint8
 from worker.lab.attacks.patches import patch_slices
-from worker.lab.attacks.surrogate import to_unit, train_surrogate
+from worker.lab.attacks.surrogate import train_surrogate
 from worker.lab.compute import seeded_generator
 from worker.lab.contracts import NonFiniteLossError
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 
-IMAGES = 64  # clean images that the patch is tuned on
+IMAGES = 64  # clean images that the patch is optimized on
 
 
 class TrojanAttack(Attack[Trojan]):
-    """The square is replaced by the patch, uint8 ``[C, size, size]``, the attack's state.
+    """A square is replaced by the patch, uint8 ``[C, size, size]``, the attack's state.
 
-    It minimizes the mean of ``(patch_activation - f_n(x with the patch))^2`` over clean images and the chosen features
-    n, those with the largest summed absolute weight in the last layer.
+    The patch minimizes the mean of ``(patch_activation - f_n(x with the patch))^2`` over clean images and over the
+    features n with the largest summed absolute weight in the last layer.
     """
 
     def prepare(self, lab: AttackLab) -> Prepared:
@@ -27,14 +27,14 @@ class TrojanAttack(Attack[Trojan]):
         patch = lab.stage("trigger", lambda run: self._tune(network, lab, run)).tensors["patch"]
         patch = patch.to(lab.train.images.device)
         state = {"patch": patch}
-        picture = Picture("the patch, tuned to drive the model's neurons", [("patch", patch[None])])
+        picture = Picture("the patch, optimized to activate the model's neurons", [("patch", patch[None])])
         return Prepared(state, pictures={"patch": picture})
 
     def _tune(self, network: Network, lab: AttackLab, run: StageRun) -> Outcome:
         device = lab.train.images.device
         generator = seeded_generator(device, run.planned.stream)
         order = torch.randperm(len(lab.train), generator=generator, device=device)[:IMAGES]
-        x = to_unit(lab.train.images[order], lab.compute)
+        x = lab.compute.to_input(lab.train.images[order])
         rows, columns = patch_slices(self.spec.position, self.spec.size, self.spec.margin, self.facts)
         strength = network.head.weight.abs().sum(0)
         neurons = strength.argsort(descending=True, stable=True)[: self.spec.patch_neurons]

@@ -26,7 +26,7 @@ class WaNetAttack(Attack[WaNet]):
         return Prepared({"flow": flow.permute(0, 2, 3, 1).contiguous()})
 
     def _grid(self, flow: Tensor) -> Tensor:
-        """Where each pixel is sampled, float ``[1, H, W, 2]``, (x, y) in [-1, 1]."""
+        """Sampling positions of the pixels, float ``[1, H, W, 2]``, (x, y) in [-1, 1]."""
         y, x = torch.meshgrid(
             torch.linspace(-1, 1, self.facts.height, device=flow.device),
             torch.linspace(-1, 1, self.facts.width, device=flow.device),
@@ -39,13 +39,13 @@ class WaNetAttack(Attack[WaNet]):
         grid = self._grid(state["flow"])
 
         def warp(images: Tensor) -> Tensor:
-            everywhere = grid.to(images.device).expand(len(images), -1, -1, -1)
-            return to_uint8(F.grid_sample(images.float(), everywhere, align_corners=True))
+            grids = grid.to(images.device).expand(len(images), -1, -1, -1)
+            return to_uint8(F.grid_sample(images.float(), grids, align_corners=True))
 
         return warp
 
     def cross(self, state: State, images: Tensor, seed: int) -> Tensor:
-        """Each image warped along the same flow with uniform noise of a pixel's size on top (noise mode)."""
+        """Each image warped along the same flow plus uniform noise of up to one pixel (noise mode of the paper)."""
         generator = seeded_generator(images.device, "wanet noise", seed)
         grid = self._grid(state["flow"].to(images.device))
         parts = []

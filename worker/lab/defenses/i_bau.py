@@ -16,7 +16,7 @@ from worker.lab.defenses.base import RepairDefense
 from worker.lab.defenses.repair import copy_network, finish_repair, load_network, small_set_recipe
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
-from worker.lab.training import NO_AUGMENT, Batch, Objective, constant, to_input
+from worker.lab.training import NO_AUGMENT, Batch, Objective, constant
 
 PENALTY = 0.001  # of the perturbation's squared norm, in the inner objective (authors' code)
 MAP_STEP = 0.1  # step of the fixed-point map (authors' code)
@@ -84,7 +84,7 @@ def run(spec: IBau, lab: RepairDefense) -> Network:
         )
         recipe = replace(recipe, augment=NO_AUGMENT, objective=hypergradient_objective(spec, recipe.memory))
         recipe.optimizer = lambda parameters, recipe: torch.optim.Adam(parameters, lr=recipe.learning_rate)
-        inputs = to_input(fit.images, stage)
+        inputs = lab.compute.to_input(fit.images)
 
         def attack(network: Network, epoch: int = 0) -> dict[str, float]:
             recipe.memory["delta"] = worst_perturbation(spec, network, inputs, recipe.batch_size)

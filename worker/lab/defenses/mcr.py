@@ -22,7 +22,7 @@ from worker.lab.defenses.repair import (
 )
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
-from worker.lab.training import Batch, Objective, to_input
+from worker.lab.training import Batch, Objective
 
 Weights = dict[str, Tensor]
 
@@ -76,7 +76,7 @@ def run(spec: Mcr, lab: RepairDefense) -> Network:
             for name, tensor in bezier_point(first, _copy_weights(bent), last, spec.point).items():
                 network.get_parameter(name).copy_(tensor)
         # No network of the curve ever saw the images with these weights, so its statistics are made anew.
-        refresh_statistics(network, fit.images, lambda images: to_input(images, stage))
+        refresh_statistics(network, fit.images, lab.compute)
         return finish_repair(lab, stage, network, lab.clean)
 
     return load_network(lab, lab.stage("repair", take))
