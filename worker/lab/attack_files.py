@@ -1,4 +1,4 @@
-"""What a poisoned set leaves behind: its stealth, its trigger, its pictures, and, if asked for, itself."""
+"""The files of a poisoned set: stealth measures, trigger, figures and, if the spec asks for it, the set itself."""
 
 import io
 import json
@@ -18,9 +18,9 @@ from worker.lab.data.datasets import Dataset
 from worker.lab.evaluation import TestSet
 from worker.lab.stealth import measure_stealth
 
-SHEET_IMAGES_A_CLASS = 10
+SHEET_IMAGES_PER_CLASS = 10
 POISONED = {"backdoored": True}
-"""Label of training data that put a backdoor into a model: the service hands them out to few."""
+"""Label of data that puts a backdoor into a model; the service restricts who may download it."""
 
 
 def record_attack_files(
@@ -33,18 +33,18 @@ def record_attack_files(
     test: TestSet,
     recorder: Recorder,
 ) -> dict[str, float | None]:
-    """Hand every file to the recorder; returns the stealth measures of the triggered test images.
+    """Record every file; returns the stealth measures of the triggered test images.
 
     `stealth.json` holds those, and the same of the poisoned training images, which differ where an attack
-    does more to these than to stamp its trigger.
+    does more to these than apply its trigger.
     """
     if attack is None or isinstance(spec.attack, NoAttack) or test.triggered is None:
         return {}
     files = _SeedFiles(recorder, seed)
-    measured = measure_stealth(test.clean.images[test.origin], test.triggered.images)
+    of_test = measure_stealth(test.clean.images[test.origin], test.triggered.images)
     index = poisoned.is_poisoned.nonzero().flatten()
     of_training = measure_stealth(data.train.images[index], poisoned.images[index])
-    document = {"triggered_test_images": measured, "poisoned_training_images": of_training}
+    document = {"triggered_test_images": of_test, "poisoned_training_images": of_training}
     files.add("stealth.json", "data", "application/json", json.dumps(document, indent=1).encode())
     if spec.attack.stages() and poisoned.state:
         header = {"attack": canonical_json(spec.attack), "seed": str(seed)}
@@ -53,7 +53,7 @@ def record_attack_files(
     if spec.attack.export:
         _record_poisoned_set(files, data, poisoned)
     _record_figures(files, spec, data, prepared)
-    return measured
+    return of_test
 
 
 class _SeedFiles:
@@ -72,11 +72,11 @@ def _record_figures(files: _SeedFiles, spec: ExperimentSpec, data: Dataset, prep
     try:
         from worker.lab import figures  # noqa: PLC0415  # matplotlib is slow to import, and may be missing
     except ImportError:
-        files.recorder.log("the attack's figures are not drawn, matplotlib is not installed")
+        files.recorder.log("the attack's figures are left out: matplotlib is not installed")
         return
     names = data.facts.class_names
     labels = data.train.labels.cpu()
-    rows = torch.cat([(labels == c).nonzero().flatten()[:SHEET_IMAGES_A_CLASS] for c in range(len(names))])
+    rows = torch.cat([(labels == c).nonzero().flatten()[:SHEET_IMAGES_PER_CLASS] for c in range(len(names))])
     sheet = figures.dataset_sheet(
         data.train.images[rows.to(data.train.images.device)].cpu().numpy(),
         [names[label] for label in labels[rows].tolist()],
@@ -84,17 +84,17 @@ def _record_figures(files: _SeedFiles, spec: ExperimentSpec, data: Dataset, prep
     )
     files.add("dataset.png", "figure", "image/png", sheet)
     for name, picture in prepared.pictures.items():
-        drawn = figures.image_rows(
+        png = figures.image_rows(
             [(row, images.cpu().numpy()) for row, images in picture.rows], picture.above, picture.title
         )
-        files.add(f"{ATTACK}/{name}.png", "figure", "image/png", drawn)
+        files.add(f"{ATTACK}/{name}.png", "figure", "image/png", png)
 
 
 def _record_poisoned_set(files: _SeedFiles, data: Dataset, poisoned: PoisonedSet) -> None:
-    """The poisoned training set with the clean test set, in the forms that `bdlab data import` takes.
+    """Record the poisoned training set with the clean test set, in formats that `bdlab data import` reads.
 
-    Images lie as ``[N, H, W, C]``, gray ones as ``[N, H, W]``. ``is_poisoned``, ``is_cross`` and ``clean_labels``
-    are the truth about the training set; an import leaves them out.
+    Images are ``[N, H, W, C]``, gray ones ``[N, H, W]``. ``is_poisoned``, ``is_cross`` and ``clean_labels`` are the
+    ground truth about the training set; an import ignores them.
     """
     arrays = {
         name: tensor.permute(0, 2, 3, 1).cpu().numpy()
@@ -107,23 +107,23 @@ def _record_poisoned_set(files: _SeedFiles, data: Dataset, poisoned: PoisonedSet
     }
     classes = {"y_train": poisoned.labels.cpu().numpy(), "y_test": data.test.labels.cpu().numpy()}
     names = {"class_names": np.array(data.facts.class_names)}
-    everything: dict[str, Any] = {**arrays, **classes, **truth, **names}
+    contents: dict[str, Any] = {**arrays, **classes, **truth, **names}
     out = io.BytesIO()
-    np.savez_compressed(out, **everything)
+    np.savez_compressed(out, **contents)
     files.add("poisoned_train.npz", "data", "application/zip", out.getvalue(), POISONED)
     try:
-        import pyarrow as pa  # noqa: PLC0415  # heavy, and needed for this alone
+        import pyarrow as pa  # noqa: PLC0415  # slow to import, and used only here
         import pyarrow.parquet as pq  # noqa: PLC0415
     except ImportError:
-        files.recorder.log("no parquet of the poisoned set: pyarrow is not installed")
+        files.recorder.log("the parquet files of the poisoned set are left out: pyarrow is not installed")
         return
     features = {"label": {"names": list(data.facts.class_names), "_type": "ClassLabel"}}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    for part, more in (("train", truth), ("test", {})):
+    for part, flags in (("train", truth), ("test", {})):
         columns = {
             "image": [{"bytes": _png(image), "path": None} for image in arrays[f"x_{part}"]],
             "label": classes[f"y_{part}"],
-            **more,
+            **flags,
         }
         table = pa.table(columns).replace_schema_metadata(metadata)
         out = io.BytesIO()

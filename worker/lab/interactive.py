@@ -1,4 +1,4 @@
-"""Short answers to a person waiting: what a trigger looks like, what each arm says about one image."""
+"""Interactive requests: a preview of a trigger, and the arms' predictions for one image."""
 
 import base64
 import io
@@ -20,18 +20,17 @@ from worker.lab.compute import choose_compute
 from worker.lab.contracts import SpecError
 from worker.lab.data.augment import resolve_augmentation
 from worker.lab.data.datasets import Dataset, load_dataset, read_facts
-from worker.lab.evaluation import TestSet
-from worker.lab.evaluation import predict_logits as logits_of
+from worker.lab.evaluation import TestSet, predict_logits
 from worker.lab.experiment import load_model
 from worker.lab.training import Recipe
 
-PREVIEWED = 8  # images in a preview
+PREVIEW_IMAGES = 8
 
 
 def preview(payload: dict[str, Any], data_dir: Path) -> bytes:
     """A PNG of clean, triggered and residual test images.
 
-    ``payload``: ``{"dataset": ..., "attack": ..., "seed": 0}``. Raises LabError on a spec that cannot be shown.
+    ``payload``: ``{"dataset": ..., "attack": ..., "seed": 0}``. Raises LabError if there is no trigger to show.
     """
     from worker.lab import figures  # noqa: PLC0415  # matplotlib is slow to import
 
@@ -50,7 +49,7 @@ def preview(payload: dict[str, Any], data_dir: Path) -> bytes:
     test = TestSet.make(data.test, attack, state_without_training(spec, data, attack, seed))
     assert test.triggered is not None
     assert test.targets is not None
-    some = torch.linspace(0, len(test.triggered) - 1, min(PREVIEWED, len(test.triggered))).long()
+    some = torch.linspace(0, len(test.triggered) - 1, min(PREVIEW_IMAGES, len(test.triggered))).long()
     names = data.facts.class_names
     picture: bytes = figures.samples(
         test.clean.images[test.origin[some]].numpy(),
@@ -73,13 +72,13 @@ def predict(
     seed: int,
     trigger_state: bytes | None = None,
 ) -> dict[str, Any]:
-    """What every arm's model says about one image: test image ``index``, or an uploaded one.
+    """The predictions of every arm's model for one image: test image ``index``, or an uploaded one.
 
     ``checkpoints`` maps arms to safetensors files; ``trigger_state`` is the artifact ``seed-<s>/trigger.safetensors``,
     needed for ``triggered`` where the attack trained its trigger. Returns ``image`` (index, label, label_name; None for
     an upload), ``arms`` with class, class name and probabilities, and ``picture``, the image as the models saw it
     (PNG, base64).
-    Raises LabError if the index or image is no good.
+    Raises LabError if the index or the image is not valid.
     """
     data = _load_checked(spec, data_dir, seed)
     label: int | None = None
@@ -103,14 +102,14 @@ def predict(
     arms = []
     for arm, checkpoint in checkpoints.items():
         network = load_model(spec.model, data.facts, load(checkpoint))
-        chances = logits_of(network, pixels, compute).softmax(1)[0]
-        best = int(chances.argmax())
+        probabilities = predict_logits(network, pixels, compute).softmax(1)[0]
+        best = int(probabilities.argmax())
         arms.append(
             {
                 "arm": arm,
                 "class": best,
                 "class_name": data.facts.class_names[best],
-                "probabilities": [round(p, 6) for p in chances.tolist()],
+                "probabilities": [round(p, 6) for p in probabilities.tolist()],
             }
         )
     name = None if label is None else data.facts.class_names[label]
@@ -123,10 +122,10 @@ def predict(
 
 
 def state_without_training(spec: ExperimentSpec, data: Dataset, attack: Attack[Any], seed: int) -> State:
-    """What a trigger that needs no training is made from. Raises SpecError if it needs some."""
+    """The state of a trigger that needs no training. Raises SpecError if it needs training."""
 
     def no_training(*_: object) -> Any:
-        raise SpecError("attack: this needs training, and a short answer has no time for it")
+        raise SpecError("attack: this trigger must be trained, which an interactive request cannot do")
 
     lab = AttackLab(
         train=data.train,
@@ -146,16 +145,14 @@ def state_without_training(spec: ExperimentSpec, data: Dataset, attack: Attack[A
 
 
 def decode_image(image: bytes, facts: DatasetFacts) -> Tensor:
-    """An image file as uint8 ``[1, C, H, W]`` in the data set's shape. Raises SpecError if it is no image."""
+    """An image file as uint8 ``[1, C, H, W]``, resized to the dataset's shape. Raises SpecError if unreadable."""
     try:
         with Image.open(io.BytesIO(image)) as picture:
             converted = picture.convert("L" if facts.channels == 1 else "RGB").resize(
                 (facts.width, facts.height)
             )
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise SpecError(
-            f"image: this is no image that can be read; PNG, JPEG and WebP can ({error})"
-        ) from error
+        raise SpecError(f"image: not a readable image; PNG, JPEG and WebP are supported ({error})") from error
     array = np.asarray(converted, dtype=np.uint8).reshape(facts.height, facts.width, facts.channels)
     return torch.from_numpy(array.transpose(2, 0, 1).copy()).unsqueeze(0)
 

@@ -1,8 +1,8 @@
-"""What a defense may see and do.
+"""The interface of defenses: what each kind may see and do.
 
 A training defense sees the images and labels of the poisoned set; a repair defense a trained model and a small clean
-set; a detection defense the poisoned set and the model trained on it. None sees the true flags or a test image.
-What is measured with them while it runs goes past it, straight to the recorder.
+set; a detection defense the poisoned set and the model trained on it. None sees the true flags or a test image:
+what is measured with these while it runs goes to the recorder only.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from worker.lab.training import AfterEpoch, Recipe, record_nothing, train
 
 @dataclass(frozen=True)
 class Harness:
-    """Measures with test data and ground truth on behalf of the experiment; a defense only passes it on."""
+    """Measures with test data and true flags on behalf of the experiment; defenses must not use it themselves."""
 
     curve: Callable[[Network], dict[str, float]]
     score: Callable[[Tensor, Tensor], dict[str, float]]
@@ -32,18 +32,18 @@ class Harness:
 
 @dataclass(frozen=True, kw_only=True)
 class Defense:
-    """What every defense works with."""
+    """What every defense may use."""
 
     facts: DatasetFacts
     seed: int
     compute: Compute
     recorder: Recorder
     new_network: Callable[[str], Network]
-    """A fresh victim, initialized from the seed it is given."""
+    """A new network of the victim's architecture; its weights follow from the seed and the given purpose."""
     recipe: Recipe
     """The experiment's training recipe with augmentation resolved; copy it with `dataclasses.replace`."""
     stage: Callable[[str, Callable[[StageRun], Outcome]], Outcome]
-    """Run (or take from the cache) the stage of that kind, one of those that the spec's ``stages`` declares."""
+    """Run the stage of that kind, or load it from the store; the spec's ``stages()`` must declare it."""
     _harness: Harness
 
     def fit_on(
@@ -64,7 +64,7 @@ class Defense:
         return train(run, network, split.images, split.labels, recipe, rows=rows, after_epoch=observe)
 
     def warn(self, run: StageRun, message: str) -> None:
-        """Tell the reader of the result something that can be known without the truth."""
+        """Add a caveat for readers of the result. It must not depend on true flags or test images."""
         run.warnings.append(message)
 
 
@@ -77,7 +77,7 @@ class TrainingDefense(Defense):
     labels: Tensor
     """int64 ``[N]`` as the attacker left them."""
     clean: CleanSet | None = None
-    """None unless the defense's spec asks for a clean set."""
+    """None unless the spec inherits `CleanSetDefense`."""
 
     def fit(
         self,
@@ -93,7 +93,7 @@ class TrainingDefense(Defense):
         return self.fit_on(run, network, split, recipe, rows=rows, after_epoch=after_epoch)
 
     def record_isolation(self, run: StageRun, epoch: int, suspicion: Tensor, isolated: Tensor) -> None:
-        """Have an isolation scored against the truth, for the record alone."""
+        """Record an isolation's precision, recall and AUROC against the true flags; the defense does not see them."""
         for name, value in self._harness.score(suspicion, isolated).items():
             point = (name, epoch, value)
             run.history.append(point)
@@ -102,10 +102,10 @@ class TrainingDefense(Defense):
 
 @dataclass(frozen=True, kw_only=True)
 class RepairDefense(Defense):
-    """Sees a trained model and a few clean images, and nothing of the poisoned set."""
+    """Sees a trained model and a small clean set, not the poisoned set."""
 
     victim: Network
-    """The undefended victim, the defense's own copy."""
+    """The undefended victim; a copy that the defense may change."""
     clean: CleanSet
 
 
@@ -122,6 +122,6 @@ def copy_state(network: Network) -> dict[str, Tensor]:
 
 
 def load_state(network: Network, tensors: dict[str, Tensor], device: torch.device) -> Network:
-    """Put ``tensors`` into ``network`` on ``device``."""
+    """Load ``tensors`` into ``network`` and move it to ``device``."""
     network.load_state_dict(tensors)
     return network.to(device)

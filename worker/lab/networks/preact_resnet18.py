@@ -7,7 +7,7 @@ from worker.lab.networks.base import Network
 
 
 class PreActBlock(nn.Module):
-    """BN-ReLU-conv twice, plus the input; a change of shape projects the pre-activated input (fig. 4e)."""
+    """BN-ReLU-conv twice, plus the input; where the shape changes, a projection of the pre-activation (figure 4e)."""
 
     def __init__(self, width_in: int, width: int, stride: int) -> None:
         super().__init__()
