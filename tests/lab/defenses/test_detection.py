@@ -47,7 +47,7 @@ def test_neural_cleanse_finds_the_class_and_unlearns_its_trigger() -> None:
 @pytest.mark.parametrize(
     ("name", "most", "words"),
     [
-        ("spectral_signatures", 0.16, "no class stands out"),
+        ("spectral_signatures", 0.16, "no class is an outlier"),
         ("activation_clustering", 0.0, "nothing was flagged"),
         ("strip", 0.12, ""),
     ],

@@ -1,8 +1,8 @@
 """Adversarial Neuron Pruning (Wu and Wang 2021).
 
-A backdoored network breaks down towards its target under a small perturbation of a few neurons, and those neurons are
-the backdoor's. Every neuron (a channel of a batch normalization) gets a mask in [0, 1]; the masks minimize
-``alpha L(mask) + (1 - alpha) max_noise L(mask, noise)`` on clean data (equation 6). Low masks mark what to prune.
+Under small perturbations of its neurons a backdoored network predicts the target class, and the neurons responsible are
+those of the backdoor. Every neuron (a channel of a batch normalization) gets a mask in [0, 1]; the masks minimize
+``alpha L(mask) + (1 - alpha) max_noise L(mask, noise)`` on clean data (equation 6). Neurons with low masks are pruned.
 """
 
 import math
@@ -22,8 +22,8 @@ from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 from worker.lab.training import Batch, Objective, constant
 
-ROUNDS = 20  # the steps are recorded in so many parts
-MAX_MEASUREMENTS = 50  # at most about so many measurements while pruning
+ROUNDS = 20  # epochs that the steps are divided into, for the curves
+MAX_MEASUREMENTS = 50  # of accuracy while pruning, approximately
 
 
 class MaskedNetwork(Network):
@@ -47,17 +47,15 @@ class MaskedNetwork(Network):
             shift = 1.0 if bias_noise is None else 1 + bias_noise[i]
             changed[f"{name}.weight"] = self.network.get_parameter(f"{name}.weight") * factor
             changed[f"{name}.bias"] = self.network.get_parameter(f"{name}.bias") * shift
-            for statistic in (
-                "running_mean",
-                "running_var",
-            ):  # copies, so that training leaves the victim's alone
+            # Copies, so that training does not change the victim's running statistics.
+            for statistic in ("running_mean", "running_var"):
                 changed[f"{name}.{statistic}"] = self.network.get_buffer(f"{name}.{statistic}").clone()
         logits: Tensor = functional_call(self.network, changed, (x,))
         return logits
 
 
 class ClampedSgd(torch.optim.SGD):
-    """SGD whose parameters are put back into [0, 1] after each step."""
+    """SGD that clips its parameters to [0, 1] after each step."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
@@ -75,7 +73,7 @@ def batch_norm_names(network: Network) -> list[str]:
 
 
 def anp_objective(spec: Anp) -> Objective:
-    """Equation 6; the inner maximum by one signed step from a random start, kept within epsilon."""
+    """Equation 6; the inner maximum by one signed gradient step from a random start, clipped to epsilon."""
 
     def objective(masked: Network, batch: Batch) -> Tensor:
         assert isinstance(masked, MaskedNetwork)
@@ -90,10 +88,10 @@ def anp_objective(spec: Anp) -> Objective:
         def loss(noise: list[Tensor]) -> Tensor:
             return F.cross_entropy(masked(batch.x, noise[:half], noise[half:]).float(), batch.labels)
 
-        uphill = torch.autograd.grad(loss(noise), noise)
+        gradients = torch.autograd.grad(loss(noise), noise)
         worst = [
             (part.detach() + spec.epsilon * g.sign()).clamp(-spec.epsilon, spec.epsilon)
-            for part, g in zip(noise, uphill, strict=True)
+            for part, g in zip(noise, gradients, strict=True)
         ]
         plain = F.cross_entropy(masked(batch.x).float(), batch.labels)
         return spec.alpha * plain + (1 - spec.alpha) * loss(worst)
@@ -110,7 +108,7 @@ def run(spec: Anp, lab: RepairDefense) -> Network:
         recipe = small_set_recipe(
             lab, len(fit), epochs=ROUNDS, learning_rate=spec.learning_rate, schedule=constant
         )
-        # The clean set is small: it is repeated within an epoch until the steps are spread over all rounds.
+        # The small clean set is repeated within an epoch, so that the steps are divided evenly over the rounds.
         batches = math.ceil(len(fit) / recipe.batch_size)
         rounds = min(ROUNDS, math.ceil(spec.steps / batches))
         rows = torch.arange(len(fit), device=fit.labels.device).repeat(
@@ -128,21 +126,21 @@ def run(spec: Anp, lab: RepairDefense) -> Network:
 
 
 def prune_neurons(spec: Anp, lab: RepairDefense, stage: StageRun, masks: Tensor) -> Outcome:
-    """Zero the scales whose mask is below the threshold, lowest first, for as long as held-out accuracy allows."""
+    """Zero the scales with masks below the threshold, lowest first, until held-out accuracy falls too far."""
     order = masks.argsort(stable=True)[: int((masks < spec.threshold).sum())].tolist()
     floor = accuracy(lab.victim, lab.clean.held_out, lab.compute) - spec.max_accuracy_drop
     network = copy_network(lab, lab.victim)
     scales = [network.get_parameter(f"{name}.weight") for name in batch_norm_names(network)]
-    places = [(i, j) for i, scale in enumerate(scales) for j in range(len(scale))]
+    positions = [(i, j) for i, scale in enumerate(scales) for j in range(len(scale))]
     count, group = 0, max(1, len(order) // MAX_MEASUREMENTS)
     while count < len(order):
-        more = [places[k] for k in order[count : count + group]]
-        before = [scales[i][j].item() for i, j in more]
-        _set_scales(scales, more, [0.0] * len(more))
+        group_positions = [positions[k] for k in order[count : count + group]]
+        before = [scales[i][j].item() for i, j in group_positions]
+        _set_scales(scales, group_positions, [0.0] * len(group_positions))
         if accuracy(network, lab.clean.held_out, lab.compute) < floor:
-            _set_scales(scales, more, before)
+            _set_scales(scales, group_positions, before)
             break
-        count += len(more)
+        count += len(group_positions)
     if count == 0:
         lab.warn(stage, "no neuron was pruned: none has a low mask, or the first one costs too much accuracy")
     return finish_repair(
@@ -151,6 +149,6 @@ def prune_neurons(spec: Anp, lab: RepairDefense, stage: StageRun, masks: Tensor)
 
 
 @torch.no_grad()
-def _set_scales(scales: list[nn.Parameter], places: list[tuple[int, int]], values: list[float]) -> None:
-    for (i, j), value in zip(places, values, strict=True):
+def _set_scales(scales: list[nn.Parameter], positions: list[tuple[int, int]], values: list[float]) -> None:
+    for (i, j), value in zip(positions, values, strict=True):
         scales[i][j] = value

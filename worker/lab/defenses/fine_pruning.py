@@ -1,7 +1,7 @@
 """Fine-Pruning (Liu et al. 2018).
 
-A backdoor lives in neurons that clean images do not use. Channels of the last convolution are removed, the most
-dormant first, for as long as clean accuracy holds (section 4.1); fine-tuning repairs what that broke (section 4.2).
+A backdoor uses neurons that are dormant on clean images. Channels of the last convolution are pruned, the least active
+first, until clean accuracy falls (section 4.1); fine-tuning restores the accuracy (section 4.2).
 """
 
 import torch
@@ -30,10 +30,10 @@ def run(spec: FinePruning, lab: RepairDefense) -> Network:
 
 
 def prune_channels(spec: FinePruning, lab: RepairDefense, stage: StageRun) -> Outcome:
-    """Remove the longest run of dormant channels that the held-out bound allows.
+    """Prune as many of the least active channels as the bound on held-out accuracy allows.
 
-    A channel is removed by zeroing the head's weights on it, which is what zeroing its activation would do, since the
-    head is linear in the pooled last feature map. Fine-tuning may use it again, as in the paper.
+    A channel is pruned by zeroing the head's weights for it. That equals zeroing its activation, since the head is
+    linear in the pooled last feature map. Fine-tuning may use the channel again, as in the paper.
     """
     network = copy_network(lab, lab.victim)
     activity = extract_features(network, lab.clean.fit.images, lab.compute).mean(0)
@@ -47,9 +47,9 @@ def prune_channels(spec: FinePruning, lab: RepairDefense, stage: StageRun) -> Ou
 
 
 def count_prunable(network: Network, order: Tensor, lab: RepairDefense, max_drop: float) -> int:
-    """How many channels of ``order`` can go, first to last, before held-out accuracy falls by more than ``max_drop``.
+    """How many channels, in ``order``, can be pruned before held-out accuracy falls by more than ``max_drop``.
 
-    The last one always stays.
+    The last one is never pruned.
     """
     held_out: Split = lab.clean.held_out
     floor = accuracy(network, held_out, lab.compute) - max_drop
@@ -63,5 +63,5 @@ def count_prunable(network: Network, order: Tensor, lab: RepairDefense, max_drop
 
 @torch.no_grad()
 def disconnect_channels(network: Network, channels: Tensor) -> None:
-    """Make the head blind to ``channels`` of the last feature map."""
+    """Zero the head's weights for ``channels`` of the last feature map."""
     network.head.weight[:, channels] = 0

@@ -1,4 +1,4 @@
-"""Fine-tuning on clean data, the baseline of every repair."""
+"""Fine-tuning on clean data, the baseline of repair defenses."""
 
 from app.specs.defenses.repair import FineTuning
 from worker.lab.defenses.base import RepairDefense
@@ -8,7 +8,7 @@ from worker.lab.stages import Outcome, StageRun
 
 
 def run(spec: FineTuning, lab: RepairDefense) -> Network:
-    """The victim, trained on with clean images alone."""
+    """Fine-tune the victim on the clean set."""
 
     def tune(stage: StageRun) -> Outcome:
         network = copy_network(lab, lab.victim)

@@ -1,8 +1,8 @@
 """Mode Connectivity Repair (Zhao et al. 2020).
 
-Between the victim and a fine-tuned copy of it runs a curve in weight space along which clean loss stays low, while the
-backdoor, which clean data do not hold in place, gives way. The repaired model is a point on that curve.
-The curve is Garipov et al.'s (2018) quadratic Bezier curve with one trained bend; the ends stay fixed.
+The victim and a fine-tuned copy of it are connected by a curve in weight space along which the loss on clean data is
+low, while the attack success rate falls. The repaired model is a point on that curve. The curve is the quadratic Bezier
+curve of Garipov et al. (2018) with one trained control point, the bend; its ends are fixed.
 """
 
 import torch
@@ -35,7 +35,7 @@ def bezier_point(first: Weights, bend: Weights, last: Weights, t: Tensor | float
 
 
 def curve_objective(first: Weights, last: Weights) -> Objective:
-    """Cross-entropy at a point of the curve drawn anew for each batch; the network trained is the bend."""
+    """Cross-entropy at a random point of the curve for each batch; the trained network is the bend."""
 
     def objective(bend: Network, batch: Batch) -> Tensor:
         t = torch.rand((), device=batch.x.device, generator=batch.generator)
@@ -46,7 +46,7 @@ def curve_objective(first: Weights, last: Weights) -> Objective:
 
 
 def run(spec: Mcr, lab: RepairDefense) -> Network:
-    """Make the far end, train the bend, and take the point."""
+    """Fine-tune the other end, train the bend, and take a point of the curve."""
     fit = lab.clean.fit
 
     def tune(stage: StageRun) -> Outcome:
@@ -60,7 +60,7 @@ def run(spec: Mcr, lab: RepairDefense) -> Network:
 
     def bend(stage: StageRun) -> Outcome:
         network = copy_network(lab, lab.victim)
-        with torch.no_grad():  # the straight line's middle is where the curve starts
+        with torch.no_grad():  # initialized to the middle of the straight line
             for name, parameter in network.named_parameters():
                 parameter.copy_((first[name] + last[name]) / 2)
         recipe = small_set_recipe(lab, len(fit), epochs=spec.epochs, learning_rate=spec.learning_rate)
@@ -70,16 +70,16 @@ def run(spec: Mcr, lab: RepairDefense) -> Network:
 
     bent = load_network(lab, lab.stage("curve", bend))
 
-    def take(stage: StageRun) -> Outcome:
+    def repair(stage: StageRun) -> Outcome:
         network = copy_network(lab, tuned)
         with torch.no_grad():
             for name, tensor in bezier_point(first, _copy_weights(bent), last, spec.point).items():
                 network.get_parameter(name).copy_(tensor)
-        # No network of the curve ever saw the images with these weights, so its statistics are made anew.
+        # Running statistics are not interpolated: they are recomputed for these weights.
         refresh_statistics(network, fit.images, lab.compute)
         return finish_repair(lab, stage, network, lab.clean)
 
-    return load_network(lab, lab.stage("repair", take))
+    return load_network(lab, lab.stage("repair", repair))
 
 
 def _copy_weights(network: Network) -> Weights:

@@ -1,8 +1,9 @@
 """Neural Cleanse (Wang et al. 2019).
 
-For every class, find the smallest mask and pattern that turn all clean images into it (equation 2). The target of a
-backdoor needs a far smaller one than any other class: its mask's L1 norm is an outlier by the median absolute deviation
-(section 4.2). The inverted trigger is then unlearned: clean images that carry it, under true labels (section 6.2).
+For every class, find the smallest mask and a pattern that make the model predict it for all clean images (equation 2).
+For the target of a backdoor the mask is far smaller than for other classes: its L1 norm is an outlier by the median
+absolute deviation (section 4.2). The inverted trigger is then unlearned: the model is fine-tuned on clean images with
+the trigger and their true labels (section 6.2).
 """
 
 import math
@@ -21,9 +22,9 @@ from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 from worker.lab.training import NO_AUGMENT, Batch, Objective, constant, train
 
-FEWEST_STEPS = 20  # an epoch: what 5 % of CIFAR-10 give
-PATIENCE = 5  # epochs of success, or of failure, before the cost changes (authors' code)
-FACTOR = 1.5  # the cost is raised by this, and lowered by its 1.5th power (authors' code)
+MIN_STEPS = 20  # per epoch: as many as 5 % of CIFAR-10 give
+PATIENCE = 5  # consecutive epochs of success, or of failure, before the cost changes (authors' code)
+FACTOR = 1.5  # the cost is multiplied by it, and divided by its 1.5th power (authors' code)
 
 
 class InvertedTriggers(Network):
@@ -57,9 +58,9 @@ def mask_norms(masks: Tensor) -> Tensor:
 
 
 def anomaly_index(sizes: Tensor) -> Tensor:
-    """How far below the median each size is, in deviations: ``(median - size) / (1.4826 MAD)``.
+    """How many deviations each size is below the median: ``(median - size) / (1.4826 MAD)``.
 
-    1.4826 makes the median absolute deviation estimate a normal's standard deviation. Positive means small.
+    1.4826 scales the median absolute deviation to the standard deviation of a normal distribution.
     """
     sizes = sizes.double()
     median = sizes.quantile(0.5)
@@ -68,7 +69,7 @@ def anomaly_index(sizes: Tensor) -> Tensor:
 
 
 class TriggerSearch:
-    """The costs of the masks' sizes and the smallest masks that worked, all in a recipe's memory."""
+    """The inversion of all classes' triggers; costs and smallest successful masks are in the recipe's memory."""
 
     def __init__(self, spec: NeuralCleanse, triggers: InvertedTriggers, memory: dict[str, Tensor]) -> None:
         self.spec = spec
@@ -95,17 +96,17 @@ class TriggerSearch:
             classes, images = len(masks), len(batch.x)
             # Every image under every class's trigger, in one forward pass: [K, B, C, H, W] to [K B, C, H, W].
             x = blend_pattern(batch.x, masks[:, None], patterns[:, None]).flatten(0, 1)
-            wanted = torch.arange(classes, device=x.device).repeat_interleave(images)
+            targets = torch.arange(classes, device=x.device).repeat_interleave(images)
             logits = victim(x).float()
-            self.memory["hits"] += (logits.argmax(1) == wanted).view(classes, images).sum(1)
+            self.memory["hits"] += (logits.argmax(1) == targets).view(classes, images).sum(1)
             self.memory["seen"] += images
-            each = F.cross_entropy(logits, wanted, reduction="sum") / images
-            return each + (self.memory["cost"] * mask_norms(masks)).sum()
+            classification = F.cross_entropy(logits, targets, reduction="sum") / images
+            return classification + (self.memory["cost"] * mask_norms(masks)).sum()
 
         return objective
 
     def after_epoch(self, network: Network, epoch: int) -> dict[str, float]:
-        """Keep what worked, and move each class's cost."""
+        """Keep the smallest successful masks, and adapt each class's cost."""
         assert isinstance(network, InvertedTriggers)
         memory = self.memory
         with torch.no_grad():
@@ -129,18 +130,18 @@ def run(spec: NeuralCleanse, lab: DetectionDefense) -> Network:
     """Invert a trigger for every class, flag the outliers, and unlearn them."""
     assert lab.clean is not None
     clean = lab.clean
-    found = lab.stage("detection", lambda stage: invert_triggers(spec, lab, clean, stage))
+    detection = lab.stage("detection", lambda stage: invert_triggers(spec, lab, clean, stage))
     if spec.then == "nothing":
         return lab.victim
     return load_network(
-        lab, lab.stage("repair", lambda stage: unlearn_triggers(spec, lab, clean, stage, found))
+        lab, lab.stage("repair", lambda stage: unlearn_triggers(spec, lab, clean, stage, detection))
     )
 
 
 def invert_triggers(spec: NeuralCleanse, lab: DetectionDefense, clean: CleanSet, stage: StageRun) -> Outcome:
-    """Masks, patterns, their sizes, anomaly indices, and the flagged classes.
+    """Find a trigger for every class. Leaves masks, patterns, mask norms, anomaly indices, and the flagged classes.
 
-    A class whose trigger never worked counts with the size of its last mask.
+    For a class without a successful trigger the last mask counts.
     """
     device = lab.compute.device
     images = clean.images
@@ -158,25 +159,25 @@ def invert_triggers(spec: NeuralCleanse, lab: DetectionDefense, clean: CleanSet,
     recipe.optimizer = lambda parameters, recipe: torch.optim.Adam(
         parameters, lr=recipe.learning_rate, betas=(0.5, 0.9)
     )
-    # A small clean set is repeated within an epoch, for the masks need many steps to settle.
-    repeats = math.ceil(FEWEST_STEPS / math.ceil(len(images) / recipe.batch_size))
+    # A small clean set is repeated within an epoch: the masks take many steps to converge.
+    repeats = math.ceil(MIN_STEPS / math.ceil(len(images) / recipe.batch_size))
     rows = torch.arange(len(images), device=device).repeat(repeats)
     train(stage, triggers, images, labels, recipe, rows=rows, after_epoch=search.after_epoch)
     memory = recipe.memory
-    never = memory["size"].isinf()
+    failed = memory["size"].isinf()
     with torch.no_grad():
-        memory["size"] = torch.where(never, mask_norms(triggers.masks), memory["size"])
+        memory["size"] = torch.where(failed, mask_norms(triggers.masks), memory["size"])
         for name, last in (("mask", triggers.masks), ("pattern", triggers.patterns)):
-            memory[name] = torch.where(never[:, None, None, None], last, memory[name])
+            memory[name] = torch.where(failed[:, None, None, None], last, memory[name])
     anomaly = anomaly_index(memory["size"])
-    flagged = (anomaly > spec.anomaly_threshold) & ~never
+    flagged = (anomaly > spec.anomaly_threshold) & ~failed
     names = [lab.facts.class_names[c] for c in flagged.nonzero().flatten().tolist()]
     if not names:
         lab.warn(stage, "no class was flagged; the model is left as it is")
     elif len(names) > lab.facts.classes / 2:
-        lab.warn(stage, f"{len(names)} of {lab.facts.classes} classes were flagged; this is no detection")
-    if never.any():
-        lab.warn(stage, f"no trigger that works was found for {int(never.sum())} of {len(never)} classes")
+        lab.warn(stage, f"{len(names)} of {lab.facts.classes} classes were flagged, too many for a detection")
+    if failed.any():
+        lab.warn(stage, f"no successful trigger was found for {int(failed.sum())} of {len(failed)} classes")
     return stage.finish(
         {
             "mask": memory["mask"],
@@ -189,20 +190,22 @@ def invert_triggers(spec: NeuralCleanse, lab: DetectionDefense, clean: CleanSet,
 
 
 def unlearn_triggers(
-    spec: NeuralCleanse, lab: DetectionDefense, clean: CleanSet, stage: StageRun, found: Outcome
+    spec: NeuralCleanse, lab: DetectionDefense, clean: CleanSet, stage: StageRun, detection: Outcome
 ) -> Outcome:
-    """Fine-tune on clean images of which some carry one of the flagged triggers."""
+    """Fine-tune on clean images, a share of them with one of the flagged triggers, under true labels."""
     network = copy_network(lab, lab.victim)
-    flagged = found.tensors["class_flagged"].nonzero().flatten()
+    flagged = detection.tensors["class_flagged"].nonzero().flatten()
     if not len(flagged):
         return stage.finish(copy_state(network))
-    masks, patterns = (found.tensors[name][flagged].to(lab.compute.device) for name in ("mask", "pattern"))
+    masks, patterns = (
+        detection.tensors[name][flagged].to(lab.compute.device) for name in ("mask", "pattern")
+    )
 
     def objective(network: Network, batch: Batch) -> Tensor:
         device, size = batch.x.device, len(batch.x)
-        carries = torch.rand(size, device=device, generator=batch.generator) < spec.stamped_share
+        is_stamped = torch.rand(size, device=device, generator=batch.generator) < spec.stamped_share
         which = torch.randint(len(masks), (size,), device=device, generator=batch.generator)
-        mask = masks[which] * carries[:, None, None, None]
+        mask = masks[which] * is_stamped[:, None, None, None]
         return F.cross_entropy(network(blend_pattern(batch.x, mask, patterns[which])).float(), batch.labels)
 
     recipe = small_set_recipe(

@@ -1,7 +1,7 @@
 """Spectral signatures (Tran et al. 2018).
 
-A poisoned class is a mixture of two populations of features, and the direction between them shows as the top singular
-vector of the class's centered features. A sample's score is its squared projection on it (algorithm 1).
+The features of a poisoned class are a mixture of two populations, and the direction between them is close to the top
+singular vector of the class's centered features. A sample's score is its squared projection on it (algorithm 1).
 """
 
 import torch
@@ -14,20 +14,22 @@ from worker.lab.evaluation import extract_features
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 
-SAFETY = 1.5  # times the expected number is dropped (algorithm 1)
-OUTLIER_VARIANCE = 2.5  # times the median class's variance along its top direction; digits, seeds 7 and 8
+SAFETY = 1.5  # times the expected number of poisoned samples is removed (algorithm 1)
+OUTLIER_VARIANCE = (
+    2.5  # times the median class's variance along its top direction; from digits, seeds 7 and 8
+)
 
 
 def outlier_scores(points: Tensor) -> Tensor:
     """Squared projections ``[n]`` of centered ``[n, D]`` on their top right singular vector."""
     centered = points.double() - points.double().mean(0)
-    # The top eigenvector of the small D x D matrix; the sign does not matter once squared.
+    # The top right singular vector is the top eigenvector of the small D x D matrix; its sign cancels in the square.
     direction: Tensor = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -1]
     return (centered @ direction).square().float()
 
 
 def run(spec: SpectralSignatures, lab: DetectionDefense) -> Network:
-    """Score, flag, and purge."""
+    """Score each class, flag its highest scores, and retrain."""
 
     def detect(stage: StageRun) -> Outcome:
         points = extract_features(lab.victim, lab.images, lab.compute)
@@ -44,7 +46,7 @@ def run(spec: SpectralSignatures, lab: DetectionDefense) -> Network:
         if spread.max() < OUTLIER_VARIANCE * spread.quantile(0.5):
             lab.warn(
                 stage,
-                f"no class stands out, yet {int(flagged.sum())} images were flagged: this method flags the same "
+                f"no class is an outlier, yet {int(flagged.sum())} images were flagged: this method flags the same "
                 "share of every class, poisoned or not",
             )
         # Scores are squared distances in one feature space, so they can be compared across classes.
