@@ -93,7 +93,7 @@ def path_that_leaves(path: Path) -> None:
         archive.writestr("../../a/1.png", b"x")
 
 
-def program_in_a_picture(path: Path) -> None:
+def program_in_an_image(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/1.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nquit\n")
 
@@ -109,14 +109,14 @@ def rows_that_are_not_there(path: Path) -> None:
 
 FILES: list[tuple[str, Callable[[Path], None], str]] = [
     ("bomb.npz", zip_bomb, "unpacks to 300.0 MiB; at most 64.0"),
-    ("claim.npz", header_that_claims_more, "the header claims 3072000000 bytes, and the archive holds 100"),
+    ("claim.npz", header_that_claims_more, "the header declares 3072000000 bytes, but the archive has 100"),
     ("less.zip", member_that_claims_less, "Bad CRC-32"),
     ("contents.zip", endless_contents, "the table of contents has 69 MiB"),
     ("contents.npz", endless_contents, "the table of contents has 69 MiB"),
     ("shared.parquet", one_picture_in_every_row, "not a readable image"),
     ("huge.zip", huge_picture, "5000x5000; at most 4096"),
-    ("path.zip", path_that_leaves, "a path that leaves the archive"),
-    ("program.zip", program_in_a_picture, "no known picture format"),
+    ("path.zip", path_that_leaves, "not a plain relative path"),
+    ("program.zip", program_in_an_image, "unknown image format"),
     ("rows.parquet", rows_that_are_not_there, ""),
 ]
 

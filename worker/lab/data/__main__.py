@@ -1,4 +1,4 @@
-"""What `bdlab data` runs: ``python -m worker.lab.data import|fetch|list``. Bad input: exit code 2."""
+"""``python -m worker.lab.data import|fetch|list``, which `bdlab data` runs. The exit code is 2 for bad input."""
 
 import argparse
 import json
@@ -22,7 +22,7 @@ def main() -> int:
     options = _parser().parse_args()
     try:
         if options.command == "list":
-            _show_list(list(_present(options.data_dir)), options.json)
+            _show_list(list(_stored_datasets(options.data_dir)), options.json)
         else:
             _show(_run(options), options.json)
     except (LabError, OSError) as error:
@@ -47,7 +47,7 @@ def _run(options: argparse.Namespace) -> StoredDataset:
     )
 
 
-def _present(data_dir: Path) -> Iterator[StoredDataset]:
+def _stored_datasets(data_dir: Path) -> Iterator[StoredDataset]:
     paths = {name: dataset_path(name, data_dir) for name in STORED_BUILT_IN}
     paths |= {path.stem: path for path in sorted((data_dir / "imported").glob("[!.]*.safetensors"))}
     for name, path in paths.items():
@@ -81,12 +81,12 @@ def _show(stored: StoredDataset, as_json: bool) -> None:
     print(f'in a spec: "dataset": {json.dumps(stored.dataset)}')
 
 
-def _show_list(found: list[StoredDataset], as_json: bool) -> None:
+def _show_list(datasets: list[StoredDataset], as_json: bool) -> None:
     if as_json:
-        print(json.dumps([_as_json(stored) for stored in found]))
+        print(json.dumps([_as_json(stored) for stored in datasets]))
         return
     print("digits: built in, needs no file")
-    for stored in found:
+    for stored in datasets:
         print(_line(stored))
 
 

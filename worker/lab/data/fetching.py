@@ -1,4 +1,4 @@
-"""`bdlab data fetch`: CIFAR-10 and GTSRB through torchvision, where there is a network."""
+"""`bdlab data fetch`: downloads CIFAR-10 and GTSRB through torchvision."""
 
 import tempfile
 from collections.abc import Callable
@@ -16,7 +16,7 @@ GTSRB_SIDE = 32
 
 
 def fetch_dataset(name: str, data_dir: Path) -> StoredDataset:
-    """Download, check and store the built-in set ``name``; what is there already is kept. Raises LabError."""
+    """Download, check and store the built-in dataset ``name``; an existing file is kept. Raises LabError."""
     path = dataset_path(name, data_dir)
     if path.exists():
         facts, sha256 = files.read_header(path)
@@ -40,9 +40,9 @@ def _download(name: str, source: Callable[[str], Source], folder: str) -> Source
         ) from error
     try:
         return source(folder)
-    except (OSError, RuntimeError) as error:  # no network; or torchvision's digests do not agree
+    except (OSError, RuntimeError) as error:  # no network, or a digest does not match
         raise LabError(
-            f"{name} could not be downloaded ({error}); get it by other means as {name}.npz with "
+            f"{name} could not be downloaded ({error}); get it elsewhere as {name}.npz with "
             f"x_train, y_train, x_test, y_test, then run: bdlab data import {name}.npz"
         ) from error
 
@@ -55,7 +55,7 @@ def _cifar10(folder: str) -> Source:
 
 
 def _gtsrb(folder: str) -> Source:
-    """All full frames, resized; labels are the official class ids."""
+    """The whole images, resized, without cropping to the sign; labels are the official class ids."""
     from torchvision.datasets import GTSRB  # noqa: PLC0415  # heavy
 
     arrays = []

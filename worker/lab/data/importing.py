@@ -1,4 +1,4 @@
-"""`bdlab data import`: any supported source into one file under the data folder."""
+"""`bdlab data import`: converts any supported source to one file in the data folder."""
 
 import re
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from worker.lab.data.readers.decoding import MAX_TOTAL_BYTES
 KEY = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 """Same as `app.specs.dataset.Imported.key`."""
 STORED_BUILT_IN = ("cifar10", "gtsrb")
-"""Built-in sets that are kept in a file; `digits` needs none."""
+"""Built-in datasets that are stored in a file; `digits` needs none."""
 
 
 @dataclass(frozen=True)
 class StoredDataset:
-    """A data set under the data folder."""
+    """A dataset in the data folder."""
 
     dataset: dict[str, str]  # as a spec names it
     path: Path
@@ -39,11 +39,11 @@ def import_dataset(
     size: int | None,
     replace: bool,
 ) -> StoredDataset:
-    """Import ``source``; nothing is written unless all of it is in order.
+    """Import ``source``; nothing is written unless all of it is valid.
 
-    ``built_in`` demands the shape and class counts of that set; ``key`` names the set, and a built-in
-    name there demands the same; with neither, the name is that of the source. An equal set that is there
-    already is left as it is; a different one is replaced only if ``replace``. Raises LabError.
+    The dataset is named by ``built_in``, else by ``key``, else by the source's file name. The name of a built-in
+    dataset requires its shape and class counts. An existing equal dataset is kept; a different one is replaced only
+    with ``replace``. Raises LabError.
     """
     name = built_in or key or _key_of(source)
     _check_name(name)
@@ -66,7 +66,7 @@ def read_source(
     size: int | None,
     most_bytes: int = MAX_TOTAL_BYTES,
 ) -> CheckedDataset:
-    """``source`` as arrays that were found in order; decoded they have at most ``most_bytes``. Raises LabError."""
+    """The validated arrays of ``source``, of at most ``most_bytes`` when decoded. Raises LabError."""
     if test_fraction is not None and not 0 < test_fraction < 1:
         raise BadSourceError(f"--test-fraction {test_fraction} is not allowed; above 0 and below 1")
     if size is not None and not 1 <= size <= 1024:
@@ -77,7 +77,7 @@ def read_source(
 
 
 def dataset_path(name: str, data_dir: Path) -> Path:
-    """Where the set of that name or key lies."""
+    """Path of the dataset of that name or key."""
     return (
         data_dir / f"{name}.safetensors"
         if name in STORED_BUILT_IN
@@ -86,7 +86,7 @@ def dataset_path(name: str, data_dir: Path) -> Path:
 
 
 def dataset_spec(name: str) -> dict[str, str]:
-    """How a spec names it."""
+    """The dataset field of a spec that names it."""
     return {"name": name} if name in STORED_BUILT_IN else {"name": "imported", "key": name}
 
 
@@ -95,7 +95,7 @@ def _check_name(name: str) -> None:
         raise BadSourceError(f"{name} is built in and needs no import; choose another name with --name")
     if not KEY.fullmatch(name):
         raise BadSourceError(
-            f"name {name!r} is not allowed; up to 63 small letters, digits, - and _, the first no sign"
+            f"name {name!r} is not allowed; up to 63 of a-z, 0-9, - and _, not beginning with - or _"
         )
 
 
@@ -110,11 +110,9 @@ def _read(source: Path, test: Path | None, size: int | None, most_bytes: int) ->
             raise BadSourceError(f"no such file or folder: {path}")
     kind = _kind(source)
     if test is not None and (kind != "parquet" or source.is_dir()):
-        raise BadSourceError(
-            "--test is for a pair of parquet files; other sources hold their test images themselves"
-        )
+        raise BadSourceError("--test is for a pair of parquet files; other sources contain their test images")
     if size is not None and kind == "npz":
-        raise BadSourceError("--size is for pictures; arrays in an .npz are taken as they are")
+        raise BadSourceError("--size is for encoded images; arrays in an .npz are not resized")
     if kind == "npz":
         return npz.read(source, most_bytes)
     if kind == "parquet":
@@ -134,24 +132,24 @@ def _kind(source: Path) -> str:
 
 
 def check_built_in(name: str, checked: CheckedDataset) -> CheckedDataset:
-    """``checked`` with the set's own class names, if shape and counts are those of the set."""
+    """``checked`` with the built-in dataset's class names. Raises BadSourceError if shape or counts differ from it."""
     expected = BUILT_IN[name]
     for part, y, counts in (
         ("training", checked.y_train, expected.train_counts),
         ("test", checked.y_test, expected.test_counts),
     ):
-        found = tuple((y == label).sum() for label in range(expected.classes))
-        if found != counts or len(checked.class_names) != expected.classes:
+        actual = tuple((y == label).sum() for label in range(expected.classes))
+        if actual != counts or len(checked.class_names) != expected.classes:
             raise BadSourceError(
                 f"this is not {name}: {len(y)} {part} images in {len(checked.class_names)} classes, "
                 f"where {name} has {sum(counts)} in {expected.classes}, with fixed counts of each; "
                 "give another --name KEY"
             )
-    shape, wanted = checked.x_train.shape[1:], (expected.channels, expected.height, expected.width)
-    if shape != wanted:
+    shape, required = checked.x_train.shape[1:], (expected.channels, expected.height, expected.width)
+    if shape != required:
         raise BadSourceError(
             f"this is not {name}: images of {'x'.join(map(str, shape))} where {name} has "
-            f"{'x'.join(map(str, wanted))}; give another --name KEY"
+            f"{'x'.join(map(str, required))}; give another --name KEY"
         )
     return CheckedDataset(
         checked.x_train, checked.y_train, checked.x_test, checked.y_test, expected.class_names
@@ -165,7 +163,5 @@ def _unchanged(path: Path, name: str, checked: CheckedDataset) -> StoredDataset:
         raise BadSourceError(f"{error}; give --replace to overwrite it") from error
     same = sha256 == files.digest(vars(checked)) and facts.class_names == checked.class_names
     if not same:
-        raise BadSourceError(
-            f"a different data set named {name} is there already; give --replace to overwrite it"
-        )
+        raise BadSourceError(f"a different dataset named {name} exists; give --replace to overwrite it")
     return StoredDataset(dataset_spec(name), path, facts, sha256)
