@@ -49,7 +49,7 @@ def expand(context: Context, spec: SweepSpec) -> list[PlannedCell]:
         if twin is not planned:
             message = f"equal to cell {twin.number}, {format_coordinates(twin.coordinates)}; name and tags do not count"
             raise InvalidError.of(f"cells[{number}]", format_coordinates(overrides), message)
-        models += len(experiment.keys)
+        models += len(experiment.arm_keys)
         if models > max_models:
             value = f"more than {max_models} arms x seeds, over all cells"
             raise InvalidError.of("base", value, f"allowed: at most {max_models} of them")

@@ -29,7 +29,7 @@ class PlannedExperiment(NamedTuple):
 
     spec: ExperimentSpec
     stages: Sequence[PlannedStage]
-    keys: dict[tuple[str, int], str]
+    arm_keys: dict[tuple[str, int], str]
 
 
 class Coordinates(NamedTuple):
@@ -49,11 +49,11 @@ class StudyPlan(NamedTuple):
     @property
     def cells(self) -> list[Coordinates]:
         """Every cell, row by row."""
-        return [Coordinates(attack, *place) for attack, row in self.rows.items() for place in row.keys]
+        return [Coordinates(attack, *place) for attack, row in self.rows.items() for place in row.arm_keys]
 
     def key(self, cell: Coordinates) -> str:
         """The content address of the cell's results."""
-        return self.rows[cell.attack].keys[cell.arm, cell.seed]
+        return self.rows[cell.attack].arm_keys[cell.arm, cell.seed]
 
 
 class Submission(NamedTuple):
@@ -123,4 +123,4 @@ def _select(plan: StudyPlan, cells: Sequence[Coordinates]) -> PlannedExperiment:
     # No stage depends on the other arms or seeds, so these need not be planned again.
     parts = {None, ATTACK, *spec.arms}
     stages = [stage for stage in row.stages if stage.seed == seed and stage.arm in parts]
-    return PlannedExperiment(spec, stages, {(arm, seed): row.keys[arm, seed] for arm in spec.arms})
+    return PlannedExperiment(spec, stages, {(arm, seed): row.arm_keys[arm, seed] for arm in spec.arms})

@@ -77,7 +77,7 @@ def validate_sweep(context: Context, spec: SweepSpec) -> SweepValidation:
     planned = [cell.experiment for cell in expand(context, spec)]
     with context.database.reading() as session:
         stages, cached = _count_stages(session, planned)
-    models = sum(len(experiment.keys) for experiment in planned)
+    models = sum(len(experiment.arm_keys) for experiment in planned)
     return SweepValidation(cells=len(planned), models=models, stages=stages, cached=cached)
 
 
@@ -204,7 +204,7 @@ def _submit_experiments(
     coordinates: Sequence[dict[str, Any]],
 ) -> list[Experiment]:
     """Submit experiments for a batch whose row is new or locked."""
-    rows = [Planned(experiment.spec, experiment.keys) for experiment in planned]
+    rows = [Planned(experiment.spec, experiment.arm_keys) for experiment in planned]
     submitted = create(session, rows, context.settings.max_attempts)
     session.add_all(
         SweepExperiment(sweep_id=batch.id, experiment_id=experiment.id, made=True, coordinates=position)
