@@ -12,7 +12,7 @@ from app.core.context import Context
 from app.core.request_middleware import Surround
 from app.dashboard import DASHBOARD
 from app.dashboard.rendering import STATIC, Static
-from app.data.catalog import missing_plugins
+from app.data.catalog.missing_plugins import warn_of_missing_plugins
 from app.data.catalog.routes import router as catalog
 from app.data.uploads.routes import STREAMED
 from app.data.uploads.routes import router as uploads
@@ -60,7 +60,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.context = Context.open(chosen)
-        missing_plugins.check(app.state.context.database)
+        warn_of_missing_plugins(app.state.context.database)
         app.state.gate = Gate(app.state.context)
         app.state.gate.say_if_open()
         yield

@@ -21,7 +21,7 @@ from app.core import metrics, tracing
 from app.core.database import Database, utcnow
 from app.core.errors import InvalidError
 from app.core.objects import Objects, ObjectStoreError
-from app.data.resolve import facts_of
+from app.data.resolve import resolve_dataset
 from app.data.uploads import repository
 from app.settings import Settings
 from app.specs.dataset import Uploaded
@@ -144,7 +144,10 @@ def _look_at_model(upload: Upload, path: Path, database: Database, settings: Set
             )
         try:
             with database.of(upload.owner_id).reading() as session:
-                model, shape = spec.model, facts_of(session, spec.dataset, settings.datasets).facts.shape
+                model, shape = (
+                    spec.model,
+                    resolve_dataset(session, spec.dataset, settings.datasets).facts.shape,
+                )
         except InvalidError as error:
             name = spec.dataset.dataset_id if isinstance(spec.dataset, Uploaded) else spec.dataset.name
             raise brought.BadModelError(

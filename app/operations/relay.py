@@ -70,7 +70,7 @@ def step(settings: Settings, database: Database, broker: Broker, before: Set[str
     """
     _reap(database)
     with database.reading() as session:
-        live = frozenset(workers.kinds(session))
+        live = frozenset(workers.live_queues(session))
     _publish(settings, database, broker, live)
     _republish(settings, database, broker, live, 0.0 if live != before else settings.republish_seconds)
     announce(database, broker, settings.republish_seconds)
@@ -102,7 +102,7 @@ def _publish(settings: Settings, database: Database, broker: Broker, live: Set[s
     with database.reading() as session:
         rooms = running_limit.rooms(session, settings)
         messages = dispatch.due(session, without=[owner for owner, room in rooms.items() if room <= 0])
-        waiting = dispatch.queued(session, [m.experiment_id for m in messages])
+        waiting = dispatch.still_queued(session, [m.experiment_id for m in messages])
     done: list[int] = []
     try:
         for message in messages:
@@ -137,9 +137,9 @@ def _republish(
     """Send again what nobody took within ``seconds``, but only if the broker holds fewer messages than there should
     be: else the workers are merely busy."""
     with database.reading() as session:
-        overlooked = dispatch.overlooked(session, seconds)
+        unannounced = dispatch.unannounced(session, seconds)
     by_queue: dict[str, list[str]] = {}
-    for experiment_id, placement in overlooked.items():
+    for experiment_id, placement in unannounced.items():
         name = choose_queue(placement, live, gpu_on_demand=settings.gpu_on_demand)
         by_queue.setdefault(name, []).append(experiment_id)
     for name, ids in by_queue.items():

@@ -22,7 +22,6 @@ from types import FrameType
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.core.database import Database
-from app.data.catalog import missing_plugins
 from app.operations import embedded_broker, schema
 from app.operations.child_process import Child
 from app.settings import Settings
@@ -55,7 +54,6 @@ def up(settings: Settings, host: str = "127.0.0.1", port: int = 8000) -> int:
             _check_worker()
             stack.enter_context(_only_one(settings.home_dir))
             _upgrade(settings)
-            _check_plugins(settings)
             _check_keys(settings, host)
             listener = stack.enter_context(_listen(host, port))
             url = _url(listener)
@@ -174,17 +172,6 @@ def _environment(settings: Settings) -> dict[str, str]:
     ours = {f"BDLAB_{name.upper()}": str(value) for name, value in values.items() if value is not None}
     caches = {name: str(settings.home_dir / "cache" / name.lower()) for name in CACHES}
     return caches | os.environ | ours | {"PYTHONUNBUFFERED": "1"}
-
-
-def _check_plugins(settings: Settings) -> None:
-    """Raises StartError if a stored experiment needs a plug-in that is gone."""
-    database = Database(settings.database)
-    try:
-        missing_plugins.check(database)
-    except missing_plugins.LostPluginError as error:
-        raise StartError(str(error)) from error
-    finally:
-        database.close()
 
 
 def _check_keys(settings: Settings, host: str) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import PlainSerializer, WrapValidator
+from pydantic import PlainSerializer, ValidationError, WrapValidator
 
 from app.specs.attack import AttackSpec
 from app.specs.defense import DefenseSpec
@@ -75,12 +75,23 @@ class StoredSpec:
         return ExperimentSpec.model_validate(self.document)
 
 
+def completed(document: dict[str, Any]) -> dict[str, Any]:
+    """``document`` with the fields that were added since, in the order of the classes.
+
+    It is returned as it is if the classes are gone or no longer accept it.
+    """
+    try:
+        return ExperimentSpec.model_validate(document).model_dump(mode="json")
+    except ValidationError:
+        return document
+
+
 if TYPE_CHECKING:
     SpecDocument = dict[str, Any]
 else:
     SpecDocument = Annotated[
         ExperimentSpec,
-        WrapValidator(lambda document, _validate: document),
+        WrapValidator(lambda document, _validate: completed(document)),
         PlainSerializer(lambda document: document),
     ]
-"""The type of a response field that returns a stored spec as it is. OpenAPI shows it as `ExperimentSpec`."""
+"""The type of a response field that returns a stored spec, `completed`. OpenAPI shows it as `ExperimentSpec`."""

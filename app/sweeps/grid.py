@@ -8,9 +8,9 @@ from pydantic import ValidationError
 from app.core.context import Context
 from app.core.errors import InvalidError
 from app.core.validation import MOST_ERRORS, FieldError, field_errors, shown
+from app.experiments.planning import PlannedExperiment, plan_experiment
 from app.specs.experiment import ExperimentSpec
 from app.specs.sweep import PathError, SweepSpec, build_cell, cell_coordinates, format_coordinates
-from app.sweeps.planning import PlannedExperiment, plan_experiment
 
 MODELS_PER_CELL = 50
 """Maximum mean number of trained models (arms x seeds) per cell, which bounds what one request writes."""

@@ -16,20 +16,11 @@ from sqlalchemy.orm import Session
 from app.core.context import Context
 from app.core.errors import InvalidError
 from app.core.validation import FieldError
-from app.experiments import service as experiments
-from app.specs.experiment import ATTACK, CLEAN, ExperimentSpec
-from app.specs.stages import PlannedStage, arm_keys
+from app.experiments.planning import PlannedExperiment, plan_experiment
+from app.specs.experiment import CLEAN
 from app.specs.study import StudySpec
 from app.sweeps import repository
 from app.sweeps.repository import ArmRef
-
-
-class PlannedExperiment(NamedTuple):
-    """A spec that can run, its stages, and the content address of the results of each arm and seed."""
-
-    spec: ExperimentSpec
-    stages: Sequence[PlannedStage]
-    arm_keys: dict[tuple[str, int], str]
 
 
 class Coordinates(NamedTuple):
@@ -61,12 +52,6 @@ class Submission(NamedTuple):
 
     experiment: PlannedExperiment
     cells: list[Coordinates]
-
-
-def plan_experiment(context: Context, spec: ExperimentSpec) -> PlannedExperiment:
-    """Check the spec and plan its stages, once for all that a batch does with it. Raises InvalidError."""
-    stages = experiments.stages(context, spec)
-    return PlannedExperiment(spec, stages, arm_keys(spec, stages))
 
 
 def plan_study(context: Context, spec: StudySpec) -> StudyPlan:
@@ -120,7 +105,4 @@ def _select(plan: StudyPlan, cells: Sequence[Coordinates]) -> PlannedExperiment:
         defenses=[defense for defense in plan.spec.defenses if defense.arm_name in arms],
         reference=CLEAN in arms and plan.spec.reference,
     )
-    # No stage depends on the other arms or seeds, so these need not be planned again.
-    parts = {None, ATTACK, *spec.arms}
-    stages = [stage for stage in row.stages if stage.seed == seed and stage.arm in parts]
-    return PlannedExperiment(spec, stages, {(arm, seed): row.arm_keys[arm, seed] for arm in spec.arms})
+    return row.restrict(spec)

@@ -18,8 +18,9 @@ from app.core.errors import ConflictError, InvalidError, require
 from app.core.pagination import paginate, paginate_by_age
 from app.experiments import lifecycle
 from app.experiments import repository as experiments
-from app.experiments.creation import Planned, create
+from app.experiments.creation import create
 from app.experiments.idempotency import once
+from app.experiments.planning import PlannedExperiment
 from app.experiments.service import delete_rows
 from app.results.artifacts.storage import drop
 from app.specs.base import digest
@@ -28,7 +29,7 @@ from app.specs.study import StudyParts, StudySpec
 from app.specs.sweep import SweepSpec
 from app.sweeps import matrix, repository
 from app.sweeps.grid import PlannedCell, expand
-from app.sweeps.planning import Coordinates, PlannedExperiment, StudyPlan, fill, plan_study
+from app.sweeps.planning import Coordinates, StudyPlan, fill, plan_study
 from app.sweeps.presentation import path_of, present, present_cell, summarize
 from app.sweeps.repository import ArmRef
 from app.sweeps.schemas import (
@@ -204,8 +205,7 @@ def _submit_experiments(
     coordinates: Sequence[dict[str, Any]],
 ) -> list[Experiment]:
     """Submit experiments for a batch whose row is new or locked."""
-    rows = [Planned(experiment.spec, experiment.arm_keys) for experiment in planned]
-    submitted = create(session, rows, context.settings.max_attempts)
+    submitted = create(session, planned, context.settings.max_attempts)
     session.add_all(
         SweepExperiment(sweep_id=batch.id, experiment_id=experiment.id, made=True, coordinates=position)
         for experiment, position in zip(submitted, coordinates, strict=True)

@@ -68,6 +68,10 @@ class Experiment(Requested, Owned, Base):
     stored_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     """Total size of its files, kept current by `app.results.artifacts.storage.weigh` so that no query sums millions."""
 
+    stages: Mapped[list[dict[str, Any]] | None] = mapped_column(Json, deferred=True)
+    """The planned stages (kind, arm, seed, key) in order, under the keys of ``lab_version``. Null in experiments from
+    before revision 0016. Deferred, because lists do not need it."""
+
     attempts: Mapped[list["Attempt"]] = relationship(
         cascade="all, delete-orphan", passive_deletes=True, order_by="Attempt.number"
     )

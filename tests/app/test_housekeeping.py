@@ -15,7 +15,7 @@ from sqlalchemy import delete, select
 from app.core.context import Context
 from app.core.database import new_id, utcnow
 from app.core.objects import content_key
-from app.experiments.service import stages
+from app.experiments.planning import plan_experiment
 from app.operations.housekeeping import orphans
 from app.operations.housekeeping.schedule import keep
 from app.operations.housekeeping.service import keep_house
@@ -198,7 +198,9 @@ def check_stages(service: Service) -> None:
     spec = {"name": "waits", "seeds": [77]}
     waiting = service.submit(spec)
     context = Context.open(service.settings)
-    wanted = stage(service, stages(context, ExperimentSpec.model_validate(spec))[0].key, days=50)
+    wanted = stage(
+        service, plan_experiment(context, ExperimentSpec.model_validate(spec)).stages[0].key, days=50
+    )
     context.close()
     in_hand = stage(
         service, 1, 50, owner="x:1", lease_expires_at=utcnow() + timedelta(minutes=1), ready_at=None
@@ -229,6 +231,7 @@ def test_no_stage_goes_while_it_is_not_known_what_is_needed(service: Service) ->
     waiting = service.submit()
     with service.database.writing() as session:
         row = session.get_one(Experiment, waiting["id"])
+        row.lab_version -= 1  # so that its stages are planned again
         row.spec = row.spec | {"dataset": {"name": "imported", "key": "elsewhere"}}
     stage(service, 1, days=50)
     report = ask(service, {"stage_days": 30}, delete=True)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from sqlalchemy import inspect
 from sqlalchemy.orm import Session
 
 from app.experiments import repository as experiments
@@ -61,6 +62,13 @@ def test_the_experiments_of_a_sweep_are_locked_without_going_through_all_others(
     ]
     assert of_experiments, plan
     assert not any(step.startswith("SEARCH experiments USING INDEX ix_") for step in plan), plan
+
+
+def test_a_list_does_not_read_the_planned_stages(service: Service) -> None:
+    with service.database.reading() as session:
+        service.submit()
+        rows = experiments.page(session, experiments.Filters(), "-created_at", None, 1)
+        assert "stages" in inspect(rows[0]).unloaded
 
 
 def test_a_list_reads_whole_rows_only_of_what_it_shows(service: Service) -> None:

@@ -61,7 +61,7 @@ def test_the_schema_goes_up_and_down(tmp_path: Path) -> None:
 
 def test_several_processes_may_migrate_at_once(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'test.sqlite3'}"
-    code = f"from app.core import migrations; schema.upgrade({url!r})"
+    code = f"from app.operations import schema; schema.upgrade({url!r})"
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
     assert [p.wait(60) for p in processes] == [0, 0, 0]
 

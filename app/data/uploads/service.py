@@ -16,7 +16,7 @@ from app.core.database import new_id, utcnow
 from app.core.errors import ConflictError, InvalidError, NotFoundError, TooLargeError, summary
 from app.core.objects import ObjectStoreError
 from app.core.validation import FieldError, field_errors, shown
-from app.data.resolve import facts_of
+from app.data.resolve import resolve_dataset
 from app.data.uploads import repository
 from app.data.uploads.schemas import DatasetMetadata, Metadata, ModelMetadata
 from app.data.uploads.streaming import CLOSE, Form
@@ -162,7 +162,7 @@ def _request(context: Context, metadata: Metadata, file_name: str) -> dict[str, 
             raise _fault("size", metadata.size, "allowed: null; arrays in an npz are taken as they are")
     elif isinstance(metadata, ModelMetadata) and metadata.dataset is not None:
         with context.database.reading() as session:
-            facts = facts_of(session, metadata.dataset, context.settings.datasets).facts
+            facts = resolve_dataset(session, metadata.dataset, context.settings.datasets).facts
         fields["shape"] = facts.shape.model_dump(mode="json")
         del fields["dataset"]
     return fields

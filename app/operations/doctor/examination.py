@@ -19,6 +19,7 @@ CHECKS: dict[str, Check] = {
     "data sets": stores.data_sets,
     "workers": progress.workers,
     "relay": progress.relay,
+    "plug-ins": progress.plug_ins,
     "torch": machine.torch,
     "disk": machine.disk,
     "keys": exposure.keys,

@@ -7,11 +7,13 @@ from sqlalchemy import func, select
 
 from app.core.broker import CHECKS, INTERACTIVE
 from app.core.database import utcnow
+from app.data.catalog.missing_plugins import missing_plugins
 from app.experiments.workers.repository import ALIVE_SECONDS
 from app.experiments.workers.service import skew
 from app.operations.doctor.databases import clock
 from app.operations.doctor.findings import Finding, Patient, error, ok, warning
 from app.specs.placement import KINDS
+from app.specs.plugins import VARIABLE
 from app.tables.experiments import QUEUED, RUNNING, Experiment, Outbox, WorkerHeartbeat
 
 AHEAD = timedelta(seconds=2)
@@ -47,6 +49,20 @@ def workers(patient: Patient) -> Iterator[Finding]:
     ahead = max(alive, key=lambda row: row.seen_at, default=None)
     if ahead is not None and ahead.seen_at > now + AHEAD:
         yield clock(f"worker {ahead.name}", ahead.seen_at)
+
+
+def plug_ins(patient: Patient) -> Iterator[Finding]:
+    """Whether every attack and defense of a stored experiment is defined."""
+    if patient.database is None:
+        return
+    if missing := missing_plugins(patient.database):
+        yield warning(
+            "plug-ins",
+            f"nothing defines {', '.join(missing)}; their experiments can only be read",
+            f"set {VARIABLE}",
+        )
+    else:
+        yield ok("plug-ins", "stored experiments need none that is missing")
 
 
 def relay(patient: Patient) -> Iterator[Finding]:

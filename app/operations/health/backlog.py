@@ -40,8 +40,8 @@ def look(session: Session, *, gpu_on_demand: bool) -> Backlog:
     def age(since: datetime | None) -> float:
         return max(0.0, (now - since).total_seconds()) if since is not None else 0.0
 
-    experiments = workers.experiments(session, gpu_on_demand=gpu_on_demand)
-    checks = workers.checks(session)
+    experiments = workers.experiment_queues(session, gpu_on_demand=gpu_on_demand)
+    checks = workers.check_queue(session)
     queues = experiments | {CHECKS: checks}
     unsent = select(func.count(), func.min(Outbox.not_before)).where(Outbox.published_at.is_(None))
     due, oldest_due = session.execute(unsent.where(Outbox.not_before <= now)).one()

@@ -38,7 +38,7 @@ def readiness(context: Context) -> Readiness:
 def manned(context: Context) -> bool:
     """Whether some live worker trains."""
     with context.database.whole.reading() as session:
-        return bool(workers.kinds(session))
+        return bool(workers.live_queues(session))
 
 
 def _database(context: Context) -> Check:

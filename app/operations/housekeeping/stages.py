@@ -15,10 +15,10 @@ from app.core.context import Context
 from app.core.database import utcnow
 from app.core.errors import AppError
 from app.core.objects import ObjectStoreError
-from app.experiments.service import stages
+from app.experiments.planning import plan_again, runnable_spec
 from app.operations.housekeeping.report import Tally
 from app.settings import RetentionPolicy
-from app.specs.experiment import ExperimentSpec
+from app.specs.stages import LAB_VERSION
 from app.specs.status import TERMINAL
 from app.tables.experiments import QUEUED, RUNNING, Experiment, Stage
 
@@ -53,23 +53,30 @@ class InUse:
     @cached_property
     def _found(self) -> tuple[set[str], str | None]:
         context, keys, unknown = self._context, set[str](), None
-        active = Experiment.status.in_((QUEUED, RUNNING))
-        with context.database.whole.reading() as session:
-            hashes = session.scalars(select(Experiment.spec_hash).where(active).distinct()).all()
-        for spec_hash in hashes:
+        query = select(Experiment.id, Experiment.lab_version, Experiment.stages)
+        query = query.where(Experiment.status.in_((QUEUED, RUNNING)))
+        outdated = []
+        with context.database.whole.streaming() as session:
+            for experiment_id, lab_version, stages in session.execute(
+                query.execution_options(yield_per=BATCH)
+            ):
+                if (
+                    stages is None or lab_version != LAB_VERSION
+                ):  # a worker will compute them under other keys
+                    outdated.append(experiment_id)
+                else:
+                    keys.update(stage["key"] for stage in stages)
+        for experiment_id in outdated:
             with context.database.whole.reading() as session:
-                row = session.execute(
-                    select(Experiment.id, Experiment.spec)
-                    .where(active, Experiment.spec_hash == spec_hash)
-                    .limit(1)
-                ).one_or_none()
-            if row is None:
-                continue
-            try:
-                spec = ExperimentSpec.model_validate(row.spec)
-                keys.update(stage.key for stage in stages(context, spec))
-            except (AppError, ValueError):
-                unknown = row.id
+                experiment = session.get(Experiment, experiment_id)
+                if experiment is None:
+                    continue
+                try:
+                    planned = plan_again(session, runnable_spec(experiment), context.settings.datasets)
+                except AppError:
+                    unknown = experiment_id
+                else:
+                    keys.update(stage.key for stage in planned.stages)
         return keys, unknown
 
 

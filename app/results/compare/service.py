@@ -10,8 +10,9 @@ from app.results.compare import repository
 from app.results.compare.repository import Numbers
 from app.results.compare.schemas import ArmComparison, Compared, Comparison, Curve, MetricRow, SpecField
 from app.results.numbers.schemas import Aggregate
-from app.specs.experiment import ATTACK, UNHASHED_FIELDS, ExperimentSpec
+from app.specs.experiment import ATTACK, UNHASHED_FIELDS
 from app.specs.metrics import METRICS, summarize
+from app.specs.stored import StoredSpec, completed
 from app.tables.experiments import Experiment
 
 FEWEST, MOST = 2, 10
@@ -31,7 +32,7 @@ def compare(context: Context, ids: str, names: Sequence[str], points: int) -> Co
         numbers = repository.numbers(session, wanted)
         curves = repository.curves(session, wanted, names, points)
     experiments = [found[i] for i in wanted]
-    specs = [ExperimentSpec.model_validate(experiment.spec) for experiment in experiments]
+    specs = [StoredSpec(completed(experiment.spec)) for experiment in experiments]
     arms = list(dict.fromkeys(arm for spec in specs for arm in spec.arms))
     return Comparison(
         experiments=[_compared(experiment) for experiment in experiments],
@@ -64,7 +65,7 @@ def _compared(experiment: Experiment) -> Compared:
     return Compared.model_validate(experiment, from_attributes=True)
 
 
-def _spec(specs: list[ExperimentSpec]) -> list[SpecField]:
+def _spec(specs: list[StoredSpec]) -> list[SpecField]:
     flat = [dict(_flat("", _document(spec))) for spec in specs]
     names = dict.fromkeys(name for fields in flat for name in fields)
     rows = []
@@ -74,11 +75,10 @@ def _spec(specs: list[ExperimentSpec]) -> list[SpecField]:
     return sorted(rows, key=lambda row: row.same)
 
 
-def _document(spec: ExperimentSpec) -> dict[str, Any]:
+def _document(spec: StoredSpec) -> dict[str, Any]:
     """The spec without what only names it; defenses by their arms, so that the same one is compared."""
-    document = spec.model_dump(mode="json", exclude=set(UNHASHED_FIELDS))
-    defenses = zip(spec.defenses, document["defenses"], strict=True)
-    return {**document, "defenses": {parsed.arm_name: fields for parsed, fields in defenses}}
+    fields = {name: value for name, value in spec.document.items() if name not in UNHASHED_FIELDS}
+    return {**fields, "defenses": spec.defenses}
 
 
 def _flat(prefix: str, fields: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -9,8 +9,8 @@ from typing import Any
 from app.core.context import Context
 from app.results.numbers import repository
 from app.results.numbers.schemas import Aggregate, ArmResults, Metrics, Results, Series
-from app.specs.experiment import ExperimentSpec
 from app.specs.metrics import METRICS, summarize
+from app.specs.stored import StoredSpec
 from app.tables.experiments import require_experiment
 
 
@@ -18,7 +18,7 @@ def results(context: Context, experiment_id: str) -> Results:
     """Per arm and seed, and aggregated over seeds; arms in the order of the spec. Raises NotFoundError."""
     with context.database.reading() as session:
         experiment = require_experiment(session, experiment_id)
-        arms = ExperimentSpec.model_validate(experiment.spec).arms
+        arms = StoredSpec(experiment.spec).arms
         values = repository.values(session, experiment_id)
         notes = repository.notes(session, experiment_id)
     seeds: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in arms}

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from app.specs.base import canonical_json, digest
-from app.specs.experiment import CLEAN, UNHASHED_FIELDS, ExperimentSpec
+from app.specs.experiment import CLEAN, UNHASHED_FIELDS
+from app.specs.stored import StoredSpec
 
 PARTS = ("dataset", "model", "attack", "training", "other", "defense")
 _OWN_PLACE = (*UNHASHED_FIELDS, "seeds", "defenses")
@@ -25,14 +26,14 @@ class Arm(NamedTuple):
     """The defense's name, or ``clean`` or ``undefended``."""
 
 
-def arm_of(spec: ExperimentSpec, arm: str) -> Arm:
+def arm_of(spec: StoredSpec, arm: str) -> Arm:
     """The parts of ``arm``; a defense counts for the arm that it makes."""
-    document = spec.model_dump(mode="json")
+    document = spec.document
     other = {key: value for key, value in document.items() if key not in {*PARTS, *_OWN_PLACE}}
     parts = {name: document[name] for name in PARTS if name in document} | {"other": other}
-    defense = next((d for d in spec.defenses if d.arm_name == arm), None)
+    defense = spec.defenses.get(arm)
     if defense is not None:
-        parts["defense"] = defense.model_dump(mode="json")
+        parts["defense"] = defense
     deciding = {
         **{name: dict(fields) for name, fields in parts.items()},
         "other": {key: value for key, value in other.items() if key not in _NO_NUMBERS},
@@ -41,7 +42,7 @@ def arm_of(spec: ExperimentSpec, arm: str) -> Arm:
     deciding.get("defense", {}).pop("arm", None)
     if arm == CLEAN:
         deciding["attack"] = {}  # the clean arm never meets it
-    name = defense.name if defense is not None else arm
+    name = defense["name"] if defense is not None else arm
     return Arm(parts, digest([name if defense is None else "", deciding])[:16], name)
 
 

@@ -13,8 +13,9 @@ from sqlalchemy.orm import Session
 
 from app.results.search.facts import Arm, arm_of, dataset_label, facts
 from app.specs.base import digest
-from app.specs.experiment import CLEAN, UNDEFENDED, ExperimentSpec
+from app.specs.experiment import CLEAN, UNDEFENDED
 from app.specs.metrics import EFFECTIVENESS, defense_effectiveness, summarize
+from app.specs.stored import StoredSpec, completed
 from app.tables.experiments import Experiment
 from app.tables.leaderboard import LeaderboardSetting, LeaderboardValue
 from app.tables.results import ResultValue
@@ -32,7 +33,7 @@ class _Source(NamedTuple):
     owner_id: str
     name: str
     created_at: Any
-    spec: ExperimentSpec
+    spec: StoredSpec
 
 
 def refresh(session: Session, experiment_id: str, arm: str) -> None:
@@ -77,7 +78,7 @@ def _source(session: Session, experiment_id: str) -> _Source | None:
     if row is None:
         return None
     owner, name, created_at, spec = row
-    return _Source(experiment_id, owner, name, created_at, ExperimentSpec.model_validate(spec))
+    return _Source(experiment_id, owner, name, created_at, StoredSpec(completed(spec)))
 
 
 def _values(session: Session, experiment_id: str) -> dict[str, Values]:

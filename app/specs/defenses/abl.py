@@ -9,7 +9,7 @@ from app.specs.defenses.base import Defense, check_window
 
 PAPER = "Li et al. 2021, section 4"
 CODE = "the ABL authors' published code"
-HERE = "docs/results: chosen on digits and CIFAR-10 with other seeds and rates than those reported"
+OWN_TUNING = "docs/results: chosen on digits and CIFAR-10 with other seeds and rates than those reported"
 
 _PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
@@ -56,7 +56,7 @@ class Abl(Defense):
         "steady",
         "steady: the paper's method with a smoothed ranking and bounded unlearning, for reliability. paper: the "
         "schedule of the paper. authors: the schedule of the authors' code.",
-        source=f"{PAPER}; {CODE}; {HERE}",
+        source=f"{PAPER}; {CODE}; {OWN_TUNING}",
     )
     isolation_loss: Literal["local_gradient_ascent", "flooding"] = field(
         "local_gradient_ascent",
@@ -80,16 +80,16 @@ class Abl(Defense):
         24, "Length of the isolation stage (the turning epoch).", unit="epochs", source=PAPER, ge=1, le=500
     )
     isolation_learning_rate: float = field(
-        0.01, "Constant learning rate of the isolation stage.", source=HERE, gt=0, le=10
+        0.01, "Constant learning rate of the isolation stage.", source=OWN_TUNING, gt=0, le=10
     )
     isolation_augmentation: bool = field(
-        True, "Augment images during isolation, as in training.", source=HERE
+        True, "Augment images during isolation, as in training.", source=OWN_TUNING
     )
     ranking_window: int = field(
         12,
         "Number of last isolation epochs over which each sample's loss rank is averaged. 1: the last epoch only.",
         unit="epochs",
-        source=HERE,
+        source=OWN_TUNING,
         ge=1,
         le=500,
     )
@@ -110,7 +110,7 @@ class Abl(Defense):
         source=f"{PAPER}; {CODE}; Welleck et al. 2020",
     )
     unlearning_epochs: int = field(
-        10, "Maximum length of unlearning.", unit="epochs", source=HERE, ge=0, le=500
+        10, "Maximum length of unlearning.", unit="epochs", source=OWN_TUNING, ge=0, le=500
     )
     unlearning_learning_rate: float = field(
         5e-4, "Constant learning rate of unlearning.", source=CODE, gt=0, le=1
@@ -120,7 +120,7 @@ class Abl(Defense):
         "Share of the training set that is held out from fine-tuning and unlearning, to monitor accuracy. Drawn from "
         "the less suspicious half of the classes that are not accused. 0: unlearning is not monitored.",
         unit="fraction",
-        source=HERE,
+        source=OWN_TUNING,
         ge=0,
         le=0.3,
     )
@@ -129,7 +129,7 @@ class Abl(Defense):
         "Largest drop of held-out accuracy in unlearning. The last epoch within it is kept, and unlearning stops after "
         "five consecutive epochs beyond it.",
         unit="fraction",
-        source=HERE,
+        source=OWN_TUNING,
         gt=0,
         le=1,
     )

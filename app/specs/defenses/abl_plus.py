@@ -5,10 +5,9 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 
 from app.specs.base import field
-from app.specs.defenses.abl import Abl
+from app.specs.defenses.abl import OWN_TUNING, Abl
 from app.specs.defenses.base import Defense, check_window
 
-HERE = "docs/results: chosen on digits and CIFAR-10 with other seeds and rates than those reported"
 ROUNDS = 4
 """Sorting rounds. Each is a stage, so that each can be resumed."""
 SPLITS = 2
@@ -34,13 +33,13 @@ class AblPlus(Defense):
         24, "Length of the isolation stage that ranks the samples, as in `abl`.", unit="epochs", ge=1, le=500
     )
     isolation_learning_rate: float = field(
-        0.01, "Constant learning rate of the isolation stage, as in `abl`.", source=HERE, gt=0, le=10
+        0.01, "Constant learning rate of the isolation stage, as in `abl`.", source=OWN_TUNING, gt=0, le=10
     )
     ranking_window: int = field(
         12,
         "Number of last isolation epochs over which ranks are averaged, as in `abl`.",
         unit="epochs",
-        source=HERE,
+        source=OWN_TUNING,
         ge=1,
         le=500,
     )
@@ -49,7 +48,7 @@ class AblPlus(Defense):
         20,
         "Training of the model for the superposition test, on all images.",
         unit="epochs",
-        source=HERE,
+        source=OWN_TUNING,
         ge=1,
         le=500,
     )
@@ -58,7 +57,7 @@ class AblPlus(Defense):
         f"Training of each of the {ROUNDS} sorting models, and of each of the {SPLITS} splitting models, which divide "
         "an accused class if sorting does not.",
         unit="epochs",
-        source=HERE,
+        source=OWN_TUNING,
         ge=1,
         le=500,
     )
@@ -68,7 +67,7 @@ class AblPlus(Defense):
         "strange image is more suspicious than another one (area under the ROC curve). A class is also accused if "
         "nearly half of it is strange, if both rankings are bimodal within it, or if both agree on it. Strange images "
         "must resemble several classes.",
-        source=HERE,
+        source=OWN_TUNING,
         ge=0.5,
         le=2,
     )
@@ -76,12 +75,12 @@ class AblPlus(Defense):
         10,
         "Maximum length of unlearning, if training against the accused label fails.",
         unit="epochs",
-        source=HERE,
+        source=OWN_TUNING,
         ge=0,
         le=500,
     )
     unlearning_learning_rate: float = field(
-        5e-4, "Constant learning rate of unlearning, as in `abl`.", source=HERE, gt=0, le=1
+        5e-4, "Constant learning rate of unlearning, as in `abl`.", source=OWN_TUNING, gt=0, le=1
     )
 
     @model_validator(mode="after")
