@@ -16,7 +16,7 @@ from app.data.resolve import stored_facts
 from app.experiments import lifecycle, repository
 from app.experiments.creation import create
 from app.experiments.idempotency import once
-from app.experiments.planning import PlannedExperiment, StoredStage, plan_experiment, stages_of
+from app.experiments.planning import StoredStage, plan_experiment, stages_of
 from app.experiments.presentation import present
 from app.experiments.repository import Filters, Order
 from app.experiments.schemas import ExperimentOut, StageOut, Validation
@@ -25,7 +25,6 @@ from app.results.search import indexing
 from app.specs.base import digest
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import DatasetFacts
-from app.specs.stages import PlannedStage
 from app.specs.status import TERMINAL
 from app.tables.experiments import RUNNING, Experiment, require_experiment
 from app.webhooks import outbox
@@ -45,16 +44,6 @@ def submit(context: Context, spec: ExperimentSpec, key: str | None) -> tuple[dic
         return present(session, create(session, [planned], context.settings.max_attempts), new=True)[0]
 
     return once(context, key, digest(spec), ExperimentOut, make)
-
-
-def planned(context: Context, spec: ExperimentSpec) -> PlannedExperiment:
-    """`plan_experiment` under the name that app.sweeps calls."""
-    return plan_experiment(context, spec)
-
-
-def stages(context: Context, spec: ExperimentSpec) -> tuple[PlannedStage, ...]:
-    """The stages of `plan_experiment` under the name that app.sweeps calls."""
-    return plan_experiment(context, spec).stages
 
 
 def validate(context: Context, spec: ExperimentSpec) -> Validation:
