@@ -32,9 +32,8 @@ class Coordinates(NamedTuple):
 
 
 class StudyPlan(NamedTuple):
-    """A study whose cells can all run. ``rows`` has for each attack one experiment with all arms and seeds."""
+    """A study whose cells can all run: by attack label, an experiment with all arms and seeds."""
 
-    spec: StudySpec
     rows: dict[str, PlannedExperiment]
 
     @property
@@ -78,7 +77,7 @@ def plan_study(context: Context, spec: StudySpec) -> StudyPlan:
                 errors.setdefault((field, message), FieldError({**fault, "field": field}))
     if errors:
         raise InvalidError.of_all(list(errors.values()))
-    return StudyPlan(spec, rows)
+    return StudyPlan(rows)
 
 
 def fill(
@@ -92,17 +91,17 @@ def fill(
     for cell in keys:
         if cell not in reused:
             groups[cell.attack, cell.seed].append(cell)
-    return reused, [Submission(_select(plan, group), group) for group in groups.values()]
+    return reused, [
+        Submission(_select(plan.rows[attack], group), group) for (attack, _), group in groups.items()
+    ]
 
 
-def _select(plan: StudyPlan, cells: Sequence[Coordinates]) -> PlannedExperiment:
-    """The part of a planned row that fills cells of one seed."""
-    attack, _, seed = cells[0]
-    row, arms = plan.rows[attack], {cell.arm for cell in cells}
-    spec = plan.spec.experiment(
-        next(part for part in plan.spec.attacks if part.row == attack),
-        seeds=[seed],
-        defenses=[defense for defense in plan.spec.defenses if defense.arm_name in arms],
-        reference=CLEAN in arms and plan.spec.reference,
-    )
-    return row.restrict(spec)
+def _select(row: PlannedExperiment, cells: Sequence[Coordinates]) -> PlannedExperiment:
+    """The part of a planned row that fills these cells of one seed."""
+    arms, defenses = {cell.arm for cell in cells}, row.spec.defenses
+    part = {
+        "seeds": (cells[0].seed,),
+        "defenses": tuple(defense for defense in defenses if defense.arm_name in arms),
+        "reference": CLEAN in arms and row.spec.reference,
+    }
+    return row.restrict(row.spec.model_copy(update=part))

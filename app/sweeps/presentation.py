@@ -71,13 +71,15 @@ def _summary(batch: Sweep, progress: BatchProgress, cells: int, filled: int) -> 
 
 
 def progress_of(session: Session, ids: Sequence[str]) -> dict[str, BatchProgress]:
-    """The progress of each batch, in two queries."""
-    counts = repository.count_by_status(session, ids)
-    running = repository.sum_running_fractions(session, ids)
-    return {batch_id: _combine(counts[batch_id], running[batch_id]) for batch_id in ids}
+    """The progress of each batch, in one query."""
+    return {
+        batch_id: _combine(counts) for batch_id, counts in repository.count_by_status(session, ids).items()
+    }
 
 
-def _combine(counts: dict[str, int], running: float) -> BatchProgress:
+def _combine(by_status: dict[str, tuple[int, float]]) -> BatchProgress:
+    counts = {status: count for status, (count, _) in by_status.items()}
+    _, running = by_status.get(RUNNING, (0, 0.0))
     total = sum(counts.values())
     ended = sum(counts.get(status, 0) for status in TERMINAL)
     status: Status

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 from sqlalchemy import ColumnElement, Row, and_, exists, func, or_, select, tuple_
 from sqlalchemy.orm import Session, aliased
 
-from app.tables.experiments import FAILED, RUNNING, SUCCEEDED, Experiment
+from app.tables.experiments import FAILED, SUCCEEDED, Experiment
 from app.tables.results import ArmNote, ResultValue
 from app.tables.sweeps import ArmKey, Sweep, SweepCell, SweepExperiment
 
@@ -51,32 +51,20 @@ def page(session: Session, kind: str, after: tuple[datetime, str] | None, limit:
     return session.scalars(query.order_by(Sweep.created_at.desc(), Sweep.id.desc()).limit(limit)).all()
 
 
-def count_by_status(session: Session, ids: Sequence[str]) -> dict[str, dict[str, int]]:
-    """By batch and status, the number of experiments."""
+def count_by_status(session: Session, ids: Sequence[str]) -> dict[str, dict[str, tuple[int, float]]]:
+    """By batch and status, the number of experiments and the sum of the fractions that they have completed."""
+    fraction = func.coalesce(Experiment.progress["fraction"].as_float(), 0.0)
     rows = session.execute(
-        select(SweepExperiment.sweep_id, Experiment.status, func.count())
+        select(SweepExperiment.sweep_id, Experiment.status, func.count(), func.sum(fraction))
         .outerjoin(Experiment, Experiment.id == SweepExperiment.experiment_id)
         .where(SweepExperiment.sweep_id.in_(ids))
         .group_by(SweepExperiment.sweep_id, Experiment.status)
     )
-    counts: dict[str, dict[str, int]] = {batch_id: {} for batch_id in ids}
-    for batch_id, status, count in rows:
+    counts: dict[str, dict[str, tuple[int, float]]] = {batch_id: {} for batch_id in ids}
+    for batch_id, status, count, completed in rows:
         if status is not None:
-            counts[batch_id][status] = count
+            counts[batch_id][status] = (count, completed)
     return counts
-
-
-def sum_running_fractions(session: Session, ids: Sequence[str]) -> dict[str, float]:
-    """By batch, the sum of the fractions that its running experiments have completed."""
-    rows = session.execute(
-        select(SweepExperiment.sweep_id, Experiment.progress)
-        .outerjoin(Experiment, Experiment.id == SweepExperiment.experiment_id)
-        .where(SweepExperiment.sweep_id.in_(ids), func.coalesce(Experiment.status, "") == RUNNING)
-    )
-    fractions = dict.fromkeys(ids, 0.0)
-    for batch_id, progress in rows:
-        fractions[batch_id] += progress.get("fraction", 0.0)
-    return fractions
 
 
 def count_cells(session: Session, ids: Sequence[str]) -> dict[str, tuple[int, int]]:

@@ -27,7 +27,6 @@ IDS = ["a", "b"]
         (lambda session: experiments.attempts(session, IDS), "sqlite_autoindex_attempts_1"),
         (lambda session: experiments.sweeps(session, IDS), "ix_sweep_experiments_experiment"),
         (lambda session: sweeps.count_by_status(session, IDS), "sqlite_autoindex_sweep_experiments_1"),
-        (lambda session: sweeps.sum_running_fractions(session, IDS), "sqlite_autoindex_sweep_experiments_1"),
         (lambda session: sweeps.count_cells(session, IDS), "sqlite_autoindex_sweep_cells_1"),
         (lambda session: sweeps.sweep_cells(session, "a", None, None, 50), "sqlite_autoindex_sweep_cells_1"),
         (
