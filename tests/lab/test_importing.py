@@ -131,7 +131,7 @@ RAGGED[:] = [IMAGES[i, : 3 + i % 2] for i in range(12)]
         ({"x_train": NAN}, ["x_train", "image 7", "NaN"]),
         ({"x_train": IMAGES.astype(float)}, ["x_train", "[0, 1]", "255"]),
         ({"x_train": IMAGES.astype(np.int32)}, ["x_train", "int32", "uint8"]),
-        ({"x_train": RAGGED}, ["x_train", "differing sizes"]),
+        ({"x_train": RAGGED}, ["x_train", "different sizes"]),
         ({"x_train": IMAGES[:, :, :, :2]}, ["x_train", "[12, 6, 5, 2]", "1 nor 3 channels"]),
         ({"x_train": IMAGES[:, :3]}, ["x_train", "ambiguous"]),
         ({"x_train": IMAGES[0, 0]}, ["x_train", "[5, 3]"]),

@@ -1,4 +1,4 @@
-"""The same triggered images under every arm's model."""
+"""The predictions of every arm's model for the same triggered images."""
 
 from worker.lab.figures.board import Array, Board, check_images, display_size
 from worker.lab.figures.images import EDGE, GAP, MAX_IMAGES, MIN_WIDTH
@@ -11,16 +11,16 @@ _KINDS = {"correct": ("✓", tint(0.8)), "target": ("◎", tint(-1)), "other": (
 def predictions(
     clean: Array, triggered: Array, true: list[str], answers: dict[str, list[str]], target: str
 ) -> bytes:
-    """Test images (the first eight), clean and triggered, and under them what each arm's model answers to the latter.
+    """Test images (the first eight), clean and triggered, and each arm's predictions for the triggered ones.
 
-    ``clean`` and ``triggered`` uint8 ``[N, C, H, W]``; ``true`` the true classes, ``answers`` each arm's class names,
-    ``target`` the class that the attack wants. Color and sign tell the true class, the target and others apart.
-    Raises ValueError if the arrays are no images or the lengths differ.
+    ``clean`` and ``triggered`` uint8 ``[N, C, H, W]``; ``true`` the true classes, ``answers`` each arm's predicted
+    class names, ``target`` the target class. Color and symbol distinguish the true class, the target and others.
+    Raises ValueError if the arrays are not images or the lengths differ.
     """
     check_images("clean", clean)
     check_images("triggered", triggered)
     lengths = {"triggered": len(triggered), "true": len(true)}
-    lengths |= {f"answers[{arm!r}]": len(given) for arm, given in answers.items()}
+    lengths |= {f"answers[{arm!r}]": len(predicted) for arm, predicted in answers.items()}
     for name, length in lengths.items():
         if length != len(clean):
             raise ValueError(f"{name}: {length} is not allowed; one for each of {len(clean)} clean images")
@@ -37,7 +37,7 @@ def predictions(
     )
     width = max(MIN_WIDTH, left + column * len(clean) - GAP + EDGE)
     title = fit_text(
-        f"Answers to triggered images; the attack's target is {target}",
+        f"Predictions for triggered images; the target class is {target}",
         width - 2 * EDGE,
         12,
         lines=2,
@@ -47,9 +47,9 @@ def predictions(
     texts = {
         arm: [
             fit_text(f"{_KINDS[_kind(answer, label, target)][0]} {answer}", column - 18, 9, lines=2)
-            for answer, label in zip(given[:MAX_IMAGES], true, strict=True)
+            for answer, label in zip(predicted[:MAX_IMAGES], true, strict=True)
         ]
-        for arm, given in answers.items()
+        for arm, predicted in answers.items()
     }
     heights = {
         arm: max(32.0, *(line_height(9) * (text.count("\n") + 1) + 12 for text in [names[arm], *texts[arm]]))
@@ -83,16 +83,16 @@ def predictions(
             board.text(x + (column - GAP) / 2, y + height / 2, text, 9)
         y += height + 4
     x = float(EDGE)
-    for kind, words in {
+    for kind, legend in {
         "correct": "true class",
-        "target": "the attack's target",
+        "target": "target class",
         "other": "another class",
     }.items():
-        sign, color = _KINDS[kind]
+        symbol, color = _KINDS[kind]
         board.box(x, y + 8, 24, 24, color)
-        board.text(x + 12, y + 20, sign, 9)
-        board.text(x + 32, y + 20, words, 9, across="left", color=MUTED)
-        x += 32 + text_width(words, 9) + 28
+        board.text(x + 12, y + 20, symbol, 9)
+        board.text(x + 32, y + 20, legend, 9, across="left", color=MUTED)
+        x += 32 + text_width(legend, 9) + 28
     return board.png()
 
 

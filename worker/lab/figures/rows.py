@@ -1,4 +1,4 @@
-"""Pictures of an attack at work: named rows of images, one column an image or a setting."""
+"""Figures of an attack: named rows of images, one column per image or setting."""
 
 from worker.lab.figures.board import Array, Board, check_images, display_size
 from worker.lab.figures.images import EDGE, GAP, MAX_IMAGES, MIN_WIDTH
@@ -6,9 +6,9 @@ from worker.lab.figures.style import fit_text, line_height, text_width
 
 
 def image_rows(rows: list[tuple[str, Array]], above: list[str] | None, title: str) -> bytes:
-    """Rows of images, uint8 ``[N, C, H, W]`` each, under their names; at most the first eight of each row.
+    """Named rows of images, uint8 ``[N, C, H, W]`` each; at most the first eight of each row.
 
-    ``above`` names the columns. Raises ValueError if a row holds no images.
+    ``above`` are the column names. Raises ValueError if a row has no images.
     """
     for name, images in rows:
         check_images(name, images)
