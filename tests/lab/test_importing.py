@@ -1,4 +1,4 @@
-"""`bdlab data import`: every supported source, and one clear line for every fault."""
+"""`bdlab data import`: every supported source, and a clear error of one line for every fault."""
 
 import io
 import json
@@ -156,7 +156,7 @@ def test_bad_arrays_are_refused(
     assert all(word in message for word in words), message
 
 
-def test_damaged_and_foreign_archives_are_refused(tmp_path: Path, home: Path) -> None:
+def test_damaged_archives_and_other_formats_are_refused(tmp_path: Path, home: Path) -> None:
     whole = npz(tmp_path).read_bytes()
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
     assert "not an .npz" in refused(tmp_path / "cut.npz", home)
@@ -185,7 +185,7 @@ def test_test_fraction_is_stratified_and_seeded(tmp_path: Path, home: Path) -> N
     assert rows == {image.tobytes() for image in IMAGES.transpose(0, 3, 1, 2)}  # nothing lost or twice
 
 
-def test_test_fraction_out_of_place_is_refused(tmp_path: Path, home: Path) -> None:
+def test_unneeded_or_invalid_test_fraction_is_refused(tmp_path: Path, home: Path) -> None:
     assert "1.5" in refused(npz(tmp_path), home, test_fraction=1.5)
     assert "has test images" in refused(npz(tmp_path), home, test_fraction=0.5)
     lonely = npz(tmp_path, x_test=None, y_test=None, y_train=np.array([0] * 11 + [1]))
@@ -308,7 +308,7 @@ def test_names(tmp_path: Path, home: Path) -> None:
     assert run(npz(tmp_path, "My Set (1).npz"), home).dataset["key"] == "my-set-1"
 
 
-def test_another_set_of_the_same_name_needs_replace(tmp_path: Path, home: Path) -> None:
+def test_a_different_dataset_of_the_same_name_requires_replace(tmp_path: Path, home: Path) -> None:
     first = run(npz(tmp_path), home)
     before = first.path.stat().st_mtime_ns
     assert run(npz(tmp_path), home) == first
@@ -333,7 +333,7 @@ def test_a_source_with_the_built_in_shape_is_stored_as_built_in(tmp_path: Path, 
     assert stored.facts == facts
 
 
-def test_the_command_reports_in_json_and_lists_what_is_there(tmp_path: Path, home: Path) -> None:
+def test_the_command_reports_in_json_and_lists_datasets(tmp_path: Path, home: Path) -> None:
     def command(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "worker.lab.data", *words, "--data-dir", str(home)],
@@ -353,7 +353,7 @@ def test_the_command_reports_in_json_and_lists_what_is_there(tmp_path: Path, hom
     assert bad.stderr == f"bdlab: no such file or folder: {tmp_path / 'none.npz'}\n"
 
 
-def test_a_file_that_is_none_of_ours_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_another_writer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"\x10" + bytes(30))
     with pytest.raises(LabError, match="bdlab data import"):
         files.read(tmp_path / "x.safetensors")

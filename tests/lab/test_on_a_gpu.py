@@ -30,9 +30,9 @@ SPEC = {
 
 
 def results(spec: dict[str, Any], recorder: MemoryRecorder, store: MemoryStore) -> Any:
-    given = ExperimentSpec.model_validate(spec)
+    parsed = ExperimentSpec.model_validate(spec)
     document = run_experiment(
-        given, recorder, store, data_dir=DIGITS_ONLY, device="cuda", checkpoint_seconds=0
+        parsed, recorder, store, data_dir=DIGITS_ONLY, device="cuda", checkpoint_seconds=0
     )
     for arm in document["arms"]:
         for values in arm["seeds"]:

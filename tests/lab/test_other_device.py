@@ -138,7 +138,7 @@ def in_pieces(whole: Spec, store: MemoryStore) -> list[str]:
 
 
 def test_the_device_refuses_what_a_gpu_refuses() -> None:
-    here, drawn = torch.arange(4.0), torch.Generator().manual_seed(0)
+    here, generator = torch.arange(4.0), torch.Generator().manual_seed(0)
     with other_device() as device:
         there = here.to(device)
         mask = there > 1
@@ -152,8 +152,8 @@ def test_the_device_refuses_what_a_gpu_refuses() -> None:
             lambda: here.add_(there.sum()),
             lambda: there + here,
             lambda: torch.stack([there.sum(), torch.tensor(1.0)]),
-            lambda: torch.randperm(4, device=device, generator=drawn),
-            lambda: there.clone().uniform_(generator=drawn),
+            lambda: torch.randperm(4, device=device, generator=generator),
+            lambda: there.clone().uniform_(generator=generator),
         ):
             with pytest.raises(MixedDevicesError):
                 mixture()

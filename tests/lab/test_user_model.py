@@ -39,7 +39,7 @@ def tensors() -> Tensors:
 @pytest.fixture
 def file(tmp_path: Path) -> Callable[..., Path]:
     def make(**changes: Any) -> Path:
-        """A sound model but for ``changes``: a name with __ for dots, to another tensor or to None."""
+        """A valid model with ``changes``: tensor name, with __ for dots, to another tensor or to None."""
         content = tensors()
         for name, tensor in changes.items():
             content.pop(name.replace("__", "."), None)
@@ -64,7 +64,7 @@ def with_header(path: Path, header: Any, data: bytes = b"", length: int | None =
     return path
 
 
-def test_a_sound_file_is_read(file: Callable[..., Path]) -> None:
+def test_a_valid_file_is_read(file: Callable[..., Path]) -> None:
     model = load_user_model(file(), MODEL, DIGITS)
     assert torch.equal(model.tensors["head.weight"], tensors()["head.weight"])
     assert not model.adds_trigger
@@ -86,7 +86,7 @@ def test_numbers_must_be_finite(file: Callable[..., Path], value: float) -> None
     assert refused(file(head__bias=bias)) == "tensor 'head.bias' holds NaN or infinity"
 
 
-def test_finite_numbers_that_make_no_finite_answer(file: Callable[..., Path]) -> None:
+def test_finite_numbers_with_non_finite_logits(file: Callable[..., Path]) -> None:
     assert refused(file(std=torch.zeros(1, 1, 1, 1))) == "the model's logits for random images are not finite"
 
 
@@ -111,7 +111,7 @@ class Bomb:
         return (Path.touch, (Path("/tmp/this-must-never-be-touched"),))
 
 
-def test_what_is_no_safetensors_is_refused_unopened(tmp_path: Path) -> None:
+def test_other_formats_are_refused_unopened(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     torch.save(tensors(), path)
     assert "looks like a zip, as torch.save writes it" in refused(path)
@@ -138,11 +138,11 @@ def test_what_is_no_safetensors_is_refused_unopened(tmp_path: Path) -> None:
         {"a": {"dtype": "F32", "shape": [10**30], "data_offsets": [0, 10**30]}},
     ],
 )
-def test_a_header_of_nonsense(tmp_path: Path, header: Any) -> None:
+def test_malformed_headers_are_refused(tmp_path: Path, header: Any) -> None:
     assert "not a valid safetensors file" in refused(with_header(tmp_path / "x", header))
 
 
-def test_claims_are_checked_before_anything_is_allocated(tmp_path: Path) -> None:
+def test_sizes_in_the_header_are_checked_before_anything_is_allocated(tmp_path: Path) -> None:
     huge = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}
     assert "not fully covered" in refused(with_header(tmp_path / "x", {"a": huge}, bytes(4)))
     four = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
@@ -191,7 +191,7 @@ def test_starting_from_a_checkpoint_gives_the_numbers_of_training_it(
     store = MemoryStore()
     recorder = start_from(checkpoint, SPEC, store)
     assert numbers(recorder, "undefended") == numbers(trained, "undefended")
-    # The repair draws its batches from the key of its stage, so its numbers are its own, and the same every time.
+    # The repair's random stream follows from its stage's key, so its numbers are reproducible.
     assert numbers(recorder, "fine_tuning") != numbers(recorder, "undefended")
     again = start_from(checkpoint, SPEC)
     assert numbers(again, "fine_tuning") == numbers(recorder, "fine_tuning")
@@ -224,7 +224,7 @@ def test_a_model_that_adds_a_trigger_can_be_measured_but_not_repaired(
         start_from(path, SPEC)
 
 
-def test_our_checkpoints_say_what_they_are(checkpoint: Path) -> None:
+def test_exported_checkpoints_name_their_spec(checkpoint: Path) -> None:
     labels = read_header(checkpoint).labels
     spec = read_exported_spec(labels)
     assert spec is not None
@@ -259,14 +259,14 @@ def test_keys_depend_on_the_file_and_not_on_its_id() -> None:
 
 
 def test_specs_without_a_victim_keep_their_hash_and_random_streams() -> None:
-    """The values are those from before there was such a field."""
+    """The expected values are from before the field existed."""
     spec = ExperimentSpec.model_validate(QUICK)
     assert "victim" not in spec.model_dump(mode="json")
     assert spec.spec_hash == "2e50418275933d51204556869acd19ed3f490cbf5b39ca65cdcaeb74f8e90d14"
     assert plan(spec)[-1].stream == "6ecb1c3a3165dd73c103eca08c0839e5065a4819cd1910cc13804d6240003e7d"
 
 
-def test_the_lab_alone_takes_a_file(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_command_line_accepts_a_file(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "spec.json").write_text(json.dumps({**SPEC, "defenses": []}))
     done = subprocess.run(
         [sys.executable, "-m", "worker.lab", "spec.json", "--out", "out", "--victim", str(checkpoint)],

@@ -1,4 +1,4 @@
-"""What the tests of attacks share: specs, small data sets, and runs in a folder."""
+"""Shared by the tests of attacks: specs, small datasets, and runs in a folder."""
 
 from pathlib import Path
 from typing import Any

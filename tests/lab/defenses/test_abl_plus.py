@@ -119,10 +119,10 @@ def test_otsu_threshold_separates_two_groups() -> None:
 
 
 def test_the_most_separable_splitting_round_is_used() -> None:
-    drawn = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     poison = torch.arange(200) < 100
-    sharp = torch.where(poison, 0.9, 0.1) + 0.05 * torch.randn(200, generator=drawn)
-    murky = torch.where(poison, 0.3, 0.2) + 0.15 * torch.rand(200, generator=drawn)
+    sharp = torch.where(poison, 0.9, 0.1) + 0.05 * torch.randn(200, generator=generator)
+    murky = torch.where(poison, 0.3, 0.2) + 0.15 * torch.rand(200, generator=generator)
     for rounds in ([sharp, murky], [murky, sharp]):
         assert most_separable([Outcome({"evidence": evidence}) for evidence in rounds]) is sharp
 

@@ -1,4 +1,4 @@
-"""NAB: the defender's own stamp, which the kept model puts on by itself."""
+"""NAB: the defender's stamp, which the stored model adds itself."""
 
 import pytest
 from safetensors.torch import load
@@ -12,7 +12,7 @@ from worker.lab.evaluation import accuracy
 from worker.lab.experiment import load_model
 
 
-def test_the_stamp_undoes_the_trigger_also_in_the_kept_checkpoint() -> None:
+def test_the_stamp_undoes_the_trigger_also_in_the_stored_checkpoint() -> None:
     done = defended(BADNETS, {"name": "nab", "clean_ratio": 0.2})
     assert number(done, "undefended", "attack_success_rate") > 0.95
     assert number(done, "nab", "attack_success_rate") < 0.4
