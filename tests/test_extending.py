@@ -136,7 +136,7 @@ def test_a_faulty_file_is_one_line(load: Callable[[str], None], old: str, new: s
 
 
 def test_a_folder_that_is_none_ends_the_command() -> None:
-    done = bdlab("version", **{plugins.VARIABLE: "/nowhere"})
+    done = bdlab("migrate", **{plugins.VARIABLE: "/nowhere"})
     assert done.returncode == 1
     assert done.stderr == "BDLAB_PLUGINS_DIR: '/nowhere' is no folder\n"
 

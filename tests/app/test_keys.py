@@ -13,7 +13,7 @@ from sqlalchemy import select, update
 
 from app.core.database import utcnow
 from app.tables.keys import ApiKey
-from bdlab.base_client import Client
+from bdlab import Client
 from bdlab.errors import ApiError
 from tests.app.conftest import Service, wait_for
 from tests.app.people import ALL, People, people, stored, submitted

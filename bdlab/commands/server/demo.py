@@ -1,4 +1,4 @@
-"""`bdlab demo`: a service of its own, one experiment over HTTP, and what came of it in plain words."""
+"""`bdlab demo`: starts a service of its own, runs one experiment over HTTP, and explains the results."""
 
 import json
 import os
@@ -9,18 +9,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import app
-from app.operations.child_process import Child
-from app.results.numbers.interpretation import findings
-from app.settings import Settings
-from bdlab.base_client import Client
-from bdlab.commands.common import NO_SERVICE, OK, AsJson, CommandError, address, err, out, print_json
+from bdlab.client import Client
+from bdlab.commands.common import NO_SERVICE, OK, AsJson, CommandError, err, out, print_json, read_address
 from bdlab.commands.experiments import read_spec
 from bdlab.commands.following import follow
+
+if TYPE_CHECKING:
+    from app.operations.child_process import Child
 
 SPEC = Path(app.__file__).parent.parent / "examples" / "digits-badnets-abl.json"
 START_SECONDS = 300.0
@@ -29,28 +29,34 @@ STOP_SECONDS = 60.0
 
 def demo(
     keep: Annotated[
-        bool, typer.Option("--keep", help="Leave the service up afterwards, until Ctrl-C.")
+        bool, typer.Option("--keep", help="Leave the service running afterwards, until Ctrl-C.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Attack a model and defend it, end to end: about a minute on two cores, no download, no GPU."""
+    from app.settings import Settings
+
     folder = Settings().home_dir / "demo"
     home = folder / "home"
-    running = address(home)
-    if running and Client(running, patience=0).ready():
-        raise CommandError(f"a demo is still up at {running}; stop it first")
-    shutil.rmtree(folder, ignore_errors=True)  # with old stages in its cache a demo would train nothing
+    address = read_address(home)
+    if address and Client(address, patience=0).ready():
+        raise CommandError(f"a demo is already running at {address}; stop it first")
+    shutil.rmtree(folder, ignore_errors=True)  # with cached stages a demo would not train
     home.mkdir(parents=True)
-    with _service(home, folder / "service.log") as (service, url), Client(url, patience=30) as client:
-        code = _run(client, folder, as_json)
+    with _start_service(home, folder / "service.log") as (service, url), Client(url, patience=30) as client:
+        code = _run_experiment(client, folder, as_json)
         if keep and code == OK:
-            err.print(f"\nThe service is up: dashboard at {url}, API page at {url}/docs. Ctrl-C stops it.")
-            _wait_for_end(service)
+            err.print(f"\nThe service is running: dashboard at {url}, API at {url}/docs. Ctrl-C stops it.")
+            with suppress(KeyboardInterrupt):
+                if service.process is not None:
+                    service.process.wait()
     raise typer.Exit(code)
 
 
-def _run(client: Client, folder: Path, as_json: bool) -> int:
-    """Submit, follow, and write down what came of it; returns the exit code."""
+def _run_experiment(client: Client, folder: Path, as_json: bool) -> int:
+    """Submit the example, follow it, and save its results; returns the exit code."""
+    from app.results.numbers.interpretation import findings
+
     id = client.submit(read_spec(str(SPEC)))["id"]
     err.print(f"Submitted {SPEC.name} to {client.url} as experiment {id}")
     err.print(f"Watch it at {client.url}/experiments/{id}", markup=False, soft_wrap=True)
@@ -66,23 +72,23 @@ def _run(client: Client, folder: Path, as_json: bool) -> int:
     if as_json:
         print_json({"experiment_id": id, "results": results, "figures": [str(path) for path in figures]})
         return OK
-    said = findings(results["arms"], client.experiment(id)["spec"])
-    out.print(" ".join(finding.text for finding in said))
-    out.print(f"\nNumbers: {_shown(folder / 'results.json')}\nFigures:")
+    out.print(" ".join(finding.text for finding in findings(results["arms"], client.experiment(id)["spec"])))
+    out.print(f"\nNumbers: {_short_path(folder / 'results.json')}\nFigures:")
     for path in figures:
-        out.print(f"  {_shown(path)}", markup=False)
+        out.print(f"  {_short_path(path)}", markup=False)
     return OK
 
 
 @contextmanager
-def _service(home: Path, log: Path) -> Iterator[tuple[Child, str]]:
-    """`bdlab up` on a free port as a child process, with nothing from the environment but the defaults."""
+def _start_service(home: Path, log: Path) -> "Iterator[tuple[Child, str]]":
+    """`bdlab up` on a free port as a child process, with default settings; gives the process and its address."""
+    from app.operations.child_process import Child
+
     environment = {key: value for key, value in os.environ.items() if not key.startswith("BDLAB_")}
     environment["BDLAB_HOME"] = str(home)
     service = Child("service", [sys.executable, "-m", "bdlab.cli", "up", "--port", "0"], log, environment)
-    before = signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # so that `finally` runs
+    # SIGTERM raises SystemExit, so that `finally` stops the service.
+    previous_handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     service.start()
     try:
         with err.status("Starting the service") if err.is_terminal else nullcontext():
@@ -91,13 +97,13 @@ def _service(home: Path, log: Path) -> Iterator[tuple[Child, str]]:
     finally:
         service.ask_to_stop()
         service.wait(time.monotonic() + STOP_SECONDS)
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous_handler)
 
 
-def _wait_until_ready(service: Child, home: Path) -> str:
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end:
-        url = address(home)
+def _wait_until_ready(service: "Child", home: Path) -> str:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        url = read_address(home)
         if url and Client(url, patience=0).ready():
             return url
         if service.process is None or service.process.poll() is not None:
@@ -108,13 +114,6 @@ def _wait_until_ready(service: Child, home: Path) -> str:
     raise CommandError(f"the service is not ready after {START_SECONDS:.0f} s; see {service.log}", NO_SERVICE)
 
 
-def _wait_for_end(service: Child) -> None:
-    """Until Ctrl-C, which is how `--keep` is meant to end, or until the service ends by itself."""
-    with suppress(KeyboardInterrupt):
-        if service.process is not None:
-            service.process.wait()
-
-
-def _shown(path: Path) -> str:
-    """Relative to the current folder where that is shorter."""
+def _short_path(path: Path) -> str:
+    """Relative to the current folder if it is below it."""
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
