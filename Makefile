@@ -66,7 +66,7 @@ figures: $(READY) $(REAL)  ## draw the figures of attacks and defenses for the g
 	@BDLAB_DATA_DIR="$(abspath $(DATA))" $(BIN)/python docs/draw.py $(ARGS)
 
 lock: $(READY)  ## update the pinned requirements
-	@cd requirements && for set in api "api worker" "api worker dev"; do \
+	@cd requirements && for set in "client server" "client server worker" "client server worker frames mlflow dev"; do \
 	  name=$$(echo $$set | awk '{print $$NF}'); \
 	  ../$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url $(if $(UPGRADE),--upgrade) \
 	    -o $$name.txt $$(for s in $$set; do echo $$s.in; done) || exit 1; done
