@@ -89,7 +89,7 @@ def _service(home: Path, log: Path) -> Iterator[tuple[Child, str]]:
             url = _wait_until_ready(service, home)
         yield service, url
     finally:
-        service.ask_to_stop()
+        service.terminate()
         service.wait(time.monotonic() + STOP_SECONDS)
         signal.signal(signal.SIGTERM, before)
 
