@@ -10,7 +10,7 @@ from app.settings import Settings
 from bdlab.commands.common import FAILED, NO_SERVICE, AsJson, CommandError, err, print_json
 
 if TYPE_CHECKING:
-    from app.operations.backup.service import Done
+    from app.operations.backup.service import BackupResult
 
 
 def backup(
@@ -20,9 +20,9 @@ def backup(
     as_json: AsJson = False,
 ) -> None:
     """Copy database, files, secret and data sets to a folder, while the service runs."""
-    from app.operations.backup.service import save  # noqa: PLC0415  # the client's commands need none of this
+    from app.operations.backup.service import create_backup  # noqa: PLC0415  # the client's commands need none of this
 
-    done = _do(save, folder)
+    done = _do(create_backup, folder)
     _tell(done, f"backed up in {folder}: {_held(done)}; {done.copied} of the files are new", as_json)
 
 
@@ -33,14 +33,14 @@ def restore(
     as_json: AsJson = False,
 ) -> None:
     """Bring back what a backup holds. The service must be stopped, and its database not there or empty."""
-    from app.operations.backup.service import restore as bring_back  # noqa: PLC0415
+    from app.operations.backup.service import restore_backup  # noqa: PLC0415
 
-    done = _do(bring_back, folder)
+    done = _do(restore_backup, folder)
     made = done.backup.made_at.isoformat(sep=" ", timespec="seconds")
     _tell(done, f"restored as of {made}: {_held(done)}", as_json)
 
 
-def _do(work: "Callable[[Settings, Path], Done]", folder: Path) -> "Done":
+def _do(work: "Callable[[Settings, Path], BackupResult]", folder: Path) -> "BackupResult":
     from app.core.objects import ObjectStoreError  # noqa: PLC0415
     from app.operations.backup.databases import BackupError  # noqa: PLC0415
 
@@ -52,12 +52,12 @@ def _do(work: "Callable[[Settings, Path], Done]", folder: Path) -> "Done":
         raise CommandError(str(error), NO_SERVICE) from error
 
 
-def _held(done: "Done") -> str:
+def _held(done: "BackupResult") -> str:
     held = done.backup
     return f"the database, {held.objects} files of {held.bytes} bytes, {len(held.data_sets)} data sets"
 
 
-def _tell(done: "Done", line: str, as_json: bool) -> None:
+def _tell(done: "BackupResult", line: str, as_json: bool) -> None:
     if as_json:
         print_json(done.model_dump(mode="json"))
     else:
