@@ -19,7 +19,7 @@ from app.experiments.planning import plan_experiment
 from app.operations.housekeeping import orphans
 from app.operations.housekeeping.schedule import run_periodically
 from app.operations.housekeeping.service import run_housekeeping
-from app.operations.supervisor import _environment
+from app.operations.supervisor import child_environment
 from app.results.artifacts import storage
 from app.settings import RetentionPolicy, Settings
 from app.specs.experiment import ExperimentSpec
@@ -405,7 +405,7 @@ def test_the_policy_reaches_the_children_of_the_supervisor(
 ) -> None:
     monkeypatch.setenv("BDLAB_RETENTION", '{"rules": [{"days": 90, "tag": "a:b"}], "max_bytes": 5}')
     settings = Settings(home=tmp_path)
-    for name, value in _environment(settings).items():
+    for name, value in child_environment(settings).items():
         monkeypatch.setenv(name, value)
     assert Settings().retention == settings.retention != None  # noqa: E711
     monkeypatch.setenv("BDLAB_RETENTION", "")

@@ -17,7 +17,7 @@ from app.core import logs, metrics
 from app.core.database import Database
 from app.operations.health.shared_counters import Pusher
 from app.settings import Settings
-from app.tables.counters import Tally
+from app.tables.counters import SharedCounter
 from app.tables.experiments import Experiment
 from tests.app.conftest import QUICK, Service
 
@@ -154,7 +154,9 @@ def test_processes_add_up_and_nothing_counted_while_the_database_was_away_is_los
     buckets = [key for key in found["bdlab_objects_seconds_bucket"] if "a test" in key and "worker" in key]
     assert len(buckets) == len(metrics.SLOW) + 1
     with service.database.reading() as session:
-        rows = session.scalars(select(Tally).where(Tally.sample == "bdlab_epochs_total")).all()
+        rows = session.scalars(
+            select(SharedCounter).where(SharedCounter.sample == "bdlab_epochs_total")
+        ).all()
     assert sum(row.value for row in rows if "a test" in row.labels) == 10
 
 

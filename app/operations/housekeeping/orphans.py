@@ -1,7 +1,7 @@
 """Objects that nothing refers to, and rows whose object does not exist."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -9,8 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.core.database import utcnow
-from app.core.objects import ObjectStoreError
-from app.operations.housekeeping.inventory import BATCH, Inventory, Stored
+from app.core.objects import ObjectStoreError, Stored
 from app.operations.housekeeping.report import Run
 from app.operations.housekeeping.stages import NeededStages, is_idle
 from app.results.artifacts.storage import drop, needed
@@ -23,6 +22,7 @@ STAGE = re.compile(r"stages/([0-9a-f]{64})\.safetensors")
 CHECKPOINT = re.compile(r"checkpoints/([0-9a-f]{64})")
 UPLOAD = re.compile(r"uploads/([0-9a-f-]{36})(?:\.safetensors)?")
 PROBE = re.compile(r"(doctor-[0-9a-f-]{36})")
+BATCH = 500
 CHECKPOINT_DAYS = 30.0
 """Age at which the checkpoint of an idle, unfinished stage is deleted, unless the policy has ``stage_days``."""
 
@@ -41,21 +41,20 @@ def collect_orphans(run: Run, needed_stages: NeededStages) -> None:
         (PROBE, "test objects of `bdlab doctor`", lambda _s, _, ids: set(ids)),
     ]
     modified_before = began - timedelta(hours=run.policy.grace_hours)
-    with Inventory(context.objects) as inventory:
-        for page in inventory.pages():
-            old = {stored.key: stored for stored in page if stored.modified < modified_before}
-            for pattern, what, find_orphans in kinds:
-                ids = {key: match[1] for key in old if (match := pattern.fullmatch(key))}
-                if not ids:
-                    continue
-                with context.database.whole.reading() as session:
-                    orphans = find_orphans(session, old, ids)
-                if run.delete:
-                    _delete(run, orphans)
-                for key in sorted(orphans):
-                    run.report.add("orphans", what, key, old[key].size)
-        for what, size, name in _find_missing(run, inventory):
-            run.report.add("missing", what, name, size)
+    listed = context.objects.list_all()
+    old = {key: stored for key, stored in listed.items() if stored.modified < modified_before}
+    for pattern, what, find_orphans in kinds:
+        matches = sorted((key, match[1]) for key in old if (match := pattern.fullmatch(key)))
+        for start in range(0, len(matches), BATCH):
+            ids = dict(matches[start : start + BATCH])
+            with context.database.whole.reading() as session:
+                orphans = find_orphans(session, old, ids)
+            if run.delete:
+                _delete(run, orphans)
+            for key in sorted(orphans):
+                run.report.add("orphans", what, key, old[key].size)
+    for what, size, name in _find_missing(run, listed):
+        run.report.add("missing", what, name, size)
 
 
 def _delete(run: Run, keys: set[str]) -> None:
@@ -101,24 +100,24 @@ def _find_uploads(session: Session, _objects: dict[str, Stored], ids: dict[str, 
     return set(ids) - kept
 
 
-def _find_missing(run: Run, inventory: Inventory) -> Iterator[tuple[str, int, str]]:
+def _find_missing(run: Run, listed: Mapping[str, Stored]) -> Iterator[tuple[str, int, str]]:
     """Rows whose object does not exist: kind, bytes, name."""
     files = select(Artifact.id, Artifact.object_key, Artifact.size, Artifact.experiment_id, Artifact.name)
     for rows in _pages(run, files.where(Artifact.expired_at.is_(None)), Artifact):
-        for row in _without_object(run, inventory, {row.object_key: row for row in rows}):
+        for row in _without_object(run, listed, {row.object_key: row for row in rows}):
             yield "files of experiments without an object", row.size, f"{row.experiment_id}/{row.name}"
     uploads = select(Upload.id, Upload.kind, Upload.status, Upload.size).where(Upload.status != REFUSED)
     for rows in _pages(run, uploads, Upload):
         by_key = {
             source_key(r.id) if r.status == PENDING or r.kind == MODEL else dataset_key(r.id): r for r in rows
         }
-        for row in _without_object(run, inventory, by_key):
+        for row in _without_object(run, listed, by_key):
             yield "uploads without an object", row.size, f"{row.kind} {row.id}"
 
 
-def _without_object(run: Run, inventory: Inventory, rows: dict[str, Any]) -> list[Any]:
+def _without_object(run: Run, listed: Mapping[str, Stored], rows: dict[str, Any]) -> list[Any]:
     # Objects may have been written since the listing.
-    return [rows[key] for key in inventory.missing(rows) if not run.context.objects.exists(key)]
+    return [row for key, row in rows.items() if key not in listed and not run.context.objects.exists(key)]
 
 
 def _pages(run: Run, query: Any, table: Any) -> Iterator[list[Any]]:

@@ -8,7 +8,7 @@ import typer
 from bdlab.commands.common import FAILED, AsJson, err, print_result
 
 if TYPE_CHECKING:
-    from app.operations.backup.service import Done
+    from app.operations.backup.service import BackupResult
 
 
 def backup(
@@ -16,10 +16,9 @@ def backup(
     as_json: AsJson = False,
 ) -> None:
     """Copy database, files, secret and datasets to a folder, while the service runs."""
-    from app.operations.backup.service import save
     from app.settings import Settings
 
-    done = save(Settings(), folder)
+    done = create_backup(Settings(), folder)
     _print(done, f"backed up in {folder}: {_contents(done)}; {done.copied} of the files are new", as_json)
 
 
@@ -30,7 +29,7 @@ def restore(
     as_json: AsJson = False,
 ) -> None:
     """Restore a backup. The service must be stopped, and its database must be empty or not exist."""
-    from app.operations.backup.service import restore as restore_backup
+    from app.operations.backup.service import restore_backup
     from app.settings import Settings
 
     done = restore_backup(Settings(), folder)
@@ -38,12 +37,12 @@ def restore(
     _print(done, f"restored as of {made_at}: {_contents(done)}", as_json)
 
 
-def _contents(done: "Done") -> str:
+def _contents(done: "BackupResult") -> str:
     backup = done.backup
     return f"the database, {backup.objects} files of {backup.bytes} bytes, {len(backup.data_sets)} datasets"
 
 
-def _print(done: "Done", text: str, as_json: bool) -> None:
+def _print(done: "BackupResult", text: str, as_json: bool) -> None:
     print_result(done.model_dump(mode="json"), as_json, text)
     for remark in done.remarks:
         err.print(remark, markup=False)

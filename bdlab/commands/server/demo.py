@@ -95,7 +95,7 @@ def _start_service(home: Path, log: Path) -> "Iterator[tuple[Child, str]]":
             url = _wait_until_ready(service, home)
         yield service, url
     finally:
-        service.ask_to_stop()
+        service.terminate()
         service.wait(time.monotonic() + STOP_SECONDS)
         signal.signal(signal.SIGTERM, previous_handler)
 
