@@ -197,7 +197,7 @@ def _look_at_dataset(upload: Upload, path: Path, objects: Objects, most_bytes: i
 def _finish(database: Database, objects: Objects, upload: Upload, found: Found) -> str | None:
     """Write what was found. None, and nothing written, if the upload is gone or another attempt's."""
     with database.writing() as session:
-        row = repository.held(session, upload)
+        row = repository.still_owned(session, upload)
         gone = row is None and repository.get(session, upload.kind, upload.id) is None
         if row is not None:
             row.status = READY if found.reason is None else REFUSED
@@ -224,7 +224,7 @@ def _finish(database: Database, objects: Objects, upload: Upload, found: Found) 
 def _release(database: Database, upload: Upload) -> None:
     """Have the upload checked again soon; this attempt does not count."""
     with database.writing() as session:
-        row = repository.held(session, upload)
+        row = repository.still_owned(session, upload)
         if row is not None:
             row.claimed_until = None
             row.attempts -= 1

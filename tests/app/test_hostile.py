@@ -96,7 +96,7 @@ CASES: dict[str, tuple[str, dict[str, str], Callable[[], Any], int, str]] = {
         FORM,
         lambda: pieces(b"--b\r\nX: ", 2**20),
         400,
-        "no multipart form",
+        "not a multipart form",
     ),
 }
 

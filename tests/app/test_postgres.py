@@ -258,7 +258,7 @@ def test_an_upload_from_end_to_end(
         [model_id] = ids
         with service.database.reading() as session:
             assert repository.due(session) == {model_id: True}
-            assert repository.waiting(session) == 1
+            assert repository.count_unclaimed(session) == 1
         assert check(model_id, settings) == "ready"
         spec = {"model": MODEL, "victim": {"model_id": model_id}}
         experiment = service.submit(spec)

@@ -175,7 +175,7 @@ def test_bad_metadata(service: Service, metadata: Any, detail: str) -> None:
 @pytest.mark.parametrize(
     ("metadata", "name", "detail"),
     [
-        ({}, "pictures.rar", "format: allowed: npz, zip, parquet; or name the file so"),
+        ({}, "pictures.rar", "format: allowed: npz, zip, parquet; or a file name"),
         ({"size": 32}, "a.npz", "size: allowed: null"),
         ({"test_fraction": 1.5}, "a.npz", "metadata.test_fraction: Input should be less than 1"),
         ({"format": "tar"}, "a.npz", "metadata.format: allowed: 'npz', 'zip' or 'parquet'"),
@@ -196,8 +196,8 @@ def test_bad_forms(service: Service) -> None:
     with nothing_kept(service):
         assert send(b"x", "application/json").status_code == 415
         assert send(b"x", "multipart/form-data").status_code == 415
-        assert "no multipart form" in send(b"nonsense").json()["detail"]
-        assert "ends before its form does" in send(part).json()["detail"]
+        assert "not a multipart form" in send(b"nonsense").json()["detail"]
+        assert "ends before the form is complete" in send(part).json()["detail"]
         assert "twice" in send(part + part + b"--b--\r\n").json()["detail"]
         assert "no part `file`" in send(b"--b--\r\n").json()["detail"]
         extra = post(service.http, "/v1/models", b"x", None, extra=("x", b"1"))
@@ -257,7 +257,7 @@ def test_a_body_that_stalls_or_drips_is_given_up(monkeypatch: pytest.MonkeyPatch
         async for _ in form.file(body(pause)):
             pass
 
-    with pytest.raises(StalledError, match="nothing came"):
+    with pytest.raises(StalledError, match="nothing arrived"):
         asyncio.run(read(1.0))
     with pytest.raises(StalledError, match="less than"):
         asyncio.run(read(0.01))
