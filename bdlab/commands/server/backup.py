@@ -16,6 +16,7 @@ def backup(
     as_json: AsJson = False,
 ) -> None:
     """Copy database, files, secret and datasets to a folder, while the service runs."""
+    from app.operations.backup.service import create_backup
     from app.settings import Settings
 
     done = create_backup(Settings(), folder)
