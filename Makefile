@@ -4,6 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+FRONTEND := app/dashboard/static
 # Real data sets for tests: unpacked and imported once from $(SHARED)/data, where there is such a folder.
 SHARED ?= ../shared
 DATA := $(or $(BDLAB_DATA_DIR),var/data)
@@ -49,11 +50,14 @@ $(DATA)/%.safetensors: | $(READY)
 check: $(READY)  ## run the linters, the type checker and the import rules
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/oxfmt --check $(FRONTEND)
+	@$(BIN)/oxlint $(FRONTEND)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
 format: $(READY)  ## format the code
 	@$(BIN)/ruff format .
+	@$(BIN)/oxfmt $(FRONTEND)
 	@$(BIN)/ruff check --fix .
 
 bench: $(READY)  ## run the benchmarks
@@ -66,7 +70,7 @@ figures: $(READY) $(REAL)  ## draw the figures of attacks and defenses for the g
 	@BDLAB_DATA_DIR="$(abspath $(DATA))" $(BIN)/python docs/draw.py $(ARGS)
 
 lock: $(READY)  ## update the pinned requirements
-	@cd requirements && for set in api "api worker" "api worker dev"; do \
+	@cd requirements && for set in "client server" "client server worker" "client server worker frames mlflow dev"; do \
 	  name=$$(echo $$set | awk '{print $$NF}'); \
 	  ../$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url $(if $(UPGRADE),--upgrade) \
 	    -o $$name.txt $$(for s in $$set; do echo $$s.in; done) || exit 1; done

@@ -9,10 +9,10 @@ from fastapi import Depends, FastAPI
 
 from app.core import errors, logs, openapi, tracing
 from app.core.context import Context
-from app.core.request_middleware import Surround
+from app.core.request_middleware import RequestMiddleware
 from app.dashboard import DASHBOARD
 from app.dashboard.rendering import STATIC, Static
-from app.data.catalog import missing_plugins
+from app.data.catalog.missing_plugins import warn_of_missing_plugins
 from app.data.catalog.routes import router as catalog
 from app.data.uploads.routes import STREAMED
 from app.data.uploads.routes import router as uploads
@@ -31,7 +31,6 @@ from app.results.numbers.routes import router as results
 from app.results.search.routes import router as search
 from app.settings import Settings
 from app.sweeps.routes import router as sweeps
-from app.sweeps.studies.routes import router as studies
 from app.team.access import Authenticator, authorize
 from app.team.audit.middleware import AuditMiddleware
 from app.team.audit.routes import router as audit
@@ -61,7 +60,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.context = Context.open(chosen)
-        missing_plugins.check(app.state.context.database)
+        warn_of_missing_plugins(app.state.context.database)
         app.state.authenticator = Authenticator(app.state.context)
         app.state.authenticator.warn_if_open()
         yield
@@ -81,7 +80,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     errors.install(app)
     app.add_middleware(AuditMiddleware)
     app.add_middleware(
-        Surround,
+        RequestMiddleware,
         max_body=chosen.max_body_bytes,
         max_form=chosen.max_image_bytes,
         max_values=VALUES_A_CELL * chosen.max_sweep_cells,
@@ -90,7 +89,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     for router in (
         sweeps,
-        studies,
         experiments,
         results,
         search,
@@ -111,6 +109,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         *DASHBOARD,
     ):
         app.include_router(router)
+    vendored = Static(directory=STATIC / "vendor", packages=[("fastapi_swagger", "resources")])
+    app.mount("/static/vendor", vendored, name="vendor")
     app.mount("/static", Static(directory=STATIC), name="static")
     return app
 

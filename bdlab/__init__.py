@@ -1,6 +1,6 @@
 """The Python client: ``from bdlab import Client``.
 
-Answers are plain dictionaries, typed for checkers in `bdlab.types`. Every error on purpose is a BdlabError.
+Responses are plain dictionaries, whose types are in `bdlab.types`. Every exception is a `BdlabError`.
 """
 
 from bdlab.client import Client

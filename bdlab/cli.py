@@ -1,37 +1,27 @@
 """The `bdlab` command.
 
-Exit codes: 0 done; 1 the experiment failed or was canceled, `bdlab up` could not start, or `bdlab doctor` found
-something broken; 2 bad input, or the
-service refused it; 3 the service cannot be reached or cannot do it now; 4 no such experiment or file;
-130 interrupted. Errors are one line on standard error.
+Exit codes:
+  0    success
+  1    the experiment failed or was canceled, `bdlab up` could not start, or `bdlab doctor` found an error
+  2    invalid input, the service refused it, or the command needs an extra that is not installed
+  3    the service cannot be reached, or is temporarily unavailable
+  4    no such experiment or file
+  130  interrupted
+
+Errors are one line on standard error.
 """
 
 import sys
+from importlib.metadata import version as distribution_version
 
 import typer
-from pydantic import ValidationError
 from typer.exceptions import Abort, TyperException
 
-from bdlab.commands import (
-    artifacts,
-    backup,
-    data,
-    demo,
-    doctor,
-    experiments,
-    export,
-    housekeeping,
-    keys,
-    results,
-    service,
-    studies,
-    sweeps,
-    uploads,
-    webhooks,
-    workers,
-)
-from bdlab.commands.common import BAD_INPUT, NO_SERVICE, NOT_FOUND, CommandError
-from bdlab.errors import ApiError, BdlabError, NotFoundError
+from bdlab.commands import artifacts, batches, experiments, export, results, uploads, webhooks, workers
+from bdlab.commands.common import BAD_INPUT, NO_SERVICE, NOT_FOUND, AsJson, CommandError, print_result
+from bdlab.commands.server import backup, data, demo, doctor, gc, keys, processes
+from bdlab.commands.server.extras import DISTRIBUTION, needs
+from bdlab.errors import ApiError, BdlabError, MissingPackageError, NotFoundError
 
 app = typer.Typer(
     name="bdlab",
@@ -39,10 +29,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Backdoor attacks and defenses as experiments.\n\n"
-    "Exit codes: 0 done; 1 the experiment failed or was canceled; 2 bad input; 3 no service; 4 not found.",
+    "Exit codes: 0 success; 1 the experiment failed or was canceled; 2 invalid input; 3 no service; 4 not found.",
 )
-app.command()(service.up)
-app.command()(service.worker)
+app.command(cls=needs("server", "worker"))(processes.up)
+app.command(cls=needs("worker"))(processes.worker)
 app.command()(experiments.submit)
 app.command()(experiments.watch)
 app.command()(results.results)
@@ -57,8 +47,8 @@ app.command()(experiments.retry)
 app.command()(experiments.predict)
 app.command()(experiments.catalog)
 app.command()(workers.workers)
-app.add_typer(sweeps.app, name="sweep")
-app.add_typer(studies.app, name="study")
+app.add_typer(batches.sweeps, name="sweep")
+app.add_typer(batches.studies, name="study")
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(export.app, name="export")
 app.add_typer(data.app, name="data")
@@ -66,19 +56,25 @@ app.add_typer(uploads.models, name="models")
 app.add_typer(uploads.datasets, name="datasets")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(keys.app, name="keys")
-app.command()(demo.demo)
-app.command()(doctor.doctor)
-app.command()(housekeeping.gc)
-app.command()(backup.backup)
-app.command()(backup.restore)
-app.command()(service.migrate)
-app.command()(service.version)
+app.command(cls=needs("server", "worker"))(demo.demo)
+app.command(cls=needs("server"))(doctor.doctor)
+app.command(cls=needs("server"))(gc.gc)
+app.command(cls=needs("server"))(backup.backup)
+app.command(cls=needs("server"))(backup.restore)
+app.command(cls=needs("server"))(processes.migrate)
+
+
+@app.command()
+def version(as_json: AsJson = False) -> None:
+    """Print the version."""
+    number = distribution_version(DISTRIBUTION)
+    print_result({"version": number}, as_json, number)
 
 
 def main() -> None:
     """Run the command; every expected error becomes one line and an exit code."""
     try:
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], prog_name="bdlab", standalone_mode=False)
     except TyperException as error:
         code = _fail(error.format_message(), error.exit_code)
     except CommandError as error:
@@ -87,14 +83,10 @@ def main() -> None:
         code = _fail(str(error), NOT_FOUND)
     except ApiError as error:
         code = _fail(str(error), BAD_INPUT if error.status < 500 else NO_SERVICE)
+    except (MissingPackageError, OSError) as error:
+        code = _fail(str(error), BAD_INPUT)
     except BdlabError as error:
         code = _fail(str(error), NO_SERVICE)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        field = ".".join(map(str, fault["loc"]))
-        code = _fail(f"BDLAB_{field.upper()}={fault['input']!r} is not allowed: {fault['msg']}", BAD_INPUT)
-    except OSError as error:
-        code = _fail(str(error), BAD_INPUT)
     except (KeyboardInterrupt, Abort):
         code = 130
     sys.exit(code or 0)

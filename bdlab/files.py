@@ -1,159 +1,102 @@
-"""An experiment's files as arrays, pictures, frames, and trained models."""
+"""Artifacts as arrays, pictures and trained models.
 
-import hashlib
+Reading raises MissingPackageError if a package that it needs is not installed."""
+
 import io
 import json
 import warnings
-from typing import TYPE_CHECKING, Any, Literal, overload
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import TypeAdapter
-
-import bdlab.base_client
-from app.specs.facts import BUILT_IN, DatasetFacts
-from app.specs.model import ModelSpec
-from bdlab.errors import DamagedDownloadError, MissingPackageError, NotFoundError, UnsuitableFileError
-from bdlab.frames import Library, installed, read_parquet
-from bdlab.types import Artifact
+from bdlab.errors import UnsuitableFileError
+from bdlab.optional import optional_import
+from bdlab.types import Artifact, Json
 
 if TYPE_CHECKING:
-    import pandas as pd
-    import polars as pl
+    import numpy as np
+    from numpy.typing import NDArray
 
+    from app.specs.facts import DatasetFacts
     from worker.lab.networks import Network
 
-Arrays = dict[str, NDArray[Any]]
+FRAMES, WORKER = "backdoor-lab[frames]", "backdoor-lab[worker]"
 LENGTH_BYTES = 8
-"""A safetensors file begins with the length of its header, little-endian."""
+"""A safetensors file begins with the length of its JSON header, little-endian."""
 
 
 class BackdooredModelWarning(UserWarning):
-    """A model was loaded that was trained on poisoned data."""
+    """The loaded model was trained on poisoned data."""
 
 
-class Files(bdlab.base_client.Client):
-    """Part of `bdlab.Client`. An artifact is one of those that `artifacts` lists, or found by `artifact`."""
-
-    def artifact(self, id: str, name: str) -> Artifact:
-        """The file of an experiment that is called ``name``. Raises NotFoundError."""
-        found = self.artifacts(id)
-        for one in found:
-            if one["name"] == name:
-                return one
-        names = ", ".join(one["name"] for one in found) or "none"
-        raise NotFoundError(404, "Not Found", f"experiment {id} has no file {name!r}; its files: {names}", [])
-
-    def content(self, artifact: Artifact) -> bytes:
-        """The bytes of a file. Raises DamagedDownloadError if their digest is wrong."""
-        data = b"".join(self._pieces(f"/v1/artifacts/{artifact['id']}/content"))
-        if hashlib.sha256(data).hexdigest() != artifact["sha256"]:
-            raise DamagedDownloadError(f"{artifact['name']}: the download's digest is wrong; try again")
-        return data
-
-    def arrays(self, artifact: Artifact) -> Arrays:
-        """Arrays of an .npz, tensors of a .safetensors, columns of a .csv or .parquet, by name.
-
-        Raises UnsuitableFileError for anything else.
-        """
-        match _suffix(artifact):
-            case "npz":
-                with np.load(io.BytesIO(self.content(artifact)), allow_pickle=False) as file:
-                    return dict(file)
-            case "safetensors":
-                from safetensors.numpy import load  # noqa: PLC0415  # only who asks needs it
-
-                return dict(load(self.content(artifact)))
-            case "csv" | "parquet":
-                table = self._table(artifact)
-                return {name: table[name].to_numpy() for name in table.column_names}
-        raise _unsuitable(artifact, ".npz, .safetensors, .csv and .parquet are")
-
-    def image(self, artifact: Artifact) -> NDArray[np.uint8]:
-        """A picture, uint8 ``[H, W, C]`` (``[H, W]`` if it is gray). Raises UnsuitableFileError if it is none."""
-        if not artifact["media_type"].startswith("image/"):
-            raise _unsuitable(artifact, "pictures are")
-        from PIL import Image  # noqa: PLC0415  # only who asks needs it
-
-        with Image.open(io.BytesIO(self.content(artifact))) as picture:
-            return np.asarray(picture, dtype=np.uint8)
-
-    @overload
-    def artifact_frame(self, artifact: Artifact, library: Literal["pandas"] = ...) -> "pd.DataFrame": ...
-    @overload
-    def artifact_frame(self, artifact: Artifact, library: Literal["polars"]) -> "pl.DataFrame": ...
-    def artifact_frame(self, artifact: Artifact, library: Library = "pandas") -> Any:
-        """A .csv or .parquet, such as a ranking of suspicion. Raises UnsuitableFileError, MissingPackageError."""
-        match _suffix(artifact):
-            case "csv":
-                return installed(library).read_csv(io.BytesIO(self.content(artifact)))
-            case "parquet":
-                return read_parquet(self.content(artifact), library)
-        raise _unsuitable(artifact, ".csv and .parquet are")
-
-    def model(
-        self, id: str, arm: str = "undefended", *, seed: int | None = None, device: str = "cpu"
-    ) -> "Network":
-        """The trained network of an arm, in eval mode on ``device``; ``seed``: by default the experiment's first.
-
-        It takes images in [0, 1], float ``[N, C, H, W]``, normalizes them itself, and gives logits ``[N, classes]``.
-        Weights come from a safetensors file: loading runs no code of it. Torch and this repository's worker are
-        needed, else MissingPackageError. A model of poisoned data says so by a BackdooredModelWarning.
-        """
-        try:
-            from safetensors.torch import load  # noqa: PLC0415  # torch is not everywhere
-
-            from worker.lab.experiment import load_model  # noqa: PLC0415
-        except ImportError as error:
-            raise MissingPackageError(
-                f"{error.name} is not installed; models need the worker: run `pip install 'backdoor-lab[worker]'`"
-            ) from error
-        if seed is None:
-            seed = int(self.experiment(id)["spec"]["seeds"][0])
-        artifact = self.artifact(id, f"seed-{seed}/{arm}/model.safetensors")
-        data = self.content(artifact)
-        labels = _labels(data)
-        spec = json.loads(labels["spec"])
-        model: ModelSpec = TypeAdapter(ModelSpec).validate_python(spec["model"])
-        network = load_model(model, self._facts(spec["dataset"]), load(data))
-        if labels["backdoored"] == "true":
-            warnings.warn(
-                f"arm {arm!r} of experiment {id} was trained on poisoned data and may carry its backdoor: "
-                "for research only",
-                BackdooredModelWarning,
-                stacklevel=2,
-            )
-        return network.to(device)
-
-    def _facts(self, dataset: dict[str, Any]) -> DatasetFacts:
-        if dataset["name"] == "uploaded":
-            return DatasetFacts.model_validate(self.datasets.get(dataset["dataset_id"])["facts"])
-        if dataset["name"] == "imported":
-            known = {entry["key"]: entry["facts"] for entry in self.catalog()["datasets"]}
-            if dataset["key"] not in known:
-                raise NotFoundError(404, "Not Found", f"there is no imported data set {dataset['key']!r}", [])
-            return DatasetFacts.model_validate(known[dataset["key"]])
-        return BUILT_IN[dataset["name"]]
-
-    def _table(self, artifact: Artifact) -> Any:
-        file = io.BytesIO(self.content(artifact))
-        if _suffix(artifact) == "parquet":
-            import pyarrow.parquet as pq  # noqa: PLC0415  # slow to import
-
-            return pq.read_table(file)
-        from pyarrow import csv  # noqa: PLC0415
-
-        return csv.read_csv(file)
+def require_suffix(artifact: Artifact, *allowed: str) -> str:
+    """The suffix of the artifact's name. Raises UnsuitableFileError unless it is ``allowed``."""
+    suffix = artifact["name"].rpartition(".")[2]
+    if suffix not in allowed:
+        *names, last = [f".{name}" for name in allowed]
+        raise _unsuitable(artifact, f"{', '.join(names)} and {last} are")
+    return suffix
 
 
-def _suffix(artifact: Artifact) -> str:
-    return artifact["name"].rpartition(".")[2]
+def require_image(artifact: Artifact) -> None:
+    """Raises UnsuitableFileError unless the artifact is a picture."""
+    if not artifact["media_type"].startswith("image/"):
+        raise _unsuitable(artifact, "pictures are")
 
 
-def _labels(data: bytes) -> dict[str, str]:
+def read_arrays(data: bytes, suffix: str) -> "dict[str, NDArray[Any]]":
+    """Arrays of an npz, tensors of a safetensors, columns of a csv or parquet file, by name."""
+    if suffix == "safetensors":
+        return dict(optional_import("safetensors.numpy", FRAMES).load(data))
+    file = io.BytesIO(data)
+    if suffix == "npz":
+        with optional_import("numpy", FRAMES).load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    if suffix == "csv":
+        table = optional_import("pyarrow.csv", FRAMES).read_csv(file)
+    else:
+        table = optional_import("pyarrow.parquet", FRAMES).read_table(file)
+    return {name: table[name].to_numpy() for name in table.column_names}
+
+
+def read_image(data: bytes) -> "NDArray[np.uint8]":
+    """An encoded picture, uint8 ``[H, W, C]``, or ``[H, W]`` in grayscale."""
+    numpy, pillow = optional_import("numpy", FRAMES), optional_import("PIL.Image", FRAMES)
+    with pillow.open(io.BytesIO(data)) as picture:
+        pixels: NDArray[np.uint8] = numpy.asarray(picture, dtype=numpy.uint8)
+    return pixels
+
+
+def require_worker() -> None:
+    """Raises MissingPackageError unless models can be loaded."""
+    for module in ("safetensors.torch", "worker.lab.experiment"):
+        optional_import(module, WORKER)
+
+
+def load_network(
+    data: bytes, find_facts: "Callable[[Json], DatasetFacts]", device: str, name: str
+) -> "Network":
+    """The network in a model.safetensors, in eval mode. ``find_facts`` gives the facts of a dataset spec.
+
+    Emits a BackdooredModelWarning with ``name`` if it was trained on poisoned data.
+    """
+    from pydantic import TypeAdapter  # noqa: PLC0415  # all of these are slow to import
+    from safetensors.torch import load  # noqa: PLC0415
+
+    from app.specs.model import ModelSpec  # noqa: PLC0415
+    from worker.lab.experiment import load_model  # noqa: PLC0415
+
     length = int.from_bytes(data[:LENGTH_BYTES], "little")
-    labels: dict[str, str] = json.loads(data[LENGTH_BYTES : LENGTH_BYTES + length])["__metadata__"]
-    return labels
+    metadata = json.loads(data[LENGTH_BYTES : LENGTH_BYTES + length])["__metadata__"]
+    spec = json.loads(metadata["spec"])
+    model: ModelSpec = TypeAdapter(ModelSpec).validate_python(spec["model"])
+    network = load_model(model, find_facts(spec["dataset"]), load(data))
+    if metadata["backdoored"] == "true":
+        warnings.warn(
+            f"{name} was trained on poisoned data and may carry its backdoor: for research only",
+            BackdooredModelWarning,
+            stacklevel=3,  # the caller of `Client.model`
+        )
+    return network.to(device)
 
 
 def _unsuitable(artifact: Artifact, allowed: str) -> UnsuitableFileError:

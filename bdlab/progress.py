@@ -1,13 +1,15 @@
-"""Showing on a console how an experiment comes along: bars where they can move, else a line for each step."""
+"""Progress of an experiment on a console: bars where they can be updated, else a line for each step."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-Json = dict[str, Any]
+from bdlab.types import Experiment, Json
 
 
 class Lines:
@@ -25,10 +27,10 @@ class Lines:
     ) -> None:
         pass
 
-    def see(self, type: str, data: Json) -> None:
-        """Show an event of the experiment, by its type and data."""
-        words = {"state": _state, "progress": _where, "warning": _warning}.get(type)
-        line = words(data) if words else ""
+    def show(self, type: str, data: Json) -> None:
+        """Show an event of the experiment, given by its type and data."""
+        describe = {"state": _describe_state, "progress": _describe_stage, "warning": _describe_warning}
+        line = describe[type](data) if type in describe else ""
         if line and line != self._last:
             percent = f"{100 * data['fraction']:3.0f} %  " if data.get("fraction") is not None else ""
             self._console.print(percent + line, markup=False)
@@ -36,7 +38,7 @@ class Lines:
 
 
 class Bars:
-    """One bar for the whole experiment and one for the stage at work."""
+    """One bar for the whole experiment and one for its current stage."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -47,9 +49,9 @@ class Bars:
             TextColumn("{task.fields[left]}"),
             console=console,
         )
-        self._whole = self._progress.add_task("queued", total=1.0, left="")
+        self._experiment = self._progress.add_task("queued", total=1.0, left="")
         self._stage = self._progress.add_task("", total=1.0, left="", visible=False)
-        self._at = ""
+        self._stage_name = ""
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -60,22 +62,22 @@ class Bars:
     ) -> None:
         self._progress.stop()
 
-    def see(self, type: str, data: Json) -> None:
-        """Show an event of the experiment, by its type and data."""
+    def show(self, type: str, data: Json) -> None:
+        """Show an event of the experiment, given by its type and data."""
         if type == "state":
-            self._progress.update(self._whole, description=_state(data))
+            self._progress.update(self._experiment, description=_describe_state(data))
         elif type == "progress":
-            self._move(data)
+            self._update(data)
         elif type == "warning":
-            self._progress.console.print(_warning(data), markup=False)
+            self._progress.console.print(_describe_warning(data), markup=False)
 
-    def _move(self, data: Json) -> None:
-        left = data.get("seconds_left")
-        text = "" if left is None else f"{left:.0f} s left"
-        self._progress.update(self._whole, completed=data.get("fraction") or 0, left=text)
-        if _where(data) != self._at:
-            self._at = _where(data)
-            self._progress.reset(self._stage, description=self._at)  # its clock starts anew
+    def _update(self, data: Json) -> None:
+        seconds = data.get("seconds_left")
+        left = "" if seconds is None else f"{seconds:.0f} s left"
+        self._progress.update(self._experiment, completed=data.get("fraction") or 0, left=left)
+        if _describe_stage(data) != self._stage_name:
+            self._stage_name = _describe_stage(data)
+            self._progress.reset(self._stage, description=self._stage_name)  # also resets its clock
         self._progress.update(
             self._stage,
             completed=data.get("epoch") or 0,
@@ -86,20 +88,39 @@ class Bars:
 
 
 def display(console: Console) -> Bars | Lines:
-    """Bars on a terminal, and in a notebook that has ipywidgets, without which rich cannot move them; else lines."""
-    moving = find_spec("ipywidgets") is not None if console.is_jupyter else console.is_terminal
-    return Bars(console) if moving else Lines(console)
+    """Bars on a terminal, and in a notebook with ipywidgets, which rich needs to update them; else lines."""
+    can_update = find_spec("ipywidgets") is not None if console.is_jupyter else console.is_terminal
+    return Bars(console) if can_update else Lines(console)
 
 
-def _state(data: Json) -> str:
+@contextmanager
+def progress_display(progress: bool | None) -> Iterator[Callable[[Experiment], None]]:
+    """A function that shows the progress of an experiment on standard error; None: only in a terminal or notebook."""
+    console = Console(stderr=True, highlight=False)
+    if progress is None:
+        progress = console.is_jupyter or console.is_terminal
+    if not progress:
+        yield lambda experiment: None
+        return
+    with display(console) as shown:
+
+        def show(experiment: Experiment) -> None:
+            reason = (experiment.get("error") or {}).get("reason")
+            shown.show("progress", {**experiment["progress"]})
+            shown.show("state", {"status": experiment["status"], "reason": reason})
+
+        yield show
+
+
+def _describe_state(data: Json) -> str:
     reason = f" ({data['reason']})" if data.get("reason") else ""
     return f"{data.get('status')}{reason}"
 
 
-def _where(data: Json) -> str:
+def _describe_stage(data: Json) -> str:
     seed = f"seed {data['seed']}" if data.get("seed") is not None else ""
     return ", ".join(str(part) for part in (seed, data.get("arm"), data.get("stage")) if part)
 
 
-def _warning(data: Json) -> str:
-    return f"warning: {_where(data)}: {data.get('message')}"
+def _describe_warning(data: Json) -> str:
+    return f"warning: {_describe_stage(data)}: {data.get('message')}"

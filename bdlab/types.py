@@ -1,15 +1,17 @@
-"""Shapes of the service's answers, for type checkers; at run time they are plain dictionaries.
+"""Types of the service's responses, for type checkers; at run time they are plain dictionaries.
 
-Fractions are in [0, 1], times ISO 8601 in UTC, durations in seconds. A key may be absent.
+Fractions are in [0, 1], times ISO 8601 in UTC, durations in seconds.
 """
 
 from typing import Any, NotRequired, TypedDict
 
 from app.specs.status import Status
 
+Json = dict[str, Any]
+
 
 class Progress(TypedDict, total=False):
-    """How far a run is: ``epoch`` of ``epochs`` of this stage, ``fraction`` of the whole experiment."""
+    """Progress: ``epoch`` of ``epochs`` of the current stage, ``fraction`` of the whole experiment."""
 
     arm: str | None
     seed: int | None
@@ -21,7 +23,7 @@ class Progress(TypedDict, total=False):
 
 
 class Attempt(TypedDict):
-    """One worker's try."""
+    """One worker's attempt to run an experiment."""
 
     number: int
     worker: str
@@ -32,7 +34,7 @@ class Attempt(TypedDict):
 
 
 class Experiment(TypedDict):
-    """One submitted experiment."""
+    """An experiment."""
 
     id: str
     name: str
@@ -51,7 +53,7 @@ class Experiment(TypedDict):
 
 
 class Aggregate(TypedDict):
-    """Mean over seeds and the 95 % interval; no interval with a single seed."""
+    """Mean over ``n`` seeds and its 95 % interval, which is null for a single seed."""
 
     mean: float
     low: float | None
@@ -60,7 +62,7 @@ class Aggregate(TypedDict):
 
 
 class ArmResults(TypedDict):
-    """All numbers of one trained model; ``seeds`` hold one row a seed."""
+    """All numbers of one arm; ``seeds`` has one entry per seed."""
 
     arm: str
     aggregate: dict[str, Aggregate | None]
@@ -75,7 +77,7 @@ class Results(TypedDict):
 
 
 class Event(TypedDict):
-    """Something that happened; ``id`` orders events and resumes a stream."""
+    """An event of an experiment. Ids increase; a stream is resumed after an id."""
 
     id: int
     type: str
@@ -93,7 +95,7 @@ class LogLine(TypedDict):
 
 
 class Artifact(TypedDict):
-    """A stored file."""
+    """A file of an experiment."""
 
     id: str
     name: str

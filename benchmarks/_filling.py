@@ -13,8 +13,9 @@ from app.core.security import LOCAL
 from app.results.search.parts import dataset_label, describe_arm, indexed_fields
 from app.specs.base import digest
 from app.specs.experiment import ExperimentSpec
+from app.specs.metrics import EFFECTIVENESS
 from app.specs.status import TERMINAL
-from app.specs.summary import EFFECTIVENESS
+from app.specs.stored import StoredSpec
 from app.tables.artifacts import Artifact
 from app.tables.experiments import RUNNING, SUCCEEDED, Attempt, Experiment, Label
 from app.tables.leaderboard import LeaderboardSetting, LeaderboardValue
@@ -205,7 +206,7 @@ class Filling:
         return total
 
     def _arm(self, identity: str, spec: ExperimentSpec, arm: str, at: datetime) -> None:
-        described = describe_arm(spec, arm)
+        described = describe_arm(StoredSpec(spec.model_dump(mode="json")), arm)
         ids: dict[str, int | None] = {"defense_id": None}
         for name, fields in described.parts.items():
             key = digest([name, fields])

@@ -17,7 +17,7 @@ from _heading import making
 from attacks_digits import ATTACKS, MODEL, ROOT, TRAINING, WORK, cell
 
 from app.specs.experiment import ExperimentSpec
-from worker.lab.experiment import run
+from worker.lab.experiment import run_experiment
 from worker.lab.local import FolderRecorder, FolderStore
 
 TABLE = ROOT / "docs" / "results" / "abl-plus-digits.md"
@@ -123,7 +123,7 @@ def cells(name: str, fields: dict[str, Any], spec: ExperimentSpec, work: Path, d
     folder = work / spec.spec_hash[:12]
     recorder = FolderRecorder(folder)
     try:
-        answer = run(spec, recorder, FolderStore(work / "stages"), data_dir=data_dir, device="cpu")
+        answer = run_experiment(spec, recorder, FolderStore(work / "stages"), data_dir=data_dir, device="cpu")
     finally:
         recorder.close()
     before, after = (arm["seeds"] for arm in answer["arms"])

@@ -18,7 +18,7 @@ from _heading import making
 from attacks_digits import COLUMNS, ROOT, STEALTH, cell, mean
 
 from app.specs.experiment import ExperimentSpec
-from worker.lab.experiment import run
+from worker.lab.experiment import run_experiment
 from worker.lab.local import FolderRecorder, FolderStore
 
 TABLE = ROOT / "docs" / "results" / "attacks-cifar10.md"
@@ -98,7 +98,7 @@ def arms(attack: dict[str, Any], seeds: list[int]) -> dict[str, list[dict[str, A
     )
     recorder = FolderRecorder(WORK / spec.spec_hash[:12])
     try:
-        answer = run(spec, recorder, FolderStore(WORK / "stages"), data_dir=DATA_DIR, device="cpu")
+        answer = run_experiment(spec, recorder, FolderStore(WORK / "stages"), data_dir=DATA_DIR, device="cpu")
     finally:
         recorder.close()
     return {arm["arm"]: arm["seeds"] for arm in answer["arms"]}

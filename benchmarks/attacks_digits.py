@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from _heading import making
 
 from app.specs.experiment import ExperimentSpec
-from worker.lab.experiment import run
+from worker.lab.experiment import run_experiment
 from worker.lab.local import FolderRecorder, FolderStore
 
 ROOT = Path(__file__).parent.parent
@@ -125,7 +125,7 @@ def arms(attack: dict[str, Any], seeds: list[int]) -> dict[str, list[dict[str, A
     )
     recorder = FolderRecorder(WORK / spec.spec_hash[:12])
     try:
-        answer = run(spec, recorder, FolderStore(WORK / "stages"), data_dir=WORK, device="cpu")
+        answer = run_experiment(spec, recorder, FolderStore(WORK / "stages"), data_dir=WORK, device="cpu")
     finally:
         recorder.close()
     return {arm["arm"]: arm["seeds"] for arm in answer["arms"]}

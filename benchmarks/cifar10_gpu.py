@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from _heading import making
 
 from app.specs.experiment import UNDEFENDED, ExperimentSpec
-from app.specs.summary import defense_effectiveness
+from app.specs.metrics import defense_effectiveness
 from worker.lab.contracts import Scope
-from worker.lab.experiment import run
+from worker.lab.experiment import run_experiment
 from worker.lab.local import FolderRecorder, FolderStore
 
 ROOT = Path(__file__).parent.parent
@@ -138,7 +138,7 @@ def work(options: argparse.Namespace, title: str, defenses: tuple[str, ...]) -> 
         options.out / f"{title.replace(' ', '-')}-{'-'.join(defenses)}", options.out / "cells.jsonl", title
     )
     try:
-        run(
+        run_experiment(
             spec(title, defenses, options.epochs),
             recorder,
             FolderStore(options.out / "stages"),

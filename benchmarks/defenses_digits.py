@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from app.specs.experiment import ExperimentSpec
-from worker.lab.experiment import run
+from worker.lab.experiment import run_experiment
 from worker.lab.local import FolderRecorder, FolderStore
 
 ROOT = Path(__file__).parent.parent
@@ -71,7 +71,7 @@ def arms(given: dict[str, Any], work: Path, data_dir: Path) -> dict[str, dict[st
     recorder = FolderRecorder(work / spec.spec_hash[:12])
     store = FolderStore(work / "stages")
     try:
-        document = run(spec, recorder, store, data_dir=data_dir, device="cpu")
+        document = run_experiment(spec, recorder, store, data_dir=data_dir, device="cpu")
     finally:
         recorder.close()
     numbers = {arm["arm"]: dict(arm["seeds"][0]) for arm in document["arms"]}

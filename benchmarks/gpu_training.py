@@ -19,11 +19,11 @@ from app.specs.facts import BUILT_IN
 from app.specs.model import ModelSpec
 from app.specs.stages import plan
 from worker.lab import graphs
-from worker.lab.compute import Compute, choose
+from worker.lab.compute import Compute, choose_compute
 from worker.lab.data.augment import Augment
-from worker.lab.evaluation import predict
+from worker.lab.evaluation import predict_logits
 from worker.lab.local import FolderRecorder, FolderStore
-from worker.lab.networks import Network, build
+from worker.lab.networks import Network, build_network
 from worker.lab.stages import Progress, StageRun
 from worker.lab.training import Recipe, train
 
@@ -33,14 +33,14 @@ AUGMENT = Augment(crop_padding=4, flip=True)
 
 def main(names: list[str]) -> None:
     facts = BUILT_IN["cifar10"]
-    auto = choose("cuda", "auto", False)
+    auto = choose_compute("cuda", "auto", False)
     device = auto.device
     images = torch.randint(256, (IMAGES, 3, 32, 32), dtype=torch.uint8, device=device)
     labels = torch.randint(10, (IMAGES,), device=device)
     print(torch.cuda.get_device_name(device), "torch", torch.__version__)
     for name in names:
         spec: ModelSpec = TypeAdapter(ModelSpec).validate_python({"name": name})
-        worth_it = graphs.WORTH_IT
+        worth_it = graphs.MIN_BATCHES
         for title, compute, size in (
             ("bfloat16", auto, 128),
             ("bfloat16, launched", auto, 128),
@@ -50,8 +50,8 @@ def main(names: list[str]) -> None:
             ("bfloat16, compiled", replace(auto, compile=True), 128),
             ("float32", replace(auto, bfloat16=False), 128),
         ):
-            graphs.WORTH_IT = 10**9 if "launched" in title else worth_it
-            network = build(spec, facts, 0)
+            graphs.MIN_BATCHES = 10**9 if "launched" in title else worth_it
+            network = build_network(spec, facts, 0)
             network.calibrate(images.cpu())
             network.to(device)
             first, rest = epochs(network, images, labels, compute, size)
@@ -60,10 +60,10 @@ def main(names: list[str]) -> None:
                 f"first epoch {first:.1f} s, others {rest:.2f} s",
                 flush=True,
             )
-        predict(network, images, auto)
+        predict_logits(network, images, auto)
         torch.cuda.synchronize()
         start = time.perf_counter()
-        predict(network, images, auto).sum().item()
+        predict_logits(network, images, auto).sum().item()
         print(
             f"{name}, evaluation, bfloat16: {IMAGES / (time.perf_counter() - start):,.0f} images per second"
         )

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from app.specs.facts import BUILT_IN
 from app.specs.model import ModelSpec, SmallCnn, WideResNet16x1
-from worker.lab.networks import Network, build
+from worker.lab.networks import Network, build_network
 
 ROUNDS, SECONDS, BATCH = 3, 0.7, 128
 CASES: tuple[tuple[str, ModelSpec], ...] = (
@@ -28,7 +28,7 @@ def main() -> None:
         facts = BUILT_IN[dataset]
         images = torch.randint(256, (1024, facts.channels, facts.height, facts.width), dtype=torch.uint8)
         labels = torch.randint(facts.classes, (len(images),))
-        network = build(spec, facts, 0)
+        network = build_network(spec, facts, 0)
         ways: dict[str, Callable[[], int]] = {}
         for name, layout in LAYOUTS.items():
             for bfloat16 in (False, True):

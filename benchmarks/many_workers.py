@@ -115,7 +115,10 @@ class Simulation:
 
     def take(self, number: int) -> None:
         with self.database.writing() as session:
-            assert scheduling.take(session, "none", f"other:{number}:cpu", [CPU], self.settings) is not None
+            assert (
+                scheduling.claim_next(session, "none", f"other:{number}:cpu", [CPU], self.settings)
+                is not None
+            )
 
 
 class Measured(NamedTuple):

@@ -85,9 +85,9 @@ def main() -> int:
             )
         made = Made(*json.loads(known.read_text()))
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            embedded_broker.prepare(settings)
-            broker = subprocess.Popen(embedded_broker.command(settings), stdout=subprocess.DEVNULL)
-            while not embedded_broker.answers(settings):
+            embedded_broker.create_folders(settings)
+            broker = subprocess.Popen(embedded_broker.server_command(settings), stdout=subprocess.DEVNULL)
+            while not embedded_broker.is_ready(settings):
                 time.sleep(0.05)
             api = subprocess.Popen(
                 [sys.executable, "-m", "app.operations.server", str(listener.fileno())],

@@ -16,10 +16,10 @@ import torch
 
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import BUILT_IN
-from worker.lab.attacks import Prepared, make, stamp
-from worker.lab.attacks.poisoning import poison, rebuild
+from worker.lab.attacks import Prepared, apply_trigger, make_attack
+from worker.lab.attacks.poisoning import build_poisoned_set, make_poison
 from worker.lab.contracts import DatasetMissingError
-from worker.lab.data.datasets import Dataset, Split, load
+from worker.lab.data.datasets import Dataset, Split, load_dataset
 from worker.lab.interactive import state_without_training
 
 ATTACKS = ("badnets", "single_pixel", "blend", "sig", "low_frequency", "wanet", "refool", "clean_label")
@@ -30,7 +30,7 @@ def cifar10(folder: Path) -> tuple[Dataset, str]:
     """CIFAR-10 or random images of its shape, and a label that says which."""
     spec = ExperimentSpec.model_validate({"dataset": {"name": "cifar10"}})
     try:
-        return load(spec.dataset, folder, 0), "CIFAR-10"
+        return load_dataset(spec.dataset, folder, 0), "CIFAR-10"
     except DatasetMissingError:
         facts = BUILT_IN["cifar10"]
         drawn = torch.Generator().manual_seed(0)
@@ -63,15 +63,15 @@ def main() -> None:
     print(f"{'attack':<15}{'stamp all 50,000, s':>22}{'poisoned set, s':>18}")
     for name in ATTACKS:
         spec = ExperimentSpec.model_validate({"dataset": {"name": "cifar10"}, "attack": {"name": name}})
-        attack = make(spec.attack, data.facts)
+        attack = make_attack(spec.attack, data.facts)
         assert attack is not None
         state = state_without_training(spec, data, attack, 0)
         trigger = attack.trigger(state)
         prepared = Prepared(state)
-        stamped = best(lambda trigger=trigger: stamp(trigger, data.train.images))
+        stamped = best(lambda trigger=trigger: apply_trigger(trigger, data.train.images))
         poisoned = best(
-            lambda spec=spec, attack=attack, prepared=prepared: rebuild(
-                data.train, poison(spec, data, attack, prepared, 0)
+            lambda spec=spec, attack=attack, prepared=prepared: build_poisoned_set(
+                data.train, make_poison(spec, data, attack, prepared, 0)
             )
         )
         verdict = "" if max(stamped, poisoned) < TARGET_SECONDS else f"  over {TARGET_SECONDS:.0f} s"

@@ -9,17 +9,17 @@ import torch
 
 from app.specs.facts import BUILT_IN
 from app.specs.model import SmallCnn
-from worker.lab.compute import choose
-from worker.lab.defenses.abl import lowest, smoothed_ranks
+from worker.lab.compute import choose_compute
+from worker.lab.defenses.abl import lowest_ranked, smoothed_ranks
 from worker.lab.evaluation import sample_losses
-from worker.lab.networks import build
+from worker.lab.networks import build_network
 
 SAMPLES, SINGLES, BATCH = 50_000, 500, 1024
 
 
 def main() -> None:
-    facts, compute = BUILT_IN["cifar10"], choose("cpu", "float32", compile=False)
-    network = build(SmallCnn(), facts, 0).eval()
+    facts, compute = BUILT_IN["cifar10"], choose_compute("cpu", "float32", compile=False)
+    network = build_network(SmallCnn(), facts, 0).eval()
     drawn = torch.Generator().manual_seed(0)
     images = torch.randint(256, (SAMPLES, 3, 32, 32), generator=drawn, dtype=torch.uint8)
     labels = torch.randint(10, (SAMPLES,), generator=drawn)
@@ -33,7 +33,7 @@ def main() -> None:
 
     start = time.perf_counter()
     losses = sample_losses(network, images, labels, compute)
-    lowest(smoothed_ranks([losses] * 12), 0.01)
+    lowest_ranked(smoothed_ranks([losses] * 12), 0.01)
     ranking = time.perf_counter() - start
 
     start = time.perf_counter()

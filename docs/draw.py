@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from app.specs.experiment import ExperimentSpec
-from worker.lab.attacks import Attack, make
-from worker.lab.data.datasets import Dataset, load
-from worker.lab.experiment import run
-from worker.lab.figures.style import BAD, GOOD, INK, MUTED, new_figure, png
+from worker.lab.attacks import Attack, make_attack
+from worker.lab.data.datasets import Dataset, load_dataset
+from worker.lab.experiment import run_experiment
+from worker.lab.figures.style import BAD, GOOD, INK, MUTED, new_figure, render_png
 from worker.lab.local import FolderRecorder, FolderStore
 
 ROOT = Path(__file__).parent.parent
@@ -79,8 +79,8 @@ def draw_attack(name: str) -> None:
         }
     )
     folder = compute(spec, name)
-    data = load(spec.dataset, DATA, 0)
-    attack = make(spec.attack, data.facts)
+    data = load_dataset(spec.dataset, DATA, 0)
+    attack = make_attack(spec.attack, data.facts)
     assert attack is not None
     blocks = []
     if attack.has_trigger:
@@ -98,7 +98,7 @@ def compute(spec: ExperimentSpec, name: str) -> Path:
         return folder
     recorder = FolderRecorder(folder)
     try:
-        run(spec, recorder, FolderStore(WORK / "stages"), data_dir=DATA, device="cpu")
+        run_experiment(spec, recorder, FolderStore(WORK / "stages"), data_dir=DATA, device="cpu")
     finally:
         recorder.close()
     done.write_text(spec.spec_hash)
@@ -184,7 +184,7 @@ def grid(name: str, defenses: tuple[str, ...], draw: Any) -> None:
     else:
         axes[0].legend(fontsize=8, frameon=False)
     figure.tight_layout(pad=0.6)
-    (IMAGES / "defenses" / f"{name}.png").write_bytes(png(figure))
+    (IMAGES / "defenses" / f"{name}.png").write_bytes(render_png(figure))
 
 
 def curves(axes: Axes, name: str, points: list[dict[str, Any]]) -> None:

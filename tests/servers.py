@@ -4,6 +4,7 @@ None needs root or a container. They listen on loopback, or on a socket in a fol
 """
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Self
@@ -28,17 +30,22 @@ from tests.processes import alive, descendants, wait_for
 START_SECONDS = 60.0
 WEED = Path(sys.executable).parent / "weed"
 KEY, SECRET, BUCKET = "bdlab", "not a secret", "bdlab"
+SYSTEM_RANDOM = random.SystemRandom()
 
 
 def free_ports(number: int) -> list[int]:
-    """Ports of loopback that nobody listens on."""
-    sockets = [socket.socket() for _ in range(number)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+    """Ports of the loopback interface that nothing listens on.
+
+    They lie below the ephemeral ports, so that no outgoing connection takes one before the server starts, or
+    while it restarts.
+    """
+    ports: set[int] = set()
+    while len(ports) < number:
+        port = SYSTEM_RANDOM.randrange(10_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            ports.add(port)
+    return list(ports)
 
 
 class Server:

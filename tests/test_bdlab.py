@@ -151,11 +151,11 @@ def test_what_is_missing_is_named(client: Client, ids: list[str], monkeypatch: p
     for package in ("pandas", "polars"):
         monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setitem(sys.modules, "worker.lab.experiment", None)
-    with pytest.raises(MissingPackageError, match="pip install pandas"):
+    with pytest.raises(MissingPackageError, match=r'pip install "backdoor-lab\[frames\]"'):
         client.results_frame(ids[0])
-    with pytest.raises(MissingPackageError, match="pip install polars"):
+    with pytest.raises(MissingPackageError, match='pip install "polars"'):
         client.search_frame("tag.study=bdlab", library="polars")
-    with pytest.raises(MissingPackageError, match=r"pip install 'backdoor-lab\[worker\]'"):
+    with pytest.raises(MissingPackageError, match=r'pip install "backdoor-lab\[worker\]"'):
         client.model(ids[0], "abl")
     with pytest.raises(ValueError, match="'arrow' is not allowed"):
         client.results_frame(ids[0], "arrow")  # type: ignore[call-overload]
@@ -180,10 +180,10 @@ def test_bars_on_a_terminal_and_in_a_notebook_that_can_move_them() -> None:
     terminal = Console(file=io.StringIO(), force_terminal=True, highlight=False, width=120)
     with display(terminal) as shown:
         assert isinstance(shown, Bars)
-        shown.see("state", {"status": "running"})
+        shown.show("state", {"status": "running"})
         place = {"seed": 0, "arm": "abl", "stage": "victim", "epoch": 3, "epochs": 4}
-        shown.see("progress", {**place, "fraction": 0.5, "seconds_left": 7.2})
-        shown.see("warning", {"arm": "abl", "message": "look [here]"})
+        shown.show("progress", {**place, "fraction": 0.5, "seconds_left": 7.2})
+        shown.show("warning", {"arm": "abl", "message": "look [here]"})
     drawn = terminal.file.getvalue()  # type: ignore[attr-defined]
     for text in ("running", " 50 %", "7 s left", "epoch 3 of 4", "seed 0, abl, victim", "look [here]"):
         assert text in drawn

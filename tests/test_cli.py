@@ -57,13 +57,13 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("[]")
     (tmp_path / "broken.json").write_text("{")
     assert "cannot be read" in fails(2, "submit", str(tmp_path / "none.json"))
-    assert "no JSON object" in fails(2, "submit", str(tmp_path / "list.json"))
-    assert "not JSON" in fails(2, "submit", str(tmp_path / "broken.json"))
-    assert "not JSON" in fails(2, "submit", "-", stdin="[" * 100_000)
+    assert "does not contain a JSON object" in fails(2, "submit", str(tmp_path / "list.json"))
+    assert "not valid JSON" in fails(2, "submit", str(tmp_path / "broken.json"))
+    assert "not valid JSON" in fails(2, "submit", "-", stdin="[" * 100_000)
     assert "--index" in fails(2, "predict", "7")
     assert "nope" in fails(2, "nope")
     assert "--port" in fails(2, "up", "--port", "many")
-    assert "BDLAB_MAX_ATTEMPTS" in fails(2, "list", BDLAB_MAX_ATTEMPTS="0")
+    assert "BDLAB_MAX_ATTEMPTS" in fails(2, "migrate", BDLAB_MAX_ATTEMPTS="0")
 
 
 def test_no_service_is_exit_code_3(tmp_path: Path) -> None:

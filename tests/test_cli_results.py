@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from bdlab.base_client import Client
+from bdlab import Client
 from bdlab.errors import ApiError, NotFoundError
 from tests.conftest import Stack
 from tests.quick import QUICK

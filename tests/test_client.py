@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bdlab.base_client import Client
+from bdlab import Client
 from bdlab.errors import (
     ApiError,
     DamagedDownloadError,

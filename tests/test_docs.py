@@ -18,9 +18,9 @@ from app.settings import Settings
 from app.specs.checks import find_problems
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import BUILT_IN
-from app.specs.summary import EFFECTIVENESS, METRICS
+from app.specs.metrics import EFFECTIVENESS, METRICS
 from bdlab.cli import app
-from bdlab.commands.many import SubmitsFiles
+from bdlab.commands.batches import SubmitGroup
 from tests.conftest import Stack
 from tests.quick import QUICK
 
@@ -123,7 +123,7 @@ def test_every_bdlab_command_in_the_documents_exists(name: str, line: str) -> No
     command: Any = typer.main.get_command(app)
     words = [word for word in shlex.split(line)[1:] if word not in ("...",)]
     while words and hasattr(command, "commands") and not words[0].startswith("-"):
-        if isinstance(command, SubmitsFiles) and words[0] not in command.commands:
+        if isinstance(command, SubmitGroup) and words[0] not in command.commands:
             words.insert(0, "submit")
         assert words[0] in command.commands, line
         command = command.commands[words.pop(0)]
@@ -168,6 +168,14 @@ def anchors(path: Path) -> set[str]:
     text = BLOCK.sub("", path.read_text())
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_named_files_of_the_code_exist(path: Path) -> None:
+    named = re.findall(
+        r"`((?:app|bdlab|worker|tests|migrations|benchmarks|deploy)/[\w./-]+)`", path.read_text()
+    )
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 def test_the_index_names_every_guide() -> None:

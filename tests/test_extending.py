@@ -3,29 +3,22 @@
 The service that tests share (`stack`) is started with that folder.
 """
 
-import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
 
-from app.data.catalog.missing_plugins import LostPluginError
-from app.main import create_app
-from app.settings import Settings
 from app.specs import attack, defense, plugins
 from app.specs.attacks.base import PoisoningAttack
 from app.specs.defenses.base import Defense
 from app.specs.experiment import ExperimentSpec
 from app.specs.stages import plan
-from app.tables.experiments import Experiment
-from tests.app.conftest import Service, serve
 from tests.conftest import Stack
 from tests.quick import QUICK
 from tests.test_cli import bdlab
@@ -102,18 +95,18 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
     def loaded(text: str) -> None:
         (tmp_path / "mine.py").write_text(text)
         monkeypatch.setenv(plugins.VARIABLE, str(tmp_path))
-        plugins._classes.cache_clear()
-        plugins.extended(attack._OURS, PoisoningAttack)
-        plugins.extended(defense._OURS, Defense)
+        plugins._load_plugins.cache_clear()
+        plugins.with_plugins(attack._BUILT_IN, PoisoningAttack)
+        plugins.with_plugins(defense._BUILT_IN, Defense)
 
     yield loaded
-    plugins._classes.cache_clear()
+    plugins._load_plugins.cache_clear()
 
 
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('"bpp"', '"sig"', "class Bpp: the name 'sig' is taken"),
+        ('"bpp"', '"sig"', "class Bpp: the name 'sig' is already used"),
         ('name: Literal["bpp"] = "bpp"', 'name: str = "bpp"', "needs a field `name: Literal"),
         ('8, "Number of values per channel."', '8, ""', "the field 'levels' needs a description"),
         ("def implementation(cls)", "def implement(cls)", "needs a classmethod `implementation`"),
@@ -127,7 +120,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
 )
 def test_a_faulty_file_is_one_line(load: Callable[[str], None], old: str, new: str, said: str) -> None:
     load(ATTACK)
-    plugins._classes.cache_clear()
+    plugins._load_plugins.cache_clear()
     assert old in ATTACK
     with pytest.raises(plugins.PluginError) as caught:
         load(ATTACK.replace(old, new))
@@ -136,9 +129,9 @@ def test_a_faulty_file_is_one_line(load: Callable[[str], None], old: str, new: s
 
 
 def test_a_folder_that_is_none_ends_the_command() -> None:
-    done = bdlab("version", **{plugins.VARIABLE: "/nowhere"})
+    done = bdlab("migrate", **{plugins.VARIABLE: "/nowhere"})
     assert done.returncode == 1
-    assert done.stderr == "BDLAB_PLUGINS_DIR: '/nowhere' is no folder\n"
+    assert done.stderr == "BDLAB_PLUGINS_DIR: '/nowhere' is not a folder\n"
 
 
 def test_changed_code_is_computed_anew_on_the_same_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,18 +144,36 @@ def test_changed_code_is_computed_anew_on_the_same_random_numbers(monkeypatch: p
     assert changed == {None, "undefended", "abl"}  # the clean arm has nothing to do with the attack
 
 
-def test_the_service_does_not_start_without_a_plug_in_that_experiments_name(tmp_path: Path) -> None:
-    settings = Settings(home=tmp_path)
-    serving: AbstractContextManager[Service] = serve(settings)
-    with serving as service:
-        service.submit()
-        with service.database.writing() as session:
-            session.execute(update(Experiment).values(attack="gone"))
+def test_experiments_of_a_deleted_plug_in_can_be_read(
+    new_stack: Callable[..., Stack], tmp_path: Path
+) -> None:
+    folder = tmp_path / "plugins"
+    shutil.copytree(PLUGINS, folder)
+    stack = new_stack(BDLAB_PLUGINS_DIR=str(folder))
+    mine = stack.wait(stack.submit(SPEC))
+    id, page = mine["id"], f"/experiments/{mine['id']}"
+    names = [file["name"] for file in stack.get(f"/v1/experiments/{id}/artifacts")["artifacts"]]
+    stack.stop()
+    (folder / "bpp.py").unlink()
+    stack.start()
 
-    async def start() -> None:
-        app = create_app(settings)
-        async with app.router.lifespan_context(app):
-            pass
+    assert stack.experiment(id) == mine
+    assert stack.get("/v1/experiments", attack="bpp")["experiments"] == [mine]
+    assert [arm["arm"] for arm in stack.results(id)["arms"]] == ["undefended", "fe_tuning"]
+    files = stack.get(f"/v1/experiments/{id}/artifacts")["artifacts"]
+    assert [file["name"] for file in files] == names
+    assert stack.client.get(files[0]["content"]).status_code == 200
+    assert stack.get("/v1/results", where="attack.name=bpp")["rows"]
+    for path in (page, f"{page}/explore", f"/new?from={id}", "/", "/leaderboard"):
+        assert stack.client.get(path).status_code == 200, path
+    assert "skipped" not in stack.client.get(page).text
 
-    with pytest.raises(LostPluginError, match="name gone, which no plug-in defines"):
-        asyncio.run(start())
+    for action in ("retry", "reproduce"):
+        refused = stack.post(f"/v1/experiments/{id}:{action}", status=409)
+        assert "no plug-in defines bpp" in refused["detail"]
+    assert "bpp" in stack.post(f"/v1/experiments/{id}/predict", {"index": 0}, status=409)["detail"]
+    assert "bpp" in stack.post("/v1/experiments:validate", SPEC, status=422)["errors"][0]["value"]
+    assert "no plug-in in BDLAB_PLUGINS_DIR defines bpp" in (stack.home / "logs/api.log").read_text()
+    other = stack.wait(stack.submit({**SPEC, "attack": {"name": "badnets", "size": 2}}))["id"]
+    assert len(stack.get("/v1/compare", ids=f"{id},{other}")["experiments"]) == 2
+    assert stack.client.delete(f"/v1/experiments/{id}").status_code == 204

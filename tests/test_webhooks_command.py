@@ -77,7 +77,7 @@ def test_webhooks_are_made_tested_read_changed_and_deleted(
     assert '["sweep.finished"]' in webhooks("show", webhook_id)
     receiver.status = 500
     failed = bdlab("webhooks", "test", webhook_id)
-    assert (failed.returncode, "did not arrive: answered 500" in failed.stderr) == (1, True)
+    assert (failed.returncode, "was not delivered: answered 500" in failed.stderr) == (1, True)
     assert "https" in fails(2, "webhooks", "create", "http://example.org")
     webhooks("delete", webhook_id)
     fails(4, "webhooks", "show", webhook_id)

@@ -24,9 +24,9 @@ from app.core.objects import Objects, ObjectStoreError
 from app.experiments import lifecycle, scheduling
 from app.operations.health.shared_counters import Pusher
 from app.settings import Settings
-from app.specs.experiment import ExperimentSpec
 from app.specs.placement import KINDS
 from app.specs.stages import LAB_VERSION
+from app.specs.stored import MissingPluginError, StoredSpec
 from app.tables.experiments import Experiment
 from app.tables.reproductions import Reproduction
 from worker.lab.contracts import CanceledError, LabError, StageBusyError, StageStore
@@ -34,7 +34,7 @@ from worker.lease import Lease, StoppedError
 from worker.recorder import SqlRecorder
 from worker.store import FreshStore, SqlStageStore
 from worker.uploads import at_hand
-from worker.versions import redescribe
+from worker.versions import rekey
 from worker.watch import Watch
 
 SHUT_DOWN = "the worker shut down"
@@ -69,14 +69,14 @@ def attempt(
     database, objects = Database(settings.database), Objects(settings.objects)
     try:
         with database.writing() as session:
-            taken = scheduling.take(session, hint, worker, serves, settings)
+            taken = scheduling.claim_next(session, hint, worker, serves, settings)
             experiment = session.get_one(Experiment, taken.experiment_id) if taken is not None else None
         if taken is None or experiment is None:
             log.info("nothing to do", extra={"experiment_id": hint})
             return None
         experiment_id, number = taken
         with (
-            experiment.origin(
+            experiment.bind_origin(
                 experiment_id=experiment_id, attempt=number, owner_id=experiment.owner_id, worker=worker
             ),
             tracing.span("attempt", kind="consumer", parent=experiment.traceparent) as span,
@@ -106,7 +106,7 @@ def _run(lease: Lease, recorder: SqlRecorder, objects: Objects, settings: Settin
     try:
         with lease.database.reading() as session:
             experiment = session.get_one(Experiment, lease.experiment_id)
-            spec = ExperimentSpec.model_validate(experiment.spec)
+            spec = StoredSpec(experiment.spec).parse()
             afresh = session.get(Reproduction, lease.experiment_id) is not None
         store: StageStore = SqlStageStore(
             lease, objects, lambda: lease.persist(recorder.flush), private=afresh
@@ -114,7 +114,7 @@ def _run(lease: Lease, recorder: SqlRecorder, objects: Objects, settings: Settin
         if afresh:
             store = FreshStore(store, lease.experiment_id)
         if experiment.lab_version != LAB_VERSION:
-            lease.persist(lambda: redescribe(lease, spec, settings))
+            lease.persist(lambda: rekey(lease, spec, settings))
         with at_hand(spec, lease.database, objects, settings.datasets, lease.persist) as files:
             run(
                 spec,
@@ -128,7 +128,7 @@ def _run(lease: Lease, recorder: SqlRecorder, objects: Objects, settings: Settin
         return End("requeued", str(error), settings.stage_busy_seconds)
     except CanceledError:
         return _stopped(lease)
-    except (LabError, ObjectStoreError) as error:
+    except (LabError, ObjectStoreError, MissingPluginError) as error:
         return End("failed", str(error))
     except Exception as error:
         log.exception("the experiment broke")

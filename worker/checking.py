@@ -21,7 +21,7 @@ from app.core import metrics, tracing
 from app.core.database import Database, utcnow
 from app.core.errors import InvalidError
 from app.core.objects import Objects, ObjectStoreError
-from app.data.resolve import facts_of
+from app.data.resolve import resolve_dataset
 from app.data.uploads import repository
 from app.settings import Settings
 from app.specs.dataset import Uploaded
@@ -64,7 +64,7 @@ def check(upload_id: str, settings: Settings) -> str | None:
         if upload is None:
             return None
         with (
-            upload.origin(upload_id=upload.id, owner_id=upload.owner_id, attempt=upload.attempts),
+            upload.bind_origin(upload_id=upload.id, owner_id=upload.owner_id, attempt=upload.attempts),
             tracing.span("check upload", kind="consumer", parent=upload.traceparent) as span,
         ):
             status = _check(upload, database, objects, settings)
@@ -130,32 +130,35 @@ def _why(error: Exception, folder: Path) -> str:
 
 
 def _look_at_model(upload: Upload, path: Path, database: Database, settings: Settings) -> Found:
-    from worker.lab import brought  # noqa: PLC0415  # brings torch
+    from worker.lab import user_model  # noqa: PLC0415  # brings torch
 
-    header = brought.read_header(path)
+    header = user_model.read_header(path)
     asked = upload.request
     if asked["model"] is not None:
         model, shape = _MODEL.validate_python(asked["model"]), Shape.model_validate(asked["shape"])
     else:
-        spec = brought.exported_by(header.labels)
+        spec = user_model.read_exported_spec(header.labels)
         if spec is None:
-            raise brought.BadModelError(
+            raise user_model.BadModelError(
                 "the header does not say what the model is; send metadata with model, and dataset or shape"
             )
         try:
             with database.of(upload.owner_id).reading() as session:
-                model, shape = spec.model, facts_of(session, spec.dataset, settings.datasets).facts.shape
+                model, shape = (
+                    spec.model,
+                    resolve_dataset(session, spec.dataset, settings.datasets).facts.shape,
+                )
         except InvalidError as error:
             name = spec.dataset.dataset_id if isinstance(spec.dataset, Uploaded) else spec.dataset.name
-            raise brought.BadModelError(
+            raise user_model.BadModelError(
                 f"the header names the data set {name!r}, which is not here; send metadata with model and shape"
             ) from error
-    found = brought.read(path, model, shape)
-    network = brought.empty(model, shape, found.stamped)
+    found = user_model.load_user_model(path, model, shape)
+    network = user_model.build_empty_network(model, shape, found.adds_trigger)
     facts = {
         "model": model.model_dump(mode="json"),
         "shape": shape.model_dump(mode="json"),
-        "stamped": found.stamped,
+        "stamped": found.adds_trigger,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "labels": {
             name: _printable(header.labels[name])[:LONGEST_NAME] for name in LABELS if name in header.labels
@@ -167,10 +170,10 @@ def _look_at_model(upload: Upload, path: Path, database: Database, settings: Set
 def _look_at_dataset(upload: Upload, path: Path, objects: Objects, most_bytes: int) -> Found:
     from worker.lab.data import files  # noqa: PLC0415
     from worker.lab.data.checking import BadSourceError  # noqa: PLC0415
-    from worker.lab.data.importing import read  # noqa: PLC0415
+    from worker.lab.data.importing import read_source  # noqa: PLC0415
 
     asked = upload.request
-    checked = read(
+    checked = read_source(
         path,
         test_fraction=asked["test_fraction"],
         split_seed=asked["split_seed"],
@@ -194,7 +197,7 @@ def _look_at_dataset(upload: Upload, path: Path, objects: Objects, most_bytes: i
 def _finish(database: Database, objects: Objects, upload: Upload, found: Found) -> str | None:
     """Write what was found. None, and nothing written, if the upload is gone or another attempt's."""
     with database.writing() as session:
-        row = repository.held(session, upload)
+        row = repository.still_owned(session, upload)
         gone = row is None and repository.get(session, upload.kind, upload.id) is None
         if row is not None:
             row.status = READY if found.reason is None else REFUSED
@@ -221,7 +224,7 @@ def _finish(database: Database, objects: Objects, upload: Upload, found: Found) 
 def _release(database: Database, upload: Upload) -> None:
     """Have the upload checked again soon; this attempt does not count."""
     with database.writing() as session:
-        row = repository.held(session, upload)
+        row = repository.still_owned(session, upload)
         if row is not None:
             row.claimed_until = None
             row.attempts -= 1

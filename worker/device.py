@@ -1,20 +1,19 @@
-"""What a worker computes on, and how full it is, found without torch: a forking parent must not touch CUDA.
+"""A worker's device and how much of its memory is used, found without torch: a process that forks must not use CUDA.
 
-A worker uses the first GPU that it sees, as ``CUDA_VISIBLE_DEVICES`` and the driver's own tool ``nvidia-smi`` tell it.
+A worker uses the first GPU that ``CUDA_VISIBLE_DEVICES`` and NVML, the driver's management library, let it see.
 """
 
 import os
-import shutil
-import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import pynvml
+
 CPU, GPU = "cpu", "gpu"
 NAME_CHARACTERS = 200
-TOOL_SECONDS = 20
-QUERY = "--query-gpu=index,uuid,name,memory.total,memory.used"
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
-MEBIBYTE, KIBIBYTE = 2**20, 2**10
+KIBIBYTE = 2**10
 
 
 @dataclass(frozen=True)
@@ -28,18 +27,16 @@ class Device:
 
 @dataclass(frozen=True)
 class Gpu:
-    """One line of ``nvidia-smi``. Memory in bytes, None where the driver does not tell it."""
+    """A GPU of this machine; ``index`` is its position on the PCI bus."""
 
     index: str
     uuid: str
     name: str
-    total: int | None
-    used: int | None
 
 
 def find() -> Device:
     """The device of this process."""
-    gpus = visible(_ask())
+    gpus = visible(_list_gpus())
     return Device(GPU, gpus[0].name[:NAME_CHARACTERS], gpus[0].uuid) if gpus else Device(CPU, _cpu_name())
 
 
@@ -60,35 +57,23 @@ def visible(gpus: list[Gpu]) -> list[Gpu]:
 
 
 class MemoryWatch:
-    """How full device and host are. Asks the driver beside the caller's work: an answer is there at the next call."""
+    """Reads how much memory of device and host is used."""
 
     def __init__(self, device: Device) -> None:
-        self._device = device
-        self._asked: subprocess.Popen[str] | None = None
-        self._gpu: dict[str, int | None] = {"device_total": None, "device_used": None}
+        self._handle = None
+        if device.kind == GPU:
+            with suppress(pynvml.NVMLError):
+                pynvml.nvmlInit()
+                self._handle = pynvml.nvmlDeviceGetHandleByUUID(device.id)
 
     def read(self) -> dict[str, int | None]:
-        """Bytes by ``device_total``, ``device_used``, ``host_total``, ``host_used``; None what is not known."""
-        if self._device.kind == GPU:
-            self._collect()
-        return self._gpu | host_memory()
-
-    def _collect(self) -> None:
-        if self._asked is not None and self._asked.poll() is not None:
-            output = self._asked.communicate()[0]
-            for gpu in _parse(output):
-                if gpu.uuid == self._device.id:
-                    self._gpu = {"device_total": gpu.total, "device_used": gpu.used}
-            self._asked = None
-        command = _command()
-        if self._asked is None and command is not None:
-            self._asked = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-            )
+        """Bytes by ``device_total``, ``device_used``, ``host_total``, ``host_used``; None if unknown."""
+        total = used = None
+        if self._handle is not None:
+            with suppress(pynvml.NVMLError):  # not supported for a part of a GPU
+                memory = pynvml.nvmlDeviceGetMemoryInfo(self._handle)
+                total, used = int(memory.total), int(memory.used)
+        return {"device_total": total, "device_used": used} | host_memory()
 
 
 def host_memory() -> dict[str, int | None]:
@@ -104,34 +89,17 @@ def host_memory() -> dict[str, int | None]:
     return {"host_total": total, "host_used": total - free}
 
 
-def _command() -> list[str] | None:
-    tool = shutil.which("nvidia-smi")
-    return [tool, QUERY, "--format=csv,noheader,nounits"] if tool is not None else None
-
-
-def _ask() -> list[Gpu]:
-    command = _command()
-    if command is None:
-        return []
+def _list_gpus() -> list[Gpu]:
+    """The GPUs of this machine; none without a driver."""
     try:
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=TOOL_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return [
+            Gpu(str(index), pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle))
+            for index, handle in enumerate(handles)
+        ]
+    except pynvml.NVMLError:
         return []
-    return _parse(asked.stdout) if asked.returncode == 0 else []
-
-
-def _parse(output: str) -> list[Gpu]:
-    found = []
-    for line in output.splitlines():
-        cells = [cell.strip() for cell in line.split(",")]
-        if len(cells) == QUERY.count(",") + 1:
-            index, uuid, name, total, used = cells
-            found.append(Gpu(index, uuid, name, _mebibytes(total), _mebibytes(used)))
-    return found
-
-
-def _mebibytes(text: str) -> int | None:
-    return int(text) * MEBIBYTE if text.isdigit() else None  # "[N/A]" on a part of a GPU
 
 
 def _number(path: Path) -> int | None:

@@ -88,7 +88,7 @@ class Lease:
     def writing(self) -> Iterator[Session]:
         """A write transaction that begins by proving the lease. Raises StoppedError if it is lost."""
         with self.database.writing() as session:
-            if not lifecycle.still_mine(session, self.experiment_id, self.attempt):
+            if not lifecycle.still_owned(session, self.experiment_id, self.attempt):
                 self.stop("lost")
                 raise StoppedError("lost")
             yield session
@@ -157,7 +157,7 @@ class Lease:
     def _beat(self) -> None:
         asked = time.monotonic()
         with self.database.writing() as session:
-            cancel = lifecycle.heartbeat(session, self.experiment_id, self.attempt, self.lease_seconds)
+            cancel = lifecycle.renew(session, self.experiment_id, self.attempt, self.lease_seconds)
             session.execute(
                 update(Stage)
                 .where(Stage.owner == self.owner)

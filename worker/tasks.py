@@ -29,11 +29,11 @@ def run_experiment(experiment_id: str) -> None:
 def _run(*args: Any, **options: Any) -> dict[str, Any]:
     import torch  # noqa: PLC0415
 
-    from worker.lab.experiment import run  # noqa: PLC0415
+    from worker.lab.experiment import run_experiment  # noqa: PLC0415
 
     if settings.worker_threads:
         torch.set_num_threads(settings.worker_threads)
-    return run(*args, **options)
+    return run_experiment(*args, **options)
 
 
 @app.task(name=CHECK_UPLOAD, time_limit=int(settings.check_seconds))

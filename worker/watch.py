@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from sqlalchemy import select
+from structlog.contextvars import bind_contextvars, bound_contextvars
 
-from app.core import log_context, metrics, tracing
+from app.core import metrics, tracing
 from app.core.database import Database
 from app.operations.health.shared_counters import Pusher
 from app.settings import Settings
@@ -68,7 +69,7 @@ class Sight:
         known = dict(origin or {})
         parent = known.get("traceparent")
         with (
-            log_context.binding(request_id=known.get("request_id"), trace_id=tracing.trace_id(parent)),
+            bound_contextvars(request_id=known.get("request_id"), trace_id=tracing.trace_id(parent)),
             tracing.span(name, kind="consumer", parent=parent),
         ):
             yield
@@ -76,7 +77,7 @@ class Sight:
 
 def scope(told: Scope, epoch: int, epochs: int) -> None:
     """A run reports how far it is: later lines of the log name the place, and the open span has the epoch."""
-    log_context.bind(arm=told.arm, seed=told.seed, stage=told.stage)
+    bind_contextvars(arm=told.arm, seed=told.seed, stage=told.stage)
     if epoch > 0:
         metrics.EPOCHS.labels(told.stage or "").inc()
         tracing.event("epoch", {"epoch": epoch, "epochs": epochs})

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from app.core import log_context, metrics, tracing
+from app.core import metrics, tracing
+from app.core.request_origin import current_request_id
 
 INTERACTIVE, CHECKS = "interactive", "checks"
 RUN_EXPERIMENT, PREVIEW, PREDICT = "bdlab.run_experiment", "bdlab.preview", "bdlab.predict"
@@ -102,7 +103,7 @@ class Broker:
 
     def _send(self, task: str, argument: Any, queue: str, expires: float | None = None) -> str:
         task_id = str(uuid4())
-        origin = {"request_id": log_context.request_id(), "traceparent": tracing.traceparent()}
+        origin = {"request_id": current_request_id(), "traceparent": tracing.traceparent()}
         headers = {"origin": {name: value for name, value in origin.items() if value}}
         self._reaching(
             lambda: self._sender.send_task(

@@ -1,4 +1,4 @@
-"""What the routes work with: opened once when the API starts, then bound to who sent each request."""
+"""The connections that routes work with: opened once when the API starts, then bound to each request's principal."""
 
 from dataclasses import dataclass, field, replace
 from typing import Annotated
@@ -8,17 +8,17 @@ from fastapi import Depends, Request
 from app.core.broker import Broker
 from app.core.database import Database
 from app.core.objects import Objects
-from app.core.poll_cache import Polled
+from app.core.poll_cache import PollCache
 from app.core.security import NOBODY, Principal, Signer, make_signer
 from app.settings import Settings
 
 
 @dataclass(frozen=True)
 class Context:
-    """The settings, and the connections that they describe.
+    """The settings and the connections that they configure.
 
-    A route's ``Ctx`` is bound to the request's ``principal``: its ``database`` shows the rows of that owner alone
-    (`app.tables.owners`). A public route's is bound to nobody, and its database shows all.
+    The ``Ctx`` of a route is bound to the request's ``principal``: its ``database`` shows only the rows of that owner
+    (`app.tables.owners`). The one of a public route shows the rows of all owners.
     """
 
     settings: Settings
@@ -26,12 +26,12 @@ class Context:
     objects: Objects
     broker: Broker
     signer: Signer
-    polled: Polled = field(default_factory=Polled)
+    poll_cache: PollCache = field(default_factory=PollCache)
     principal: Principal = NOBODY
 
     @classmethod
     def open(cls, settings: Settings) -> "Context":
-        """Raises ObjectStoreError if the object store's folder cannot be made."""
+        """Raises ObjectStoreError if the object store's folder cannot be created."""
         return cls(
             settings,
             Database(settings.database),
@@ -41,7 +41,7 @@ class Context:
         )
 
     def of(self, principal: Principal) -> "Context":
-        """The same for one request; costs nothing."""
+        """The same connections for the requests of ``principal``; cheap."""
         return replace(
             self, principal=principal, database=self.database.of(principal.owner_id, principal.limits)
         )
@@ -51,8 +51,8 @@ class Context:
         self.database.close()
 
 
-async def _context(request: Request) -> Context:
-    context: Context = request.app.state.context  # a coroutine, so that no thread is spent on it
+async def _context(request: Request) -> Context:  # async, so that it takes no thread of the pool
+    context: Context = request.app.state.context
     principal: Principal | None = request.scope.get("principal")
     return context.of(principal) if principal is not None else context
 

@@ -1,4 +1,4 @@
-"""The one exception tree, and the one place where it becomes problem+json (RFC 9457)."""
+"""The exceptions that the API maps to responses, and the handlers that make them problem+json (RFC 9457)."""
 
 import json
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Any, Self, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
@@ -17,11 +18,11 @@ from app.core.validation import FieldError, body_model, field_errors, shown
 MEDIA_TYPE = "application/problem+json"
 T = TypeVar("T")
 OUTAGES = (OperationalError, ObjectStoreError, BrokerError)
-"""What is raised where something that the service depends on does not answer."""
+"""Raised when a service that this one depends on does not answer."""
 
 
 class AppError(Exception):
-    """Base of everything that the API refuses on purpose. The message is the problem's ``detail``."""
+    """Base of all errors that the API reports to the client. The message becomes the problem's ``detail``."""
 
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     kind = "internal"
@@ -33,25 +34,25 @@ class AppError(Exception):
 
 
 class BadRequestError(AppError):
-    """The request cannot be read: malformed JSON, a cursor that is none of ours."""
+    """The request cannot be parsed: malformed JSON, an invalid cursor."""
 
     status, kind = HTTPStatus.BAD_REQUEST, "bad-request"
 
 
 class UnauthorizedError(AppError):
-    """There is no API key with the request, or not one that is good."""
+    """The API key is missing or not valid."""
 
     status, kind = HTTPStatus.UNAUTHORIZED, "unauthorized"
 
 
 class ForbiddenError(AppError):
-    """The API key is good, but not for this; the message names the scope."""
+    """The API key lacks a scope, which the message names."""
 
     status, kind = HTTPStatus.FORBIDDEN, "forbidden"
 
 
 class TooManyError(AppError):
-    """A limit of the owner's is reached; the message says which."""
+    """The owner has reached a limit, which the message names."""
 
     status, kind = HTTPStatus.TOO_MANY_REQUESTS, "too-many"
 
@@ -60,7 +61,7 @@ class TooManyError(AppError):
 
 
 class NotFoundError(AppError):
-    """There is no such thing."""
+    """The resource does not exist."""
 
     status, kind = HTTPStatus.NOT_FOUND, "not-found"
 
@@ -71,43 +72,43 @@ class NotFoundError(AppError):
 
 
 class GoneError(AppError):
-    """The thing was there and is not any more; the message says why."""
+    """The resource was deleted; the message says why."""
 
     status, kind = HTTPStatus.GONE, "gone"
 
 
 class ConflictError(AppError):
-    """The thing's state does not allow it; the message says what would."""
+    """The resource's state does not allow the operation; the message says which state would."""
 
     status, kind = HTTPStatus.CONFLICT, "conflict"
 
 
 class TooLargeError(AppError):
-    """The body or the image is larger than the settings allow."""
+    """The body is larger than the settings allow."""
 
     status, kind = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-large"
 
 
 class StalledError(AppError):
-    """The body does not come, or comes too slowly."""
+    """The body did not arrive in time."""
 
     status, kind = HTTPStatus.REQUEST_TIMEOUT, "stalled"
 
 
 class MediaTypeError(AppError):
-    """The body is of a type that this route does not read."""
+    """The route does not accept the body's media type."""
 
     status, kind = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type"
 
 
 class RangeError(AppError):
-    """The range lies outside the file."""
+    """The range is outside the file."""
 
     status, kind = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "range-not-satisfiable"
 
 
 class InvalidError(AppError):
-    """The request is readable but wrong; ``errors`` names each field, its value, and what is allowed."""
+    """The request is well-formed but not valid; ``errors`` lists each field, its value, and what is allowed."""
 
     status, kind = HTTPStatus.UNPROCESSABLE_ENTITY, "invalid"
 
@@ -127,7 +128,7 @@ class InvalidError(AppError):
 
 
 class UnavailableError(AppError):
-    """Something that the service depends on does not answer; trying again later may help."""
+    """A service that this one depends on does not answer; a retry may succeed."""
 
     status, kind = HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"
 
@@ -136,7 +137,7 @@ class UnavailableError(AppError):
 
 
 class WorkerFailedError(AppError):
-    """An interactive worker took the request and broke on it."""
+    """The interactive worker failed on the request."""
 
     status, kind = HTTPStatus.BAD_GATEWAY, "worker-failed"
 
@@ -157,7 +158,7 @@ def problem(
     headers: Mapping[str, str] | None = None,
     **more: Any,
 ) -> Response:
-    """A problem+json answer."""
+    """A problem+json response."""
     body = {
         "type": f"urn:backdoor-lab:problem:{kind}",
         "title": HTTPStatus(status).phrase,
@@ -166,59 +167,60 @@ def problem(
         "request_id": request_id,
         **more,
     }
-    text = json.dumps(body)  # in ASCII: what a faulty request holds need not be valid Unicode
+    text = json.dumps(body)  # ASCII: it may quote parts of the request that are not valid Unicode
     return Response(text, status_code=status, media_type=MEDIA_TYPE, headers=dict(headers or {}))
 
 
 def install(app: FastAPI) -> None:
-    """Make ``app`` answer every error with a problem."""
+    """Register handlers that answer every error of ``app`` with a problem."""
 
-    def of_ours(request: Request, error: Exception) -> Response:
+    def answer_app_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, AppError)
         more = {"errors": error.errors} if isinstance(error, InvalidError) and error.errors else {}
         return _answer(request, error.status, error.detail, kind=error.kind, headers=error.headers, **more)
 
-    def of_validation(request: Request, error: Exception) -> Response:
+    def answer_validation_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         if first["type"] == "json_invalid":
-            detail = f"the body is no JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
+            detail = f"the body is not valid JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
             return _answer(request, 400, detail, kind=BadRequestError.kind)
         errors = field_errors(error.errors(), body_model(request.scope.get("endpoint")))
         return _answer(request, 422, summary(errors), kind=InvalidError.kind, errors=errors)
 
-    def of_http(request: Request, error: Exception) -> Response:
+    def answer_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         detail = {
-            400: "the body cannot be read: too deeply nested, or a number with too many digits",
+            400: "the body cannot be parsed: it is nested too deeply or has a number with too many digits",
             404: f"there is no {request.url.path}",
             405: f"{request.method} is not allowed on {request.url.path}",
         }.get(error.status_code, str(error.detail))
         kind = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
         headers = dict(error.headers or {})
         if error.status_code == 405:
-            headers["Allow"] = ", ".join(_methods(request))
+            headers["Allow"] = ", ".join(_allowed_methods(request))
         return _answer(request, error.status_code, detail, kind=kind, headers=headers)
 
-    def of_others(request: Request, error: Exception) -> Response:
+    def answer_outage(request: Request, error: Exception) -> Response:
         detail = str(error).partition("\n")[0]
-        return of_ours(request, UnavailableError(detail))
+        return answer_app_error(request, UnavailableError(detail))
 
-    app.add_exception_handler(AppError, of_ours)
+    app.add_exception_handler(AppError, answer_app_error)
     for outage in OUTAGES:
-        app.add_exception_handler(outage, of_others)
-    app.add_exception_handler(RequestValidationError, of_validation)
-    app.add_exception_handler(HTTPException, of_http)
+        app.add_exception_handler(outage, answer_outage)
+    app.add_exception_handler(RequestValidationError, answer_validation_error)
+    app.add_exception_handler(HTTPException, answer_http_error)
 
 
-def _methods(request: Request) -> list[str]:
-    """Every method of the requested path; the router knows only those of the first route that fits."""
-    path: str = getattr(request.scope.get("route"), "path", "")
-    return sorted(method.upper() for method in request.app.openapi()["paths"].get(path, {}))
+def _allowed_methods(request: Request) -> list[str]:
+    """All methods of the requested path. Starlette's own answer has only those of the first route with this path."""
+    path: str | None = getattr(request.scope.get("route"), "path", None)
+    routes = (route for route in iter_route_contexts(request.app.routes) if route.path == path)
+    return sorted({method for route in routes for method in route.methods or ()})
 
 
 def summary(errors: list[FieldError]) -> str:
-    """One line for people: the first error, and how many more there are."""
+    """One line for people: the first error and the number of others."""
     first = errors[0]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return f"{first['field']}: {first['message']}{more}"

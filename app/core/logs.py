@@ -1,6 +1,6 @@
-"""The logs of every process: one line per event, as JSON or text, with the ids bound in `app.core.log_context`.
+"""The logs of every process: one line per event, as JSON or text, with the ids bound by `structlog.contextvars`.
 
-Code logs through the standard library, as uvicorn, Celery and SQLAlchemy do; structlog renders what arrives.
+Code logs through the standard library, as uvicorn, Celery and SQLAlchemy do; structlog renders the records.
 """
 
 import json
@@ -12,16 +12,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
+import structlog
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
+from structlog.contextvars import get_contextvars
+from structlog.stdlib import ExtraAdder, ProcessorFormatter, add_log_level, add_logger_name
 
-from app.core import log_context
 from app.settings import Settings
 
 HIDDEN = "***"
-SHORTEST_SECRET = 6
+MIN_SECRET_CHARACTERS = 6
 AWS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-SHAPES = (
+PATTERNS = (
     (re.compile(r"bdlab_([a-z0-9]{8})_[A-Za-z0-9_-]{43}"), rf"bdlab_\1_{HIDDEN}"),
     (re.compile(r"(://[^/\s:@\"']*):[^/\s@\"']+@"), rf"\1:{HIDDEN}@"),
     (re.compile(r"(?i)\b(bearer|basic)( +)[a-z0-9._~+/=-]{8,}"), rf"\1\2{HIDDEN}"),
@@ -29,11 +31,11 @@ SHAPES = (
     (re.compile(r"(/v1/downloads/)[A-Za-z0-9_-]+"), rf"\1{HIDDEN}"),
     (re.compile(r"whsec_[A-Za-z0-9+/=_-]+"), f"whsec_{HIDDEN}"),
 )
-"""What gives itself away as a secret: API keys, passwords in URLs, headers, signed links, secrets of webhooks."""
+"""Secrets that are recognized by their form: API keys, passwords in URLs, headers, signed links, webhook secrets."""
 QUIET = {
-    "celery.app.trace": logging.WARNING,  # it would print every picture that a task returns,
-    "celery.worker.strategy": logging.WARNING,  # and this every one that a task is given
-    "uvicorn.access": logging.WARNING,  # app.core.request_middleware tells of requests, with their ids
+    "celery.app.trace": logging.WARNING,  # would log every image that a task returns
+    "celery.worker.strategy": logging.WARNING,  # would log every image that a task receives
+    "uvicorn.access": logging.WARNING,  # app.core.request_middleware logs requests, with their ids
     "httpx": logging.WARNING,
     "urllib3": logging.WARNING,
 }
@@ -42,17 +44,15 @@ Scrub = Callable[[str], str]
 
 
 def configure(process: str, settings: Settings) -> None:
-    """Set up the logs of this process, which is named in every line. They go to standard error."""
-    import structlog  # noqa: PLC0415  # takes 0.15 s to import, which only a whole process needs to pay
-    from structlog.stdlib import ExtraAdder, ProcessorFormatter, add_log_level, add_logger_name  # noqa: PLC0415
-
+    """Set up logging to standard error. Every line names the process."""
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
 
-    def name(_logger: Any, _method: str, event: Any) -> Any:
-        event.pop("color_message", None)  # uvicorn's message once more, with colors
-        return {"process": process, "pid": os.getpid(), **log_context.bound(), **event}
+    def add_context(_logger: Any, _method: str, event: Any) -> Any:
+        event.pop("color_message", None)  # uvicorn's message again, with colors
+        bound = {key: value for key, value in get_contextvars().items() if value is not None}
+        return {"process": process, "pid": os.getpid(), **bound, **event}
 
-    def in_order(_logger: Any, _method: str, event: Any) -> Any:
+    def sort_keys(_logger: Any, _method: str, event: Any) -> Any:
         first = {key: event.pop(key) for key in ("timestamp", "level")}
         return {**first, "message": event.pop("event"), **event}
 
@@ -61,12 +61,12 @@ def configure(process: str, settings: Settings) -> None:
         add_log_level,
         add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        name,
+        add_context,
     ]
     if as_json:
         last: list[Any] = [
             structlog.processors.format_exc_info,
-            in_order,
+            sort_keys,
             structlog.processors.JSONRenderer(),
         ]
     else:
@@ -76,7 +76,7 @@ def configure(process: str, settings: Settings) -> None:
         foreign_pre_chain=shared, processors=[ProcessorFormatter.remove_processors_meta, *last]
     )
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Scrubbing(formatter, scrubber(settings)))
+    handler.setFormatter(_ScrubbingFormatter(formatter, scrubber(settings)))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.INFO)
@@ -88,8 +88,8 @@ def configure(process: str, settings: Settings) -> None:
     logging.captureWarnings(True)
 
 
-class _Scrubbing(logging.Formatter):
-    """A formatter whose lines hold no secrets."""
+class _ScrubbingFormatter(logging.Formatter):
+    """Removes secrets from the lines of another formatter."""
 
     def __init__(self, inner: logging.Formatter, scrub: Scrub) -> None:
         super().__init__()
@@ -101,8 +101,8 @@ class _Scrubbing(logging.Formatter):
 
 
 def scrubber(settings: Settings) -> Scrub:
-    """A function that hides in a line what looks like a secret, and every secret of the settings."""
-    known = _forms(
+    """A function that hides the secrets of the settings, and whatever matches `PATTERNS`, in a line."""
+    secrets = _written_forms(
         [
             settings.secret.get_secret_value(),
             settings.key_pepper.get_secret_value(),
@@ -112,21 +112,20 @@ def scrubber(settings: Settings) -> Scrub:
     )
 
     def scrub(line: str) -> str:
-        for secret in known:
+        for secret in secrets:
             line = line.replace(secret, HIDDEN)
-        for shape, instead in SHAPES:
-            line = shape.sub(instead, line)
+        for pattern, replacement in PATTERNS:
+            line = pattern.sub(replacement, line)
         return line
 
     return scrub
 
 
-def _forms(secrets: Sequence[str]) -> list[str]:
-    """Each secret as it is, as JSON writes it, and as a URL does; the longest first."""
-    found = {s for s in secrets if len(s) >= SHORTEST_SECRET}
-    return sorted({form for s in found for form in (s, json.dumps(s)[1:-1], quote(s, safe=""))}, key=len)[
-        ::-1
-    ]
+def _written_forms(secrets: Sequence[str]) -> list[str]:
+    """Each secret as it is, as a JSON string and as in a URL; longest first."""
+    long = {secret for secret in secrets if len(secret) >= MIN_SECRET_CHARACTERS}
+    forms = {form for secret in long for form in (secret, json.dumps(secret)[1:-1], quote(secret, safe=""))}
+    return sorted(forms, key=len, reverse=True)
 
 
 def _password(url: str) -> str:

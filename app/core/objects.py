@@ -1,4 +1,4 @@
-"""The object store through obstore: a local folder (``file:///folder``) or a bucket (``s3://bucket/prefix``).
+"""The object store: a local folder (``file:///folder``) or a bucket (``s3://bucket/prefix``), through obstore.
 
 S3 credentials, endpoint and region come from the usual ``AWS_*`` variables.
 """
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import obstore
@@ -18,14 +18,21 @@ from obstore.store import LocalStore, from_url
 from app.core import metrics
 
 CHUNK, PART = 256 * 1024, 5 * 2**20
-"""Bytes at a time: what is read, and what is written (the least that S3 takes)."""
-
-MOST_AT_ONCE = 1000
-"""Objects of one page, and of one order to delete, as S3 has it."""
+"""Bytes that are read and written at a time; S3 accepts no smaller parts."""
+BATCH = 1000
+"""Objects in one page of a listing and in one delete request, the limit of S3."""
 
 
 class ObjectStoreError(Exception):
-    """The object store refused or could not be reached; trying again may help."""
+    """The object store refused an operation or is unreachable; a retry may succeed."""
+
+
+class Stored(NamedTuple):
+    """An object in a listing."""
+
+    key: str
+    size: int
+    modified: datetime
 
 
 class Objects:
@@ -33,7 +40,7 @@ class Objects:
 
     def __init__(self, url: str) -> None:
         """Raises ObjectStoreError if ``url`` cannot be used."""
-        self._url: Any = url  # some literals of S3's are typed, and any URL goes
+        self._url: Any = url  # obstore types only some of the URLs that it accepts
         with _operation("open", f"cannot open {url!r}"):
             self._store: Any
             if url.startswith("file://"):
@@ -43,18 +50,17 @@ class Objects:
                 self._store = from_url(url, retry_config=retry)
 
     def put(self, key: str, data: bytes) -> None:
-        """Write an object, replacing what was there."""
+        """Write an object; replaces an existing one."""
         with _operation("write", f"cannot write {key!r}"):
             obstore.put(self._store, key, data)
 
     async def put_stream(self, key: str, pieces: AsyncIterator[bytes]) -> None:
-        """Write an object from ``pieces``, a few MiB of which are in memory at once. What they raise is raised, and
-        nothing is kept."""
+        """Write an object from ``pieces``, keeping a few MiB in memory. If they raise, nothing is stored."""
         with _operation("write_stream", f"cannot write {key!r}"):
             await obstore.put_async(self._store, key, pieces, chunk_size=PART, max_concurrency=2)
 
     def download(self, key: str, path: Path) -> str | None:
-        """Write the object to a file, piece by piece. Returns its SHA-256, or None if there is no such object."""
+        """Write the object to a file in chunks. Returns its SHA-256, or None if it does not exist."""
         digest = sha256()
         with path.open("wb") as file, _operation("read", f"cannot read {key!r}"):
             try:
@@ -66,12 +72,12 @@ class Objects:
         return digest.hexdigest()
 
     def put_file(self, key: str, path: Path) -> None:
-        """Write an object from a file, piece by piece."""
+        """Write an object from a file in parts."""
         with _operation("write", f"cannot write {key!r}"):
             obstore.put(self._store, key, path, chunk_size=PART, max_concurrency=2)
 
     def get(self, key: str) -> bytes | None:
-        """The whole object, or None if there is none."""
+        """The whole object, or None if it does not exist."""
         with _operation("read", f"cannot read {key!r}"):
             try:
                 return bytes(obstore.get(self._store, key).bytes())
@@ -79,7 +85,7 @@ class Objects:
                 return None
 
     def exists(self, key: str) -> bool:
-        with _operation("head", f"cannot look for {key!r}"):
+        with _operation("head", f"cannot look up {key!r}"):
             try:
                 obstore.head(self._store, key)
             except FileNotFoundError:
@@ -87,7 +93,7 @@ class Objects:
             return True
 
     def delete(self, key: str) -> None:
-        """Delete an object; one that is not there is no error."""
+        """Delete an object if it exists."""
         with _operation("delete", f"cannot delete {key!r}"):
             try:
                 obstore.delete(self._store, key)
@@ -95,10 +101,9 @@ class Objects:
                 return
 
     def signed_url(self, key: str, seconds: int, endpoint: str = "") -> str | None:
-        """A URL at which anybody can read the object for so many seconds; None where the store has no such thing.
+        """A URL that lets anybody read the object for so many seconds; None if the store is a folder.
 
-        ``endpoint`` is the address under which readers reach the store, if that is not ours. Whether there is such
-        an object is not looked up.
+        ``endpoint`` is the store's address for clients, if it differs from the service's. The object need not exist.
         """
         if isinstance(self._store, LocalStore):
             return None
@@ -107,29 +112,33 @@ class Objects:
             return str(obstore.sign(store, "GET", key, timedelta(seconds=seconds)))
 
     def delete_all(self, keys: Iterable[str]) -> None:
-        """Delete objects, many at a time; those that are not there are no error."""
-        wanted = sorted(keys)
-        for start in range(0, len(wanted), MOST_AT_ONCE):
-            chunk = wanted[start : start + MOST_AT_ONCE]
+        """Delete the objects that exist, in batches."""
+        ordered = sorted(keys)
+        for start in range(0, len(ordered), BATCH):
+            chunk = ordered[start : start + BATCH]
             with _operation("delete", f"cannot delete {chunk[0]!r} and {len(chunk) - 1} more"):
                 try:
                     obstore.delete(self._store, chunk)
                     continue
-                except FileNotFoundError:  # a folder minds, and the rest is still there
+                except FileNotFoundError:  # a folder stops at the first missing object
                     pass
             for key in chunk:
                 self.delete(key)
 
-    def listing(self) -> Iterator[list[tuple[str, int, datetime]]]:
-        """Every object: key, bytes, when it was written; a page at a time."""
+    def listing(self) -> Iterator[list[Stored]]:
+        """Every object, in pages."""
         with _operation("list", "cannot list"):
-            for page in obstore.list(self._store, chunk_size=MOST_AT_ONCE):
-                yield [(meta["path"], meta["size"], meta["last_modified"]) for meta in page]
+            for page in obstore.list(self._store, chunk_size=BATCH):
+                yield [Stored(meta["path"], meta["size"], meta["last_modified"]) for meta in page]
+
+    def list_all(self) -> dict[str, Stored]:
+        """Every object by its key."""
+        return {stored.key: stored for page in self.listing() for stored in page}
 
     async def stream(self, key: str, start: int, stop: int) -> AsyncIterator[bytes] | None:
-        """The bytes ``[start, stop)`` of an object in chunks, or None if there is no such object.
+        """The bytes ``[start, stop)`` of an object in chunks, or None if it does not exist.
 
-        The first byte is asked for before this returns, so that a missing object is known in time to say so.
+        The request is made before this returns, so that a missing object can still be answered with an error.
         """
         with _operation("read", f"cannot read {key!r}"):
             options: Any = {"range": (start, stop)} if stop > start else {}
@@ -141,12 +150,12 @@ class Objects:
 
 
 def content_key(digest: str) -> str:
-    """Where content with this SHA-256 lies."""
+    """The key of content with this SHA-256."""
     return f"sha256/{digest[:2]}/{digest}"
 
 
 def put_content(objects: Objects, data: bytes) -> tuple[str, str]:
-    """Store ``data`` under its own hash, once. Returns the SHA-256 in hexadecimal and the key."""
+    """Store ``data`` under its hash. Returns the SHA-256 in hexadecimal and the key."""
     digest = sha256(data).hexdigest()
     key = content_key(digest)
     objects.put(key, data)
@@ -161,11 +170,11 @@ async def _chunks(result: Any, key: str) -> AsyncIterator[bytes]:
 
 @contextmanager
 def _operation(name: str, failed: str) -> Iterator[None]:
-    """Time and count an operation; whatever the store raises becomes an ObjectStoreError that begins as told."""
+    """Time and count an operation. Converts the store's exceptions to ObjectStoreErrors that start with ``failed``."""
     with metrics.OBJECTS_SECONDS.labels(name).time():
         try:
             yield
         except (BaseError, OSError, ValueError) as error:
             metrics.OBJECTS_ERRORS.labels(name).inc()
-            reason = str(error).partition("\n")[0]  # what follows is the Rust structure, for debugging
+            reason = str(error).partition("\n")[0]  # the rest is a dump of Rust structures
             raise ObjectStoreError(f"object store: {failed}: {reason}") from error

@@ -1,8 +1,8 @@
-"""What pollers are answered, kept until something happens to the experiment.
+"""Cached answers for clients that poll experiments.
 
-Hundreds of pollers ask again and again how the same few experiments stand. Whatever changes an experiment writes an
-event in the same transaction, under the lock of its row (`app.experiments.lifecycle`), so an answer is good as long
-as the newest event is the one that was there before the answer was made.
+Hundreds of clients poll the same few experiments. Every change of an experiment writes an event in the same
+transaction, under the lock of its row (`app.experiments.lifecycle`). So an answer stays valid while the newest event is
+still the one that was there before the answer was built, which is part of its version key.
 """
 
 import threading
@@ -10,11 +10,11 @@ from collections.abc import Hashable
 from hashlib import sha256
 from typing import NamedTuple, Self
 
-MOST_KEPT = 1000
+MAX_ANSWERS = 1000
 
 
 class Answer(NamedTuple):
-    """A body of JSON, and its ETag."""
+    """A JSON body and its ETag."""
 
     body: bytes
     tag: str
@@ -25,26 +25,26 @@ class Answer(NamedTuple):
         return cls(body, f'"{sha256(body).hexdigest()[:32]}"')
 
 
-class Polled:
-    """The answers of one process: a few MiB at most, those asked for least recently go first."""
+class PollCache:
+    """The answers of one process, a few MiB at most. The least recently used are evicted first."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, tuple[Hashable, Answer]] = {}
+        self._answers: dict[str, tuple[Hashable, Answer]] = {}
         self._lock = threading.Lock()
 
-    def get(self, experiment_id: str, stamp: Hashable) -> Answer | None:
-        """The answer of an experiment, if it was kept under this ``stamp``."""
+    def get(self, experiment_id: str, version_key: Hashable) -> Answer | None:
+        """The cached answer of an experiment if it was stored with this ``version_key``."""
         with self._lock:
-            kept = self._kept.pop(experiment_id, None)
-            if kept is None or kept[0] != stamp:
+            entry = self._answers.pop(experiment_id, None)
+            if entry is None or entry[0] != version_key:
                 return None
-            self._kept[experiment_id] = kept
-            return kept[1]
+            self._answers[experiment_id] = entry  # now the most recently used
+            return entry[1]
 
-    def keep(self, experiment_id: str, stamp: Hashable, answer: Answer) -> Answer:
-        """Keep an answer that was made after the ``stamp`` was read; returns it."""
+    def store(self, experiment_id: str, version_key: Hashable, answer: Answer) -> Answer:
+        """Store an answer that was built after ``version_key`` was read; returns it."""
         with self._lock:
-            self._kept[experiment_id] = stamp, answer
-            while len(self._kept) > MOST_KEPT:
-                del self._kept[next(iter(self._kept))]
+            self._answers[experiment_id] = version_key, answer
+            while len(self._answers) > MAX_ANSWERS:
+                del self._answers[next(iter(self._answers))]
         return answer

@@ -1,6 +1,6 @@
-"""Which request a row's work is done for, so that a worker's logs and spans join those of the request.
+"""Columns that record which request a row's work is done for, so that a worker's logs and spans join the request's.
 
-It lies in SQL with the row: messages may be lost, and a row may wait for days and over restarts.
+They are stored with the row because messages may be lost and a row may wait for days, across restarts.
 """
 
 from collections.abc import Iterator
@@ -8,24 +8,34 @@ from contextlib import contextmanager
 
 from sqlalchemy import String
 from sqlalchemy.orm import Mapped, mapped_column
+from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
 
-from app.core import log_context, tracing
+from app.core import tracing
 
 
-class Requested:
-    """Columns of a row whose work another process does. They are filled from what is bound when it is inserted."""
+def current_request_id() -> str | None:
+    """The request that the current work is done for, if any."""
+    request_id: str | None = get_contextvars().get("request_id")
+    return request_id
 
-    request_id: Mapped[str | None] = mapped_column(String(64), default=log_context.request_id)
+
+class RequestOriginMixin:
+    """Columns of a row that another process works on, set from the current request when the row is inserted."""
+
+    request_id: Mapped[str | None] = mapped_column(String(64), default=current_request_id)
     traceparent: Mapped[str | None] = mapped_column(String(64), default=tracing.traceparent)
 
-    def requested_again(self) -> None:
-        """What is done for the row from now on is done for the request at hand."""
-        self.request_id, self.traceparent = log_context.request_id(), tracing.traceparent()
+    def update_origin(self) -> None:
+        """Attribute all further work on the row to the current request."""
+        self.request_id, self.traceparent = current_request_id(), tracing.traceparent()
 
     @contextmanager
-    def origin(self, **more: str | int) -> Iterator[None]:
-        """Bind what the request was known by, and ``more``, for a block."""
-        with log_context.binding(
-            request_id=self.request_id, trace_id=tracing.trace_id(self.traceparent), **more
-        ):
+    def bind_origin(self, **more: str | int) -> Iterator[None]:
+        """Bind the request's ids and ``more`` to the logs for a block; whatever the block binds ends with it too."""
+        outer = get_contextvars()
+        bind_contextvars(request_id=self.request_id, trace_id=tracing.trace_id(self.traceparent), **more)
+        try:
             yield
+        finally:
+            clear_contextvars()
+            bind_contextvars(**outer)

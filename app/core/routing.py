@@ -1,6 +1,6 @@
-"""What the routes of several domains share: parameters, and answers that are built alike."""
+"""What the routes of several domains share: parameters, content negotiation, and responses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Query, Request, Response
@@ -12,19 +12,21 @@ from app.core.errors import MediaTypeError
 IdempotencyKey = Annotated[
     str | None,
     Header(
-        min_length=1, max_length=255, description="Sending the same key again gives the first answer again."
+        min_length=1,
+        max_length=255,
+        description="A request with the same key gets the first one's answer again.",
     ),
 ]
 Limit = Annotated[int, Query(ge=1, le=200)]
-Cursor = Annotated[str | None, Query(description="From the `next` link of the page before")]
+Cursor = Annotated[str | None, Query(description="From the `next` link of the previous page")]
 
 
 async def require_json(request: Request) -> None:
-    """Refuse a body of another type before it is taken for a wrong spec."""
+    """Raises MediaTypeError unless the body is JSON, so that it is not reported as an invalid spec."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise MediaTypeError(
-            f"the body is {kind or 'of no type'}; send it with Content-Type: application/json"
+            f"the body's type is {kind or 'missing'}; send it with Content-Type: application/json"
         )
 
 
@@ -32,7 +34,7 @@ JsonBody = Annotated[None, Depends(require_json)]
 
 
 def accepted(answer: dict[str, Any], location: str, *, replayed: bool) -> Response:
-    """What a submission gives: the thing itself, and where to look."""
+    """The response to a submission: 202 with the new resource and its location."""
     headers = {"Location": location}
     if replayed:
         headers["Idempotency-Replayed"] = "true"
@@ -40,22 +42,40 @@ def accepted(answer: dict[str, Any], location: str, *, replayed: bool) -> Respon
 
 
 def as_json(model: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """The model as the body."""
+    """A response with the model as JSON."""
     return Response(
         model.model_dump_json(), status_code=status, media_type="application/json", headers=headers
     )
 
 
 def paged(request: Request, cursor: str | None, make: Callable[[str | None], BaseModel]) -> Response:
-    """One page, made from the link to the next one, which is also in the ``Link`` header."""
+    """The page that ``make`` builds from the link to the next one, which is also in the ``Link`` header."""
     link, headers = following(request, cursor)
     return as_json(make(link), headers=headers)
 
 
 def following(request: Request, cursor: str | None) -> tuple[str | None, dict[str, str]]:
-    """The link to the page that begins at ``cursor``, and the header that holds it; none if there is no cursor."""
+    """The link to the page that starts at ``cursor``, and the ``Link`` header with it; nothing without a cursor."""
     if cursor is None:
         return None, {}
     url = request.url.include_query_params(cursor=cursor)
     link = f"{url.path}?{url.query}"
     return link, {"Link": f'<{link}>; rel="next"'}
+
+
+def preferred_media_type(accept: str | None, offered: Sequence[str]) -> str:
+    """The media type of ``offered`` that an Accept header prefers; the first one if the header is missing."""
+    qualities: dict[str, float] = {}
+    for media_range in (accept or "*/*").lower().split(","):
+        name, *parameters = (part.strip() for part in media_range.split(";"))
+        quality = next((part[2:] for part in parameters if part.startswith("q=")), "1")
+        try:
+            qualities[name] = float(quality)
+        except ValueError:
+            qualities[name] = 0.0
+
+    def quality_of(media_type: str) -> float:
+        ranges = (media_type, f"{media_type.partition('/')[0]}/*", "*/*")
+        return next((qualities[name] for name in ranges if name in qualities), 0.0)
+
+    return max(offered, key=quality_of)

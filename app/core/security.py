@@ -1,8 +1,8 @@
-"""Who asks, and what for; and the service's own secret, with which it signs what it wants back unchanged.
+"""Principals and the scopes that routes need; and the service's secret, which signs cursors and links.
 
-Every route is closed unless it says otherwise. By default GET and HEAD need the scope ``read``, every other method
-``write``. A route that differs says so right above its function: ``@needs(ADMIN)``, ``@needs(READ)`` for a POST that
-changes nothing, ``@public`` for one that is for everybody. `app.team.access` enforces it before the route runs.
+Every route needs a scope: by default ``read`` for GET and HEAD, ``write`` for all other methods. A decorator declares
+another one: ``@needs(ADMIN)``, ``@needs(READ)`` for a POST that changes nothing, ``@public`` for a route without a key.
+`app.team.access` enforces it before the route runs.
 """
 
 import os
@@ -17,21 +17,23 @@ from typing import Any, TypeVar
 
 from app.settings import Settings
 
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+"""Methods that change nothing (RFC 9110, section 9.2.1)."""
 READ, WRITE, BACKDOORED, ADMIN = "read", "write", "artifacts:backdoored", "admin"
 SCOPES = {
-    READ: "look at everything of the owner's",
+    READ: "read everything of the owner",
     WRITE: "submit, change and delete",
-    BACKDOORED: "download models and data that carry a backdoor",
+    BACKDOORED: "download models and data that contain a backdoor",
     ADMIN: "manage keys and limits, and read the audit log, of all owners",
 }
 LOCAL = "local"
-"""Id and name of the owner of everything that is created while the service is open."""
+"""Id and name of the owner of everything that is created while the service has no API keys."""
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an owner may have and do; None is no limit."""
+    """Quotas and rate limit of an owner; None is unlimited."""
 
     queued: int | None = None
     running: int | None = None
@@ -46,7 +48,7 @@ UNLIMITED = Limits()
 
 @dataclass(frozen=True)
 class Principal:
-    """Who sent a request. ``key`` is the prefix of the API key; None while the service is open."""
+    """Who sent a request. ``key`` is the prefix of the API key; None while the service has no keys."""
 
     owner_id: str = LOCAL
     owner: str = LOCAL
@@ -56,11 +58,11 @@ class Principal:
 
 
 NOBODY = Principal(owner_id="", owner="", scopes=frozenset())
-"""Whoever asks for a public route."""
+"""The principal of public routes."""
 
 
 def needs(scope: str) -> Callable[[Endpoint], Endpoint]:
-    """Declare the scope that a route needs, where it is not the one that follows from the method."""
+    """Declare the scope that a route needs, if it differs from the default of its method."""
 
     def mark(endpoint: Endpoint) -> Endpoint:
         endpoint.scope = scope  # type: ignore[attr-defined]
@@ -70,25 +72,25 @@ def needs(scope: str) -> Callable[[Endpoint], Endpoint]:
 
 
 def public(endpoint: Endpoint) -> Endpoint:
-    """Declare that a route is for everybody, key or not."""
+    """Declare that a route needs no API key."""
     return needs("")(endpoint)
 
 
 def scope_of(endpoint: Callable[..., Any] | None, method: str) -> str:
     """The scope that a route needs; empty for a public one."""
-    default = READ if method in ("GET", "HEAD", "OPTIONS") else WRITE
+    default = READ if method in SAFE_METHODS else WRITE
     scope: str = getattr(endpoint, "scope", default)
     return scope
 
 
 class Signer:
-    """Signs and checks short texts."""
+    """Signs byte strings and verifies the signatures."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
 
     def sign(self, data: bytes) -> bytes:
-        """16 bytes that only the holder of the secret can make."""
+        """A signature of 16 bytes."""
         return hmac(self._secret, data, sha256).digest()[:16]
 
     def fits(self, data: bytes, signature: bytes) -> bool:
@@ -96,27 +98,27 @@ class Signer:
 
 
 def make_signer(settings: Settings) -> Signer:
-    """A signer with the secret of the settings, or of the file ``secret`` under home, made at the first start."""
+    """A signer with the service's secret."""
     return Signer(secret_of(settings))
 
 
 def secret_of(settings: Settings) -> bytes:
-    """The secret itself."""
-    given = settings.secret.get_secret_value()
-    return given.encode() if given else _from_file(settings.home_dir / "secret")
+    """The secret of the settings, or of the file ``secret`` under home, which the first call creates."""
+    secret = settings.secret.get_secret_value()
+    return secret.encode() if secret else _read_or_create(settings.home_dir / "secret")
 
 
-def _from_file(path: Path) -> bytes:
+def _read_or_create(path: Path) -> bytes:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        mine = path.with_name(f"{path.name}.{os.getpid()}")
-        descriptor = os.open(mine, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(secrets.token_hex(32))
         try:
-            os.link(mine, path)  # unlike a rename this never replaces the secret of another process
+            os.link(temporary, path)  # unlike a rename this never replaces the secret of another process
         except FileExistsError:
             pass
         finally:
-            mine.unlink()
+            temporary.unlink()
     return path.read_bytes()

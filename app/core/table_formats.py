@@ -1,4 +1,4 @@
-"""A table as CSV, Markdown or LaTeX: rows in, text out, with what each format must have escaped."""
+"""A table as CSV, Markdown or LaTeX text, escaped as each format requires."""
 
 import csv as csv_writer
 import io
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 Cell = str | int | float | bool | None
 Row = Mapping[str, Cell]
 DIGITS = 4
-"""Significant digits of a number where people read it; CSV keeps all of them."""
+"""Significant digits of a number in formats for people; CSV keeps all digits."""
 
 _MARKDOWN = re.compile(r"[\\`*|<>\[\]]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 _LATEX = {
@@ -34,7 +34,7 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class Column:
-    """Cells lie in a row under ``key``, which is also the head of a CSV column; people see ``heading``."""
+    """``key`` is the cell's key in a row and the CSV header; ``heading`` the header in formats for people."""
 
     key: str
     heading: str = ""
@@ -45,12 +45,12 @@ class Column:
 
 
 def columns(*keys: str) -> list[Column]:
-    """Columns that people see by their keys."""
+    """Columns whose headings are their keys."""
     return [Column(key) for key in keys]
 
 
 def csv(columns: Sequence[Column], rows: Sequence[Row]) -> str:
-    """RFC 4180 with a head of keys and line feeds. An empty cell is None; numbers keep every digit."""
+    """CSV as in RFC 4180, with a header of keys and line feeds. None becomes an empty cell; numbers keep all digits."""
     text = io.StringIO()
     writer = csv_writer.writer(text, lineterminator="\n")
     writer.writerow([column.key for column in columns])
@@ -59,7 +59,7 @@ def csv(columns: Sequence[Column], rows: Sequence[Row]) -> str:
 
 
 def markdown(columns: Sequence[Column], rows: Sequence[Row]) -> str:
-    """A pipe table of GitHub's Markdown. Columns of numbers are set to the right."""
+    """A table of GitHub's Markdown. Columns of numbers are right-aligned."""
     heads = [_markdown(column.title) for column in columns]
     rules = ["---:" if _numeric(column, rows) else "---" for column in columns]
     body = [[_markdown(shown(row.get(column.key))) for column in columns] for row in rows]
@@ -67,7 +67,7 @@ def markdown(columns: Sequence[Column], rows: Sequence[Row]) -> str:
 
 
 def latex(columns: Sequence[Column], rows: Sequence[Row]) -> str:
-    """A ``tabular`` with the rules of the package booktabs. Columns of numbers are set to the right."""
+    """A ``tabular`` with the rules of the booktabs package. Columns of numbers are right-aligned."""
     layout = "".join("r" if _numeric(column, rows) else "l" for column in columns)
     head = " & ".join(_latex(column.title) for column in columns)
     body = (" & ".join(_latex(shown(row.get(column.key))) for column in columns) for row in rows)
@@ -84,7 +84,7 @@ def latex(columns: Sequence[Column], rows: Sequence[Row]) -> str:
 
 
 def shown(cell: Cell) -> str:
-    """A cell as people read it: nothing for None, a number with four significant digits."""
+    """A cell for people: empty for None, a number with four significant digits."""
     if isinstance(cell, float):
         return f"{cell:.{DIGITS}g}"
     return "" if cell is None else str(_plain(cell))

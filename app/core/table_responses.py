@@ -1,39 +1,46 @@
-"""Answers that are tables: which format a client wants, and the response in it."""
+"""Responses that are tables: which format the client asked for, and the table in it."""
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from fastapi import Query, Response
 
 from app.core import table_formats as export
-from app.core.request_middleware import wants
+from app.core.routing import preferred_media_type
 
 Format = Literal["json", "csv", "markdown", "latex", "parquet"]
-MEDIA_TYPES: dict[Format, str] = {
+F = TypeVar("F", bound=str)
+MEDIA_TYPES = {
     "json": "application/json",
     "csv": "text/csv",
     "markdown": "text/markdown",
     "latex": "application/x-tex",
+    "html": "text/html",
     "parquet": "application/vnd.apache.parquet",
 }
 SUFFIXES: dict[Format, str] = {"csv": "csv", "markdown": "md", "latex": "tex", "parquet": "parquet"}
 FormatQuery = Annotated[
     Format | None,
-    Query(description="Outweighs the Accept header; LaTeX is a booktabs `tabular`.", examples=["markdown"]),
+    Query(description="Overrides the Accept header; LaTeX is a booktabs `tabular`.", examples=["markdown"]),
 ]
 
 
-def chosen(format: Format | None, accept: str | None) -> Format:
-    """The format asked for by parameter, else by the Accept header, else JSON."""
+def choose_table_format(format: Format | None, accept: str | None) -> Format:
+    """`choose_format` among the formats that every table has."""
+    return choose_format(format, accept, get_args(Format))
+
+
+def choose_format(format: F | None, accept: str | None, offered: Sequence[F]) -> F:
+    """The format named by the query parameter, else the one preferred by the Accept header, else the first offered."""
     if format is not None:
         return format
-    best = wants(accept, list(MEDIA_TYPES.values()))
-    return next(name for name, media_type in MEDIA_TYPES.items() if media_type == best)
+    media_type = preferred_media_type(accept, [MEDIA_TYPES[name] for name in offered])
+    return next(name for name in offered if MEDIA_TYPES[name] == media_type)
 
 
-def documented(*formats: Format) -> dict[str, Any]:
-    """The ``responses`` entry of status 200 for a route that gives these formats beside JSON."""
+def document_formats(*formats: str) -> dict[str, Any]:
+    """The ``responses`` entry of status 200 for a route that offers these formats besides JSON."""
     return {"content": {MEDIA_TYPES[name]: {"schema": _schema(name)} for name in formats}}
 
 
@@ -55,8 +62,8 @@ def respond(
 
 
 def parquet(columns: Sequence[export.Column], rows: Sequence[export.Row]) -> bytes:
-    """One column a field: float64, bool or text by what its cells are; all empty is float64."""
-    import pyarrow as pa  # noqa: PLC0415  # slow to import, and few ask for it
+    """The rows as a Parquet file. A column is float64, int64, bool or text, by its cells; an empty one is float64."""
+    import pyarrow as pa  # noqa: PLC0415  # slow to import, and rarely needed
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     data = {}
@@ -75,7 +82,7 @@ def parquet(columns: Sequence[export.Column], rows: Sequence[export.Row]) -> byt
     return sink.getvalue()
 
 
-def _schema(format: Format) -> dict[str, str]:
+def _schema(format: str) -> dict[str, str]:
     return {"type": "string", "format": "binary"} if format == "parquet" else {"type": "string"}
 
 

@@ -1,4 +1,4 @@
-"""Pydantic's validation errors in the words of the person who wrote the request."""
+"""Pydantic's validation errors in terms of the request: its field paths, its values, what is allowed."""
 
 import inspect
 import json
@@ -9,13 +9,13 @@ from typing import Any, TypedDict, get_args, get_type_hints
 from pydantic import BaseModel
 
 MOST_ERRORS = 50
-LONGEST_VALUE = 200
+MAX_CHARACTERS = 200
 STORABLE = r"^[^\x00]*$"
-"""Pattern of texts that every database keeps: PostgreSQL has no place for U+0000."""
+"""Pattern of strings that every database can store: PostgreSQL cannot store U+0000."""
 
 
 class FieldError(TypedDict):
-    """One fault: the field's path as in the request, what was there, and what is allowed instead."""
+    """One error: the field's path in the request, its value, and what is allowed."""
 
     field: str
     value: Any
@@ -23,38 +23,37 @@ class FieldError(TypedDict):
 
 
 def field_errors(errors: Iterable[Any], root: type[BaseModel] | None) -> list[FieldError]:
-    """Pydantic's errors, whose paths begin with "body" where they are about a body of the model ``root``."""
+    """Convert Pydantic's errors; those whose path starts with "body" are about a body of the model ``root``."""
     return [_field_error(error, root) for error in list(errors)[:MOST_ERRORS]]
 
 
 def shown(value: Any) -> Any:
-    """``value`` if it is short, plain JSON; otherwise a description of it."""
+    """``value`` itself if it is short JSON, else a shortened form or a description."""
     if isinstance(value, str):
-        return (
-            value if len(value) <= LONGEST_VALUE else f"{value[:LONGEST_VALUE]}... ({len(value)} characters)"
-        )
+        short = len(value) <= MAX_CHARACTERS
+        return value if short else f"{value[:MAX_CHARACTERS]}... ({len(value)} characters)"
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if value is None or isinstance(value, bool | float):
         return value
     if isinstance(value, int):
-        return value if abs(value) < 10**LONGEST_VALUE else "an integer of too many digits"
+        return value if abs(value) < 10**MAX_CHARACTERS else "an integer with too many digits"
     try:
         text = json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         return f"a {type(value).__name__}"
-    return value if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+    return value if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}..."
 
 
 def members(annotation: Any) -> list[type[BaseModel]]:
-    """The models that an annotation names: itself, or those inside a union, tuple or ``Annotated``."""
+    """The models in an annotation: itself, or those inside a union, tuple or ``Annotated``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in members(part)]
 
 
 def name_of(model: type[BaseModel]) -> str | None:
-    """The discriminator's value: the default of ``name``."""
+    """The value of the discriminator, which is the default of ``name``."""
     field = model.model_fields.get("name")
     return field.default if field is not None else None
 
@@ -75,7 +74,7 @@ def _field_error(error: Any, root: type[BaseModel] | None) -> FieldError:
         message = f"unknown name; allowed: {context['expected_tags']}"
     elif kind == "union_tag_not_found":
         path, value = [*path, "name"], None
-        message = "this field is required; it says which kind this is"
+        message = "this field is required; it selects the type"
     elif kind == "literal_error":
         message = f"allowed: {context['expected']}"
     elif kind in ("model_attributes_type", "model_type"):
@@ -87,7 +86,7 @@ def _field_error(error: Any, root: type[BaseModel] | None) -> FieldError:
 def _walk(
     path: Sequence[str | int], root: type[BaseModel] | None
 ) -> tuple[list[str | int], type[BaseModel] | None]:
-    """The path without union tags, and the innermost model that it passes through before its last part."""
+    """The path without union tags, and the model that has its last part as a field."""
     kept: list[str | int] = []
     here: list[type[BaseModel]] = [root] if root else []
     model = root
@@ -116,7 +115,7 @@ def _parts(path: Sequence[str | int]) -> Iterator[str]:
 
 
 def body_model(endpoint: Callable[..., Any] | None) -> type[BaseModel] | None:
-    """The model of an endpoint's body, by its signature."""
+    """The model of an endpoint's body, from its signature."""
     if endpoint is None:
         return None
     hints = get_type_hints(endpoint)

@@ -12,9 +12,9 @@ from app.core.context import Ctx
 from app.dashboard.rendering import PageRoute
 from app.experiments import service as experiments
 from app.experiments.reproductions import service as reproductions
-from app.sweeps import service as sweeps
+from app.sweeps import service as batches
 from app.sweeps.schemas import Retryable
-from app.sweeps.studies import service as studies
+from app.tables.sweeps import STUDY, SWEEP
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 State = Annotated[Retryable, Form()]
@@ -51,42 +51,42 @@ def reproduce(context: Ctx, experiment_id: str) -> RedirectResponse:
 @router.post("/sweeps/{sweep_id}/cancel")
 def cancel_sweep(context: Ctx, sweep_id: str) -> RedirectResponse:
     """Cancel what has not ended of a sweep, then show it."""
-    sweeps.cancel(context, sweep_id)
+    batches.cancel(context, SWEEP, sweep_id)
     return _show(f"/sweeps/{sweep_id}")
 
 
 @router.post("/sweeps/{sweep_id}/retry")
 def retry_sweep(context: Ctx, sweep_id: str, state: State = "failed") -> RedirectResponse:
     """Queue the cells in this state again, then show the sweep."""
-    sweeps.retry(context, sweep_id, [state])
+    batches.retry(context, SWEEP, sweep_id, [state])
     return _show(f"/sweeps/{sweep_id}")
 
 
 @router.post("/sweeps/{sweep_id}/delete")
 def delete_sweep(context: Ctx, sweep_id: str) -> RedirectResponse:
     """Delete a sweep and its experiments, then show the others."""
-    sweeps.remove(context, sweep_id)
+    batches.remove(context, SWEEP, sweep_id)
     return _show("/sweeps")
 
 
 @router.post("/studies/{study_id}/cancel")
 def cancel_study(context: Ctx, study_id: str) -> RedirectResponse:
     """Cancel what has not ended of a study, then show it."""
-    studies.cancel(context, study_id)
+    batches.cancel(context, STUDY, study_id)
     return _show(f"/studies/{study_id}")
 
 
 @router.post("/studies/{study_id}/retry")
 def retry_study(context: Ctx, study_id: str, state: State = "failed") -> RedirectResponse:
     """Queue the experiments in this state again, then show the study."""
-    studies.retry(context, study_id, [state])
+    batches.retry(context, STUDY, study_id, [state])
     return _show(f"/studies/{study_id}")
 
 
 @router.post("/studies/{study_id}/delete")
 def delete_study(context: Ctx, study_id: str) -> RedirectResponse:
     """Delete a study and its experiments, then show the others."""
-    studies.remove(context, study_id)
+    batches.remove(context, STUDY, study_id)
     return _show("/sweeps")
 
 

@@ -85,8 +85,8 @@ def figures(files: Sequence[ArtifactOut], experiment: ExperimentOut) -> dict[int
             ),
         )
         alt = text.format(
-            attack=experiment.spec.attack.name,
-            dataset=experiment.spec.dataset.name,
+            attack=experiment.spec["attack"]["name"],
+            dataset=experiment.spec["dataset"]["name"],
             arm=file.arm or "the arm",
         )
         where = f" ({file.arm})" if file.arm and file.arm != "attack" else ""

@@ -1,4 +1,4 @@
-"""Pages of many experiments at once: the leaderboard, sweeps, studies."""
+"""Pages about many experiments: the leaderboard, sweeps and studies."""
 
 from typing import Annotated
 
@@ -8,17 +8,18 @@ from pydantic import BaseModel, ConfigDict
 from app.core.context import Ctx
 from app.dashboard.rendering import PageRoute, page
 from app.results.leaderboard import service as leaderboard
-from app.sweeps import service as sweeps
-from app.sweeps.studies import service as studies
+from app.results.leaderboard.schemas import PublishedCell
+from app.sweeps import service as batches
+from app.tables.sweeps import STUDY, SWEEP
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 PER_PAGE = 50
-MOST_LINKS = 5
-"""Experiments to which one cell of a study leads; each seed has its own."""
+MAX_LINKS = 5
+"""Experiments that one cell of a study links to; each seed may have its own."""
 
 
 class BoardQuery(BaseModel):
-    """Which board; a rate that is empty is any."""
+    """Board selection; an empty rate matches all rates."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -28,37 +29,37 @@ class BoardQuery(BaseModel):
 
 @router.get("/leaderboard")
 def board(request: Request, context: Ctx, query: Annotated[BoardQuery, Query()]) -> Response:
-    """Attacks against defenses: what was measured here, and beside it what others published."""
+    """Attacks against defenses: results measured here next to published ones."""
     dataset, _, model = query.board.partition(" ")
     rate = float(query.rate) if query.rate.replace(".", "", 1).isdigit() else None
-    found = leaderboard.leaderboard(context, dataset, model or "small_cnn", rate)
-    names = [f"{one.dataset} {one.model}" for one in found.boards]
+    shown = leaderboard.leaderboard(context, dataset, model or "small_cnn", rate)
+    chosen = f"{shown.dataset} {shown.model}"
+    published: dict[tuple[str, str], list[PublishedCell]] = {}
+    for cell in shown.published:
+        published.setdefault((cell.attack, cell.defense), []).append(cell)
     return page(
         request,
         "leaderboard.html",
-        board=found,
-        chosen=f"{found.dataset} {found.model}",
-        names=list(dict.fromkeys([*names, f"{found.dataset} {found.model}"])),
+        board=shown,
+        chosen=chosen,
+        names=list(dict.fromkeys([*(f"{one.dataset} {one.model}" for one in shown.boards), chosen])),
         rate="" if rate is None else query.rate,
-        ours={(cell.attack, cell.defense): cell for cell in found.cells},
-        quoted={
-            place: [c for c in found.published if (c.attack, c.defense) == place]
-            for place in {(c.attack, c.defense) for c in found.published}
-        },
+        ours={(cell.attack, cell.defense): cell for cell in shown.cells},
+        quoted=published,
     )
 
 
 @router.get("/sweeps")
 def listing(request: Request, context: Ctx) -> Response:
     """The newest sweeps and studies."""
-    found, more = sweeps.listing(context, None, PER_PAGE)
-    tables, more_tables = studies.listing(context, None, PER_PAGE)
+    studies, more_studies = batches.list_page(context, STUDY, None, PER_PAGE)
+    sweeps, more_sweeps = batches.list_page(context, SWEEP, None, PER_PAGE)
     return page(
         request,
         "sweeps.html",
         groups=[
-            ("Studies", "/studies", "/new/study", tables, more_tables),
-            ("Sweeps", "/sweeps", "/new/sweep", found, more),
+            ("Studies", "/studies", "/new/study", studies, more_studies),
+            ("Sweeps", "/sweeps", "/new/sweep", sweeps, more_sweeps),
         ],
         most=PER_PAGE,
     )
@@ -68,16 +69,16 @@ def listing(request: Request, context: Ctx) -> Response:
 def sweep(
     request: Request, context: Ctx, sweep_id: str, cursor: Annotated[str | None, Query()] = None
 ) -> Response:
-    """The cells of a sweep with their numbers."""
-    found = sweeps.get(context, sweep_id)
-    cells, following = sweeps.cells(context, sweep_id, None, cursor, PER_PAGE)
+    """The cells of a sweep with their results."""
+    batch = batches.get(context, SWEEP, sweep_id)
+    cells, following = batches.list_cells(context, sweep_id, None, cursor, PER_PAGE)
     names = list(dict.fromkeys(name for cell in cells for name in cell.coordinates))
     here = f"{request.url.path}?{request.url.query}"
-    return page(request, "sweep.html", sweep=found, cells=cells, names=names, next=following, here=here)
+    return page(request, "sweep.html", sweep=batch, cells=cells, names=names, next=following, here=here)
 
 
 @router.get("/studies/{study_id}")
 def study(request: Request, context: Ctx, study_id: str) -> Response:
     """The attack x defense matrix of a study."""
-    found, table = studies.get_with_table(context, study_id)
-    return page(request, "study.html", study=found, table=table, most=MOST_LINKS)
+    batch, table = batches.get_study_with_table(context, study_id)
+    return page(request, "study.html", study=batch, table=table, most=MAX_LINKS)

@@ -24,8 +24,8 @@ def people(
 ) -> Response:
     """Who the reader is, how much of the quotas is used, and, for an administrator, every key and owner."""
     admin = ADMIN in context.principal.scopes
-    listed, more = keys.list_keys(context, PER_PAGE, cursor) if admin else ([], None)
-    owners, more_owners = keys.list_owners(context, PER_PAGE, owners_cursor) if admin else ([], None)
+    listed, more = keys.list_keys(context, PER_PAGE, cursor) if admin else (None, None)
+    owners, more_owners = keys.list_owners(context, PER_PAGE, owners_cursor) if admin else (None, None)
     return page(
         request,
         "keys.html",

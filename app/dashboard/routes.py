@@ -18,7 +18,7 @@ from app.experiments import service as experiments
 from app.experiments.repository import Filters
 from app.experiments.reproductions import service as reproductions
 from app.experiments.reproductions.schemas import ReproductionOut
-from app.experiments.schemas import ExperimentOut, StageOut
+from app.experiments.schemas import ExperimentOut
 from app.experiments.workers import service as known_workers
 from app.operations.health import service as health
 from app.results.artifacts import service as artifacts
@@ -81,19 +81,19 @@ def experiment(request: Request, context: Ctx, experiment_id: str) -> Response:
     """One experiment: how it stands, what its numbers say, its figures and files."""
     found, stored = _experiment(context, experiment_id)
     numbers = results.results(context, experiment_id)
-    arms, spec = [arm.model_dump() for arm in numbers.arms], found.spec.model_dump(mode="json")
+    arms = [arm.model_dump() for arm in numbers.arms]
     return page(
         request,
         "experiment.html",
         experiment=found,
-        spec=spec,
+        spec=found.spec,
         arms=arms,
         columns=[n for n in METRICS if any(n in arm["aggregate"] for arm in arms)],
         noted=_notes(numbers),
-        findings=list(findings(arms, spec)),
+        findings=list(findings(arms, found.spec)),
         timeline=timeline(
             found,
-            _stages(context, found),
+            experiments.experiment_stages(context, experiment_id),
             {(arm.arm, row["seed"]) for arm in numbers.arms for row in arm.seeds if "error" in row},
         ),
         figures=artifact_views.figures(stored, found),
@@ -114,14 +114,14 @@ def experiment(request: Request, context: Ctx, experiment_id: str) -> Response:
 def explore(request: Request, context: Ctx, experiment_id: str) -> Response:
     """Ask every arm's model about one test image, with the trigger and without."""
     found, stored = _experiment(context, experiment_id)
-    facts = experiments.checked(context, found.spec).facts
+    facts = experiments.dataset_facts(context, found.spec)
     return page(
         request,
         "explore.html",
         experiment=found,
         seeds=artifact_views.models(stored),
         class_names=facts.class_names,
-        most=facts.subset(found.spec.dataset).test_size - 1,
+        most=facts.test_size - 1,
         tabs=artifact_views.tabs(found, stored),
     )
 
@@ -188,15 +188,7 @@ def _reproduction(context: Context, experiment_id: str) -> ReproductionOut | Non
 def _class_names(context: Context, found: ExperimentOut) -> list[str]:
     """Names of the classes; none if the data set is not on this host any more."""
     try:
-        return list(experiments.checked(context, found.spec).facts.class_names)
-    except InvalidError:
-        return []
-
-
-def _stages(context: Context, found: ExperimentOut) -> list[StageOut]:
-    """The stages that the experiment is made of; none if its data set is not on this host any more."""
-    try:
-        return experiments.validate(context, found.spec).stages
+        return list(experiments.dataset_facts(context, found.spec).class_names)
     except InvalidError:
         return []
 

@@ -69,7 +69,7 @@ def chosen(
 
 def _form(request: Request, context: Context, kind: Kind, start: str | None) -> Response:
     known = service.catalog(context.settings.datasets)
-    given = experiments.get(context, start).spec.model_dump(mode="json") if start is not None else FIRST
+    given = experiments.get(context, start).spec if start is not None else FIRST
     names = [part for part in LABELS if (kind, part) != ("study", "attack")]
     attacks = [given["attack"]] if start is not None else [{"name": name} for name in ROWS]
     return page(
@@ -82,7 +82,11 @@ def _form(request: Request, context: Context, kind: Kind, start: str | None) -> 
         rows=[_box(known, "row", attack) for attack in attacks] if kind == "study" else [],
         attacks=known.attacks,
         defenses=known.defenses,
-        added=[_box(known, "defense", defense) for defense in given["defenses"]],
+        added=[
+            _box(known, "defense", defense)
+            for defense in given["defenses"]
+            if any(entry.name == defense["name"] for entry in known.defenses)
+        ],
     )
 
 

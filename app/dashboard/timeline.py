@@ -36,11 +36,11 @@ class SeedRows(NamedTuple):
 def timeline(
     experiment: ExperimentOut, stages: list[StageOut], failed: Collection[tuple[str, int]] = ()
 ) -> list[SeedRows]:
-    """The ``stages`` of a dry run, by seed and arm, with the state that each is in; ``failed`` arms have an error.
+    """The ``stages`` of the experiment, by seed and arm, with the state that each is in; ``failed`` arms have an error.
 
     Of many seeds the first `MOST_SEEDS` from the one at work are shown.
     """
-    seeds = list(experiment.spec.seeds)
+    seeds = list(experiment.spec["seeds"])
     at = experiment.progress.seed if experiment.status == "running" else None
     first = min(seeds.index(at), max(0, len(seeds) - MOST_SEEDS)) if at in seeds else 0
     return [_of_seed(experiment, seed, stages, failed) for seed in seeds[first : first + MOST_SEEDS]]

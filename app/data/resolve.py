@@ -1,27 +1,26 @@
-"""What a spec's uploads are: the facts of its data set and of its victim, found at submission."""
+"""What a spec refers to: its dataset, and the uploaded model that it starts from."""
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 from sqlalchemy.orm import Session
 
-from app.core.errors import InvalidError, summary
-from app.core.validation import FieldError, shown
-from app.data.local_datasets import Known, MissingDatasetError, known
+from app.core.errors import InvalidError
+from app.data.local_datasets import Dataset, MissingDatasetError, find_local
 from app.data.uploads import repository
-from app.specs.checks import Problem, find_victim_problems
 from app.specs.dataset import DatasetSpec, Uploaded
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import DatasetFacts, Shape
 from app.specs.model import ModelSpec
 from app.tables.uploads import DATASET, MODEL, READY, Upload
 
+_DATASET: TypeAdapter[DatasetSpec] = TypeAdapter(DatasetSpec)
 _MODEL: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
 
 
-class Sound(NamedTuple):
+class UploadedModel(NamedTuple):
     """A model that its check found ready."""
 
     model: ModelSpec
@@ -30,77 +29,76 @@ class Sound(NamedTuple):
     sha256: str
 
 
-def facts_of(session: Session, spec: DatasetSpec, folder: Path) -> Known:
-    """Facts and version of the data set that ``spec`` names; ``folder`` is the data folder. Raises InvalidError."""
-    if isinstance(spec, Uploaded):
-        upload = _ready(session, DATASET, spec.dataset_id, "dataset.dataset_id")
-        return Known(DatasetFacts.model_validate(upload.facts), upload.version)
-    try:
-        return known(spec, folder)
-    except MissingDatasetError as error:
-        name = "key" if spec.name == "imported" else "name"
-        raise _fault(f"dataset.{name}", getattr(spec, name), str(error)) from error
+class Inputs(NamedTuple):
+    """What a spec refers to. ``victim`` is None if the spec names no model."""
+
+    dataset: Dataset
+    victim: UploadedModel | None
 
 
-def victim_of(session: Session, spec: ExperimentSpec) -> Sound | None:
-    """The model that ``spec`` starts from, if it names one. Raises InvalidError."""
+def resolve(session: Session, spec: ExperimentSpec, folder: Path) -> Inputs:
+    """Look up what ``spec`` refers to; ``folder`` is the data folder. Raises InvalidError."""
+    dataset = resolve_dataset(session, spec.dataset, folder)
     if spec.victim is None:
-        return None
-    upload = _ready(session, MODEL, spec.victim.model_id, "victim.model_id")
-    return sound(upload)
-
-
-def sound(upload: Upload) -> Sound:
-    """What the check of a ready model found."""
-    found = upload.facts or {}
-    return Sound(
-        _MODEL.validate_python(found["model"]),
-        Shape.model_validate(found["shape"]),
-        bool(found["stamped"]),
+        return Inputs(dataset, None)
+    upload = _ready_upload(session, MODEL, spec.victim.model_id, "victim.model_id")
+    facts = upload.facts or {}
+    victim = UploadedModel(
+        _MODEL.validate_python(facts["model"]),
+        Shape.model_validate(facts["shape"]),
+        bool(facts["stamped"]),
         upload.sha256,
     )
+    return Inputs(dataset, victim)
 
 
-def problems(spec: ExperimentSpec, victim: Sound | None, facts: DatasetFacts) -> list[Problem]:
-    """Every way in which the victim does not fit the spec; ``facts`` are those of the spec's data set."""
-    if victim is None:
-        return []
-    return find_victim_problems(spec, victim.model, victim.shape, victim.stamped, facts)
+def resolve_dataset(session: Session, spec: DatasetSpec, folder: Path) -> Dataset:
+    """Facts and version of the dataset that ``spec`` names. Raises InvalidError."""
+    if isinstance(spec, Uploaded):
+        upload = _ready_upload(session, DATASET, spec.dataset_id, "dataset.dataset_id")
+        return Dataset(DatasetFacts.model_validate(upload.facts), upload.version)
+    try:
+        return find_local(spec, folder)
+    except MissingDatasetError as error:
+        field = "key" if spec.name == "imported" else "name"
+        raise InvalidError.of(f"dataset.{field}", getattr(spec, field), str(error)) from error
 
 
-def uses(spec: ExperimentSpec) -> list[tuple[str, str]]:
+def stored_facts(session: Session, document: dict[str, Any], folder: Path) -> DatasetFacts:
+    """Facts of the dataset of a stored spec, with the sizes that the spec uses. Raises InvalidError."""
+    spec = _DATASET.validate_python(document["dataset"])
+    return resolve_dataset(session, spec, folder).facts.subset(spec)
+
+
+def named_uploads(spec: ExperimentSpec) -> list[tuple[str, str]]:
     """Kind and id of every upload that ``spec`` names."""
-    named = [(DATASET, spec.dataset.dataset_id)] if isinstance(spec.dataset, Uploaded) else []
-    return [*named, *([(MODEL, spec.victim.model_id)] if spec.victim is not None else [])]
+    datasets = [(DATASET, spec.dataset.dataset_id)] if isinstance(spec.dataset, Uploaded) else []
+    return [*datasets, *([(MODEL, spec.victim.model_id)] if spec.victim is not None else [])]
 
 
-def hold(session: Session, named: Iterable[tuple[str, str]]) -> None:
-    """Lock the uploads that specs name (see `uses`) until their experiments are written, so that none is deleted
-    between.
+def lock_uploads(session: Session, named: Iterable[tuple[str, str]]) -> None:
+    """Lock `named_uploads` until the experiments that name them are committed, so that none is deleted meanwhile.
 
-    Raises InvalidError if one is gone since the specs were checked.
+    Raises InvalidError if one was deleted after the specs were checked.
     """
     for kind, upload_id in sorted(named):
         if repository.lock(session, kind, upload_id) is None:
             raise _missing(kind, upload_id, "dataset.dataset_id" if kind == DATASET else "victim.model_id")
 
 
-def _ready(session: Session, kind: str, upload_id: str, field: str) -> Upload:
+def _ready_upload(session: Session, kind: str, upload_id: str, field: str) -> Upload:
     upload = repository.get(session, kind, upload_id)
     if upload is None:
         raise _missing(kind, upload_id, field)
     if upload.status != READY:
-        because = (
+        reason = (
             f": {upload.reason}" if upload.reason else "; it can be used once its check has found it ready"
         )
-        raise _fault(field, upload_id, f"the {kind} is {upload.status}{because}")
+        raise InvalidError.of(field, upload_id, f"the {kind} is {upload.status}{reason}")
     return upload
 
 
 def _missing(kind: str, upload_id: str, field: str) -> InvalidError:
-    return _fault(field, upload_id, f"there is no uploaded {kind} with this id; POST /v1/{kind}s takes one")
-
-
-def _fault(field: str, value: str, message: str) -> InvalidError:
-    fault = FieldError(field=field, value=shown(value), message=message)
-    return InvalidError(summary([fault]), [fault])
+    return InvalidError.of(
+        field, upload_id, f"there is no uploaded {kind} with this id; POST /v1/{kind}s takes one"
+    )

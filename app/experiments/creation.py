@@ -1,13 +1,13 @@
-"""New experiments: their rows, what they are found by, and the messages that announce them."""
+"""New experiments: their rows, labels, arm keys and outbox rows."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from sqlalchemy.orm import Session
 
 from app.core.database import utcnow, write
-from app.data.resolve import hold, uses
+from app.data.resolve import lock_uploads, named_uploads
 from app.experiments import lifecycle
+from app.experiments.planning import PlannedExperiment
 from app.specs.experiment import ExperimentSpec
 from app.specs.placement import placement_of
 from app.specs.stages import LAB_VERSION
@@ -16,22 +16,15 @@ from app.tables.sweeps import ArmKey
 from app.team import quotas
 
 
-class Planned(NamedTuple):
-    """A spec that was found to fit its data set, and by arm and seed the content-address of its numbers."""
+def create(session: Session, planned: Sequence[PlannedExperiment], attempts: int) -> list[Experiment]:
+    """Write queued experiments and their outbox rows, in the same few statements for any number of them.
 
-    spec: ExperimentSpec
-    keys: dict[tuple[str, int], str]
-
-
-def create(session: Session, planned: Sequence[Planned], attempts: int) -> list[Experiment]:
-    """Write the experiments and the messages that announce them, in a few statements however many they are.
-
-    Workers take them in this order. ``attempts`` is how many of their attempts may be lost.
-    Raises TooManyError if a quota of the session's owner does not let all of them in.
+    Workers claim them in this order. ``attempts`` is how many of their attempts may be lost.
+    Raises TooManyError if they exceed a quota of the session's owner, and InvalidError if an upload was deleted.
     """
     quotas.admit_experiments(session, len(planned))
-    hold(session, {use for one in planned for use in uses(one.spec)})
-    experiments = [_row(one.spec, attempts) for one in planned]
+    lock_uploads(session, {upload for one in planned for upload in named_uploads(one.spec)})
+    experiments = [_row(one, attempts) for one in planned]
     session.add_all(experiments)
     session.flush()
     pairs = list(zip(experiments, planned, strict=True))
@@ -40,14 +33,14 @@ def create(session: Session, planned: Sequence[Planned], attempts: int) -> list[
     keys = [
         {"experiment_id": e.id, "arm": arm, "seed": seed, "key": key}
         for e, one in pairs
-        for (arm, seed), key in one.keys.items()
+        for (arm, seed), key in one.arm_keys.items()
     ]
     write(session, ArmKey, keys)
     return experiments
 
 
-def _row(spec: ExperimentSpec, attempts: int) -> Experiment:
-    now = utcnow()
+def _row(planned: PlannedExperiment, attempts: int) -> Experiment:
+    now, spec = utcnow(), planned.spec
     return Experiment(
         name=spec.name,
         status=QUEUED,
@@ -65,6 +58,7 @@ def _row(spec: ExperimentSpec, attempts: int) -> Experiment:
         attempt=0,
         attempts_left=attempts,
         progress={},
+        stages=planned.stored_stages,
     )
 
 
@@ -73,5 +67,5 @@ def _labels(spec: ExperimentSpec) -> Iterator[dict[str, str]]:
         yield {"kind": "tag", "key": key, "value": value}
     for name in sorted({d.name for d in spec.defenses}):
         yield {"kind": "defense", "key": name, "value": ""}
-    for kind, upload_id in uses(spec):
+    for kind, upload_id in named_uploads(spec):
         yield {"kind": kind, "key": upload_id, "value": ""}

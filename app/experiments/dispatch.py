@@ -1,4 +1,4 @@
-"""What the relay does with the database: messages that are due, leases that ran out, rows that are old."""
+"""The relay's part in SQL: messages that are due, expired leases, rows that can be deleted."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -11,11 +11,11 @@ from app.experiments import lifecycle
 from app.tables.experiments import QUEUED, RUNNING, Experiment, Idempotency, Outbox
 
 BATCH = 200
-ANNOUNCED = (Experiment.owner_id, Experiment.placement, Experiment.request_id, Experiment.traceparent)
+MESSAGE_COLUMNS = (Experiment.owner_id, Experiment.placement, Experiment.request_id, Experiment.traceparent)
 
 
 def due(session: Session, without: Sequence[str] = ()) -> Sequence[Outbox]:
-    """Messages that should be sent by now, the oldest first, but none of the owners ``without``."""
+    """Unsent messages that are due, oldest first, except those of the owners ``without``."""
     query = select(Outbox).where(Outbox.published_at.is_(None), Outbox.not_before <= utcnow())
     if without:
         query = query.join(Experiment, Experiment.id == Outbox.experiment_id)
@@ -23,9 +23,9 @@ def due(session: Session, without: Sequence[str] = ()) -> Sequence[Outbox]:
     return session.scalars(query.order_by(Outbox.id).limit(BATCH)).all()
 
 
-def queued(session: Session, ids: Sequence[str]) -> dict[str, Experiment]:
-    """Those of the experiments that still wait for a worker; their specs are not loaded."""
-    query = select(Experiment).options(load_only(*ANNOUNCED))
+def still_queued(session: Session, ids: Sequence[str]) -> dict[str, Experiment]:
+    """The experiments among ``ids`` that are still queued, without their specs."""
+    query = select(Experiment).options(load_only(*MESSAGE_COLUMNS))
     query = query.where(Experiment.id.in_(ids), Experiment.status == QUEUED)
     return {experiment.id: experiment for experiment in session.scalars(query)}
 
@@ -34,9 +34,11 @@ def mark_published(session: Session, message_ids: Sequence[int]) -> None:
     session.execute(update(Outbox).where(Outbox.id.in_(message_ids)).values(published_at=utcnow()))
 
 
-def overlooked(session: Session, seconds: float) -> dict[str, str]:
-    """Queued experiments for which no message waits here and none was sent in the last ``seconds``, with their
-    placements."""
+def unannounced(session: Session, seconds: float) -> dict[str, str]:
+    """Queued experiments without an unsent message and without one that was sent in the last ``seconds``.
+
+    Returns the placement of each by its id.
+    """
     recent = exists().where(
         Outbox.experiment_id == Experiment.id,
         Outbox.published_at.is_(None) | (Outbox.published_at > utcnow() - timedelta(seconds=seconds)),
@@ -46,18 +48,18 @@ def overlooked(session: Session, seconds: float) -> dict[str, str]:
 
 
 def republish(session: Session, ids: Sequence[str]) -> None:
-    """Write new messages for experiments that were `overlooked`. One too many does no harm."""
+    """Write new messages for `unannounced` experiments. A duplicate does no harm."""
     session.add_all(Outbox(experiment_id=i, not_before=utcnow()) for i in ids)
 
 
 def expired(session: Session) -> Sequence[str]:
-    """Experiments whose worker has not been heard of since its lease ran out."""
+    """Running experiments whose lease has expired."""
     query = select(Experiment.id).where(Experiment.status == RUNNING, Experiment.lease_expires_at < utcnow())
     return session.scalars(query.limit(BATCH)).all()
 
 
 def reap(session: Session, experiment_id: str) -> bool:
-    """Take an experiment from a worker whose lease ran out. False if the worker was heard of meanwhile."""
+    """Take an experiment from a worker whose lease has expired. False if the lease was renewed meanwhile."""
     experiment = lifecycle.lock(session, experiment_id)
     if experiment is None or experiment.status != RUNNING:
         return False
@@ -68,7 +70,7 @@ def reap(session: Session, experiment_id: str) -> bool:
 
 
 def purge(session: Session, idempotency_seconds: float, outbox_seconds: float) -> None:
-    """Delete answers to old Idempotency-Keys, and messages that were sent long ago."""
+    """Delete answers to old Idempotency-Keys, and old messages that were sent."""
     now = utcnow()
     session.execute(
         delete(Idempotency).where(Idempotency.created_at < now - timedelta(seconds=idempotency_seconds))

@@ -1,4 +1,4 @@
-"""What happened to an experiment, as server-sent events, as JSON, and as its log."""
+"""Events of an experiment, as server-sent events or JSON, and its log."""
 
 import asyncio
 import json
@@ -11,9 +11,9 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import EventSourceResponse, format_sse_event
 
 from app.core.context import Context, Ctx
-from app.core.errors import BadRequestError, NotFoundError
+from app.core.errors import BadRequestError, NotFoundError, require
 from app.core.openapi import problems
-from app.core.request_middleware import wants
+from app.core.routing import preferred_media_type
 from app.core.validation import shown
 from app.experiments import repository
 from app.experiments.schemas import EventOut, Events
@@ -43,25 +43,25 @@ async def events(
     experiment_id: str,
     context: Ctx,
     accept: Annotated[str | None, Header()] = None,
-    last_event_id: Annotated[str | None, Header(description="Resume a stream behind this event")] = None,
+    last_event_id: Annotated[str | None, Header(description="Resume a stream after this event")] = None,
     after: Annotated[
-        int | None, Query(ge=0, le=2**63 - 1, description="As JSON: events behind this id")
+        int | None, Query(ge=0, le=2**63 - 1, description="As JSON: events after this id")
     ] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 200,
 ) -> Response:
     """Server-sent events: `state`, `progress`, `result`, `warning`, `artifact`.
 
-    The stream begins with everything that has happened, or behind `Last-Event-ID`, and ends after the event
-    that tells the final state. With `after`, or `Accept: application/json`, the same comes as JSON in pages.
+    The stream starts with the first event, or after `Last-Event-ID`, and ends after the event of the final state.
+    With `after`, or `Accept: application/json`, the response is a page of the same events as JSON.
     """
-    if after is not None or wants(accept, [STREAM, JSON]) == JSON:
+    if after is not None or preferred_media_type(accept, [STREAM, JSON]) == JSON:
         page = await run_in_threadpool(_read, context, experiment_id, after or 0, limit)
         return Response(page.model_dump_json(), media_type=JSON)
     start = 0
     if last_event_id:
         if not last_event_id.isascii() or not last_event_id.isdigit() or len(last_event_id) > 18:
             raise BadRequestError(
-                f"Last-Event-ID: {shown(last_event_id)} is no id of an event; it is a whole number"
+                f"Last-Event-ID: {shown(last_event_id)} is not the id of an event, which is a whole number"
             )
         start = int(last_event_id)
     first = await run_in_threadpool(_read, context, experiment_id, start, BATCH)
@@ -87,28 +87,28 @@ def logs(
     experiment_id: str,
     context: Ctx,
     accept: Annotated[str | None, Header()] = None,
-    offset: Annotated[int, Query(ge=0, le=2**53, description="Skip so many lines")] = 0,
+    offset: Annotated[int, Query(ge=0, le=2**53, description="Number of lines to skip")] = 0,
     tail: Annotated[int | None, Query(ge=1, le=10_000, description="Only the last lines")] = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
 ) -> Response:
-    """What the workers wrote: JSON lines, or text with `Accept: text/plain`.
+    """What the workers logged: JSON lines, or text with `Accept: text/plain`.
 
-    The header `X-Next-Offset` is the `offset` to read on from.
+    The header `X-Next-Offset` is the `offset` of the lines that follow.
     """
     with context.database.reading() as session:
-        _require(repository.status(session, experiment_id), experiment_id)
+        require(repository.status(session, experiment_id), "experiment", experiment_id)
         if tail is not None:
             offset = max(offset, repository.count_log(session, experiment_id) - tail)
             limit = tail
         rows = repository.log(session, experiment_id, offset, limit)
-    kind = wants(accept, [LINES, TEXT])
+    kind = preferred_media_type(accept, [LINES, TEXT])
     lines = _as_text(rows) if kind == TEXT else _as_json(rows, offset)
     headers = {"X-Next-Offset": str(offset + len(rows))}
     return Response("".join(lines), media_type=kind, headers=headers)
 
 
 async def _stream(context: Context, experiment_id: str, page: Events) -> AsyncIterator[bytes]:
-    """Between two looks at the database neither a session nor a thread is held."""
+    """Between two queries it holds neither a session nor a thread."""
     yield format_sse_event(retry=2000)
     silent_since = time.monotonic()
     while True:
@@ -131,20 +131,14 @@ async def _stream(context: Context, experiment_id: str, page: Events) -> AsyncIt
 
 def _read(context: Context, experiment_id: str, after: int, limit: int) -> Events:
     with context.database.reading() as session:
-        # The status first: an experiment that has ended by then has written its last event.
-        status = _require(repository.status(session, experiment_id), experiment_id)
+        # The status first: if the experiment has ended by then, its last event is already written.
+        status = require(repository.status(session, experiment_id), "experiment", experiment_id)
         rows = repository.events(session, experiment_id, after, limit)
     return Events(
         events=[EventOut.model_validate(row, from_attributes=True) for row in rows],
         after=rows[-1].id if rows else after,
         finished=status in TERMINAL and len(rows) < limit,
     )
-
-
-def _require(status: str | None, experiment_id: str) -> str:
-    if status is None:
-        raise NotFoundError(f"there is no experiment {shown(experiment_id)}")
-    return status
 
 
 def _as_text(rows: Sequence[LogLine]) -> Iterator[str]:

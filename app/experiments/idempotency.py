@@ -1,4 +1,4 @@
-"""Requests that may be sent twice: the first answer to an Idempotency-Key is kept and given again."""
+"""Requests that may be sent twice: the first answer to an Idempotency-Key is stored and repeated."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
@@ -14,7 +14,7 @@ from app.tables.experiments import Idempotency
 
 
 class Answer(Protocol):
-    """A model of something that has an id."""
+    """A response model with an id."""
 
     id: str
 
@@ -29,14 +29,14 @@ A = TypeVar("A", bound=Answer)
 def once(
     context: Context, key: str | None, body_hash: str, kind: type[A], make: Callable[[Session], A]
 ) -> tuple[dict[str, Any], bool]:
-    """Call ``make`` in a transaction of its own, or give the first answer to ``key`` again.
+    """Call ``make`` in a transaction of its own, or repeat the first answer to ``key``.
 
     Returns the answer as JSON, and True if it is a replay. Raises InvalidError for a ``key`` that was used with
     another body.
     """
     try:
         with context.database.writing() as session:
-            first = repository.remembered(session, key) if key else None
+            first = repository.first_answer(session, key) if key else None
             if first is not None:
                 return _replay(first, body_hash, kind), True
             made = make(session)
@@ -53,9 +53,9 @@ def once(
                 )
             return answer, False
     except IntegrityError:
-        # Two requests with the same key at once: the other one was first.
+        # Two requests with the same key at once: the other one committed first.
         with context.database.reading() as session:
-            first = repository.remembered(session, key) if key else None
+            first = repository.first_answer(session, key) if key else None
         if first is None:
             raise
         return _replay(first, body_hash, kind), True
@@ -64,5 +64,5 @@ def once(
 def _replay(first: Idempotency, body_hash: str, kind: type[Answer]) -> dict[str, Any]:
     if first.body_hash != body_hash:
         raise InvalidError("Idempotency-Key: this key was used before, with another body")
-    # Read and written anew, because PostgreSQL keeps no order of keys.
+    # Parsed and dumped again, because PostgreSQL does not keep the order of keys.
     return kind.model_validate(first.response).model_dump(mode="json")

@@ -1,8 +1,12 @@
 """Every change of an experiment's state, as small functions on an open transaction.
 
-The API, the relay and the workers all use these, so the rules are written once:
-``queued -> running -> succeeded | failed | canceled``. The attempt number is the fencing token: a worker
-may change an experiment only while the row still carries the number that its claim returned.
+API, relay and workers all use these, so the rules are written once:
+``queued -> running -> succeeded | failed | canceled``.
+
+The claim of a worker is fenced. `claim` is a conditional UPDATE that increments the attempt number and sets a lease;
+`renew` extends the lease. Every later write starts with `still_owned` or its equivalent: it locks the row and compares
+the attempt number, so a worker that lost its lease writes nothing. Uploads (`app.data.uploads.repository`), webhook
+deliveries and stages are claimed in the same way.
 
 Whoever changes an experiment locks its row first. Events of one experiment therefore become visible in the
 order of their ids, and a reader that remembers the last id misses none.
@@ -17,6 +21,7 @@ from sqlalchemy.orm import Session
 
 from app.core import metrics
 from app.core.database import utcnow, write
+from app.experiments.planning import runnable_spec
 from app.tables.experiments import (
     CANCELED,
     FAILED,
@@ -41,10 +46,10 @@ class LeaseLost(Exception):  # noqa: N818  (reads as the fact it states)
 
 
 def claim(session: Session, experiment_id: str, worker: str, lease_seconds: float) -> int | None:
-    """Take a queued experiment for ``worker``.
+    """Claim a queued experiment for ``worker``.
 
-    Returns the attempt number, which is the fencing token, or None if the experiment is not queued (taken by
-    another, canceled, finished, deleted): a message is only a hint.
+    Returns the attempt number, which is the fencing token, or None if the experiment is not queued (claimed by
+    another worker, canceled, finished, deleted): a message is only a hint.
     """
     now = utcnow()
     row = session.execute(
@@ -70,8 +75,8 @@ def claim(session: Session, experiment_id: str, worker: str, lease_seconds: floa
     return int(attempt)
 
 
-def heartbeat(session: Session, experiment_id: str, attempt: int, lease_seconds: float) -> bool:
-    """Prolong the lease. Returns True if a cancel was requested.
+def renew(session: Session, experiment_id: str, attempt: int, lease_seconds: float) -> bool:
+    """Extend the lease. Returns True if a cancel was requested.
 
     Raises LeaseLost if the attempt no longer owns the experiment.
     """
@@ -87,8 +92,8 @@ def heartbeat(session: Session, experiment_id: str, attempt: int, lease_seconds:
     return row[0] is not None
 
 
-def still_mine(session: Session, experiment_id: str, attempt: int) -> bool:
-    """The guard at the start of a worker's write transaction: locks the row, tells if it may be written."""
+def still_owned(session: Session, experiment_id: str, attempt: int) -> bool:
+    """Whether the attempt still owns the experiment, whose row is locked. Starts each write transaction of a worker."""
     return _owned(session, experiment_id, attempt) is not None
 
 
@@ -107,10 +112,10 @@ def finish(
 def wait(
     session: Session, experiment_id: str, attempt: int, delay: float, reason: str = "a stage is busy"
 ) -> bool:
-    """Put the experiment back for ``delay`` seconds because another worker computes a stage that it needs.
+    """Requeue the experiment after ``delay`` seconds because another worker computes a stage that it needs.
 
-    Not counted against ``attempts_left``. Of several waits in a row one stays in the history. If a cancel was
-    requested meanwhile, the experiment ends as canceled. Returns False if the lease was lost.
+    Not counted against ``attempts_left``. Consecutive waits are merged in the history. If a cancel was requested
+    meanwhile, the experiment ends as canceled. Returns False if the lease was lost.
     """
     experiment = _owned(session, experiment_id, attempt)
     if experiment is None:
@@ -118,25 +123,24 @@ def wait(
     if experiment.cancel_requested_at is not None:
         return finish(session, experiment_id, attempt, "canceled")
     closed = _close_attempt(session, experiment, WAITING, reason)
-    before = session.scalars(
+    previous = session.scalars(
         select(Attempt)
         .where(Attempt.experiment_id == experiment_id, Attempt.number < attempt)
         .order_by(Attempt.number.desc())
         .limit(1)
     ).one_or_none()
-    if before is not None and before.outcome == WAITING:
-        closed.started_at = before.started_at
-        session.delete(before)
+    if previous is not None and previous.outcome == WAITING:
+        closed.started_at = previous.started_at
+        session.delete(previous)
     enqueue(session, experiment, delay=delay, reason=reason)
     return True
 
 
 def lose(session: Session, experiment_id: str, attempt: int, reason: str, delay: float = 0.0) -> bool:
-    """Give up an attempt through no fault of the experiment: a dead worker, a full disk, a lost store.
+    """End an attempt that failed through no fault of the experiment: a dead worker, a full disk, a lost store.
 
-    One of ``attempts_left`` is spent. The experiment goes back to the queue after ``delay`` seconds; if none
-    is left it fails with ``reason``; if a cancel was requested it ends as canceled. Returns False if the
-    lease was lost.
+    ``attempts_left`` decreases by one. The experiment is requeued after ``delay`` seconds; if no attempt is left it
+    fails with ``reason``; if a cancel was requested it ends as canceled. Returns False if the lease was lost.
     """
     experiment = _owned(session, experiment_id, attempt)
     if experiment is None:
@@ -166,7 +170,7 @@ def cancel(session: Session, experiment: Experiment) -> None:
 def enqueue(
     session: Session, experiment: Experiment, *, delay: float = 0.0, reason: str | None = None
 ) -> None:
-    """Make a locked experiment queued, with the outbox row that tells the workers in ``delay`` seconds."""
+    """Queue a locked experiment, with an outbox row that is due in ``delay`` seconds."""
     now = utcnow()
     experiment.status = QUEUED
     experiment.queued_at = now
@@ -178,7 +182,7 @@ def enqueue(
 
 
 def announce(session: Session, experiments: Sequence[Experiment]) -> None:
-    """What `enqueue` does, for new experiments that are queued already and that nobody else can see yet."""
+    """Write the outbox rows and first events of new experiments, which no other transaction sees yet."""
     write(session, Outbox, [{"experiment_id": e.id, "not_before": e.queued_at} for e in experiments])
     write(
         session,
@@ -191,16 +195,18 @@ def announce(session: Session, experiments: Sequence[Experiment]) -> None:
 
 
 def restart(session: Session, experiment: Experiment, attempts: int) -> None:
-    """Queue a locked experiment that has ended once more, with so many attempts that may be lost.
+    """Queue a locked experiment that has ended again; ``attempts`` of its attempts may be lost.
 
-    Raises TooManyError if a quota of the session's owner is used up.
+    Raises ConflictError if a plug-in that it needs is missing, TooManyError if a quota of the session's owner is
+    used up.
     """
+    runnable_spec(experiment)
     quotas.admit_experiments(session, 1)
     experiment.attempts_left = attempts
     experiment.started_at = experiment.finished_at = experiment.cancel_requested_at = None
     experiment.error, experiment.progress = None, {}
     session.execute(delete(ArmNote).where(ArmNote.experiment_id == experiment.id))
-    experiment.requested_again()
+    experiment.update_origin()
     enqueue(session, experiment, reason="retry")
 
 

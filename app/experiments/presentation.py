@@ -1,4 +1,4 @@
-"""Rows as the API shows them."""
+"""From rows to the experiments of the API."""
 
 from collections.abc import Sequence
 
@@ -6,14 +6,14 @@ from sqlalchemy.orm import Session
 
 from app.experiments import repository
 from app.experiments.schemas import ArmSummary, AttemptOut, ExperimentOut, Failure, Links, Progress, SweepRef
-from app.specs.experiment import ExperimentSpec
+from app.specs.stored import StoredSpec
 from app.tables.experiments import Experiment
 
 
 def present(session: Session, experiments: Sequence[Experiment], *, new: bool = False) -> list[ExperimentOut]:
-    """The experiments with their attempts and summaries: three more queries, however many they are.
+    """The experiments with their attempts and summaries: three more queries for any number of experiments.
 
-    ``new``: they have just been submitted, each by itself, so that there is nothing to ask for.
+    ``new``: they were just submitted and belong to no sweep, so nothing has to be queried.
     """
     tried = [experiment.id for experiment in experiments if experiment.attempt]
     attempts = repository.attempts(session, tried) if tried else {}
@@ -28,12 +28,11 @@ def _one(
     summary: dict[str, dict[str, float | None]],
     sweep: object | None,
 ) -> ExperimentOut:
-    spec = ExperimentSpec.model_validate(experiment.spec)
     return ExperimentOut(
         id=experiment.id,
         name=experiment.name,
         status=experiment.status,
-        spec=spec,
+        spec=experiment.spec,
         spec_hash=experiment.spec_hash,
         created_at=experiment.created_at,
         queued_at=experiment.queued_at,
@@ -43,7 +42,9 @@ def _one(
         progress=Progress.model_validate(experiment.progress),
         attempts=[AttemptOut.model_validate(attempt, from_attributes=True) for attempt in attempts],
         attempts_left=experiment.attempts_left,
-        summary=[ArmSummary(arm=arm, **summary[arm]) for arm in spec.arms if arm in summary],
+        summary=[
+            ArmSummary(arm=arm, **summary[arm]) for arm in StoredSpec(experiment.spec).arms if arm in summary
+        ],
         error=Failure.model_validate(experiment.error) if experiment.error else None,
         sweep=SweepRef.model_validate(sweep, from_attributes=True) if sweep is not None else None,
         links=_links(experiment.id),

@@ -22,8 +22,8 @@ SUMMARY_METRICS = ("clean_accuracy", "attack_success_rate")
 
 @dataclass(frozen=True)
 class Filters:
-    """Which experiments a list shows; None is any. ``tags`` are pairs that must all be there; ``sweep`` is the id of
-    a sweep or study that uses them; ``text`` is part of the name, in any case."""
+    """Which experiments a list shows; None matches all. Every pair of ``tags`` must be present; ``sweep`` is the id
+    of a sweep or study that uses the experiments; ``text`` is part of the name, in any case."""
 
     status: str | None = None
     dataset: str | None = None
@@ -35,14 +35,13 @@ class Filters:
     text: str | None = None
 
 
-def get(session: Session, experiment_id: str) -> Experiment | None:
-    return session.get(Experiment, experiment_id)
+def version_key(session: Session, experiment_id: str) -> tuple[Any, ...] | None:
+    """Changes whenever a field of `ExperimentOut` changes; None if there is no such experiment.
 
-
-def stamp(session: Session, experiment_id: str) -> tuple[Any, ...] | None:
-    """What is another one as soon as anything of an experiment is that the API shows; None if there is none."""
+    Fields that are not part of the key change only in a transaction that writes an event.
+    """
     last_event = select(func.max(Event.id)).where(Event.experiment_id == Experiment.id).scalar_subquery()
-    made_by = (
+    submitted_by = (
         select(func.min(SweepExperiment.sweep_id))
         .where(SweepExperiment.experiment_id == Experiment.id, SweepExperiment.made)
         .scalar_subquery()
@@ -56,7 +55,7 @@ def stamp(session: Session, experiment_id: str) -> tuple[Any, ...] | None:
         Experiment.cancel_requested_at,
     )
     row = session.execute(
-        select(last_event, made_by, *own).where(Experiment.id == experiment_id)
+        select(last_event, submitted_by, *own).where(Experiment.id == experiment_id)
     ).one_or_none()
     return None if row is None else tuple(row)
 
@@ -64,18 +63,18 @@ def stamp(session: Session, experiment_id: str) -> tuple[Any, ...] | None:
 def page(
     session: Session, filters: Filters, order: Order, after: tuple[datetime, str] | None, limit: int
 ) -> Sequence[Experiment]:
-    """At most ``limit`` experiments behind the position ``after`` in this order."""
+    """At most ``limit`` experiments after the position ``after`` in this order."""
     newest_first = order == "-created_at"
     columns = (Experiment.created_at, Experiment.id)
     in_order = [c.desc() if newest_first else c.asc() for c in columns]
-    # The ids first: an index has all that is asked of most of those that are passed over, and their rows are long.
+    # The ids first: rows are long, and an index alone decides about most of those that are skipped.
     ids = select(Experiment.id, Experiment.created_at).where(*_conditions(filters))
     if after is not None:
-        here = tuple_(*columns)
-        ids = ids.where(here < after if newest_first else here > after)
-    found = ids.order_by(*in_order).limit(limit).subquery()
-    order_of_found = [c.desc() if newest_first else c.asc() for c in (found.c.created_at, found.c.id)]
-    query = select(Experiment).join(found, Experiment.id == found.c.id).order_by(*order_of_found)
+        position = tuple_(*columns)
+        ids = ids.where(position < after if newest_first else position > after)
+    chosen = ids.order_by(*in_order).limit(limit).subquery()
+    same_order = [c.desc() if newest_first else c.asc() for c in (chosen.c.created_at, chosen.c.id)]
+    query = select(Experiment).join(chosen, Experiment.id == chosen.c.id).order_by(*same_order)
     return session.scalars(query).all()
 
 
@@ -108,27 +107,25 @@ def _conditions(filters: Filters) -> list[ColumnElement[bool]]:
 def attempts(session: Session, ids: Sequence[str]) -> dict[str, list[Attempt]]:
     """The attempts of each experiment, the oldest first."""
     rows = session.scalars(select(Attempt).where(Attempt.experiment_id.in_(ids)).order_by(Attempt.number))
-    found: dict[str, list[Attempt]] = {i: [] for i in ids}
+    by_experiment: dict[str, list[Attempt]] = {i: [] for i in ids}
     for row in rows:
-        found[row.experiment_id].append(row)
-    return found
+        by_experiment[row.experiment_id].append(row)
+    return by_experiment
 
 
 def summaries(session: Session, ids: Sequence[str]) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Means over seeds: experiment -> arm -> metric -> value.
-
-    ``coalesce`` keeps SQLite from its index of metrics, which would lead it through the numbers of all experiments.
-    """
-    wanted = func.coalesce(ResultValue.metric, "").in_(SUMMARY_METRICS)
+    """Means over seeds: experiment -> arm -> metric -> value."""
+    # coalesce() stops SQLite from using its index of metrics, which would read the numbers of all experiments.
+    shown = func.coalesce(ResultValue.metric, "").in_(SUMMARY_METRICS)
     rows = session.execute(
         select(ResultValue.experiment_id, ResultValue.arm, ResultValue.metric, func.avg(ResultValue.value))
-        .where(ResultValue.experiment_id.in_(ids), wanted)
+        .where(ResultValue.experiment_id.in_(ids), shown)
         .group_by(ResultValue.experiment_id, ResultValue.arm, ResultValue.metric)
     )
-    found: dict[str, dict[str, dict[str, float | None]]] = {i: {} for i in ids}
+    means: dict[str, dict[str, dict[str, float | None]]] = {i: {} for i in ids}
     for experiment_id, arm, metric, value in rows:
-        found[experiment_id].setdefault(arm, {})[metric] = value
-    return found
+        means[experiment_id].setdefault(arm, {})[metric] = value
+    return means
 
 
 def sweeps(session: Session, ids: Sequence[str]) -> dict[str, Row[str, str, str, dict[str, Any]]]:
@@ -136,7 +133,7 @@ def sweeps(session: Session, ids: Sequence[str]) -> dict[str, Row[str, str, str,
     rows = session.execute(
         select(SweepExperiment.experiment_id, Sweep.id, Sweep.kind, SweepExperiment.coordinates)
         .select_from(SweepExperiment)
-        .outerjoin(Sweep, Sweep.id == SweepExperiment.sweep_id)  # else SQLite begins with the owner's sweeps
+        .outerjoin(Sweep, Sweep.id == SweepExperiment.sweep_id)  # else SQLite starts with the owner's sweeps
         .where(SweepExperiment.experiment_id.in_(ids), SweepExperiment.made)
     )
     return {row.experiment_id: row for row in rows if row.id is not None}
@@ -170,17 +167,17 @@ def log(session: Session, experiment_id: str, offset: int, limit: int) -> Sequen
     ).all()
 
 
-def remembered(session: Session, key: str) -> Idempotency | None:
+def first_answer(session: Session, key: str) -> Idempotency | None:
     """The first answer to an Idempotency-Key."""
     return session.scalars(select(Idempotency).where(Idempotency.key == key)).one_or_none()
 
 
 def cached(session: Session, keys: Sequence[str]) -> set[str]:
-    """Those of the stages that are ready."""
+    """The keys among ``keys`` whose stages are ready."""
     query = select(Stage.key).where(Stage.key.in_(keys), Stage.ready_at.is_not(None))
     return set(session.scalars(query))
 
 
 def object_keys(session: Session, ids: Sequence[str]) -> set[str]:
-    """The objects of the experiments' artifacts."""
+    """Keys of the objects of the experiments' artifacts."""
     return set(session.scalars(select(Artifact.object_key).where(Artifact.experiment_id.in_(ids))))

@@ -1,12 +1,12 @@
-"""Whose turn it is: which of the queued experiments a worker takes when a message wakes it.
+"""Fair scheduling: which queued experiment a worker claims when a message wakes it.
 
-SQL decides at the moment of the claim, so neither the order of messages nor their number does:
+SQL decides at the moment of the claim, so the order and the number of messages do not matter:
 
-1. Between owners it goes by turns: first whoever has the fewest experiments running, then whoever was served longest
-   ago. One owner's thousand experiments delay another's first one by at most one experiment a worker.
-2. Within an owner the higher priority comes first, then who waits longer.
+1. Owners take turns: first the owner with the fewest running experiments, then the one who was served longest ago.
+   A thousand experiments of one owner delay the first one of another by at most one experiment per worker.
+2. Within an owner the highest priority comes first, then the longest wait.
 
-A priority therefore orders the owner's own work and takes nothing from others.
+So a priority orders the owner's own work and takes nothing from other owners.
 """
 
 import logging
@@ -21,7 +21,7 @@ from app.core.database import utcnow
 from app.experiments import lifecycle
 from app.experiments.workers import repository as workers
 from app.settings import Settings
-from app.specs.placement import accepted
+from app.specs.placement import claimable_placements
 from app.specs.stages import LAB_VERSION
 from app.tables.experiments import QUEUED, RUNNING, Experiment, Outbox
 from app.tables.owners import Owner
@@ -30,87 +30,90 @@ from app.team import running_limit
 log = logging.getLogger(__name__)
 
 
-class Taken(NamedTuple):
-    """An experiment and the number of the attempt, which is the fencing token."""
+class Claim(NamedTuple):
+    """A claimed experiment. ``attempt`` is the fencing token."""
 
     experiment_id: str
     attempt: int
 
 
-def take(session: Session, hint: str, worker: str, serves: Sequence[str], settings: Settings) -> Taken | None:
-    """Claim the next experiment for ``worker``, which serves these queues; None if there is none for it.
+def claim_next(
+    session: Session, hint: str, worker: str, serves: Sequence[str], settings: Settings
+) -> Claim | None:
+    """Claim the next experiment for ``worker``, which serves these queues. None if there is none for it.
 
-    ``hint`` is the experiment that the message named. It is due, whatever this machine's clock says. If it still waits
-    and this worker may not have it, a new message will come.
+    ``hint`` is the experiment that the message named. It counts as due, whatever this machine's clock says. If it is
+    still queued and this worker may not run it, a new message is written.
     """
-    live = workers.kinds(session)
-    takes = accepted(serves, live, gpu_on_demand=settings.gpu_on_demand)
+    live = workers.live_queues(session)
+    placements = claimable_placements(serves, live, gpu_on_demand=settings.gpu_on_demand)
     eligible = (
         Experiment.status == QUEUED,
-        Experiment.placement.in_(takes),
+        Experiment.placement.in_(placements),
         Experiment.lab_version <= LAB_VERSION,
         or_(Experiment.due_at <= utcnow(), Experiment.id == hint),
     )
-    for owner_id in _owners(session, eligible):
-        # What one try has locked is let go before the next: two workers may try the same owners in another order.
+    for owner_id in _waiting_owners(session, eligible):
+        # Locks are released before the next owner is tried: two workers may try the owners in different orders.
         with session.begin_nested() as savepoint:
-            taken = _serve(session, owner_id, eligible, worker, settings)
-            if taken is not None:
-                return taken
+            claim = _claim_for_owner(session, owner_id, eligible, worker, settings)
+            if claim is not None:
+                return claim
             savepoint.rollback()
-    _announce_again(session, hint, takes, settings)
+    _announce_again(session, hint, placements, settings)
     return None
 
 
-def _serve(
+def _claim_for_owner(
     session: Session,
     owner_id: str,
     eligible: Sequence[ColumnElement[bool]],
     worker: str,
     settings: Settings,
-) -> Taken | None:
-    """Claim the owner's next experiment, if the owner has room."""
-    # Two workers must not both find the last place free. New experiments of the owner's are not kept waiting.
+) -> Claim | None:
+    """Claim the owner's next experiment, unless the owner's limit of running experiments is reached."""
+    # The lock keeps two workers from both using the last place. FOR NO KEY UPDATE lets new experiments be inserted.
     lock = {"key_share": True}
     owner = session.get_one(Owner, owner_id, with_for_update=lock, populate_existing=True)
-    chosen = (
-        _first(session, owner_id, eligible)
-        if running_limit.may_start_another(session, owner, settings)
-        else None
-    )
-    attempt = lifecycle.claim(session, chosen, worker, settings.lease_seconds) if chosen else None
-    if chosen is None or attempt is None:
+    if not running_limit.may_start_another(session, owner, settings):
+        return None
+    experiment_id = _lock_first(session, owner_id, eligible)
+    if experiment_id is None:
+        return None
+    attempt = lifecycle.claim(session, experiment_id, worker, settings.lease_seconds)
+    if attempt is None:
         return None
     owner.served_at = utcnow()
-    return Taken(chosen, attempt)
+    return Claim(experiment_id, attempt)
 
 
-def _owners(session: Session, eligible: Sequence[ColumnElement[bool]]) -> Sequence[str]:
-    """Owners for whom something waits, in the order of their turns."""
-    runs = (
+def _waiting_owners(session: Session, eligible: Sequence[ColumnElement[bool]]) -> Sequence[str]:
+    """Owners with eligible experiments, in the order of their turns."""
+    running = (
         select(func.count())
         .where(Experiment.owner_id == Owner.id, Experiment.status == RUNNING)
         .correlate(Owner)
         .scalar_subquery()
     )
-    waits = exists().where(Experiment.owner_id == Owner.id, *eligible)
-    query = select(Owner.id).where(waits)
-    return session.scalars(query.order_by(runs, Owner.served_at.nulls_first(), Owner.id)).all()
+    waiting = exists().where(Experiment.owner_id == Owner.id, *eligible)
+    query = select(Owner.id).where(waiting)
+    return session.scalars(query.order_by(running, Owner.served_at.nulls_first(), Owner.id)).all()
 
 
-def _first(session: Session, owner_id: str, eligible: Sequence[ColumnElement[bool]]) -> str | None:
-    """The owner's next experiment, locked. Two queries, so that an index gives each without sorting."""
-    mine = (Experiment.owner_id == owner_id, *eligible)
-    top = session.scalar(select(func.max(Experiment.priority)).where(*mine))
-    if top is None:
+def _lock_first(session: Session, owner_id: str, eligible: Sequence[ColumnElement[bool]]) -> str | None:
+    """The owner's next experiment, locked."""
+    # Two queries, because an index answers each of them without sorting.
+    of_owner = (Experiment.owner_id == owner_id, *eligible)
+    priority = session.scalar(select(func.max(Experiment.priority)).where(*of_owner))
+    if priority is None:
         return None
-    query = select(Experiment.id).where(*mine, Experiment.priority == top)
+    query = select(Experiment.id).where(*of_owner, Experiment.priority == priority)
     query = query.order_by(Experiment.queued_at, Experiment.id).limit(1)
     return session.scalar(query.with_for_update(skip_locked=True))
 
 
-def _announce_again(session: Session, hint: str, takes: Collection[str], settings: Settings) -> None:
-    """Keep the message of an experiment that waits on, but not for this worker."""
+def _announce_again(session: Session, hint: str, placements: Collection[str], settings: Settings) -> None:
+    """Replace the message of an experiment that is still queued but not for this worker."""
     row = session.execute(
         select(Experiment.placement, Experiment.lab_version).where(
             Experiment.id == hint, Experiment.status == QUEUED
@@ -120,11 +123,11 @@ def _announce_again(session: Session, hint: str, takes: Collection[str], setting
         return
     if row.lab_version > LAB_VERSION:
         log.warning(
-            "experiment %s is for lab version %d, this worker has %d: restart it with the code of the API",
+            "experiment %s needs lab version %d, this worker has %d: restart it with the code of the API",
             *(hint, row.lab_version, LAB_VERSION),
         )
-    mine = row.lab_version <= LAB_VERSION and row.placement in takes
-    delay = timedelta(seconds=0.0 if mine else settings.stage_busy_seconds)
+    runs_here = row.lab_version <= LAB_VERSION and row.placement in placements
+    delay = timedelta(seconds=0.0 if runs_here else settings.stage_busy_seconds)
     unsent = select(Outbox.id).where(Outbox.experiment_id == hint, Outbox.published_at.is_(None))
     if session.scalar(unsent.limit(1)) is None:
         session.add(Outbox(experiment_id=hint, not_before=utcnow() + delay))

@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from app.specs.experiment import ExperimentSpec
 from app.specs.status import Status
+from app.specs.stored import SpecDocument
 
 
 class Progress(BaseModel):
@@ -75,7 +76,7 @@ class ExperimentOut(BaseModel):
     id: str
     name: str
     status: Status
-    spec: ExperimentSpec = Field(description="The spec with every default written out.")
+    spec: SpecDocument = Field(description="The spec with every default written out.")
     spec_hash: str = Field(description="SHA-256 over all of the spec that decides the numbers.")
     created_at: datetime
     queued_at: datetime = Field(description="When it was last put into the queue.")

@@ -1,4 +1,4 @@
-"""A child process that is kept alive, dies with its parent, and takes its own children along."""
+"""A child process that is restarted when it dies, and that is killed with its parent and with its own children."""
 
 import contextlib
 import ctypes
@@ -11,17 +11,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.3, 30.0
+MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.3, 30.0
 STEADY_SECONDS = 60.0
-LARGEST_LOG_BYTES = 20_000_000
+MAX_LOG_BYTES = 20_000_000
 PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @dataclass
 class Child:
-    """A command that runs until it is stopped. It leads a session of its own, so the terminal's Ctrl-C reaches
-    only the parent, which stops its children in order."""
+    """A command that runs until it is stopped.
+
+    It has its own session, so Ctrl-C in the terminal reaches only the parent, which stops its children in order.
+    """
 
     name: str
     command: Sequence[str]
@@ -33,10 +35,10 @@ class Child:
     process: subprocess.Popen[bytes] | None = None
     _started_at: float = 0.0
     _start_at: float = 0.0
-    _pause: float = field(default=FIRST_PAUSE_SECONDS)
+    _backoff: float = field(default=MIN_BACKOFF_SECONDS)
 
     def start(self) -> None:
-        if self.log.exists() and self.log.stat().st_size > LARGEST_LOG_BYTES:
+        if self.log.exists() and self.log.stat().st_size > MAX_LOG_BYTES:
             self.log.replace(self.log.with_suffix(".log.1"))
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
@@ -51,44 +53,42 @@ class Child:
             )
         self._started_at = time.monotonic()
 
-    def keep(self, say: Callable[[str], None]) -> None:
-        """Start it again if it died: at once the first time, later after growing pauses."""
+    def restart_if_dead(self, echo: Callable[[str], None]) -> None:
+        """Restart the child if it died, with exponential backoff."""
         if self.process is None:
             if time.monotonic() >= self._start_at:
                 self.start()
         elif self._has_died(self.process):
             steady = time.monotonic() - self._started_at > STEADY_SECONDS
-            self._pause = FIRST_PAUSE_SECONDS if steady else min(2 * self._pause, LONGEST_PAUSE_SECONDS)
-            say(
-                f"{self.name} ended ({self.reap()}); starting it again in {self._pause:.1f} s; see {self.log}"
-            )
+            self._backoff = MIN_BACKOFF_SECONDS if steady else min(2 * self._backoff, MAX_BACKOFF_SECONDS)
+            echo(f"{self.name} ended ({self.reap()}); restarting it in {self._backoff:.1f} s; see {self.log}")
             self.deaths += 1
-            self._start_at = time.monotonic() + self._pause
+            self._start_at = time.monotonic() + self._backoff
 
-    def ask_to_stop(self) -> None:
+    def terminate(self) -> None:
         if self.process is not None:
             self.process.terminate()
 
-    def wait(self, until: float) -> None:
-        """Wait for its end until the monotonic time ``until``, then kill it and whatever it started."""
+    def wait(self, deadline: float) -> None:
+        """Wait for its end until the monotonic time ``deadline``, then kill it and its children."""
         while self.process is not None:
-            if time.monotonic() > until or self._has_died(self.process):
+            if time.monotonic() > deadline or self._has_died(self.process):
                 self.reap()
             else:
                 time.sleep(0.02)
 
     def reap(self) -> str:
-        """Kill what is left of its process group; returns how the child itself ended."""
+        """Kill what is left of its process group. Returns how the child itself ended."""
         process, self.process = self.process, None
         if process is None:
             return "never started"
-        # The child is not yet waited for, so its number cannot belong to anybody else.
+        # Nobody has waited for the child yet, so its process id cannot have been reused.
         os.killpg(process.pid, signal.SIGKILL)
         code = process.wait()
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def tail(self, lines: int = 8) -> str:
-        """The end of its log."""
+        """The last lines of its log."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join(text.splitlines()[-lines:])
 
@@ -98,7 +98,7 @@ class Child:
 
 
 def die_with(parent: int) -> None:
-    """Have this process killed when its ``parent`` dies; end it if that has happened. Only Linux can."""
+    """Have this process killed when its ``parent`` dies, at once if it already has. Only Linux supports this."""
     if _libc is not None:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
@@ -106,12 +106,12 @@ def die_with(parent: int) -> None:
 
 
 def before_exec(niceness: int, parent: int) -> Callable[[], None]:
-    """What a new process does before it becomes its command: be killed with ``parent``, and be nice."""
+    """A function for a new process to call before exec: it dies with ``parent``, and gets this niceness."""
 
     def prepare() -> None:
         die_with(parent)
         os.nice(niceness)
-        # Linux schedules whole sessions against each other by the session's own niceness, not by its processes'.
+        # Linux schedules sessions against each other by their own niceness, not by that of their processes.
         with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as autogroup:
             autogroup.write(str(niceness))
 

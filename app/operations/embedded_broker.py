@@ -1,4 +1,4 @@
-"""The embedded broker: a real Valkey server with append-only persistence, for those who have no Redis at hand."""
+"""The embedded broker: a Valkey server with append-only persistence, for installations without a Redis server."""
 
 import os
 import socket
@@ -11,9 +11,9 @@ from app.settings import Settings
 PRIVATE = 0o700
 
 
-def prepare(settings: Settings) -> None:
-    """Make the folders of the socket and of the data. Raises PermissionError if another user owns the socket's."""
-    _data(settings).mkdir(parents=True, exist_ok=True)
+def create_folders(settings: Settings) -> None:
+    """Create the folders of socket and data. Raises PermissionError if another user owns the socket's folder."""
+    _data_folder(settings).mkdir(parents=True, exist_ok=True)
     folder = settings.broker_socket.parent
     if folder != settings.home_dir:
         folder.mkdir(mode=PRIVATE, exist_ok=True)
@@ -21,14 +21,14 @@ def prepare(settings: Settings) -> None:
             raise PermissionError(f"{folder} belongs to another user; remove it, or set TMPDIR")
 
 
-def command(settings: Settings) -> list[str]:
-    """The server's command line. It takes no port, and survives kill -9 with at most a second's messages lost,
-    which the relay publishes again."""
+def server_command(settings: Settings) -> list[str]:
+    """The server's command line. It uses no port. A kill -9 loses at most the messages of one second, which the relay
+    publishes again."""
     options = {
         "port": "0",
         "unixsocket": str(settings.broker_socket),
         "unixsocketperm": "700",
-        "dir": str(_data(settings)),
+        "dir": str(_data_folder(settings)),
         "appendonly": "yes",
         "appendfsync": "everysec",
         "save": "",
@@ -37,8 +37,8 @@ def command(settings: Settings) -> list[str]:
     return [str(get_binary_path()), *(part for key, value in options.items() for part in (f"--{key}", value))]
 
 
-def answers(settings: Settings) -> bool:
-    """Whether the server is up and has loaded its data."""
+def is_ready(settings: Settings) -> bool:
+    """Whether the server runs and has loaded its data."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(1.0)
@@ -49,12 +49,12 @@ def answers(settings: Settings) -> bool:
         return False
 
 
-def clean_up(settings: Settings) -> None:
-    """Remove the socket, and its folder if that was made for it."""
+def remove_socket(settings: Settings) -> None:
+    """Remove the socket, and its folder if it was created for it."""
     settings.broker_socket.unlink(missing_ok=True)
     if settings.broker_socket.parent != settings.home_dir:
         settings.broker_socket.parent.rmdir()
 
 
-def _data(settings: Settings) -> Path:
+def _data_folder(settings: Settings) -> Path:
     return settings.home_dir / "valkey"

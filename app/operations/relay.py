@@ -1,6 +1,6 @@
-"""The relay: carries messages from the database to the broker, and takes experiments from dead workers.
+"""The relay: publishes messages from the database to the broker, and requeues experiments of dead workers.
 
-SQL is the truth and a message only a hint: sending one twice, or losing one, is put right here or at the claim.
+SQL is the truth and a message only a hint: duplicates are ignored when a worker claims, lost ones are published again.
 """
 
 import logging
@@ -19,66 +19,66 @@ from app.experiments import dispatch
 from app.experiments.workers import repository as workers
 from app.experiments.workers.service import skew
 from app.operations.health.shared_counters import Pusher
-from app.operations.housekeeping.schedule import keep
+from app.operations.housekeeping.schedule import run_periodically
 from app.settings import Settings
-from app.specs.placement import queue_of
+from app.specs.placement import choose_queue
 from app.sweeps.completion import finish_sweeps
 from app.tables.experiments import Experiment
 from app.team import running_limit
 from app.webhooks.sender import Sender
 
 log = logging.getLogger(__name__)
-LONGEST_PAUSE = 30.0
+MAX_PAUSE_SECONDS = 30.0
 PURGE_SECONDS = 600.0
 
 
 def run(settings: Settings, stop: threading.Event) -> None:
-    """Work until ``stop`` is set. While the database or the broker is down: log it, wait longer, go on."""
+    """Work until ``stop`` is set. While database or broker are unreachable, retry with exponential backoff."""
     database, broker = Database(settings.database), Broker(settings.broker)
-    housekeeping = threading.Thread(target=keep, args=(settings, stop), name="housekeeping", daemon=True)
+    housekeeping = threading.Thread(
+        target=run_periodically, args=(settings, stop), name="housekeeping", daemon=True
+    )
     housekeeping.start()
-    faults, purged, pusher = 0, 0.0, Pusher("relay")
-    before: Set[str] = frozenset()
+    failures, purged_at, pusher = 0, 0.0, Pusher("relay")
+    worker_kinds: Set[str] = frozenset()
     warned: set[str] = set()
     try:
         while not stop.is_set():
             try:
-                before = step(settings, database, broker, before)
-                _warn(database, warned)
-                if time.monotonic() - purged >= PURGE_SECONDS:
+                worker_kinds = step(settings, database, broker, worker_kinds)
+                _warn_of_version_skew(database, warned)
+                if time.monotonic() - purged_at >= PURGE_SECONDS:
                     with database.writing() as session:
                         dispatch.purge(session, settings.idempotency_ttl, 2 * settings.republish_seconds)
-                    purged = time.monotonic()
-                faults = 0
+                    purged_at = time.monotonic()
+                failures = 0
                 pusher.push_if_due(database)
             except (SQLAlchemyError, BrokerError) as error:
-                faults += 1
-                log.warning(
-                    "the relay cannot work, for the %d. time: %s", faults, str(error).partition("\n")[0]
-                )
-            stop.wait(min(LONGEST_PAUSE, settings.relay_seconds * 2 ** min(faults, 10)))
+                failures += 1
+                log.warning("failed %d times in a row: %s", failures, str(error).partition("\n")[0])
+            stop.wait(min(MAX_PAUSE_SECONDS, settings.relay_seconds * 2 ** min(failures, 10)))
     finally:
         broker.close()
         database.close()
 
 
 def step(settings: Settings, database: Database, broker: Broker, before: Set[str] = frozenset()) -> Set[str]:
-    """One round. Leases come first, so that a broker that is down does not keep them from being seen.
+    """One round. Leases come first, so that they are handled while the broker is down.
 
-    ``before`` are the kinds of workers that were there in the round before; returns those that are there now. When a
-    kind comes or goes, what waits may belong to another queue than the one that it was announced in.
+    ``before`` are the kinds of live workers in the previous round; returns the current ones. When they change, waiting
+    experiments may belong to another queue than the one they were published to, so they are published again.
     """
-    _reap(database)
+    _requeue_expired(database)
     with database.reading() as session:
-        live = frozenset(workers.kinds(session))
-    _publish(settings, database, broker, live)
-    _republish(settings, database, broker, live, 0.0 if live != before else settings.republish_seconds)
+        live = frozenset(workers.live_queues(session))
+    _publish_due(settings, database, broker, live)
+    _republish_lost(settings, database, broker, live, 0.0 if live != before else settings.republish_seconds)
     announce(database, broker, settings.republish_seconds)
     return live
 
 
-def _warn(database: Database, warned: set[str]) -> None:
-    """Say once of each worker that it runs other code."""
+def _warn_of_version_skew(database: Database, warned: set[str]) -> None:
+    """Log once for each worker that it runs other code."""
     with database.reading() as session:
         lines = set(skew(workers.alive(session)))
     for line in sorted(lines - warned):
@@ -86,67 +86,67 @@ def _warn(database: Database, warned: set[str]) -> None:
     warned |= lines
 
 
-def _reap(database: Database) -> None:
+def _requeue_expired(database: Database) -> None:
     with database.reading() as session:
         ids = dispatch.expired(session)
     for experiment_id in ids:
         with database.writing() as session:
-            taken = dispatch.reap(session, experiment_id)
-        if taken:
+            requeued = dispatch.reap(session, experiment_id)
+        if requeued:
             metrics.LEASES_LOST.inc()
-            log.warning("the lease ran out", extra={"experiment_id": experiment_id})
+            log.warning("the lease expired", extra={"experiment_id": experiment_id})
 
 
-def _publish(settings: Settings, database: Database, broker: Broker, live: Set[str]) -> None:
-    """Send what is due, except what an owner's limit on running experiments holds back."""
+def _publish_due(settings: Settings, database: Database, broker: Broker, live: Set[str]) -> None:
+    """Publish due messages, except those that exceed an owner's limit on running experiments."""
     with database.reading() as session:
-        rooms = running_limit.free_slots(session, settings)
-        messages = dispatch.due(session, without=[owner for owner, room in rooms.items() if room <= 0])
-        waiting = dispatch.queued(session, [m.experiment_id for m in messages])
-    done: list[int] = []
+        slots = running_limit.free_slots(session, settings)
+        messages = dispatch.due(session, without=[owner for owner, free in slots.items() if free <= 0])
+        waiting = dispatch.still_queued(session, [m.experiment_id for m in messages])
+    published: list[int] = []
     try:
         for message in messages:
             experiment = waiting.get(message.experiment_id)
             if experiment is not None:
                 owner = experiment.owner_id
-                if rooms.get(owner, 1) <= 0:
+                if slots.get(owner, 1) <= 0:
                     continue
-                if owner in rooms:
-                    rooms[owner] -= 1
-                name = queue_of(experiment.placement, live, gpu_on_demand=settings.gpu_on_demand)
-                _send(broker, experiment, name)
-            done.append(message.id)
+                if owner in slots:
+                    slots[owner] -= 1
+                queue = choose_queue(experiment.placement, live, gpu_on_demand=settings.gpu_on_demand)
+                _publish(broker, experiment, queue)
+            published.append(message.id)
     finally:
-        if done:
+        if published:
             with database.writing() as session:
-                dispatch.mark_published(session, done)
+                dispatch.mark_published(session, published)
 
 
-def _send(broker: Broker, experiment: Experiment, name: str) -> None:
+def _publish(broker: Broker, experiment: Experiment, queue: str) -> None:
     with (
-        experiment.origin(experiment_id=experiment.id, owner_id=experiment.owner_id),
+        experiment.bind_origin(experiment_id=experiment.id, owner_id=experiment.owner_id),
         tracing.span("publish experiment", kind="producer", parent=experiment.traceparent),
     ):
-        broker.send_experiment(experiment.id, name)
+        broker.send_experiment(experiment.id, queue)
         log.info("published")
 
 
-def _republish(
+def _republish_lost(
     settings: Settings, database: Database, broker: Broker, live: Set[str], seconds: float
 ) -> None:
-    """Send again what nobody took within ``seconds``, but only if the broker holds fewer messages than there should
-    be: else the workers are merely busy."""
+    """Publish again what no worker claimed within ``seconds``, if the broker has fewer messages than there are such
+    experiments: otherwise the workers are merely busy."""
     with database.reading() as session:
-        overlooked = dispatch.overlooked(session, seconds)
+        unannounced = dispatch.unannounced(session, seconds)
     by_queue: dict[str, list[str]] = {}
-    for experiment_id, placement in overlooked.items():
-        name = queue_of(placement, live, gpu_on_demand=settings.gpu_on_demand)
-        by_queue.setdefault(name, []).append(experiment_id)
-    for name, ids in by_queue.items():
-        if broker.pending(name) < len(ids):
+    for experiment_id, placement in unannounced.items():
+        queue = choose_queue(placement, live, gpu_on_demand=settings.gpu_on_demand)
+        by_queue.setdefault(queue, []).append(experiment_id)
+    for queue, ids in by_queue.items():
+        if broker.pending(queue) < len(ids):
             with database.writing() as session:
                 dispatch.republish(session, ids)
-            log.info("published %d experiments again, for the queue %s", len(ids), name)
+            log.info("published %d experiments again, to the queue %s", len(ids), queue)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Brings the database to the schema that the code expects.
+"""Upgrades the database to the schema that the code expects.
 
 Revisions are in the package ``migrations``. To add one, change `app.tables`, then call `revise` with the URL of a
 database that is at the newest revision.
@@ -17,17 +17,17 @@ from sqlalchemy import Connection, Engine
 from app.core.database import make_engine
 from app.tables import Base
 
-WHERE_POSSIBLE = "ix_experiments_name_parts"
-"""An index that PostgreSQL alone can have, and only where its extension may be made (revision 0015)."""
+OPTIONAL_INDEX = "ix_experiments_name_parts"
+"""An index that only PostgreSQL has, and only if its extension may be created (revision 0015)."""
 
 
 def upgrade(url: str, revision: str = "head") -> None:
-    """Make the database at ``url`` current, if it is not. Several processes may call this at once."""
+    """Upgrade the database at ``url`` if it is not current. Several processes may call this at once."""
     _run(url, lambda config: command.upgrade(config, revision))
 
 
 def downgrade(url: str, revision: str = "base") -> None:
-    """Go back to ``revision``."""
+    """Downgrade to ``revision``."""
     _run(url, lambda config: command.downgrade(config, revision))
 
 
@@ -37,10 +37,10 @@ def revise(url: str, message: str) -> None:
 
 
 def differences(engine: Engine) -> list[Any]:
-    """What the tables in the code have and the database has not, or the other way round."""
+    """Differences between the tables in the code and those of the database."""
 
     def compared(_thing: Any, name: str | None, _type: str, _reflected: bool, _other: Any) -> bool:
-        return name != WHERE_POSSIBLE
+        return name != OPTIONAL_INDEX
 
     with engine.execution_options(readonly=True).connect() as connection:
         options = {"compare_type": True, "include_object": compared}
@@ -59,7 +59,7 @@ def head() -> str | None:
 
 
 def is_known(revision: str) -> bool:
-    """Whether the code knows the revision; it does not if a newer version has migrated the database."""
+    """Whether this version has the revision; false if a newer version migrated the database."""
     return any(
         script.revision == revision for script in ScriptDirectory.from_config(_config()).walk_revisions()
     )
@@ -67,7 +67,7 @@ def is_known(revision: str) -> bool:
 
 def _config() -> Config:
     config = Config()
-    # A folder's name may hold a %, which the configuration would take for interpolation.
+    # The path may contain a %, which the configuration would interpolate.
     config.set_main_option("script_location", str(files("migrations")).replace("%", "%%"))
     return config
 
@@ -77,7 +77,7 @@ def _run(url: str, work: Any) -> None:
     try:
         with engine.connect() as connection:
             if engine.dialect.name == "sqlite":
-                # Batch mode copies a table and drops the old one, which must not delete what refers to it.
+                # Batch mode copies a table and drops the old one, which must not cascade to rows that refer to it.
                 driver: Any = connection.connection.driver_connection
                 driver.execute("PRAGMA foreign_keys=OFF")
             config = _config()

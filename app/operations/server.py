@@ -1,6 +1,6 @@
-"""The API's process under `bdlab up`: uvicorn on a listening socket that it inherits.
+"""The API process under `bdlab up`: uvicorn on an inherited listening socket.
 
-The supervisor keeps the socket open, so while the API restarts clients wait a moment instead of being refused.
+The supervisor keeps the socket open, so clients wait while the API restarts instead of being refused.
 """
 
 import gc
@@ -9,17 +9,17 @@ import sys
 
 import uvicorn
 
-PATIENCE_SECONDS = 3
+SHUTDOWN_SECONDS = 3
 
 
 def main(descriptor: int) -> None:
-    """Serve on the inherited file descriptor until SIGTERM; streams still open then get a few seconds to end."""
+    """Serve on the inherited file descriptor until SIGTERM; open streams then get a few seconds to end."""
     gc.disable()
     config = uvicorn.Config(
-        "app.main:create_app", factory=True, access_log=False, timeout_graceful_shutdown=PATIENCE_SECONDS
+        "app.main:create_app", factory=True, access_log=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS
     )
     config.load()
-    gc.freeze()  # what was imported stays: no need to look through it again and again
+    gc.freeze()  # what was imported is never freed, so the collector need not traverse it
     gc.enable()
     uvicorn.Server(config).run(sockets=[socket.socket(fileno=descriptor)])
 

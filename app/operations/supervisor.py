@@ -1,8 +1,7 @@
-"""`bdlab up`: broker, API, relay and workers as one tree of processes.
+"""`bdlab up`: supervises broker, API, relay and workers as child processes.
 
-Each child is started again when it dies. Ctrl-C stops all in order, workers first: a running experiment is
-handed back and resumes from its checkpoint at the next start. If this process is killed, its children die
-with it (on Linux).
+A child that dies is restarted. Ctrl-C stops all of them in order, workers first: a running experiment is requeued and
+resumes from its checkpoint after the next start. If this process is killed, its children die with it (on Linux).
 """
 
 import fcntl
@@ -22,7 +21,6 @@ from types import FrameType
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.core.database import Database
-from app.data.catalog import missing_plugins
 from app.operations import embedded_broker, schema
 from app.operations.child_process import Child
 from app.settings import Settings
@@ -31,7 +29,7 @@ from app.team.keys.repository import any_key
 
 START_SECONDS = 120.0
 WORKER_STOP_SECONDS, STOP_SECONDS = 20.0, 8.0
-HOPELESS_DEATHS = 3
+MAX_START_DEATHS = 3
 LISTEN_BACKLOG = 2048
 CACHES = ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 WORKER = ("-m", "worker")
@@ -42,57 +40,56 @@ class StartError(Exception):
 
 
 def up(settings: Settings, host: str = "127.0.0.1", port: int = 8000) -> int:
-    """Run the whole service until SIGINT or SIGTERM; port 0 takes a free one. Returns the exit code."""
+    """Run the whole service until SIGINT, SIGTERM or SIGHUP; port 0 takes a free one. Returns the exit code."""
     stop = threading.Event()
 
-    def ask_to_stop(_signal: int, _frame: FrameType | None) -> None:
+    def request_stop(_signal: int, _frame: FrameType | None) -> None:
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, ask_to_stop)
+        signal.signal(number, request_stop)
     try:
         with ExitStack() as stack:
-            _check_worker()
-            stack.enter_context(_only_one(settings.home_dir))
-            _upgrade(settings)
-            _check_plugins(settings)
+            _check_torch()
+            stack.enter_context(_lock_home(settings.home_dir))
+            _upgrade_schema(settings)
             _check_keys(settings, host)
-            listener = stack.enter_context(_listen(host, port))
-            url = _url(listener)
-            say(f"starting under {settings.home_dir}")
-            tree = Tree(settings, listener.fileno())
-            stack.callback(tree.stop)
-            tree.start(stop)
-            _wait_until_ready(tree, listener, stop)
+            listener = stack.enter_context(_open_listener(host, port))
+            url = _url_of(listener)
+            echo(f"starting under {settings.home_dir}")
+            processes = ProcessTree(settings, listener.fileno())
+            stack.callback(processes.stop)
+            processes.start(stop)
+            _wait_until_ready(processes, listener, stop)
             if not stop.is_set():
-                stack.enter_context(_address_file(settings.home_dir / "address", url))
-                say(f"ready at {url}: the dashboard; the API page is {url}/docs (Ctrl-C stops)")
+                stack.enter_context(_publish_address(settings.home_dir / "address", url))
+                echo(f"ready at {url}: the dashboard; the API page is {url}/docs (Ctrl-C stops)")
             while not stop.wait(0.1):
-                tree.keep()
-            say("stopping")
+                processes.restart_dead()
+            echo("stopping")
     except StartError as error:
         print(f"bdlab up: {error}", file=sys.stderr)
         return 1
-    say("stopped")
+    echo("stopped")
     return 0
 
 
-def say(line: str) -> None:
-    """Tell whoever sits at the console."""
+def echo(line: str) -> None:
+    """Print a line to the console."""
     print(f"bdlab: {line}", flush=True)
 
 
-class Tree:
-    """The children, in the order in which they start."""
+class ProcessTree:
+    """The child processes of the service."""
 
     def __init__(self, settings: Settings, listener: int) -> None:
         self.settings = settings
         self.logs = settings.home_dir / "logs"
         self.logs.mkdir(exist_ok=True)
-        self.environment = _environment(settings)
+        self.environment = child_environment(settings)
         self.broker: Child | None = None
         if not settings.broker_url:
-            self.broker = self._child("broker", embedded_broker.command(settings))
+            self.broker = self._child("broker", embedded_broker.server_command(settings))
         python = sys.executable
         training, interactive, checking = (
             [python, *WORKER, kind] for kind in ("training", "interactive", "checks")
@@ -115,46 +112,46 @@ class Tree:
         """Start everything, the broker first. Raises StartError."""
         if self.broker is not None:
             try:
-                embedded_broker.prepare(self.settings)
+                embedded_broker.create_folders(self.settings)
             except OSError as error:
                 raise StartError(str(error)) from error
             self.broker.start()
-            self.wait_for(lambda: embedded_broker.answers(self.settings), "the broker", stop)
+            self.wait_for(lambda: embedded_broker.is_ready(self.settings), "the broker", stop)
         for child in self.children:
             if child.process is None:
                 child.start()
 
-    def keep(self) -> None:
+    def restart_dead(self) -> None:
         for child in self.children:
-            child.keep(say)
+            child.restart_if_dead(echo)
 
     def wait_for(self, ready: Callable[[], bool], what: str, stop: threading.Event) -> None:
-        """Wait until ``ready()``, or ``stop``. Raises StartError if a child keeps dying, or in the end."""
+        """Wait until ``ready()`` or ``stop``. Raises StartError if a child keeps dying, or at the timeout."""
         deadline = time.monotonic() + START_SECONDS
         while not stop.is_set() and not ready():
             for child in self.children:
                 if child.process is not None or child.deaths:
-                    child.keep(say)
-                if child.deaths >= HOPELESS_DEATHS:
+                    child.restart_if_dead(echo)
+                if child.deaths >= MAX_START_DEATHS:
                     raise StartError(f"{child.name} cannot start; the end of {child.log}:\n{child.tail()}")
             if time.monotonic() > deadline:
                 raise StartError(f"{what} is not ready after {START_SECONDS:.0f} s; see {self.logs}")
             stop.wait(0.1)
 
     def stop(self) -> None:
-        """Stop everything in order: who works, then who hands out work, the broker last."""
-        for group, patience in (
+        """Stop the workers, then relay and API, then the broker."""
+        for group, seconds in (
             (self.workers, WORKER_STOP_SECONDS),
             ([self.relay, self.api], STOP_SECONDS),
             ([self.broker] if self.broker else [], STOP_SECONDS),
         ):
             for child in group:
-                child.ask_to_stop()
-            until = time.monotonic() + patience
+                child.terminate()
+            deadline = time.monotonic() + seconds
             for child in group:
-                child.wait(until)
+                child.wait(deadline)
         if self.broker is not None:
-            embedded_broker.clean_up(self.settings)
+            embedded_broker.remove_socket(self.settings)
 
     def _child(
         self, name: str, command: list[str], niceness: int = 0, descriptors: tuple[int, ...] = ()
@@ -162,12 +159,12 @@ class Tree:
         return Child(name, command, self.logs / f"{name}.log", self.environment, niceness, descriptors)
 
 
-def _environment(settings: Settings) -> dict[str, str]:
-    """The environment that gives a child the same settings, wherever they came from, and caches under home."""
+def child_environment(settings: Settings) -> dict[str, str]:
+    """Environment variables that give a child the same settings, and put caches under home."""
     values = settings.model_dump() | {
         "home": settings.home_dir,
         "data_dir": settings.datasets,
-        "secret": settings.secret.get_secret_value(),  # as text it is a row of stars
+        "secret": settings.secret.get_secret_value(),  # str() would mask it
         "key_pepper": settings.key_pepper.get_secret_value(),
         "retention": settings.retention and settings.retention.model_dump_json(),
     }
@@ -176,19 +173,8 @@ def _environment(settings: Settings) -> dict[str, str]:
     return caches | os.environ | ours | {"PYTHONUNBUFFERED": "1"}
 
 
-def _check_plugins(settings: Settings) -> None:
-    """Raises StartError if a stored experiment needs a plug-in that is gone."""
-    database = Database(settings.database)
-    try:
-        missing_plugins.check(database)
-    except missing_plugins.LostPluginError as error:
-        raise StartError(str(error)) from error
-    finally:
-        database.close()
-
-
 def _check_keys(settings: Settings, host: str) -> None:
-    """Without keys: say that the service is open, and refuse to listen to other machines. Raises StartError."""
+    """Without API keys, print a warning; raise StartError if other machines could connect."""
     database = Database(settings.database)
     try:
         with database.reading() as session:
@@ -198,22 +184,20 @@ def _check_keys(settings: Settings, host: str) -> None:
         database.close()
     if not is_loopback(host):
         raise StartError(
-            f"host {host!r} lets other machines in, and there is no API key yet; make one with `bdlab keys create`, "
+            f"host {host!r} accepts other machines, but there is no API key; create one with `bdlab keys create`, "
             "or listen on 127.0.0.1"
         )
-    say(
-        "there is no API key: whoever uses this machine may do everything; `bdlab keys create` closes the service"
-    )
+    echo("there is no API key: every local request is accepted; `bdlab keys create` restricts access")
 
 
-def _check_worker() -> None:
+def _check_torch() -> None:
     if importlib.util.find_spec("torch") is None:
-        raise StartError("torch is not installed here; `bdlab up` also runs the workers, which need it")
+        raise StartError("torch is not installed; `bdlab up` also runs the workers, which need it")
 
 
 @contextmanager
-def _only_one(home: Path) -> Iterator[None]:
-    """Hold the folder's lock. Raises StartError if another service has it."""
+def _lock_home(home: Path) -> Iterator[None]:
+    """Hold the folder's lock. Raises StartError if another service holds it."""
     home.mkdir(parents=True, exist_ok=True)
     with (home / "lock").open("a+") as lock:
         try:
@@ -227,8 +211,8 @@ def _only_one(home: Path) -> Iterator[None]:
         yield
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """The API's listening socket. It stays open while the API restarts."""
+def _open_listener(host: str, port: int) -> socket.socket:
+    """The API's listening socket, which stays open while the API restarts."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -240,12 +224,12 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _url(listener: socket.socket) -> str:
+def _url_of(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _upgrade(settings: Settings) -> None:
+def _upgrade_schema(settings: Settings) -> None:
     try:
         schema.upgrade(settings.database)
     except SQLAlchemyError as error:
@@ -253,7 +237,7 @@ def _upgrade(settings: Settings) -> None:
         raise StartError(f"the database cannot be opened or upgraded: {reason}") from error
 
 
-def _wait_until_ready(tree: Tree, listener: socket.socket, stop: threading.Event) -> None:
+def _wait_until_ready(processes: ProcessTree, listener: socket.socket, stop: threading.Event) -> None:
     host, port = listener.getsockname()[:2]
 
     def ready() -> bool:
@@ -266,12 +250,12 @@ def _wait_until_ready(tree: Tree, listener: socket.socket, stop: threading.Event
         finally:
             connection.close()
 
-    tree.wait_for(ready, "the service", stop)
+    processes.wait_for(ready, "the service", stop)
 
 
 @contextmanager
-def _address_file(path: Path, url: str) -> Iterator[None]:
-    """The file from which the command line knows where the service is."""
+def _publish_address(path: Path, url: str) -> Iterator[None]:
+    """Write the file in which the command line finds the service's address."""
     path.write_text(f"{url}\n")
     try:
         yield

@@ -11,7 +11,7 @@ from app.core.routing import as_json
 from app.core.table_formats import Cell, Column, Row
 from app.results.numbers.schemas import Aggregate
 
-TABLES = table_responses.documented("csv", "markdown", "latex", "parquet")
+TABLES = table_responses.document_formats("csv", "markdown", "latex", "parquet")
 """The ``responses`` entry of status 200 for a route that answers with `respond`."""
 Accept = Annotated[str | None, Header()]
 NOTHING = "-"
@@ -30,7 +30,7 @@ def respond(
 
     ``table`` is called with whether people read the format (Markdown, LaTeX) or programs do (CSV, parquet).
     """
-    chosen = table_responses.chosen(format, accept)
+    chosen = table_responses.choose_table_format(format, accept)
     if chosen == "json":
         return as_json(document, headers={**(headers or {}), "Vary": "Accept"})
     columns, rows = table(chosen in ("markdown", "latex"))

@@ -1,7 +1,4 @@
-"""Attacks by name: how training data is poisoned and what the trigger is.
-
-``poisoning_rate`` is a share of the whole training set, or of the target class alone where ``rate_of`` says so.
-"""
+"""Attacks by name."""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,7 +10,7 @@ from app.specs.attacks.dynamic import InputAware, WaNet
 from app.specs.attacks.patches import BadNets, SinglePixel, Trojan
 from app.specs.attacks.whole_image import Blend, LowFrequency, Refool, Sig
 from app.specs.base import Spec
-from app.specs.plugins import extended
+from app.specs.plugins import with_plugins
 
 __all__ = [
     "AttackSpec",
@@ -37,12 +34,12 @@ __all__ = [
 
 
 class NoAttack(Spec):
-    """Nothing is poisoned. A defense run on it shows what the defense costs on clean data."""
+    """No attack: nothing is poisoned. Shows what a defense costs on clean data."""
 
     name: Literal["none"] = "none"
 
 
-_OURS = (
+_BUILT_IN = (
     NoAttack
     | BadNets
     | SinglePixel
@@ -58,6 +55,6 @@ _OURS = (
     | LowFrequency
 )
 if TYPE_CHECKING:
-    AttackSpec = _OURS
+    AttackSpec = _BUILT_IN
 else:
-    AttackSpec = Annotated[extended(_OURS, PoisoningAttack), Field(discriminator="name")]
+    AttackSpec = Annotated[with_plugins(_BUILT_IN, PoisoningAttack), Field(discriminator="name")]

@@ -1,4 +1,4 @@
-"""What every specification model shares: strictness, documented fields, canonical JSON, hashing."""
+"""The base class of specs, documented fields, canonical JSON and hashing."""
 
 import hashlib
 import json
@@ -8,27 +8,31 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Spec(BaseModel):
-    """Base of all specification models: immutable, and an unknown field is an error."""
+    """Base class of all specs: immutable; unknown fields are errors."""
 
     code: ClassVar[str] = ""
-    """SHA-256 of the plug-in file that defines the class; empty for what this repository defines."""
+    """SHA-256 of the plug-in file that defines the class; empty for built-in classes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
+    def fields_with(self, *prefixes: str) -> dict[str, Any]:
+        """The fields whose names start with one of ``prefixes``, as JSON."""
+        return {n: v for n, v in self.model_dump(mode="json").items() if n.startswith(prefixes)}
+
 
 def field(default: Any, description: str, *, unit: str = "", source: str = "", **bounds: Any) -> Any:
-    """A documented hyper-parameter.
+    """A documented hyperparameter.
 
-    ``unit`` is what the number counts ("epochs", "fraction", "gray levels"), ``source`` where the
-    default comes from; both end up in the JSON schema, and so in the catalog and the OpenAPI page.
-    ``bounds`` are pydantic's own (``ge``, ``le``, ``gt``, ``lt``, ``min_length``, ``pattern`` ...).
+    ``unit`` is what the number counts ("epochs", "fraction", "gray levels"); ``source`` is where the default comes
+    from. Both are in the JSON schema, and so in the catalog and the OpenAPI page. ``bounds`` are pydantic's
+    constraints (``ge``, ``le``, ``gt``, ``lt``, ``min_length``, ``pattern``, ...).
     """
     extra: dict[str, Any] = {key: text for key, text in (("unit", unit), ("source", source)) if text}
     return Field(default, description=description, json_schema_extra=extra or None, **bounds)
 
 
 def canonical_json(value: Any) -> str:
-    """The one JSON text of ``value``: sorted keys, no spaces, every default written out."""
+    """The canonical JSON text of ``value``: sorted keys, no spaces, every default written out."""
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

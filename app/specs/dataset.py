@@ -1,4 +1,4 @@
-"""Data sets by name. Pixels live with the workers; this module only knows names and sizes."""
+"""Datasets by name. This module knows names and subset sizes only; the images are on the workers."""
 
 from typing import Annotated, Literal
 
@@ -7,30 +7,30 @@ from pydantic import Field
 from app.specs.base import Spec, field
 
 UPLOAD_ID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
-"""Ids of uploads, which are also names of files on the workers."""
+"""Pattern of the ids of uploads, which are also file names on the workers."""
 
 
 class _Subset(Spec):
-    """Fields that every data set shares."""
+    """The fields of every dataset."""
 
     train_size: int | None = field(
         None,
-        "Use only this many training images, drawn from the seed with class proportions kept. Null: all.",
+        "Number of training images to use, drawn by the seed in proportion to the classes. Null: all.",
         unit="images",
         ge=20,
     )
     test_size: int | None = field(
         None,
-        "Use only this many test images, drawn with class proportions kept. Null: all.",
+        "Number of test images to use, drawn in proportion to the classes. Null: all.",
         unit="images",
         ge=20,
     )
 
 
 class Digits(_Subset):
-    """1,797 handwritten digits, 8x8, gray, 10 classes; ships with scikit-learn, needs no download.
+    """The digits of scikit-learn: 1,797 gray images, 8x8, 10 classes. Needs no download.
 
-    There is no official split: a fixed, class-balanced fifth is the test set (1,437 / 360).
+    There is no official split; a fixed fifth, balanced over classes, is the test set (1,437 / 360).
     """
 
     name: Literal["digits"] = "digits"
@@ -49,21 +49,21 @@ class Gtsrb(_Subset):
 
 
 class Imported(_Subset):
-    """A data set that `bdlab data import` wrote, by the key it was given."""
+    """A dataset imported with `bdlab data import`."""
 
     name: Literal["imported"] = "imported"
     key: str = field(
         ...,
-        "The key given to `bdlab data import FILE --name KEY`.",
+        "The KEY of `bdlab data import FILE --name KEY`.",
         pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$",
     )
 
 
 class Uploaded(_Subset):
-    """A data set that was sent to `POST /v1/datasets`, once its check has found it ready."""
+    """A dataset uploaded with `POST /v1/datasets`. Its status must be `ready`."""
 
     name: Literal["uploaded"] = "uploaded"
-    dataset_id: str = field(..., "The id that `POST /v1/datasets` gave.", pattern=UPLOAD_ID)
+    dataset_id: str = field(..., "The id returned by `POST /v1/datasets`.", pattern=UPLOAD_ID)
 
 
 DatasetSpec = Annotated[Digits | Cifar10 | Gtsrb | Imported | Uploaded, Field(discriminator="name")]

@@ -1,4 +1,4 @@
-"""Defenses by name. A defense's results appear under its arm, by default the defense's name."""
+"""Defenses by name."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,9 +10,9 @@ from app.specs.defenses.base import Defense
 from app.specs.defenses.detection import ActivationClustering, NeuralCleanse, SpectralSignatures, Strip
 from app.specs.defenses.nab import Nab
 from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau, Mcr, Nad
-from app.specs.plugins import extended
+from app.specs.plugins import with_plugins
 
-_OURS = (
+_BUILT_IN = (
     Abl
     | AblPlus
     | FineTuning
@@ -29,6 +29,6 @@ _OURS = (
     | Nab
 )
 if TYPE_CHECKING:
-    DefenseSpec = _OURS
+    DefenseSpec = _BUILT_IN
 else:
-    DefenseSpec = Annotated[extended(_OURS, Defense), Field(discriminator="name")]
+    DefenseSpec = Annotated[with_plugins(_BUILT_IN, Defense), Field(discriminator="name")]

@@ -1,5 +1,6 @@
-"""One experiment: a data set, a victim, an attack, defenses, seeds."""
+"""The spec of an experiment: dataset, victim, attack, defenses and seeds."""
 
+from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
@@ -12,81 +13,90 @@ from app.specs.model import ModelSpec, SmallCnn
 from app.specs.training import TrainingSpec
 
 CLEAN, UNDEFENDED = "clean", "undefended"
-LABELS = frozenset({"name", "tags", "priority"})
-"""Fields that decide no number."""
+UNHASHED_FIELDS = frozenset({"name", "tags", "priority"})
+"""Fields that affect no number and are not part of the spec's hash."""
 ATTACK = "attack"
-"""What an attack trains for itself is reported under this name; it is no arm of the results."""
+"""The name under which progress and curves of the attack's own models are reported. It is not an arm of the results."""
 TagKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 TagValue = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
-class Victim(Spec):
-    """A model of the user's own, sent to `POST /v1/models`, once its check has found it ready."""
+def arm_names(attack: str, reference: bool, defense_arms: Iterable[str]) -> tuple[str, ...]:
+    """Arm names in the order in which results list them."""
+    if attack == "none":
+        return (CLEAN, *defense_arms)
+    return (*([CLEAN] if reference else []), UNDEFENDED, *defense_arms)
 
-    model_id: str = field(..., "The id that `POST /v1/models` gave.", pattern=UPLOAD_ID)
+
+class Victim(Spec):
+    """A model uploaded with `POST /v1/models`. Its status must be `ready`."""
+
+    model_id: str = field(..., "The id returned by `POST /v1/models`.", pattern=UPLOAD_ID)
 
 
 class ExperimentSpec(Spec):
-    """What a client sends: everything that decides an experiment's numbers, and how to find it again."""
+    """An experiment as a client sends it: everything that determines its numbers, and names to find it by."""
 
-    name: str = field("", "A name for people; it does not change the results.", max_length=200)
-    dataset: DatasetSpec = field(Digits(), "Data set.")
-    model: ModelSpec = field(SmallCnn(), "Victim's architecture.")
+    name: str = field("", "A name for people. It does not affect the results.", max_length=200)
+    dataset: DatasetSpec = field(Digits(), "Dataset.")
+    model: ModelSpec = field(SmallCnn(), "Architecture of the victim.")
     attack: AttackSpec = field(BadNets(), "How the training set is poisoned.")
-    defenses: tuple[DefenseSpec, ...] = field((), "Defenses; each makes an arm of its own.", max_length=32)
+    defenses: tuple[DefenseSpec, ...] = field((), "Defenses. Each one adds an arm.", max_length=32)
     victim: Victim | None = field(
         None,
-        "Take this model for the arm `undefended` (with no attack: `clean`) instead of training it, for every seed. "
-        "Repair and detection start from it; defenses that train a model of their own do not use it. `model` and "
-        "`dataset` must fit it. Null: train the victim.",
+        "A model to use as the arm `undefended` (without an attack: `clean`) for every seed, instead of training "
+        "one. Repair and detection defenses start from it; training defenses do not use it. `model` and `dataset` must "
+        "match it. Null: train the victim.",
         exclude_if=lambda victim: victim is None,  # specs without one keep their canonical form and hash
     )
-    training: TrainingSpec = field(TrainingSpec(), "How the clean and undefended arms are trained.")
-    reference: bool = field(False, "Also train the clean arm: the same victim on the unpoisoned set.")
+    training: TrainingSpec = field(TrainingSpec(), "Training of the clean and undefended arms.")
+    reference: bool = field(
+        False, "Also train the arm `clean`: the same victim on the unpoisoned training set."
+    )
     seeds: tuple[Seed, ...] = field(
-        (0,), "Each seed repeats every arm; results carry mean and interval.", min_length=1, max_length=50
+        (0,),
+        "Every arm is run once for each seed; results give the mean and its interval.",
+        min_length=1,
+        max_length=50,
     )
     device: Literal["auto", "cpu", "cuda"] = field(
         "auto",
-        "Where to compute. auto: on a GPU, or on a CPU if it is small_cnn on digits; where no worker is of the one "
-        "kind, on the other. cuda waits for a worker with a GPU.",
+        "Device to compute on. auto: a CPU for small_cnn on digits, a GPU for everything else; the other kind if "
+        "only such workers are running. cuda: a GPU only; the experiment waits for a worker that has one.",
     )
     priority: int = field(
         0,
-        "Of your queued experiments the one with the highest comes first. Owners take turns, so this takes nothing "
-        "from others. It does not change the results.",
+        "Your queued experiments are started in order of priority, highest first. Owners take turns, so other "
+        "owners are not affected. It does not affect the results.",
         ge=-9,
         le=9,
         exclude_if=lambda priority: priority == 0,  # specs without one keep their canonical form
     )
     tags: dict[TagKey, TagValue] = field(
-        {}, "Labels to find the experiment by; they do not change the results.", max_length=32
+        {}, "Labels to find the experiment by. They do not affect the results.", max_length=32
     )
 
     @model_validator(mode="after")
-    def _distinct(self) -> Self:
+    def _check_distinct(self) -> Self:
         if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds must differ from each other: {list(self.seeds)}")
+            raise ValueError(f"seeds must be distinct: {list(self.seeds)}")
         names = [CLEAN, UNDEFENDED, ATTACK, *(d.arm_name for d in self.defenses)]
-        twice = sorted({n for n in names if names.count(n) > 1})
-        if twice:
-            raise ValueError(f"arm names must differ from each other; give `arm` to tell them apart: {twice}")
+        if duplicates := sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(f"arm names must be distinct: {duplicates}; set `arm` to rename an arm")
         return self
 
     @property
     def arms(self) -> tuple[str, ...]:
         """Arm names in the order in which results list them."""
-        head = (CLEAN,) if self.reference or self.attack.name == "none" else ()
-        undefended = () if self.attack.name == "none" else (UNDEFENDED,)
-        return (*head, *undefended, *(d.arm_name for d in self.defenses))
+        return arm_names(self.attack.name, self.reference, [defense.arm_name for defense in self.defenses])
 
     @property
     def victim_arm(self) -> str:
-        """The arm of the model that repair and detection start from: undefended, or clean if nothing is poisoned."""
+        """The arm whose model repair and detection defenses start from: undefended, or clean without an attack."""
         return CLEAN if self.attack.name == "none" else UNDEFENDED
 
     @property
     def spec_hash(self) -> str:
-        """SHA-256 over everything that decides the numbers: all but `LABELS`."""
-        return digest(self.model_dump(mode="json", exclude=set(LABELS)))
+        """SHA-256 over everything that determines the numbers: all fields except `UNHASHED_FIELDS`."""
+        return digest(self.model_dump(mode="json", exclude=set(UNHASHED_FIELDS)))

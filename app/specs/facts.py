@@ -1,13 +1,13 @@
-"""What can be known of a data set without its pixels: shape, classes, images a class."""
+"""Facts about datasets that need no images: shape, classes, and images per class."""
 
 from app.specs.base import Spec, field
 from app.specs.dataset import DatasetSpec
 
 
 class Shape(Spec):
-    """What a network must know of the images that it classifies."""
+    """The shape of images and the number of classes: what a network depends on."""
 
-    channels: int = field(..., "1 (gray) or 3 (RGB).", ge=1, le=3)
+    channels: int = field(..., "Channels: 1 (gray) or 3 (RGB).", ge=1, le=3)
     height: int = field(..., "Image height.", unit="pixels", ge=1, le=1024)
     width: int = field(..., "Image width.", unit="pixels", ge=1, le=1024)
     classes: int = field(..., "Number of classes.", ge=2, le=10_000)
@@ -17,10 +17,10 @@ class Shape(Spec):
 
 
 class DatasetFacts(Spec):
-    """Shape and class counts of a data set as an experiment uses it."""
+    """Image shape, class names and class sizes of a dataset."""
 
     class_names: tuple[str, ...] = field(..., "Names of the classes, in label order.")
-    channels: int = field(..., "1 (gray) or 3 (RGB).", ge=1, le=3)
+    channels: int = field(..., "Channels: 1 (gray) or 3 (RGB).", ge=1, le=3)
     height: int = field(..., "Image height.", unit="pixels", ge=1)
     width: int = field(..., "Image width.", unit="pixels", ge=1)
     train_counts: tuple[int, ...] = field(..., "Training images of each class.", unit="images")
@@ -40,13 +40,13 @@ class DatasetFacts(Spec):
 
     @property
     def shape(self) -> Shape:
-        """The part that a network depends on. Nothing here bounds it: the data set is there and was checked."""
+        """The part that a network depends on. Not validated again: these are facts of an existing dataset."""
         return Shape.model_construct(
             channels=self.channels, height=self.height, width=self.width, classes=self.classes
         )
 
     def subset(self, spec: DatasetSpec) -> "DatasetFacts":
-        """The facts left once ``spec.train_size`` and ``spec.test_size`` are applied."""
+        """The facts of the subset given by ``spec.train_size`` and ``spec.test_size``."""
         counts = {}
         for part, size in (("train_counts", spec.train_size), ("test_counts", spec.test_size)):
             full = getattr(self, part)
@@ -55,7 +55,7 @@ class DatasetFacts(Spec):
 
 
 def allocate(counts: tuple[int, ...], total: int) -> tuple[int, ...]:
-    """Split ``total`` in proportion to ``counts`` by largest remainder; ties go to the lower class.
+    """Split ``total`` in proportion to ``counts`` by the largest remainder method; ties go to the lower class.
 
     Raises ValueError if ``total`` exceeds ``sum(counts)``.
     """
@@ -110,4 +110,4 @@ BUILT_IN: dict[str, DatasetFacts] = {
         test_counts=_GTSRB_TEST,
     ),
 }
-"""Facts of the data sets that have a name of their own; an imported set's facts lie in its file's header."""
+"""Facts of the built-in datasets. Those of an imported dataset are in the header of its file."""

@@ -1,11 +1,11 @@
-"""Which kind of worker an experiment goes to. Pure; API, relay and workers decide by the same rules.
+"""Which kind of worker runs an experiment. The API, the relay and the workers apply the same rules.
 
-There are two kinds, each with a queue of its name: `GPU` and `CPU`. A spec with the device ``cuda`` needs a GPU; one
-with ``cpu`` is better off without. ``auto`` is resolved here: what `LIGHT` names is trained in a minute on a CPU and
-leaves the GPUs to the rest; everything else rather goes to a GPU. A wish gives way where only workers of the other kind
-are there, so one machine of whatever kind runs everything that it can.
+There are two kinds of workers, `GPU` and `CPU`, each with a queue of that name. A spec with the device ``cuda`` needs a
+GPU, one with ``cpu`` prefers a CPU. With ``auto`` the `LIGHT` dataset and model, which train in a minute on a CPU,
+prefer a CPU, and everything else prefers a GPU. A preference, unlike a need, gives way if only workers of the other
+kind are running, so that a single machine of either kind runs all that it can.
 
-None of this decides numbers: a stage's key knows nothing of it.
+Placement does not affect results, and it is not part of a stage's key.
 """
 
 from collections.abc import Collection, Iterable
@@ -17,11 +17,11 @@ KINDS = (GPU, CPU)
 NEEDS_GPU, RATHER_GPU, RATHER_CPU = "needs_gpu", "rather_gpu", "rather_cpu"
 PLACEMENTS = (NEEDS_GPU, RATHER_GPU, RATHER_CPU)
 LIGHT = ("digits", "small_cnn")
-"""Data set and model of which ``auto`` rather takes a CPU."""
+"""The dataset and model for which ``auto`` prefers a CPU."""
 
 
 def placement_of(spec: ExperimentSpec) -> str:
-    """Where the experiment belongs: one of `PLACEMENTS`."""
+    """The experiment's placement, one of `PLACEMENTS`."""
     match spec.device:
         case "cuda":
             return NEEDS_GPU
@@ -31,20 +31,23 @@ def placement_of(spec: ExperimentSpec) -> str:
             return RATHER_CPU if (spec.dataset.name, spec.model.name) == LIGHT else RATHER_GPU
 
 
-def queue_of(placement: str, live: Collection[str], *, gpu_on_demand: bool = False) -> str:
-    """The queue of an experiment while there are workers of the kinds ``live``.
+def choose_queue(placement: str, live: Collection[str], *, gpu_on_demand: bool = False) -> str:
+    """The queue for a ``placement`` while workers of the kinds ``live`` are running.
 
-    ``gpu_on_demand``: workers with a GPU are started once work waits for them, so what rather has one waits for it.
+    With ``gpu_on_demand`` GPU workers are started when work is queued for them, so work that prefers a GPU waits for
+    one.
     """
     if placement == NEEDS_GPU:
         return GPU
-    wish, other = (GPU, CPU) if placement == RATHER_GPU else (CPU, GPU)
-    if wish in live or other not in live or (wish == GPU and gpu_on_demand):
-        return wish
+    preferred, other = (GPU, CPU) if placement == RATHER_GPU else (CPU, GPU)
+    if preferred in live or other not in live or (preferred == GPU and gpu_on_demand):
+        return preferred
     return other
 
 
-def accepted(serves: Iterable[str], live: Collection[str], *, gpu_on_demand: bool = False) -> list[str]:
-    """The placements that a worker of the kinds ``serves`` may take while ``live`` are there."""
-    mine = set(serves)
-    return [p for p in PLACEMENTS if queue_of(p, {*live, *mine}, gpu_on_demand=gpu_on_demand) in mine]
+def claimable_placements(
+    kinds: Iterable[str], live: Collection[str], *, gpu_on_demand: bool = False
+) -> list[str]:
+    """The placements that a worker of the ``kinds`` may claim while workers of the kinds ``live`` are running."""
+    own = set(kinds)
+    return [p for p in PLACEMENTS if choose_queue(p, {*live, *own}, gpu_on_demand=gpu_on_demand) in own]

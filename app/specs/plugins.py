@@ -1,8 +1,8 @@
-"""Attacks and defenses in files of the user's own: every ``*.py`` in the folder that BDLAB_PLUGINS_DIR names.
+"""Plug-ins: attacks and defenses in the ``*.py`` files of the folder that BDLAB_PLUGINS_DIR names.
 
-Such a file defines a spec class. Its method ``implementation``, which workers alone call, gives the code that needs
-torch. Files run with the rights of the service. They are loaded when the experiment language is, so that its unions,
-and with them the catalog, the API page and every check, know what they define.
+A plug-in defines a spec class. Its class method ``implementation``, which only workers call, returns the code that
+needs torch. Plug-ins are loaded when the experiment language is imported, so that its unions, and with them the
+catalog, the OpenAPI page and every check, include them. They run with the rights of the service.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from functools import cache, reduce
 from operator import or_
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from app.specs.base import Spec
 
@@ -23,32 +23,42 @@ SpecT = TypeVar("SpecT", bound=Spec)
 
 
 class PluginError(SystemExit):
-    """A plug-in cannot be used. No process can go on without one that it was told to load, so this ends it with
-    one line on standard error, wherever the language was imported."""
+    """A plug-in cannot be loaded.
+
+    Ends the process with one line on standard error, since no process can run without a plug-in that it was configured
+    to load.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(f"{VARIABLE}: {message}")
 
 
-def extended(union: Any, base: type[SpecT]) -> Any:
-    """``union`` and every plug-in's subclass of ``base``. Raises PluginError."""
-    names = {member.model_fields["name"].default for member in get_args(union)}
-    found: list[Any] = []
-    for cls in _classes():
+def with_plugins(union: Any, base: type[SpecT]) -> Any:
+    """``union`` extended with every subclass of ``base`` that a plug-in defines. Raises PluginError."""
+    names = member_names(union)
+    plugins: list[Any] = []
+    for cls in _load_plugins():
         if issubclass(cls, base):
             _check(cls, base, names)
             names.add(cls.model_fields["name"].default)
-            found.append(cls)
-    return reduce(or_, found, union)
+            plugins.append(cls)
+    return reduce(or_, plugins, union)
 
 
-def _check(cls: type[Spec], base: type[Spec], taken: set[str]) -> None:
+def member_names(union: Any) -> set[str]:
+    """The names of the specs in a union, which may be annotated with its discriminator."""
+    if get_origin(union) is Annotated:
+        union = get_args(union)[0]
+    return {cls.model_fields["name"].default for cls in get_args(union)}
+
+
+def _check(cls: type[Spec], base: type[Spec], names: set[str]) -> None:
     where = f"{sys.modules[cls.__module__].__file__}: class {cls.__name__}"
     name = cls.model_fields.get("name")
     if name is None or get_args(name.annotation) != (name.default,):
         raise PluginError(f'{where} needs a field `name: Literal["..."] = "..."`')
-    if name.default in taken:
-        raise PluginError(f"{where}: the name {name.default!r} is taken")
+    if name.default in names:
+        raise PluginError(f"{where}: the name {name.default!r} is already used")
     if not cls.__doc__ or cls.__doc__ == base.__doc__:
         raise PluginError(f"{where} needs a docstring: the catalog shows it")
     if "implementation" not in vars(cls):
@@ -59,29 +69,29 @@ def _check(cls: type[Spec], base: type[Spec], taken: set[str]) -> None:
 
 
 @cache
-def _classes() -> tuple[type[Spec], ...]:
+def _load_plugins() -> tuple[type[Spec], ...]:
     folder = os.environ.get(VARIABLE)
     if not folder:
         return ()
     if not Path(folder).is_dir():
-        raise PluginError(f"{folder!r} is no folder")
+        raise PluginError(f"{folder!r} is not a folder")
     return tuple(cls for path in sorted(Path(folder).glob("*.py")) for cls in _load(path))
 
 
 def _load(path: Path) -> Iterator[type[Spec]]:
-    """The spec classes that a file defines, each with the digest of the file as its ``code``."""
-    # The very text that is digested is run: an import could take what was compiled from another.
+    """The spec classes that a file defines, with the digest of the file as their ``code``."""
+    # Run exactly the text that is digested; an import could run a cached compilation of other text.
     name, text = f"{PACKAGE}.{path.stem}", path.read_bytes()
     module = ModuleType(name)
     module.__file__ = str(path)
-    sys.modules[name] = module  # annotations are looked up there
+    sys.modules[name] = module  # annotations are resolved in it
     try:
         exec(compile(text, path, "exec"), vars(module))
     except Exception as error:
         raise PluginError(f"{path}: {type(error).__name__}: {error}") from error
     digest = hashlib.sha256(text).hexdigest()
     for cls in vars(module).values():
-        ours = isinstance(cls, type) and issubclass(cls, Spec) and cls.__module__ == name
-        if ours and not cls.__name__.startswith("_"):
+        defined_here = isinstance(cls, type) and issubclass(cls, Spec) and cls.__module__ == name
+        if defined_here and not cls.__name__.startswith("_"):
             cls.code = digest
             yield cls

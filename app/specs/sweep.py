@@ -1,4 +1,4 @@
-"""A sweep: one base spec and the overrides that make its cells. Pure expansion, cell by cell."""
+"""A sweep: one base spec and the overrides that make its cells."""
 
 import math
 from collections.abc import Iterator
@@ -15,47 +15,46 @@ Overrides = Annotated[dict[Path, Any], Field(min_length=1, max_length=32)]
 
 
 class SweepSpec(Spec):
-    """A base spec, and either a grid of values by path or an explicit list of overrides.
+    """A base spec with either a grid of values by path or a list of overrides.
 
-    A path is dotted: ``attack.poisoning_rate``, ``defenses.0.isolation_ratio``, ``seeds``. A shorter path is set
-    before a longer one, so ``attack`` may be swept beside ``attack.poisoning_rate``.
+    A path is dotted: ``attack.poisoning_rate``, ``defenses.0.isolation_ratio``, ``seeds``. Shorter paths are set before
+    longer ones, so that ``attack`` and ``attack.poisoning_rate`` may both be swept.
     """
 
     name: str = field("", "A name for people.", max_length=200)
     base: dict[str, Any] = field(
-        {}, "The experiment that every cell starts from. What the overrides set may be left out."
+        {}, "The experiment that every cell starts from. Fields set by every cell may be omitted."
     )
     grid: dict[Path, Annotated[list[Any], Field(min_length=1)]] = field(
         {},
-        "Values by path. Every combination is a cell; the paths are taken in alphabetical order, "
-        "and the last one varies fastest.",
+        "Values by path. Every combination is a cell. Paths are sorted alphabetically; the last one varies fastest.",
         max_length=32,
     )
-    overrides: tuple[Overrides, ...] = field((), "One cell for each; values by path. Instead of a grid.")
+    overrides: tuple[Overrides, ...] = field((), "Values by path, one object per cell. Excludes grid.")
 
     @model_validator(mode="after")
-    def _one_kind(self) -> Self:
+    def _check_kind(self) -> Self:
         if bool(self.grid) == bool(self.overrides):
-            raise ValueError("give either grid or overrides; they say how the cells differ from the base")
+            raise ValueError("exactly one of grid and overrides is required")
         return self
 
     @model_validator(mode="after")
-    def _storable(self) -> Self:
+    def _check_storable(self) -> Self:
         for value in _leaves([self.base, self.grid, list(self.overrides)]):
             if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{value} is no number that JSON knows")
+                raise ValueError(f"{value} is not a number in JSON")
             if isinstance(value, str) and ("\0" in value or any("\ud800" <= c <= "\udfff" for c in value)):
-                raise ValueError("a text holds U+0000 or half a character, which cannot be stored")
+                raise ValueError("strings with U+0000 or unpaired surrogates cannot be stored")
         return self
 
     @property
     def size(self) -> int:
-        """How many cells there are, counted without making them."""
+        """The number of cells."""
         return math.prod(map(len, self.grid.values())) if self.grid else len(self.overrides)
 
 
 class Cell(NamedTuple):
-    """One cell before its validation: its ``number`` from 0, its ``coordinates``, and its spec as JSON."""
+    """One cell before validation: its ``number`` from 0, its ``coordinates``, and its spec as JSON."""
 
     number: int
     coordinates: dict[str, Any]
@@ -63,15 +62,15 @@ class Cell(NamedTuple):
 
 
 class PathError(ValueError):
-    """An override's path leads nowhere in the base spec."""
+    """The path of an override does not exist in the base spec."""
 
     def __init__(self, path: str, value: Any, message: str) -> None:
         super().__init__(f"{path}: {message}")
         self.path, self.value, self.message = path, value, message
 
 
-def coordinates(spec: SweepSpec) -> Iterator[dict[str, Any]]:
-    """The overrides of each cell, in the order of their numbers; made one at a time."""
+def cell_coordinates(spec: SweepSpec) -> Iterator[dict[str, Any]]:
+    """The overrides of each cell by path, in the order of the cells."""
     if not spec.grid:
         yield from spec.overrides
         return
@@ -80,48 +79,50 @@ def coordinates(spec: SweepSpec) -> Iterator[dict[str, Any]]:
         yield dict(zip(paths, values, strict=True))
 
 
-def cell(spec: SweepSpec, number: int, where: dict[str, Any]) -> Cell:
-    """The cell at ``where``: the base with these overrides. Raises PathError."""
+def build_cell(spec: SweepSpec, number: int, coordinates: dict[str, Any]) -> Cell:
+    """The cell with these ``coordinates``: the base with these overrides. Raises PathError."""
     document: Any = spec.base
-    for path in sorted(where, key=lambda path: (path.count("."), path)):
-        value = where[path]
+    for path in sorted(coordinates, key=lambda path: (path.count("."), path)):
+        value = coordinates[path]
         if path == SEEDS and isinstance(value, int):
             value = [value]
         try:
-            document = _put(document, path.split("."), value)
+            document = _with_value(document, path.split("."), value)
         except LookupError as error:
-            raise PathError(path, where[path], str(error.args[0])) from None
-    return Cell(number, where, document)
+            raise PathError(path, coordinates[path], str(error.args[0])) from None
+    return Cell(number, coordinates, document)
 
 
-def described(where: dict[str, Any]) -> str:
-    """A cell's coordinates for people, such as ``attack.poisoning_rate=0.1, seeds=[0]``."""
-    return ", ".join(f"{path}={canonical_json(where[path])}" for path in sorted(where))
+def format_coordinates(coordinates: dict[str, Any]) -> str:
+    """A cell's coordinates as text, such as ``attack.poisoning_rate=0.1, seeds=[0]``."""
+    return ", ".join(f"{path}={canonical_json(coordinates[path])}" for path in sorted(coordinates))
 
 
-def _put(value: Any, path: list[str], new: Any) -> Any:
-    """``value`` with ``new`` at ``path``; the parts that do not change are shared, not copied."""
+def _with_value(value: Any, path: list[str], new: Any) -> Any:
+    """A copy of ``value`` with ``new`` at ``path``. Unchanged parts are shared, since a sweep has many cells."""
     if not path:
         return new
     head, *rest = path
     if isinstance(value, dict):
-        return {**value, head: _put(value.get(head, {}), rest, new)}
+        return {**value, head: _with_value(value.get(head, {}), rest, new)}
     if isinstance(value, list):
         if not (head.isascii() and head.isdigit() and int(head) < len(value)):
-            raise LookupError(f"{head} is no place in a list of {len(value)}; allowed: 0 to {len(value) - 1}")
-        place = int(head)
-        return [*value[:place], _put(value[place], rest, new), *value[place + 1 :]]
-    raise LookupError(f"{head} lies inside a value that is neither an object nor a list")
+            raise LookupError(
+                f"{head} is not an index of a list of {len(value)}; allowed: 0 to {len(value) - 1}"
+            )
+        index = int(head)
+        return [*value[:index], _with_value(value[index], rest, new), *value[index + 1 :]]
+    raise LookupError(f"{head} is inside a value that is neither an object nor a list")
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """Every key and every value that is no container, without recursion."""
-    waiting = [value]
-    while waiting:
-        here = waiting.pop()
-        if isinstance(here, dict):
-            waiting += [*here, *here.values()]
-        elif isinstance(here, list):
-            waiting += here
+    """Every key and every value that is not a container. Without recursion, since a request may nest deeply."""
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, dict):
+            pending += [*item, *item.values()]
+        elif isinstance(item, list):
+            pending += item
         else:
-            yield here
+            yield item

@@ -1,46 +1,45 @@
-"""The event that announces that all experiments of a sweep or study have ended."""
+"""The webhook event sent when all experiments of a sweep or study have ended."""
 
 from sqlalchemy.orm import Session
 
 from app.core.database import Database
-from app.sweeps import batch
+from app.sweeps.presentation import path_of, progress_of
 from app.tables.sweeps import Sweep
 from app.webhooks import outbox, repository
 
 
 def finish_sweeps(database: Database) -> None:
-    """Announce every sweep and study whose last experiment has ended. The relay calls this regularly."""
+    """Send the event of every sweep and study whose last experiment has ended. The relay calls this regularly."""
     with database.reading() as session:
         ids = repository.sweeps_to_check(session)
-    for sweep_id in ids:
+    for batch_id in ids:
         with database.writing() as session:
-            finish_sweep(session, sweep_id)
+            _finish(session, batch_id)
 
 
-def finish_sweep(session: Session, sweep_id: str) -> None:
-    """Tell of a sweep or a study if all of its experiments have ended.
+def _finish(session: Session, batch_id: str) -> None:
+    """Send the event if all experiments of the batch have ended.
 
-    Each ending has a row that became visible together with it. So whoever sees that all have ended sees all of those
-    rows in a later query, and removes them with the one event that tells of them.
+    Every ending writes a row in the transaction that ends the experiment. A sender that sees all experiments ended
+    therefore sees all of these rows in a later query, and deletes them together with the one event that it writes.
     """
-    sweep = session.get(Sweep, sweep_id, with_for_update=True)  # two senders must not both tell of it
-    ids = repository.list_endings(session, sweep_id)
+    batch = session.get(Sweep, batch_id, with_for_update=True)  # so that only one sender sends it
+    ids = repository.list_endings(session, batch_id)
     if not ids:
         return
-    standing = batch.standings(session, [sweep_id])[sweep_id]
-    if standing.status in ("queued", "running"):
-        repository.delete_endings(session, sweep_id, ids)
+    progress = progress_of(session, [batch_id])[batch_id]
+    if progress.status in ("queued", "running"):
+        repository.delete_endings(session, batch_id, ids)
         return
-    repository.delete_endings(session, sweep_id)
-    if sweep is None:  # deleted meanwhile
+    repository.delete_endings(session, batch_id)
+    if batch is None:  # deleted meanwhile
         return
-    here = f"{batch.PATHS[sweep.kind]}/{sweep_id}"
     data = {
-        "id": sweep_id,
-        "name": sweep.name,
-        "status": standing.status,
-        "experiments": standing.experiments.model_dump(),
-        "created_at": sweep.created_at.isoformat(),
-        "links": {"self": here, "experiments": f"/v1/experiments?sweep={sweep_id}"},
+        "id": batch_id,
+        "name": batch.name,
+        "status": progress.status,
+        "experiments": progress.experiments.model_dump(),
+        "created_at": batch.created_at.isoformat(),
+        "links": {"self": path_of(batch), "experiments": f"/v1/experiments?sweep={batch_id}"},
     }
-    outbox.emit(session, sweep.owner_id, f"{sweep.kind}.finished", lambda: data)
+    outbox.emit(session, batch.owner_id, f"{batch.kind}.finished", lambda: data)

@@ -1,4 +1,4 @@
-"""What the sweep routes take and give; studies share most of it."""
+"""Parameters and responses of the sweep and study routes."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -7,21 +7,22 @@ from fastapi import Query
 from pydantic import BaseModel, Field
 
 from app.experiments.schemas import ArmSummary
+from app.results.numbers.schemas import Aggregate
 from app.specs.status import Status
+from app.specs.study import StudySpec
 from app.specs.sweep import SweepSpec
 
+CellStatus = Status | Literal["missing"]
 Retryable = Literal["failed", "canceled"]
 RetryStates = Annotated[
     list[Retryable] | None,
-    Query(
-        description="Which to queue again; may be repeated. By default those that failed",
-        examples=[["failed"]],
-    ),
+    Query(description="Experiments to requeue; may be repeated. Default: failed", examples=[["failed"]]),
 ]
+NextLink = Annotated[str | None, Field(description="Link to the next page; null on the last.")]
 
 
 class Counts(BaseModel):
-    """How many experiments are in each state."""
+    """Number of experiments in each state."""
 
     queued: int = 0
     running: int = 0
@@ -30,19 +31,19 @@ class Counts(BaseModel):
     canceled: int = 0
 
 
-class Standing(BaseModel):
-    """How the experiments of a sweep or study stand, taken together."""
+class BatchProgress(BaseModel):
+    """Combined status of the experiments of a sweep or study."""
 
     status: Status = Field(
-        description="`running` while some have begun and some have not ended; once all have ended `failed` if one "
-        "failed, else `canceled` if one was, else `succeeded`."
+        description="`queued` while all are queued, `running` until all have ended; then `failed` if one "
+        "failed, else `canceled` if one was canceled, else `succeeded`."
     )
-    fraction: float = Field(description="Share of the work that is done, every experiment counted alike.")
+    fraction: float = Field(description="Share of the work that is done; every experiment counts the same.")
     experiments: Counts
 
 
-class Links(BaseModel):
-    """Where the rest is."""
+class SweepLinks(BaseModel):
+    """Related resources and actions."""
 
     self: str
     cells: str
@@ -51,52 +52,158 @@ class Links(BaseModel):
     retry: str
 
 
-class SweepSummary(Standing):
-    """A sweep as lists show it."""
+class StudyLinks(BaseModel):
+    """Related resources and actions."""
+
+    self: str
+    table: str
+    experiments: str
+    extend: str
+    cancel: str
+    retry: str
+
+
+class BatchSummary(BatchProgress):
+    """A sweep or study in a list."""
 
     id: str
     name: str
     created_at: datetime
-    cells: int = Field(description="How many cells it has.")
-    missing: int = Field(description="How many of them have no experiment any more, because it was deleted.")
-    links: Links
+    cells: int = Field(description="Number of cells. In a study: attacks x arms x seeds.")
+
+
+class SweepSummary(BatchSummary):
+    """A sweep in a list."""
+
+    missing: int = Field(description="Number of cells whose experiment was deleted.")
+    links: SweepLinks
+
+
+class StudySummary(BatchSummary):
+    """A study in a list."""
+
+    links: StudyLinks
 
 
 class SweepOut(SweepSummary):
-    """A sweep and how it stands."""
+    """A sweep and its status."""
 
     spec: SweepSpec = Field(description="The request.")
+
+
+class States(BaseModel):
+    """Number of cells in each state."""
+
+    succeeded: int = Field(0, description="Have results.")
+    running: int = 0
+    queued: int = 0
+    failed: int = Field(0, description="Their arm or their whole experiment failed.")
+    canceled: int = 0
+    missing: int = Field(0, description="Their experiment was deleted; `:extend` fills them.")
+
+
+class StudyOut(StudySummary):
+    """A study and its status."""
+
+    spec: StudySpec
+    states: States
+    reused: int = Field(description="Number of cells with results of an earlier experiment.")
+
+
+BatchOut = SweepOut | StudyOut
 
 
 class SweepPage(BaseModel):
     """One page of sweeps."""
 
     sweeps: list[SweepSummary]
-    next: str | None = Field(description="Link to the next page; null on the last.")
+    next: NextLink
+
+
+class StudyPage(BaseModel):
+    """One page of studies."""
+
+    studies: list[StudySummary]
+    next: NextLink
 
 
 class CellOut(BaseModel):
     """One cell of a sweep."""
 
     number: int
-    coordinates: dict[str, Any] = Field(description="The overrides that make the cell, by path.")
-    status: Status | Literal["missing"] = Field(description="`missing`: its experiment was deleted.")
+    coordinates: dict[str, Any] = Field(description="The overrides that define the cell, by path.")
+    status: CellStatus = Field(description="`missing`: its experiment was deleted.")
     fraction: float
     experiment_id: str | None
-    summary: list[ArmSummary] = Field(description="Means over the seeds that are done.")
+    summary: list[ArmSummary] = Field(description="Means over the finished seeds.")
 
 
 class CellPage(BaseModel):
     """One page of cells."""
 
     cells: list[CellOut]
-    next: str | None = Field(description="Link to the next page; null on the last.")
+    next: NextLink
 
 
-class SweepValidation(BaseModel):
+class BatchValidation(BaseModel):
     """The outcome of a dry run."""
 
     cells: int
-    models: int = Field(description="Trained models to measure: arms x seeds, over all cells.")
-    stages: int = Field(description="Different stages that all cells together are made of.")
-    cached: int = Field(description="How many of them need not be computed again.")
+    stages: int = Field(description="Number of distinct stages of the experiments that would be queued.")
+    cached: int = Field(description="Number of these stages that are cached.")
+
+
+class SweepValidation(BatchValidation):
+    """The outcome of a dry run."""
+
+    models: int = Field(description="Number of models to train and evaluate: arms x seeds, over all cells.")
+
+
+class StudyValidation(BatchValidation):
+    """The outcome of a dry run."""
+
+    reused: int = Field(description="Number of cells with results of an earlier experiment.")
+    experiments: int = Field(description="Number of experiments that would be queued for the other cells.")
+
+
+class Numbers(BaseModel):
+    """Three metrics over seeds or attacks; null where there is no value."""
+
+    clean_accuracy: Aggregate | None
+    attack_success_rate: Aggregate | None
+    defense_effectiveness: Aggregate | None = Field(
+        description="(max(0, ASR drop) - max(0, CA drop) + 1) / 2 against `undefended` of the same attack and seed."
+    )
+
+
+class TableCell(Numbers):
+    """One attack under one arm."""
+
+    arm: str
+    states: States = Field(description="Number of seeds in each state; all 0 if there is no such cell.")
+    warnings: int = Field(description="Number of warnings of this arm, over all seeds.")
+    experiments: list[str] = Field(description="Experiments that the numbers come from.")
+
+
+class TableRow(BaseModel):
+    """One attack."""
+
+    attack: str = Field(description="The attack's label.")
+    cells: list[TableCell] = Field(description="In the order of `arms`.")
+
+
+class Average(Numbers):
+    """One arm over all attacks: the mean of their means, with a 95 % interval; null unless every attack has a value."""
+
+    arm: str
+
+
+class Table(BaseModel):
+    """The attack x defense matrix of a study. Fractions are in [0, 1]."""
+
+    study_id: str
+    name: str
+    seeds: list[int]
+    arms: list[str]
+    rows: list[TableRow]
+    averages: list[Average] = Field(description="Without the attack `none`.")

@@ -1,177 +1,251 @@
-"""What can be done with sweeps. Every function has committed when it returns."""
+"""Operations on sweeps and studies. Every function has committed when it returns.
 
+``kind`` is SWEEP or STUDY. Functions that take an id raise NotFoundError if there is no batch of that kind.
+"""
+
+import itertools
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+from pydantic import ValidationError
+from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from app.core import pagination
 from app.core.context import Context
 from app.core.database import utcnow
+from app.core.errors import ConflictError, InvalidError, require
+from app.core.pagination import paginate, paginate_by_age
+from app.experiments import lifecycle
 from app.experiments import repository as experiments
+from app.experiments.creation import create
 from app.experiments.idempotency import once
-from app.experiments.schemas import ArmSummary
-from app.experiments.service import stages
+from app.experiments.planning import PlannedExperiment
+from app.experiments.service import delete_rows
+from app.results.artifacts.storage import delete_unreferenced
 from app.specs.base import digest
-from app.specs.experiment import ExperimentSpec
+from app.specs.status import STATUSES
+from app.specs.study import StudyParts, StudySpec
 from app.specs.sweep import SweepSpec
-from app.sweeps import batch, repository
-from app.sweeps.expansion import expand
-from app.sweeps.schemas import CellOut, Links, SweepOut, SweepSummary, SweepValidation
-from app.tables.experiments import Experiment
-from app.tables.sweeps import SWEEP, Sweep, SweepCell
+from app.sweeps import matrix, repository
+from app.sweeps.grid import PlannedCell, expand
+from app.sweeps.planning import Coordinates, StudyPlan, fill, plan_study
+from app.sweeps.presentation import path_of, present, present_cell, summarize
+from app.sweeps.repository import ArmRef
+from app.sweeps.schemas import (
+    BatchOut,
+    BatchSummary,
+    CellOut,
+    StudyOut,
+    StudyValidation,
+    SweepOut,
+    SweepValidation,
+    Table,
+)
+from app.tables.experiments import QUEUED, RUNNING, Experiment
+from app.tables.sweeps import STUDY, SWEEP, Sweep, SweepCell, SweepExperiment
+from app.webhooks import outbox
 
-KEYS_A_QUERY = 1000
+MAX_DELETIONS = 100
+"""Maximum number of experiments deleted by one statement."""
 
 
-def submit(context: Context, spec: SweepSpec, key: str | None) -> tuple[dict[str, Any], bool]:
-    """Write the sweep, all its experiments, and the messages that announce them, in one transaction.
+def submit(context: Context, spec: SweepSpec | StudySpec, key: str | None) -> tuple[dict[str, Any], bool]:
+    """Write the batch, its experiments and the messages that announce them, in one transaction.
 
-    Returns the sweep as JSON, and True if it is a replay of the first answer to ``key``.
-    Raises InvalidError if any cell cannot run, and for a ``key`` that was used with another body.
+    Returns the batch as JSON, and True if it repeats the first response to the Idempotency-Key ``key``.
+    Raises InvalidError if a cell cannot run, or if ``key`` was used with another body.
     """
-    sound = expand(context, spec)
+    plan = plan_study(context, spec) if isinstance(spec, StudySpec) else expand(context, spec)
+    kind, out = (STUDY, StudyOut) if isinstance(spec, StudySpec) else (SWEEP, SweepOut)
+    document = spec.model_dump(mode="json")
 
-    def make(session: Session) -> SweepOut:
-        sweep = Sweep(kind=SWEEP, name=spec.name, spec=spec.model_dump(mode="json"), created_at=utcnow())
-        session.add(sweep)
+    def make(session: Session) -> BatchSummary:
+        batch = Sweep(kind=kind, name=spec.name, spec=document, created_at=utcnow())
+        session.add(batch)
         session.flush()
-        made = batch.add(context, session, sweep, [(one.planned, one.cell.coordinates) for one in sound])
-        session.add_all(
-            SweepCell(
-                sweep_id=sweep.id,
-                number=one.cell.number,
-                coordinates=one.cell.coordinates,
-                experiment_id=experiment.id,
-            )
-            for one, experiment in zip(sound, made, strict=True)
-        )
-        session.flush()
-        return _present(session, sweep)
+        if isinstance(plan, StudyPlan):
+            _fill_cells(context, session, batch, plan)
+        else:
+            _add_cells(context, session, batch, plan)
+        return present(session, batch)
 
-    return once(context, key, digest([SWEEP, spec.model_dump(mode="json")]), SweepOut, make)
+    return once(context, key, digest([kind, document]), out, make)
 
 
-def validate(context: Context, spec: SweepSpec) -> SweepValidation:
-    """A dry run: how large the sweep is, and how much of it is already there. Raises InvalidError."""
-    sound = expand(context, spec)
-    keys = {stage.key for one in sound for stage in stages(context, one.planned.spec)}
+def validate_sweep(context: Context, spec: SweepSpec) -> SweepValidation:
+    """A dry run: the size of the sweep, and how much of it is cached. Raises InvalidError."""
+    planned = [cell.experiment for cell in expand(context, spec)]
     with context.database.reading() as session:
-        cached = count_cached(session, keys)
-    models = sum(len(one.planned.keys) for one in sound)
-    return SweepValidation(cells=len(sound), models=models, stages=len(keys), cached=cached)
+        stages, cached = _count_stages(session, planned)
+    models = sum(len(experiment.arm_keys) for experiment in planned)
+    return SweepValidation(cells=len(planned), models=models, stages=stages, cached=cached)
 
 
-def count_cached(session: Session, keys: set[str]) -> int:
-    """How many of the stages are ready."""
-    listed = sorted(keys)
-    parts = (listed[i : i + KEYS_A_QUERY] for i in range(0, len(listed), KEYS_A_QUERY))
-    return sum(len(experiments.cached(session, part)) for part in parts)
-
-
-def get(context: Context, sweep_id: str) -> SweepOut:
-    """Raises NotFoundError."""
+def validate_study(context: Context, spec: StudySpec) -> StudyValidation:
+    """A dry run: how many results exist, and what the others require. Raises InvalidError."""
+    plan = plan_study(context, spec)
     with context.database.reading() as session:
-        return _present(session, batch.found(repository.get(session, SWEEP, sweep_id), SWEEP, sweep_id))
+        reused, submissions = fill(session, plan, plan.cells)
+        stages, cached = _count_stages(session, [submission.experiment for submission in submissions])
+    sizes = {"cells": len(plan.cells), "reused": len(reused), "experiments": len(submissions)}
+    return StudyValidation(**sizes, stages=stages, cached=cached)
 
 
-def listing(context: Context, cursor: str | None, limit: int) -> tuple[list[SweepSummary], str | None]:
-    """One page, the newest first, and the cursor of the next one if there is one."""
+def get(context: Context, kind: str, batch_id: str) -> BatchOut:
+    """The batch and its status."""
     with context.database.reading() as session:
-        sweeps, following = batch.page(context, session, SWEEP, cursor, limit)
-        return _summaries(session, sweeps), following
+        return present(session, _require(session, kind, batch_id))
 
 
-def cells(
+def list_page(
+    context: Context, kind: str, cursor: str | None, limit: int
+) -> tuple[list[BatchSummary], str | None]:
+    """One page, newest first, and the cursor of the next page if there is one. Raises BadRequestError."""
+    with context.database.reading() as session:
+        fetch = partial(repository.page, session, kind)
+        batches, following = paginate_by_age(context.signer, [kind], cursor, limit, fetch)
+        return summarize(session, batches), following
+
+
+def list_cells(
     context: Context, sweep_id: str, status: str | None, cursor: str | None, limit: int
 ) -> tuple[list[CellOut], str | None]:
-    """One page of cells in the order of their numbers. Raises NotFoundError, and BadRequestError for a bad cursor."""
-    query = [sweep_id, status]
-    after = int(pagination.decode(context.signer, query, cursor)[0]) if cursor is not None else -1
+    """One page of a sweep's cells, and the cursor of the next page if there is one. Raises BadRequestError."""
     with context.database.reading() as session:
-        batch.found(repository.get(session, SWEEP, sweep_id), SWEEP, sweep_id)
-        rows = repository.cells(session, sweep_id, status, after, limit + 1)
-        shown = [(cell, experiment) for cell, experiment in rows[:limit]]
-        summaries = experiments.summaries(session, [e.id for _, e in shown if e is not None])
-    page = [_cell(cell, experiment, summaries) for cell, experiment in shown]
-    if len(rows) <= limit:
-        return page, None
-    return page, pagination.encode(context.signer, query, [str(page[-1].number)])
+        _require(session, SWEEP, sweep_id)
+        fetch = partial(repository.sweep_cells, session, sweep_id, status)
+        query = [sweep_id, status]
+        rows, following = paginate(context.signer, query, cursor, limit, fetch, lambda row: [row[0].number])
+        summaries = experiments.summaries(session, [e.id for _, e in rows if e is not None])
+    return [present_cell(cell, experiment, summaries) for cell, experiment in rows], following
 
 
-def cancel(context: Context, sweep_id: str) -> SweepOut:
-    """Cancel every experiment of the sweep that has not ended. Raises NotFoundError."""
+def get_study_with_table(context: Context, study_id: str) -> tuple[BatchOut, Table]:
+    """The study and its table with the results so far, for which its cells are loaded once."""
+    with context.database.reading() as session:
+        study = _require(session, STUDY, study_id)
+        cells = matrix.load_cells(session, study_id)
+        table = matrix.build_table(study, StudySpec.model_validate(study.spec), cells)
+        return present(session, study, cells), table
+
+
+def extend_study(context: Context, study_id: str, more: StudyParts) -> BatchOut:
+    """Add attacks, defenses and seeds, and fill every empty cell: new ones, and those whose experiment was deleted.
+
+    Raises InvalidError if a cell cannot run or a name is already used for something else.
+    """
     with context.database.writing() as session:
-        sweep = batch.found(repository.lock(session, SWEEP, sweep_id), SWEEP, sweep_id)
-        batch.cancel(session, sweep)
-        return _present(session, sweep)
+        study = _require(session, STUDY, study_id, lock=True)
+        try:
+            spec = StudySpec.model_validate(study.spec).extended_with(more)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            field = ".".join(map(str, fault["loc"])) or "body"
+            message = f"in the extended study: {fault['msg'].removeprefix('Value error, ')}"
+            raise InvalidError.of(field, None, message) from error
+        study.spec = spec.model_dump(mode="json")
+        _fill_cells(context, session, study, plan_study(context, spec))
+        return present(session, study)
 
 
-def retry(context: Context, sweep_id: str, statuses: Sequence[str]) -> SweepOut:
-    """Queue the experiments in these final states again. Raises NotFoundError."""
+def cancel(context: Context, kind: str, batch_id: str) -> BatchOut:
+    """Cancel every experiment that the batch submitted and that has not ended."""
     with context.database.writing() as session:
-        sweep = batch.found(repository.lock(session, SWEEP, sweep_id), SWEEP, sweep_id)
-        batch.retry(context, session, sweep, statuses)
-        return _present(session, sweep)
+        batch = _require(session, kind, batch_id, lock=True)
+        for experiment in repository.lock_experiments(session, batch_id, (QUEUED, RUNNING), submitted=True):
+            lifecycle.cancel(session, experiment)
+        return present(session, batch)
 
 
-def remove(context: Context, sweep_id: str) -> None:
-    """Delete the sweep and its experiments. Raises NotFoundError, and ConflictError while one of them runs."""
-    batch.remove(context, SWEEP, sweep_id)
+def retry(context: Context, kind: str, batch_id: str, statuses: Sequence[str]) -> BatchOut:
+    """Requeue the experiments with these terminal statuses. Finished stages are not computed again."""
+    with context.database.writing() as session:
+        batch = _require(session, kind, batch_id, lock=True)
+        for experiment in repository.lock_experiments(session, batch_id, statuses, submitted=False):
+            lifecycle.restart(session, experiment, context.settings.max_attempts)
+        return present(session, batch)
 
 
-def _present(session: Session, sweep: Sweep) -> SweepOut:
-    (known,) = _summaries(session, [sweep])
-    return SweepOut(**dict(known), spec=SweepSpec.model_validate(sweep.spec))
+def remove(context: Context, kind: str, batch_id: str) -> None:
+    """Delete a batch and the experiments that it submitted, except those that another batch uses.
+
+    Raises ConflictError while one of them is running.
+    """
+    files: set[str] = set()
+    with context.database.writing() as session:
+        batch = _require(session, kind, batch_id, lock=True)
+        submitted = repository.lock_experiments(session, batch_id, STATUSES, submitted=True)
+        if running := sum(experiment.status == RUNNING for experiment in submitted):
+            raise ConflictError(f"{running} of its experiments run; first POST {path_of(batch)}:cancel")
+        shared = repository.used_elsewhere(session, batch_id)
+        unused = [experiment.id for experiment in submitted if experiment.id not in shared]
+        session.execute(delete(Sweep).where(Sweep.id == batch_id))
+        for ids in repository.chunks(unused, MAX_DELETIONS):
+            files |= delete_rows(session, ids)
+    delete_unreferenced(context.database, context.objects, files)
 
 
-def _summaries(session: Session, sweeps: Sequence[Sweep]) -> list[SweepSummary]:
-    ids = [sweep.id for sweep in sweeps]
-    standings, counted = batch.standings(session, ids), repository.cell_counts(session, ids)
-    return [
-        SweepSummary(
-            id=sweep.id,
-            name=sweep.name,
-            created_at=sweep.created_at,
-            cells=counted[sweep.id][0],
-            missing=counted[sweep.id][0] - counted[sweep.id][1],
-            links=_links(sweep.id),
-            **dict(standings[sweep.id]),
-        )
-        for sweep in sweeps
-    ]
+def _require(session: Session, kind: str, batch_id: str, *, lock: bool = False) -> Sweep:
+    return require(repository.get(session, kind, batch_id, lock=lock), kind, batch_id)
 
 
-def _links(sweep_id: str) -> Links:
-    here = f"/v1/sweeps/{sweep_id}"
-    return Links(
-        self=here,
-        cells=f"{here}/cells",
-        experiments=f"/v1/experiments?sweep={sweep_id}",
-        cancel=f"{here}:cancel",
-        retry=f"{here}:retry",
+def _count_stages(session: Session, planned: Sequence[PlannedExperiment]) -> tuple[int, int]:
+    """The number of distinct stages, and of those among them that are cached."""
+    keys = sorted({stage.key for experiment in planned for stage in experiment.stages})
+    parts = repository.chunks(keys, repository.MAX_KEYS)
+    return len(keys), sum(len(experiments.cached(session, part)) for part in parts)
+
+
+def _submit_experiments(
+    context: Context,
+    session: Session,
+    batch: Sweep,
+    planned: Sequence[PlannedExperiment],
+    coordinates: Sequence[dict[str, Any]],
+) -> list[Experiment]:
+    """Submit experiments for a batch whose row is new or locked."""
+    submitted = create(session, planned, context.settings.max_attempts)
+    session.add_all(
+        SweepExperiment(sweep_id=batch.id, experiment_id=experiment.id, made=True, coordinates=position)
+        for experiment, position in zip(submitted, coordinates, strict=True)
     )
+    return submitted
 
 
-def _cell(
-    cell: SweepCell, experiment: Experiment | None, summaries: dict[str, dict[str, dict[str, float | None]]]
-) -> CellOut:
-    if experiment is None:
-        return CellOut(
-            number=cell.number,
-            coordinates=cell.coordinates,
-            status="missing",
-            fraction=0.0,
-            experiment_id=None,
-            summary=[],
-        )
-    of_arm = summaries[experiment.id]
-    arms = ExperimentSpec.model_validate(experiment.spec).arms
-    return CellOut(
-        number=cell.number,
-        coordinates=cell.coordinates,
-        status=experiment.status,
-        fraction=experiment.progress.get("fraction", 0.0),
-        experiment_id=experiment.id,
-        summary=[ArmSummary(arm=arm, **of_arm[arm]) for arm in arms if arm in of_arm],
+def _add_cells(context: Context, session: Session, sweep: Sweep, cells: Sequence[PlannedCell]) -> None:
+    """Submit the experiment of every cell of a new sweep."""
+    planned, coordinates = [cell.experiment for cell in cells], [cell.coordinates for cell in cells]
+    submitted = _submit_experiments(context, session, sweep, planned, coordinates)
+    for cell, experiment in zip(cells, submitted, strict=True):
+        place = {"number": cell.number, "coordinates": cell.coordinates}
+        session.add(SweepCell(sweep_id=sweep.id, experiment_id=experiment.id, **place))
+    session.flush()
+
+
+def _fill_cells(context: Context, session: Session, study: Sweep, plan: StudyPlan) -> None:
+    """Give every cell without an experiment an earlier one with its results, or else a new one."""
+    rows = {Coordinates(**row.coordinates): row for row, _, _ in repository.study_cells(session, study.id)}
+    empty = [cell for cell in plan.cells if cell not in rows or rows[cell].experiment_id is None]
+    reused, submissions = fill(session, plan, empty)
+    sources = dict(reused)
+    if submissions:
+        planned = [submission.experiment for submission in submissions]
+        coordinates = [{"attack": s.cells[0].attack, "seed": s.cells[0].seed} for s in submissions]
+        submitted = _submit_experiments(context, session, study, planned, coordinates)
+        for experiment, submission in zip(submitted, submissions, strict=True):
+            sources |= {cell: ArmRef(experiment.id, cell.arm) for cell in submission.cells}
+    added = {arm.experiment_id for arm in reused.values()} - {row.experiment_id for row in rows.values()}
+    session.add_all(
+        SweepExperiment(sweep_id=study.id, experiment_id=experiment_id, made=False, coordinates={})
+        for experiment_id in sorted(added)
     )
+    numbers = itertools.count(max((row.number for row in rows.values()), default=-1) + 1)
+    for cell in empty:
+        if cell not in rows:
+            rows[cell] = SweepCell(sweep_id=study.id, number=next(numbers), coordinates=cell._asdict())
+            session.add(rows[cell])
+        rows[cell].experiment_id, rows[cell].arm = sources[cell]
+    session.flush()
+    if empty and not submissions and outbox.wants_sweep_events(session, study.owner_id):
+        outbox.check_sweeps(session, [study.id])  # no experiment is left to end and announce it

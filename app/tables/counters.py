@@ -1,4 +1,4 @@
-"""The table of what was counted."""
+"""The table of counters that processes without a port share."""
 
 from sqlalchemy import Float, String
 from sqlalchemy.orm import Mapped, mapped_column
@@ -6,10 +6,10 @@ from sqlalchemy.orm import Mapped, mapped_column
 from app.core.database import Base
 
 
-class Tally(Base):
-    """A sample of a Prometheus counter or histogram, summed over all processes that end or listen on no port.
+class SharedCounter(Base):
+    """A sample of a Prometheus counter or histogram, summed over all processes that Prometheus does not scrape.
 
-    Each process adds to one of a few ``shard`` rows, so that a thousand of them do not queue for one row's lock.
+    Each process adds to one of a few ``shard`` rows, so that many processes do not wait for the lock of one row.
     """
 
     __tablename__ = "tallies"

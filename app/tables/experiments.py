@@ -8,7 +8,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column, relationship
 
 from app.core.database import Base, BigId, Json, UtcDateTime, new_id, utcnow
 from app.core.errors import require
-from app.core.request_origin import Requested
+from app.core.request_origin import RequestOriginMixin
 from app.core.security import LOCAL
 from app.specs.placement import RATHER_CPU
 from app.specs.stages import LAB_VERSION
@@ -21,7 +21,7 @@ IDLE, BUSY, DRAINING = "idle", "busy", "draining"
 """What a worker says of itself."""
 
 
-class Experiment(Requested, Owned, Base):
+class Experiment(RequestOriginMixin, Owned, Base):
     """One spec, one row. ``attempt`` is the fencing token: only the worker that holds it may write."""
 
     __tablename__ = "experiments"
@@ -67,6 +67,10 @@ class Experiment(Requested, Owned, Base):
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
     stored_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     """Total size of its files, kept current by `storage.update_stored_bytes` so that no query sums millions."""
+
+    stages: Mapped[list[dict[str, Any]] | None] = mapped_column(Json, deferred=True)
+    """The planned stages (kind, arm, seed, key) in order, under the keys of ``lab_version``. Null in experiments from
+    before revision 0016. Deferred, because lists do not need it."""
 
     attempts: Mapped[list["Attempt"]] = relationship(
         cascade="all, delete-orphan", passive_deletes=True, order_by="Attempt.number"

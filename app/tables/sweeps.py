@@ -1,4 +1,4 @@
-"""Tables of sweeps and studies, and of what lets a study find numbers that are already there."""
+"""Tables of sweeps and studies, and of the keys by which a study finds existing results."""
 
 from datetime import datetime
 from typing import Any
@@ -14,7 +14,7 @@ SWEEP, STUDY = "sweep", "study"
 
 
 class Sweep(Owned, Base):
-    """A sweep, or a study: a request that stands for many experiments. ``spec`` is the request."""
+    """A request for many experiments. ``kind`` is SWEEP or STUDY; ``spec`` is the request."""
 
     __tablename__ = "sweeps"
     __table_args__ = (owned_index("ix_sweeps_kind_created", "kind", "created_at", "id"),)
@@ -27,9 +27,10 @@ class Sweep(Owned, Base):
 
 
 class SweepExperiment(Base):
-    """An experiment that a sweep uses. ``made``: it submitted it; otherwise it found it done.
+    """An experiment that a sweep or study uses.
 
-    ``coordinates`` say where in the sweep the whole experiment lies.
+    ``made``: whether it submitted the experiment; otherwise it reuses the results of an earlier one.
+    ``coordinates``: the part of its cells' coordinates that all of them share.
     """
 
     __tablename__ = "sweep_experiments"
@@ -42,9 +43,10 @@ class SweepExperiment(Base):
 
 
 class SweepCell(Base):
-    """One cell: a whole experiment of a sweep, or one arm and seed of a study.
+    """One cell: a whole experiment of a sweep, or one attack, arm and seed of a study.
 
-    ``experiment_id`` is null once the experiment was deleted. ``arm`` is the arm's name in that experiment.
+    ``coordinates`` are a sweep's overrides by path, or a study's ``attack``, ``arm`` and ``seed``. ``experiment_id`` is
+    null after the experiment was deleted. ``arm`` is the name that the arm of a study's cell has in that experiment.
     """
 
     __tablename__ = "sweep_cells"
@@ -57,7 +59,7 @@ class SweepCell(Base):
 
 
 class ArmKey(Base):
-    """The content-address of the numbers of one arm and seed: equal keys, equal numbers."""
+    """The content address of the results of one arm and seed: equal keys mean equal results."""
 
     __tablename__ = "arm_keys"
     __table_args__ = (Index("ix_arm_keys_key", "key", "experiment_id"),)

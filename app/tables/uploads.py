@@ -7,14 +7,14 @@ from sqlalchemy import BigInteger, Index, String, Text, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.database import Base, Json, UtcDateTime, new_id
-from app.core.request_origin import Requested
+from app.core.request_origin import RequestOriginMixin
 from app.tables.owners import Owned, owned_index
 
 MODEL, DATASET = "model", "dataset"
 PENDING, READY, REFUSED = "pending", "ready", "refused"
 
 
-class Upload(Requested, Owned, Base):
+class Upload(RequestOriginMixin, Owned, Base):
     """A file and what its check found. While it is pending the row is its own message: the relay announces it to the
     workers when ``due_at`` has come. ``attempts`` is the fencing token of the worker that checks it."""
 

@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from structlog.contextvars import bind_contextvars
 
-from app.core import log_context
 from app.core.context import Context
 from app.core.database import utcnow
 from app.core.errors import ForbiddenError, TooManyError, UnauthorizedError
-from app.core.security import LOCAL, Principal, scope_of
+from app.core.security import LOCAL, SAFE_METHODS, Principal, scope_of
 from app.tables.owners import Owner
 from app.team.addresses import is_address, is_loopback
 from app.team.keys import repository
@@ -33,7 +33,6 @@ CACHE_SECONDS = 1.0
 """For how long a revoked key is still accepted, and an open service still open after its first key is created."""
 CACHE_SIZE = 1000
 LAST_USED_PRECISION = timedelta(minutes=1)
-SAFE = ("GET", "HEAD", "OPTIONS")
 COMMAND = "`bdlab keys create`"
 
 
@@ -45,7 +44,7 @@ async def authorize(request: Request) -> None:
     _check_origin(request)
     authenticator: Authenticator = request.app.state.authenticator
     principal = request.scope["principal"] = await authenticator.authenticate(request)
-    log_context.bind(owner_id=principal.owner_id)
+    bind_contextvars(owner_id=principal.owner_id)
     if required not in principal.scopes:
         scopes = ", ".join(sorted(principal.scopes))
         raise ForbiddenError(f"this requires a key with the scope {required!r}; this key has: {scopes}")
@@ -164,7 +163,7 @@ def _check_local(request: Request) -> None:
 
 def _check_origin(request: Request) -> None:
     """Reject requests that another website makes a browser send together with its stored password (CSRF)."""
-    if request.method in SAFE:
+    if request.method in SAFE_METHODS:
         return
     origin = request.headers.get("origin")
     cross_origin = origin is not None and urlsplit(origin).netloc != request.headers.get("host")

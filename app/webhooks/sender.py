@@ -16,8 +16,9 @@ from datetime import timedelta
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
+from structlog.contextvars import bound_contextvars
 
-from app.core import log_context, metrics
+from app.core import metrics
 from app.core.database import Database, utcnow
 from app.settings import Settings
 from app.tables.webhooks import Delivery, DeliveryAttempt, Webhook
@@ -114,7 +115,7 @@ class Sender:
             if webhook.disabled_at is not None and delivery.type != PING:
                 repository.finish(delivery, delivered=False, reason="the webhook was disabled")
                 return True
-        with log_context.binding(owner_id=webhook.owner_id, webhook_id=webhook_id, delivery_id=delivery.id):
+        with bound_contextvars(owner_id=webhook.owner_id, webhook_id=webhook_id, delivery_id=delivery.id):
             outcome = self._send(webhook, delivery)
             details = {"event_type": delivery.type, "seconds": round(outcome.seconds, 3)}
             log.info("delivery attempt: %s", outcome, extra=details)

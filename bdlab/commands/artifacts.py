@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from bdlab.commands import tables
 from bdlab.commands.common import (
     NOT_FOUND,
     AsJson,
@@ -14,10 +13,10 @@ from bdlab.commands.common import (
     ExperimentId,
     Url,
     connect,
-    out,
-    print_json,
+    print_result,
     without_none,
 )
+from bdlab.commands.tables import text_table
 from bdlab.types import Artifact
 
 app = typer.Typer(help="An experiment's files: figures, checkpoints, tables.")
@@ -33,42 +32,35 @@ def list_(
 ) -> None:
     """List an experiment's files."""
     with connect(url) as client:
-        found = client.artifacts(id, **without_none(kind=kind, arm=arm))
-    if as_json:
-        print_json(found)
-    else:
-        rows = [(a["name"], a["kind"], a["size"], a["media_type"]) for a in found]
-        out.print(tables.plain("", ("name", "kind", "bytes", "type"), rows))
+        artifacts = client.artifacts(id, **without_none(kind=kind, arm=arm))
+    rows = [(a["name"], a["kind"], a["size"], a["media_type"]) for a in artifacts]
+    print_result(artifacts, as_json, text_table("", ("name", "kind", "bytes", "type"), rows))
 
 
 @app.command("get")
 def get(
     id: ExperimentId,
     names: Annotated[
-        list[str] | None, typer.Argument(help="Names or patterns such as '*.png'; none: all.")
+        list[str] | None, typer.Argument(help="Names or patterns such as '*.png'. Default: all files.")
     ] = None,
     folder: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path(),
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Download files, keeping their relative paths. Every download's digest is checked."""
+    """Download files, keeping their relative paths, and verify their digests."""
     with connect(url) as client:
-        found = client.artifacts(id)
-        wanted = [a for a in found if not names or any(fnmatch(a["name"], name) for name in names)]
-        if not wanted:
+        artifacts = client.artifacts(id)
+        selected = [a for a in artifacts if not names or any(fnmatch(a["name"], name) for name in names)]
+        if not selected:
             what = " or ".join(names) if names else "file"
-            raise CommandError(f"experiment {id} has no {what}; it has {len(found)} files", NOT_FOUND)
-        paths = [client.download(artifact, folder / safe_name(artifact)) for artifact in wanted]
-    if as_json:
-        print_json([str(path) for path in paths])
-    else:
-        for path in paths:
-            typer.echo(path)
+            raise CommandError(f"experiment {id} has no {what}; it has {len(artifacts)} files", NOT_FOUND)
+        paths = [str(client.download(artifact, folder / safe_name(artifact))) for artifact in selected]
+    print_result(paths, as_json, "\n".join(paths))
 
 
 def safe_name(artifact: Artifact) -> PurePosixPath:
-    """The artifact's relative path; a service may not make us write elsewhere."""
+    """The artifact's relative path. Rejects paths outside the folder, which a malicious service could send."""
     name = PurePosixPath(artifact["name"])
     if name.is_absolute() or ".." in name.parts:
-        raise CommandError(f"artifact {artifact['name']!r} has a path that leaves the folder")
+        raise CommandError(f"artifact {artifact['name']!r} has a path outside the folder")
     return name

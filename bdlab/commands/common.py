@@ -1,6 +1,7 @@
-"""What every subcommand shares: options, the address, how to print, and what the exit codes mean."""
+"""What the subcommands share: options, the service's address, output, and exit codes."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,13 +9,16 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from app.settings import Settings
-from bdlab.base_client import Client
+from bdlab.client import Client
 
 OK, FAILED, BAD_INPUT, NO_SERVICE, NOT_FOUND = 0, 1, 2, 3, 4
-"""Exit codes: done; the experiment failed or was canceled; refused; nothing answers; no such thing."""
+"""Exit codes; see `bdlab.cli`."""
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+FOLLOW_PATIENCE = 60.0
+"""Seconds for which a command that follows an experiment retries: enough for a restart of the service."""
+FILE_WIDTH = 200
+"""Columns of a table that is written to a file or pipe."""
 
 Url = Annotated[
     str | None,
@@ -22,19 +26,16 @@ Url = Annotated[
         "--url",
         envvar="BDLAB_URL",
         show_default=False,
-        help="Address of the service. Default: that of `bdlab up` on this machine.",
+        help="Address of the service. Default: the one started by `bdlab up` on this machine.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ExperimentId = Annotated[str, typer.Argument(metavar="ID", help="The experiment's id.")]
 
-FILE_WIDTH = 200
-"""Columns of a table that goes to a file or another program, which has no width of its own."""
-
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else FILE_WIDTH)
 """For results: standard output."""
 err = Console(stderr=True, highlight=False, soft_wrap=True)
-"""For progress and remarks: standard error."""
+"""For progress and warnings: standard error."""
 
 
 class CommandError(Exception):
@@ -47,11 +48,12 @@ class CommandError(Exception):
 
 def connect(url: str | None, *, patience: float = 1.0) -> Client:
     """A client for ``url``, or for the service that `bdlab up` started under BDLAB_HOME, or the default address."""
-    return Client(url or address(Settings().home_dir) or DEFAULT_URL, patience=patience)
+    home = Path(os.environ.get("BDLAB_HOME", "var"))
+    return Client(url or read_address(home) or DEFAULT_URL, patience=patience)
 
 
-def address(home: Path) -> str | None:
-    """What `bdlab up` wrote when it became ready; None if no service runs on this home."""
+def read_address(home: Path) -> str | None:
+    """The address that `bdlab up` wrote to ``home`` when it was ready; None if no service runs there."""
     try:
         return (home / "address").read_text().strip() or None
     except OSError:
@@ -59,10 +61,30 @@ def address(home: Path) -> str | None:
 
 
 def print_json(value: Any) -> None:
-    """``value`` on one line of standard output."""
+    """Print ``value`` as JSON on one line."""
     typer.echo(json.dumps(value))
 
 
+def print_result(value: Any, as_json: bool, text: Any) -> None:
+    """Print ``value`` as JSON if ``as_json``, else ``text``: a string or a rich table."""
+    if as_json:
+        print_json(value)
+    elif isinstance(text, str):
+        typer.echo(text)
+    else:
+        out.print(text)
+
+
+def print_fields(resource: dict[str, Any], as_json: bool) -> None:
+    """Print a resource as JSON if ``as_json``, else one line for each field that has a value."""
+    if as_json:
+        print_json(resource)
+        return
+    for name, value in resource.items():
+        if name != "links" and value not in (None, {}):
+            typer.echo(f"{name}: {value if isinstance(value, str) else json.dumps(value)}")
+
+
 def without_none(**values: Any) -> dict[str, Any]:
-    """The arguments that were given."""
+    """The arguments that are neither None nor an empty list."""
     return {key: value for key, value in values.items() if value not in (None, [])}

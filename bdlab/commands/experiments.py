@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from bdlab.commands import tables
 from bdlab.commands.common import (
+    FOLLOW_PATIENCE,
     AsJson,
     CommandError,
     ExperimentId,
@@ -18,40 +18,37 @@ from bdlab.commands.common import (
     connect,
     out,
     print_json,
+    print_result,
     without_none,
 )
-from bdlab.commands.following import follow
+from bdlab.commands.following import follow, print_id
+from bdlab.commands.tables import experiments_table, text_table
+from bdlab.types import Experiment
 
-PATIENCE = 60.0
-"""For how many seconds `watch` waits for a service that has gone away: long enough for a restart."""
+PAGE_SIZE = 200
+"""The most experiments that the service returns at once."""
 
 
 def submit(
     spec: Annotated[
         str, typer.Argument(metavar="SPEC", help="File with the spec as JSON; - is standard input.")
     ],
-    watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow it until it has ended.")] = False,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Submit an experiment and print its id."""
     body = read_spec(spec)
-    with connect(url, patience=PATIENCE if watch else 1.0) as client:
+    with connect(url, patience=FOLLOW_PATIENCE if watch else 1.0) as client:
         experiment = client.submit(body)
-        if not watch:
-            if as_json:
-                print_json(experiment)
-            else:
-                typer.echo(experiment["id"])
-            return
-        if not as_json:
-            typer.echo(experiment["id"])
-        raise typer.Exit(follow(client, experiment["id"], as_json=as_json))
+        print_id(experiment, watch=watch, as_json=as_json)
+        if watch:
+            raise typer.Exit(follow(client, experiment["id"], as_json=as_json))
 
 
 def watch(id: ExperimentId, url: Url = None, as_json: AsJson = False) -> None:
-    """Follow an experiment to its end, then print its results. Exit code 1 if it failed or was canceled."""
-    with connect(url, patience=PATIENCE) as client:
+    """Follow an experiment until it has ended, then print its results. Exit code 1 if it failed or was canceled."""
+    with connect(url, patience=FOLLOW_PATIENCE) as client:
         client.experiment(id)
         raise typer.Exit(follow(client, id, as_json=as_json))
 
@@ -60,40 +57,31 @@ def list_(
     status: Annotated[
         str | None, typer.Option(help="queued, running, succeeded, failed or canceled.")
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help="Name of the data set.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Name of the dataset.")] = None,
     model: Annotated[str | None, typer.Option(help="Name of the model.")] = None,
     attack: Annotated[str | None, typer.Option(help="Name of the attack.")] = None,
     defense: Annotated[str | None, typer.Option(help="Name of a defense.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="KEY:VALUE; may be repeated.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Maximum number of experiments.")] = 20,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """List experiments, newest first."""
     filters = without_none(
-        status=status,
-        dataset=dataset,
-        model=model,
-        attack=attack,
-        defense=defense,
-        tag=tag,
-        limit=min(limit, 200),
+        status=status, dataset=dataset, model=model, attack=attack, defense=defense, tag=tag
     )
     with connect(url) as client:
-        found = list(islice(client.experiments(**filters), limit))
-    if as_json:
-        print_json(found)
-    else:
-        out.print(tables.experiments(found))
+        experiments = list(islice(client.experiments(**filters, limit=min(limit, PAGE_SIZE)), limit))
+    print_result(experiments, as_json, experiments_table(experiments))
 
 
 def logs(
     id: ExperimentId,
-    tail: Annotated[int, typer.Option(min=1, max=10_000, help="Only so many lines, the last.")] = 1000,
+    tail: Annotated[int, typer.Option(min=1, max=10_000, help="Number of lines, from the end.")] = 1000,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print what the workers wrote about an experiment."""
+    """Print the workers' log of an experiment."""
     with connect(url) as client:
         lines = client.logs(id, tail=tail)
     if as_json:
@@ -106,22 +94,22 @@ def logs(
 def cancel(id: ExperimentId, url: Url = None, as_json: AsJson = False) -> None:
     """Cancel an experiment. One that is running stops within one batch."""
     with connect(url) as client:
-        _show_state(client.cancel(id), as_json)
+        _print_status(client.cancel(id), as_json)
 
 
 def retry(id: ExperimentId, url: Url = None, as_json: AsJson = False) -> None:
-    """Run an experiment again that has ended."""
+    """Requeue an experiment that has ended."""
     with connect(url) as client:
-        _show_state(client.retry(id), as_json)
+        _print_status(client.retry(id), as_json)
 
 
 def predict(
     id: ExperimentId,
-    index: Annotated[int | None, typer.Option(min=0, help="Take this image of the test set.")] = None,
-    image: Annotated[Path | None, typer.Option(help="Take this picture.")] = None,
-    triggered: Annotated[bool, typer.Option("--triggered", help="Put the attack's trigger on it.")] = False,
+    index: Annotated[int | None, typer.Option(min=0, help="Index of an image in the test set.")] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture to upload instead.")] = None,
+    triggered: Annotated[bool, typer.Option("--triggered", help="Apply the attack's trigger.")] = False,
     seed: Annotated[int | None, typer.Option(help="Use the models of this seed. Default: the first.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Write what the models saw to this PNG.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Write the models' input to this PNG.")] = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
@@ -130,27 +118,25 @@ def predict(
         raise CommandError("give either --index N or --image FILE")
     uploaded = _read_bytes(image) if image else None
     with connect(url) as client:
-        answer = client.predict(id, index=index, image=uploaded, triggered=triggered, seed=seed)
+        prediction = client.predict(id, index=index, image=uploaded, triggered=triggered, seed=seed)
     if picture:
-        picture.write_bytes(base64.b64decode(answer["picture"]))
-    if as_json:
-        print_json(answer)
-        return
-    truth = answer["image"].get("label_name")
-    rows = [(a["arm"], a["class_name"], f"{100 * max(a['probabilities']):.1f} %") for a in answer["arms"]]
-    out.print(tables.plain(f"true class: {truth}" if truth else "", ("arm", "class", "probability"), rows))
+        picture.write_bytes(base64.b64decode(prediction["picture"]))
+    label = prediction["image"].get("label_name")
+    rows = [(a["arm"], a["class_name"], f"{100 * max(a['probabilities']):.1f} %") for a in prediction["arms"]]
+    table = text_table(f"true class: {label}" if label else "", ("arm", "class", "probability"), rows)
+    print_result(prediction, as_json, table)
 
 
 def catalog(url: Url = None, as_json: AsJson = False) -> None:
-    """List attacks, defenses, data sets and models that the service knows."""
+    """List the attacks, defenses, datasets and models that the service offers."""
     with connect(url) as client:
-        known = client.catalog()
+        entries = client.catalog()
     if as_json:
-        print_json(known)
+        print_json(entries)
         return
     for kind in ("attacks", "defenses", "datasets", "models"):
-        rows = [(entry["name"], entry["summary"]) for entry in known[kind]]
-        out.print(tables.plain(kind, ("name", "summary"), rows))
+        rows = [(entry["name"], entry["summary"]) for entry in entries[kind]]
+        out.print(text_table(kind, ("name", "summary"), rows))
 
 
 def read_spec(source: str) -> dict[str, Any]:
@@ -159,9 +145,9 @@ def read_spec(source: str) -> dict[str, Any]:
     try:
         spec = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CommandError(f"{source} is not JSON: {error}") from error
+        raise CommandError(f"{source} is not valid JSON: {error}") from error
     if not isinstance(spec, dict):
-        raise CommandError(f"{source} holds no JSON object; a spec is one")
+        raise CommandError(f"{source} does not contain a JSON object")
     return spec
 
 
@@ -172,8 +158,5 @@ def _read_bytes(path: Path) -> bytes:
         raise CommandError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _show_state(experiment: Any, as_json: bool) -> None:
-    if as_json:
-        print_json(experiment)
-    else:
-        typer.echo(f"{experiment['id']} {experiment['status']}")
+def _print_status(experiment: Experiment, as_json: bool) -> None:
+    print_result(experiment, as_json, f"{experiment['id']} {experiment['status']}")

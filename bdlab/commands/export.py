@@ -6,16 +6,15 @@ from typing import Annotated
 
 import typer
 
-from bdlab.commands.common import CommandError, ExperimentId, Url, connect, print_json
+from bdlab.commands.common import AsJson, CommandError, ExperimentId, Url, connect, print_result
 from bdlab.mlflow_export import DEFAULT_NAME
-from bdlab.mlflow_export import export as export_to_mlflow
 
 app = typer.Typer(help="Copy an experiment to other tools.")
 
 
 @app.callback()
 def group() -> None:
-    """Copy an experiment to other tools."""
+    """Copy an experiment to other tools."""  # keeps `mlflow` a subcommand although it is the only one
 
 
 @app.command()
@@ -28,22 +27,19 @@ def mlflow(
         ),
     ] = None,
     experiment: Annotated[
-        str, typer.Option(help="Name of MLflow's experiment; made if need be.")
+        str, typer.Option(help="Name of the MLflow experiment; created if it does not exist.")
     ] = DEFAULT_NAME,
     files: Annotated[bool, typer.Option("--files/--no-files", help="Copy the files too.")] = True,
     url: Url = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Copy an experiment that has ended to an MLflow tracking server, and print its run's id. Needs mlflow-skinny."""
+    """Copy an ended experiment to an MLflow tracking server and print its run's id. Needs the extra mlflow."""
     if tracking_uri is None:
         raise CommandError("give --tracking-uri URI, or set MLFLOW_TRACKING_URI")
     with connect(url, patience=10.0) as client:
         try:
             with redirect_stdout(sys.stderr):  # MLflow prints links to its pages
-                run = export_to_mlflow(client, id, tracking_uri, name=experiment, files=files)
+                run = client.to_mlflow(id, tracking_uri, name=experiment, files=files)
         except ValueError as error:
             raise CommandError(str(error)) from error
-    if as_json:
-        print_json({"run_id": run})
-    else:
-        typer.echo(run)
+    print_result({"run_id": run}, as_json, run)

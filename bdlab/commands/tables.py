@@ -1,4 +1,4 @@
-"""Tables for people: percentages, one row an arm."""
+"""Tables for people: percentages, one row per arm."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -7,16 +7,17 @@ from rich.table import Table
 
 from bdlab.types import Aggregate, Experiment, Results
 
-_COLUMNS = {
+METRICS = {
     "clean_accuracy": "clean accuracy",
     "attack_success_rate": "attack success",
     "robust_accuracy": "robust accuracy",
     "isolation_precision": "isolation precision",
 }
+"""Columns of the results table: heading by metric."""
 
 
-def plain(title: str, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """A table of texts."""
+def text_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """A table of left-aligned texts."""
     table = Table(title=title or None, title_justify="left")
     for heading in headings:
         table.add_column(heading, overflow="fold", no_wrap=heading == "id")  # so that it can be copied
@@ -25,16 +26,16 @@ def plain(title: str, headings: Sequence[str], rows: Iterable[Sequence[object]])
     return table
 
 
-def results(results: Results, title: str) -> Table:
-    """Mean of every arm over its seeds, with the 95 % interval's half width where there are several."""
-    shown = [name for name in _COLUMNS if any(arm["aggregate"].get(name) for arm in results["arms"])]
+def results_table(results: Results, title: str) -> Table:
+    """Mean of every arm over its seeds; with several seeds also half the width of the 95 % interval."""
+    metrics = [name for name in METRICS if any(arm["aggregate"].get(name) for arm in results["arms"])]
     table = Table(title=title or None, title_justify="left")
     table.add_column("arm")
-    for name in shown:
-        table.add_column(_COLUMNS[name], justify="right")
+    for name in metrics:
+        table.add_column(METRICS[name], justify="right")
     table.add_column("seconds", justify="right")
     for arm in results["arms"]:
-        cells = [percent(arm["aggregate"].get(name)) for name in shown]
+        cells = [percent(arm["aggregate"].get(name)) for name in metrics]
         seconds = arm["aggregate"].get("seconds")
         table.add_row(arm["arm"], *cells, f"{seconds['mean']:.1f}" if seconds else "-")
     return table
@@ -49,27 +50,17 @@ def percent(value: Aggregate | None) -> str:
     return f"{100 * value['mean']:.1f} ± {50 * (value['high'] - value['low']):.1f} %"
 
 
-def experiments(found: Iterable[Experiment]) -> Table:
-    """One row an experiment."""
-    rows = (
-        (
-            e["id"],
-            e["status"],
-            e["name"],
-            _part(e, "dataset"),
-            _part(e, "model"),
-            _part(e, "attack"),
-            _defenses(e),
-        )
-        for e in found
-    )
-    return plain("", ("id", "status", "name", "data set", "model", "attack", "defenses"), rows)
+def experiments_table(experiments: Iterable[Experiment]) -> Table:
+    """One row per experiment."""
+    headings = ("id", "status", "name", "dataset", "model", "attack", "defenses")
+    return text_table("", headings, map(_experiment_row, experiments))
 
 
-def _part(experiment: Experiment, part: str) -> str:
-    described: dict[str, Any] = experiment["spec"].get(part, {})
-    return str(described.get("key") or described.get("name", ""))
+def _experiment_row(experiment: Experiment) -> tuple[str, ...]:
+    def name(part: str) -> str:
+        fields: dict[str, Any] = experiment["spec"].get(part, {})
+        return str(fields.get("key") or fields.get("name", ""))
 
-
-def _defenses(experiment: Experiment) -> str:
-    return ", ".join(d.get("arm") or d["name"] for d in experiment["spec"].get("defenses", []))
+    defenses = [d.get("arm") or d["name"] for d in experiment["spec"].get("defenses", [])]
+    first = (experiment["id"], experiment["status"], experiment["name"])
+    return (*first, name("dataset"), name("model"), name("attack"), ", ".join(defenses))

@@ -1,23 +1,32 @@
-"""`bdlab models` and `bdlab datasets`: send files to the service, and look at what was sent."""
+"""`bdlab models` and `bdlab datasets`: upload, list, show and delete the user's own models and datasets."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from bdlab.commands.common import AsJson, CommandError, Url, connect, out, print_json, without_none
-from bdlab.commands.tables import plain
-from bdlab.uploads import Datasets, Models
+from bdlab.client import Client
+from bdlab.commands.common import (
+    AsJson,
+    CommandError,
+    Url,
+    connect,
+    print_fields,
+    print_result,
+    without_none,
+)
+from bdlab.commands.tables import text_table
+from bdlab.uploads import Uploads
 
-models = typer.Typer(help="Models of your own, for experiments to start from.")
-datasets = typer.Typer(help="Data sets of your own, sent to the service.")
+models = typer.Typer(help="Uploaded models, for experiments to start from.")
+datasets = typer.Typer(help="Uploaded datasets.")
 
 File = Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, show_default=False)]
-UploadId = Annotated[str, typer.Argument(metavar="ID", help="The upload's id.")]
-Name = Annotated[str | None, typer.Option(help="A name for people. Default: the file's.")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="The upload's id.")]
+Name = Annotated[str | None, typer.Option(help="A name to show. Default: the name of the file.")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait for the check.")]
-Status = Annotated[str | None, typer.Option(help="pending, ready or refused.")]
 
 
 @models.command("upload")
@@ -25,23 +34,25 @@ def upload_model(
     file: File,
     name: Name = None,
     model: Annotated[
-        str | None, typer.Option(help="Architecture: a name, or JSON. Default: as the header says.")
+        str | None, typer.Option(help="Architecture: a name, or JSON. Default: as in the file's header.")
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="A data set of the images that it classifies: a name, or JSON.")
+        str | None, typer.Option(help="A dataset of the images that it classifies: a name, or JSON.")
     ] = None,
-    shape: Annotated[str | None, typer.Option(help="Of those images instead, such as 3x32x32.")] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="Shape of those images, such as 3x32x32, instead of --dataset.")
+    ] = None,
     classes: Annotated[int | None, typer.Option(help="With --shape: number of classes.")] = None,
     no_wait: NoWait = False,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Send a safetensors file and wait for its check."""
+    """Upload a safetensors file and wait for its check."""
     metadata = without_none(
         name=name,
-        model=_spec("--model", model),
-        dataset=_spec("--dataset", dataset),
-        shape=_shape(shape, classes),
+        model=_parse_spec("--model", model),
+        dataset=_parse_spec("--dataset", dataset),
+        shape=_parse_shape(shape, classes),
     )
     with connect(url) as client:
         _upload(client.models, file, metadata, no_wait, as_json)
@@ -52,18 +63,19 @@ def upload_dataset(
     file: File,
     name: Name = None,
     format: Annotated[
-        str | None, typer.Option(help="npz, zip or parquet. Default: as the file's name ends.")
+        str | None, typer.Option(help="npz, zip or parquet. Default: the file's suffix.")
     ] = None,
     test_fraction: Annotated[
-        float | None, typer.Option(help="Split off this share of each class where there is no test set.")
+        float | None,
+        typer.Option(help="Fraction of each class to split off as test set if the file has none."),
     ] = None,
     split_seed: Annotated[int | None, typer.Option(help="Seed of that split.")] = None,
-    size: Annotated[int | None, typer.Option(help="Resize pictures to SIZE x SIZE.")] = None,
+    size: Annotated[int | None, typer.Option(help="Resize images to SIZE x SIZE.")] = None,
     no_wait: NoWait = False,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Send an npz, zip or parquet file and wait for its check."""
+    """Upload an npz, zip or parquet file and wait for its check."""
     metadata = without_none(
         name=name, format=format, test_fraction=test_fraction, split_seed=split_seed, size=size
     )
@@ -71,98 +83,73 @@ def upload_dataset(
         _upload(client.datasets, file, metadata, no_wait, as_json)
 
 
-@models.command("list")
-def list_models(status: Status = None, url: Url = None, as_json: AsJson = False) -> None:
-    """List models, the newest first."""
-    with connect(url) as client:
-        found = list(client.models.list(**without_none(status=status)))
-    _print(found, as_json, "model", lambda row: (row["model"] or {}).get("name", ""))
-
-
-@datasets.command("list")
-def list_datasets(status: Status = None, url: Url = None, as_json: AsJson = False) -> None:
-    """List data sets that were sent, the newest first."""
-    with connect(url) as client:
-        found = list(client.datasets.list(**without_none(status=status)))
-    _print(found, as_json, "images", lambda row: sum(row["facts"]["train_counts"]) if row["facts"] else "")
-
-
-@models.command("show")
-def show_model(id: UploadId, url: Url = None, as_json: AsJson = False) -> None:
-    """Print what a model is."""
-    with connect(url) as client:
-        _show(client.models.get(id), as_json)
-
-
-@datasets.command("show")
-def show_dataset(id: UploadId, url: Url = None, as_json: AsJson = False) -> None:
-    """Print what a data set is."""
-    with connect(url) as client:
-        _show(client.datasets.get(id), as_json)
-
-
-@models.command("delete")
-def delete_model(id: UploadId, url: Url = None) -> None:
-    """Delete a model; refused while an experiment's spec names it."""
-    with connect(url) as client:
-        client.models.delete(id)
-
-
-@datasets.command("delete")
-def delete_dataset(id: UploadId, url: Url = None) -> None:
-    """Delete a data set; refused while an experiment's spec names it."""
-    with connect(url) as client:
-        client.datasets.delete(id)
-
-
-def _upload(
-    uploads: Models | Datasets, file: Path, metadata: dict[str, Any], no_wait: bool, as_json: bool
-) -> None:
-    found = uploads.upload(file, **metadata)
+def _upload(uploads: Uploads, file: Path, metadata: dict[str, Any], no_wait: bool, as_json: bool) -> None:
+    upload = uploads.upload(file, **metadata)
     if not no_wait:
-        found = uploads.wait(found["id"])
-    if as_json:
-        print_json(found)
-    else:
-        typer.echo(found["id"])
-    if found["status"] == "refused":
-        raise CommandError(f"{file.name} was refused: {found['reason']}")
+        upload = uploads.wait(upload["id"])
+    print_result(upload, as_json, upload["id"])
+    if upload["status"] == "refused":
+        raise CommandError(f"{file.name} was refused: {upload['reason']}")
 
 
-def _print(found: list[dict[str, Any]], as_json: bool, what: str, describe: Any) -> None:
-    if as_json:
-        print_json(found)
-        return
-    rows = [
-        (row["id"], row["name"], row["status"], describe(row), row["size"], row["reason"] or "")
-        for row in found
-    ]
-    out.print(plain("", ("id", "name", "status", what, "bytes", "reason"), rows))
+def _add_shared_commands(
+    app: typer.Typer,
+    kind: str,
+    uploads_of: Callable[[Client], Uploads],
+    heading: str,
+    describe: Callable[[dict[str, Any]], object],
+) -> None:
+    """Add `list`, `show` and `delete` to the group of a ``kind``; ``describe`` fills the column ``heading``."""
+
+    @app.command("list", help=f"List uploaded {kind}s, newest first.")
+    def list_(
+        status: Annotated[str | None, typer.Option(help="pending, ready or refused.")] = None,
+        url: Url = None,
+        as_json: AsJson = False,
+    ) -> None:
+        with connect(url) as client:
+            uploads = [*uploads_of(client).list(**without_none(status=status))]
+        rows = [(u["id"], u["name"], u["status"], describe(u), u["size"], u["reason"] or "") for u in uploads]
+        headings = ("id", "name", "status", heading, "bytes", "reason")
+        print_result(uploads, as_json, text_table("", headings, rows))
+
+    @app.command(help=f"Print the details of a {kind}.")
+    def show(id: Id, url: Url = None, as_json: AsJson = False) -> None:
+        with connect(url) as client:
+            print_fields(uploads_of(client).get(id), as_json)
+
+    @app.command(help=f"Delete a {kind} that no experiment refers to.")
+    def delete(id: Id, url: Url = None) -> None:
+        with connect(url) as client:
+            uploads_of(client).delete(id)
 
 
-def _show(found: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(found)
-        return
-    for key, value in found.items():
-        if value not in (None, {}):
-            typer.echo(f"{key}: {value if isinstance(value, str | int) else json.dumps(value)}")
+def _model_name(upload: dict[str, Any]) -> object:
+    return (upload["model"] or {}).get("name", "")
 
 
-def _spec(option: str, text: str | None) -> dict[str, Any] | None:
-    """A name, or JSON, as a spec has it."""
+def _image_count(upload: dict[str, Any]) -> object:
+    return sum(upload["facts"]["train_counts"]) if upload["facts"] else ""
+
+
+_add_shared_commands(models, "model", lambda client: client.models, "model", _model_name)
+_add_shared_commands(datasets, "dataset", lambda client: client.datasets, "images", _image_count)
+
+
+def _parse_spec(option: str, text: str | None) -> dict[str, Any] | None:
+    """The value of an option that takes a name or JSON, as it stands in a spec."""
     if text is None:
         return None
     if not text.lstrip().startswith("{"):
         return {"name": text}
     try:
-        given: dict[str, Any] = json.loads(text)
+        spec: dict[str, Any] = json.loads(text)
     except ValueError as error:
-        raise CommandError(f"{option} {text!r} is no JSON: {error}") from error
-    return given
+        raise CommandError(f"{option} {text!r} is not valid JSON: {error}") from error
+    return spec
 
 
-def _shape(text: str | None, classes: int | None) -> dict[str, int] | None:
+def _parse_shape(text: str | None, classes: int | None) -> dict[str, int] | None:
     if text is None and classes is None:
         return None
     sides = (text or "").split("x")

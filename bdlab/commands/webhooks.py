@@ -1,22 +1,30 @@
-"""`bdlab webhooks`: be told by a request of your own choice when something ends."""
+"""`bdlab webhooks`: requests that the service sends when something ends."""
 
-import json
+from itertools import islice
 from typing import Annotated, Any
 
 import typer
 
-from bdlab.commands.common import FAILED, AsJson, CommandError, Url, connect, out, print_json, without_none
-from bdlab.commands.tables import plain
+from bdlab.commands.common import (
+    FAILED,
+    AsJson,
+    CommandError,
+    Url,
+    connect,
+    print_fields,
+    print_result,
+    without_none,
+)
+from bdlab.commands.tables import text_table
 
 app = typer.Typer(help="Requests that the service sends when experiments, sweeps and checks end.")
 
 WebhookId = Annotated[str, typer.Argument(metavar="ID", help="The webhook's id.")]
-Target = Annotated[str | None, typer.Option("--to", help="Another https URL.")]
 Events = Annotated[
     list[str] | None,
-    typer.Option("--event", help="May be repeated. Default: everything but experiment.started."),
+    typer.Option("--event", help="May be repeated. Default: all except experiment.started."),
 ]
-Name = Annotated[str | None, typer.Option(help="A name for people.")]
+Name = Annotated[str | None, typer.Option(help="A name to show.")]
 
 
 @app.command()
@@ -27,130 +35,99 @@ def create(
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a webhook and print its id and its secret, which is shown this once."""
+    """Create a webhook and print its id and its secret, which is shown only once."""
     with connect(url) as client:
-        made = client.webhooks.create(target, **without_none(events=event, name=name))
-    _print_secret(made, as_json)
+        webhook = client.webhooks.create(target, **without_none(events=event, name=name))
+    print_result(webhook, as_json, f"{webhook['id']} {webhook['secret']}")
 
 
 @app.command("list")
 def list_(url: Url = None, as_json: AsJson = False) -> None:
-    """List webhooks, the newest first."""
+    """List webhooks, newest first."""
     with connect(url) as client:
-        found = list(client.webhooks.list())
-    if as_json:
-        print_json(found)
-        return
-    rows = [(row["id"], row["name"], row["url"], _state(row)) for row in found]
-    out.print(plain("", ("id", "name", "url", "state"), rows))
+        webhooks = list(client.webhooks.list())
+    rows = [(webhook["id"], webhook["name"], webhook["url"], _state(webhook)) for webhook in webhooks]
+    print_result(webhooks, as_json, text_table("", ("id", "name", "url", "state"), rows))
 
 
 @app.command()
 def show(id: WebhookId, url: Url = None, as_json: AsJson = False) -> None:
-    """Print what a webhook is, and whether anything arrives."""
+    """Print the details of a webhook, and whether its deliveries succeed."""
     with connect(url) as client:
-        found = client.webhooks.get(id)
-    if as_json:
-        print_json(found)
-        return
-    for key, value in found.items():
-        if key != "links" and value is not None:
-            typer.echo(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
+        print_fields(client.webhooks.get(id), as_json)
 
 
 @app.command()
 def update(
     id: WebhookId,
-    to: Target = None,
+    to: Annotated[str | None, typer.Option("--to", help="The new https URL.")] = None,
     event: Events = None,
     name: Name = None,
     enabled: Annotated[
-        bool | None, typer.Option("--enable/--disable", help="Send again, or nothing more.")
+        bool | None, typer.Option("--enable/--disable", help="Resume or stop sending.")
     ] = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change a webhook; what is not given stays."""
+    """Change a webhook; omitted options keep their values."""
     with connect(url) as client:
-        changed = client.webhooks.update(id, **without_none(url=to, events=event, name=name, enabled=enabled))
-    if as_json:
-        print_json(changed)
-    else:
-        typer.echo(f"{changed['url']}: {_state(changed)}")
+        changes = without_none(url=to, events=event, name=name, enabled=enabled)
+        webhook = client.webhooks.update(id, **changes)
+    print_result(webhook, as_json, f"{webhook['url']}: {_state(webhook)}")
 
 
 @app.command()
 def rotate(id: WebhookId, url: Url = None, as_json: AsJson = False) -> None:
-    """Give a webhook a new secret and print it; the old one signs too for 24 hours."""
+    """Create a new secret for a webhook and print it; the old one also signs for 24 hours."""
     with connect(url) as client:
-        changed = client.webhooks.rotate(id)
-    _print_secret(changed, as_json)
+        webhook = client.webhooks.rotate(id)
+    print_result(webhook, as_json, f"{webhook['id']} {webhook['secret']}")
 
 
 @app.command("test")
 def ping(id: WebhookId, url: Url = None, as_json: AsJson = False) -> None:
-    """Send a ping, and print what came of it; the exit code is 1 if it did not arrive."""
+    """Send a ping and print its outcome. Exit code 1 if it was not delivered."""
     with connect(url) as client:
-        sent = client.webhooks.test(id)
-    if as_json:
-        print_json(sent)
-    else:
-        last = sent["attempts"][-1]
-        typer.echo(f"{sent['status']}: {last['error'] or last['status_code']} ({last['seconds']:.2f} s)")
-    if sent["status"] != "delivered":
-        raise CommandError(f"the ping did not arrive: {sent['reason']}", FAILED)
+        delivery = client.webhooks.test(id)
+    seconds = sum(attempt["seconds"] for attempt in delivery["attempts"])
+    print_result(delivery, as_json, f"{delivery['status']}: {_outcome(delivery)} ({seconds:.2f} s)")
+    if delivery["status"] != "delivered":
+        raise CommandError(f"the ping was not delivered: {delivery['reason']}", FAILED)
 
 
 @app.command()
 def deliveries(
     id: WebhookId,
     status: Annotated[str | None, typer.Option(help="pending, delivered or failed.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of deliveries.")] = 50,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """List what was sent to a webhook, the newest first."""
+    """List the deliveries of a webhook, newest first."""
     with connect(url) as client:
-        pages = client.webhooks.deliveries(id, **without_none(status=status))
-        found = [row for row, _ in zip(pages, range(limit), strict=False)]
-    if as_json:
-        print_json(found)
-        return
-    rows = [
-        (row["id"], row["type"], row["status"], len(row["attempts"]), _last(row), row["created_at"][:19])
-        for row in found
-    ]
-    out.print(plain("", ("id", "type", "status", "attempts", "last", "at"), rows))
+        rows = list(islice(client.webhooks.deliveries(id, **without_none(status=status)), limit))
+    headings = ("id", "type", "status", "attempts", "last", "at")
+    print_result(rows, as_json, text_table("", headings, map(_delivery_row, rows)))
 
 
 @app.command()
 def redeliver(
     id: WebhookId,
-    delivery: Annotated[str, typer.Argument(metavar="DELIVERY", help="The delivery's id.")],
+    delivery_id: Annotated[str, typer.Argument(metavar="DELIVERY", help="The delivery's id.")],
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Send a delivery again, at once."""
+    """Send a delivery again immediately."""
     with connect(url) as client:
-        sent = client.webhooks.redeliver(id, delivery)
-    if as_json:
-        print_json(sent)
-    else:
-        typer.echo(f"{sent['id']}: {sent['status']}")
+        delivery = client.webhooks.redeliver(id, delivery_id)
+    print_result(delivery, as_json, f"{delivery['id']}: {delivery['status']}")
 
 
 @app.command()
 def delete(id: WebhookId, url: Url = None) -> None:
-    """Delete a webhook, with its log."""
+    """Delete a webhook, with its delivery log."""
     with connect(url) as client:
         client.webhooks.delete(id)
-
-
-def _print_secret(webhook: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(webhook)
-    else:
-        typer.echo(f"{webhook['id']} {webhook['secret']}")
 
 
 def _state(webhook: dict[str, Any]) -> str:
@@ -159,7 +136,13 @@ def _state(webhook: dict[str, Any]) -> str:
     return f"failing since {webhook['failing_since'][:19]}" if webhook["failing_since"] else "good"
 
 
-def _last(delivery: dict[str, Any]) -> str:
+def _delivery_row(delivery: dict[str, Any]) -> tuple[object, ...]:
+    attempts, created_at = len(delivery["attempts"]), delivery["created_at"][:19]
+    return (delivery["id"], delivery["type"], delivery["status"], attempts, _outcome(delivery), created_at)
+
+
+def _outcome(delivery: dict[str, Any]) -> str:
+    """The outcome of the last attempt."""
     if not delivery["attempts"]:
         return "-"
     last = delivery["attempts"][-1]

@@ -3,48 +3,47 @@
 from typing import Any
 
 from bdlab.commands.common import AsJson, Url, connect, err, out, print_json
-from bdlab.commands.tables import plain
+from bdlab.commands.tables import text_table
 
 GIBIBYTE = 2**30
+WORKER_HEADINGS = ("name", "state", "experiment", "device", "device GiB", "host GiB", "version", "seen")
+QUEUE_HEADINGS = ("queue", "waiting", "running", "workers", "oldest")
 
 
 def workers(url: Url = None, as_json: AsJson = False) -> None:
     """List the workers and the queues."""
     with connect(url) as client:
-        found = client.workers()
+        fleet = client.workers()
     if as_json:
-        print_json(found)
+        print_json(fleet)
         return
-    rows = [
-        (
-            worker["name"],
-            worker["state"],
-            worker["experiment_id"] or "-",
-            worker["device"]["name"],
-            _filled(worker["memory"], "device"),
-            _filled(worker["memory"], "host"),
-            worker["version"] or "-",
-            f"{worker['seconds_since_sign']:.0f} s ago",
-        )
-        for worker in found["workers"]
-    ]
-    headings = ["name", "state", "experiment", "device", "its GiB", "host's GiB", "version", "seen"]
-    out.print(plain("Workers", headings, rows))
-    out.print(
-        plain("Queues", ["queue", "waiting", "running", "workers", "oldest"], map(_queue, found["queues"]))
-    )
-    for warning in found["warnings"]:
+    out.print(text_table("Workers", WORKER_HEADINGS, map(_worker_row, fleet["workers"])))
+    out.print(text_table("Queues", QUEUE_HEADINGS, map(_queue_row, fleet["queues"])))
+    for warning in fleet["warnings"]:
         err.print(warning)
 
 
-def _queue(queue: dict[str, Any]) -> tuple[object, ...]:
+def _worker_row(worker: dict[str, Any]) -> tuple[object, ...]:
+    return (
+        worker["name"],
+        worker["state"],
+        worker["experiment_id"] or "-",
+        worker["device"]["name"],
+        _memory(worker["memory"], "device"),
+        _memory(worker["memory"], "host"),
+        worker["version"] or "-",
+        f"{worker['seconds_since_sign']:.0f} s ago",
+    )
+
+
+def _queue_row(queue: dict[str, Any]) -> tuple[object, ...]:
     numbers = (queue[key] if queue[key] is not None else "-" for key in ("waiting", "running", "workers"))
     oldest = queue["oldest_seconds"]
     return (queue["name"], *numbers, f"{oldest:.0f} s" if oldest is not None else "-")
 
 
-def _filled(memory: dict[str, int | None], what: str) -> str:
-    used, total = memory[f"{what}_used"], memory[f"{what}_total"]
-    return (
-        f"{used / GIBIBYTE:.1f} of {total / GIBIBYTE:.1f}" if used is not None and total is not None else "-"
-    )
+def _memory(memory: dict[str, int | None], part: str) -> str:
+    used, total = memory[f"{part}_used"], memory[f"{part}_total"]
+    if used is None or total is None:
+        return "-"
+    return f"{used / GIBIBYTE:.1f} of {total / GIBIBYTE:.1f}"

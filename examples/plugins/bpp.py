@@ -26,14 +26,14 @@ class Bpp(DirtyLabelAttack):
 
     @classmethod
     def implementation(cls) -> type[Attack[Bpp]]:
-        from worker.lab.attacks import Attack, to_bytes  # only workers call this: the API has no torch
+        from worker.lab.attacks import Attack, to_uint8  # only workers call this: the API has no torch
 
         class BppAttack(Attack[Bpp]):
             def trigger(self, state: State) -> Trigger:
                 steps = self.spec.levels - 1
 
                 def stamp(images: Tensor) -> Tensor:
-                    return to_bytes((images.float() * (steps / 255)).round_() * (255 / steps))
+                    return to_uint8((images.float() * (steps / 255)).round_() * (255 / steps))
 
                 return stamp
 

@@ -30,16 +30,16 @@ class FeTuning(CleanSetDefense):
 
     @classmethod
     def implementation(cls) -> Callable[[FeTuning, RepairDefense], Network]:
-        from worker.lab.defenses.repair import copy_of, fine_tune, network_of, repaired
+        from worker.lab.defenses.repair import copy_network, fine_tune, finish_repair, load_network
 
         def run(spec: FeTuning, lab: RepairDefense) -> Network:
             def tune(stage: StageRun) -> Outcome:
-                network = copy_of(lab, lab.victim)
+                network = copy_network(lab, lab.victim)
                 network.head.load_state_dict(lab.new_network("fresh head").head.state_dict())
                 network.head.requires_grad_(False)
                 fine_tune(lab, stage, network, spec.epochs, spec.learning_rate)
-                return repaired(lab, stage, network, lab.clean)
+                return finish_repair(lab, stage, network, lab.clean)
 
-            return network_of(lab, lab.stage("repair", tune))
+            return load_network(lab, lab.stage("repair", tune))
 
         return run

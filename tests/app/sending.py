@@ -18,9 +18,9 @@ def weights(seed: int = 0, labels: dict[str, str] | None = None, **changes: Any)
     """A sound safetensors file of `MODEL` for digits, but for ``changes`` (see tests/lab/test_brought.py)."""
     from safetensors.torch import save  # noqa: PLC0415  # brings torch, which most tests of the API do without
 
-    from worker.lab.networks import build  # noqa: PLC0415
+    from worker.lab.networks import build_network  # noqa: PLC0415
 
-    tensors = dict(build(SmallCnn(width=4), BUILT_IN["digits"].shape, seed).state_dict())
+    tensors = dict(build_network(SmallCnn(width=4), BUILT_IN["digits"].shape, seed).state_dict())
     return save(tensors | {name.replace("__", "."): tensor for name, tensor in changes.items()}, labels)
 
 

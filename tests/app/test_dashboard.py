@@ -54,6 +54,14 @@ def paths(experiment_id: str) -> list[str]:
     ]
 
 
+def imports(name: str) -> set[str]:
+    """The modules that a script imports, directly or not."""
+    direct = (
+        set(re.findall(r'from "\./([^"]+)"', (STATIC / name).read_text())) if name.endswith(".js") else set()
+    )
+    return direct.union(*(imports(module) for module in direct))
+
+
 def test_pages_hold_nothing_inline_and_stay_light(service: Service, finished: Any) -> None:
     for path in paths(finished["id"]):
         answer = service.http.get(path)
@@ -64,6 +72,8 @@ def test_pages_hold_nothing_inline_and_stay_light(service: Service, finished: An
         assert HOSTILE not in answer.text
         assert not re.search(r"<script(?![^>]* src=)|<style|\sstyle=|\son\w+=|https?://", answer.text), path
         files = set(re.findall(r'(?:src|href)="/static/([^"]+)"', answer.text))
+        for name in sorted(files):
+            files |= imports(name)
         weight = len(answer.content) + sum((STATIC / name).stat().st_size for name in files)
         assert weight < BUDGET, path
         for name in files:
@@ -71,6 +81,18 @@ def test_pages_hold_nothing_inline_and_stay_light(service: Service, finished: An
             assert (file.status_code, file.headers["cache-control"]) == (200, "no-cache")
             same = service.http.get(f"/static/{name}", headers={"If-None-Match": file.headers["etag"]})
             assert same.status_code == 304
+
+
+def test_every_rule_of_the_style_sheets_is_used() -> None:
+    sheets = "".join(path.read_text() for path in STATIC.glob("*.css"))
+    folder = STATIC.parent
+    files = (*STATIC.glob("*.js"), *folder.glob("*.py"), *folder.glob("templates/*.html"))
+    users = "".join(path.read_text() for path in files)
+    selectors = re.sub(r"/\*.*?\*/|\{[^{}]*\}", "", sheets, flags=re.DOTALL)
+    names = set(re.findall(r"[.#]([a-z][\w-]*)", selectors))
+    assert [name for name in sorted(names) if not re.search(rf"\b{name}\b", users)] == []
+    defined = set(re.findall(r"^\s*--([\w-]+):", sheets, flags=re.MULTILINE))
+    assert set(re.findall(r"var\(--([\w-]+)\)", sheets)) <= defined
 
 
 def test_an_experiment_says_in_words_what_its_numbers_say(service: Service, finished: Any) -> None:
@@ -89,7 +111,7 @@ def test_each_seed_is_shown_and_failed_arms_are_named(service: Service) -> None:
     service.add(note)
     text = service.http.get(f"/experiments/{made['id']}").text
     assert "The seeds disagree about attack success under undefended" in text
-    assert "Each seed by itself" in text
+    assert "Results of each seed" in text
     assert '<td data-label="Attack success">10.0 %</td>' in text
     assert "seed 2 failed" in text
     assert "abl, seed 2: failed: loss is nan" in text
@@ -115,9 +137,9 @@ def test_a_page_of_many_seeds_and_files_is_bounded(service: Service) -> None:
             for name in ("curves", "samples", "dataset")
         )
     text = service.http.get(f"/experiments/{made['id']}").text
-    assert "Each seed by itself would be too long for a page" in text
-    assert "and those of 45 more seeds" in text
-    assert "The first 100;" in text
+    assert "There are too many seeds to list here" in text
+    assert "Figures of 45 more seeds" in text
+    assert "The first 100 files;" in text
     assert text.count("<img ") == 5 * 3
     assert len(text) < BUDGET
 
@@ -125,11 +147,11 @@ def test_a_page_of_many_seeds_and_files_is_bounded(service: Service) -> None:
 def test_what_waits_without_a_worker_says_so(service: Service) -> None:
     id = service.submit()["id"]
     text = service.http.get(f"/experiments/{id}").text
-    assert "No worker for experiments is alive" in text
+    assert "No worker is running" in text
     service.add(
         WorkerHeartbeat(name="w:1:cpu", queue="cpu", device="cpu", started_at=utcnow(), seen_at=utcnow())
     )
-    assert "No worker for experiments is alive" not in service.http.get(f"/experiments/{id}").text
+    assert "No worker is running" not in service.http.get(f"/experiments/{id}").text
     assert "w:1:cpu" in service.http.get("/workers").text
 
 
@@ -137,10 +159,10 @@ def test_an_experiment_is_reproduced_and_the_page_tells_how_it_went(service: Ser
     first = done(service, SPEC, NUMBERS)["id"]
     answer = service.http.post(f"/experiments/{first}/reproduce", follow_redirects=False)
     again = answer.headers["location"]
-    assert "It has not ended yet" in service.http.get(again).text
+    assert "It has not finished yet" in service.http.get(again).text
     record(service, again.rpartition("/")[2], NUMBERS)
     service.end(again.rpartition("/")[2])
-    assert "The numbers agree" in service.http.get(again).text
+    assert "The results agree" in service.http.get(again).text
     assert again in service.http.get(f"/experiments/{first}").text
 
 

@@ -1,4 +1,4 @@
-"""`bdlab doctor`: what is well is said so, and whatever is wrong is one line that says how to mend it."""
+"""`bdlab doctor`: one line for each check, which says what is wrong and how to fix it."""
 
 import json
 from collections.abc import Callable
@@ -31,7 +31,7 @@ Look = Callable[..., list[Finding]]
 @pytest.fixture
 def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Look:
     """Examines a home of the test's own under more settings; all but torch, which takes seconds to load."""
-    monkeypatch.setitem(CHECKS, "torch", lambda _patient: iter(()))
+    monkeypatch.setitem(CHECKS, "torch", lambda _installation: iter(()))
 
     def examined(**more: str) -> list[Finding]:
         with monkeypatch.context() as patch:
@@ -75,8 +75,8 @@ def test_a_healthy_service_has_no_errors(tmp_path: Path, look: Look, valkey: Val
     assert not any(f.mend for f in found if f.state == "ok")
     assert "SQLite" in told(found, "database", "ok")
     assert "write-ahead log" in told(found, "database", "ok")
-    assert "drops nothing" in told(found, "broker", "ok")
-    assert "append-only file" in told(found, "broker", "ok")
+    assert "pending messages: gpu 0, cpu 0" in told(found, "broker", "ok")
+    assert not told(found, "broker", "warning")
     assert "written, read and deleted" in told(found, "objects", "ok")
     assert "h:1:cpu (cpu)" in told(found, "workers", "ok")
     assert list((tmp_path / "home" / "objects").iterdir()) == []
@@ -84,7 +84,7 @@ def test_a_healthy_service_has_no_errors(tmp_path: Path, look: Look, valkey: Val
 
 def test_a_fresh_machine_is_told_to_start(look: Look, tmp_path: Path) -> None:
     found = look()
-    assert "bdlab up" in told(found, "database", "warning")
+    assert "does not exist yet -> run bdlab up" in told(found, "database", "warning")
     assert "bdlab up" in told(found, "broker", "warning")
     assert not (tmp_path / "home" / "bdlab.sqlite3").exists()
 
@@ -94,22 +94,21 @@ def test_a_fresh_machine_is_told_to_start(look: Look, tmp_path: Path) -> None:
     [
         ("settings", {"BDLAB_LEASE_SECONDS": "-1"}, "BDLAB_LEASE_SECONDS='-1'", "greater than 0"),
         ("settings", {"BDLAB_MAX_ATTEMPTS": "many"}, "BDLAB_MAX_ATTEMPTS='many'", "integer"),
-        ("database", {"BDLAB_DATABASE_URL": "nonsense"}, "'nonsense'", "postgresql+psycopg://"),
+        ("database", {"BDLAB_DATABASE_URL": "nonsense"}, "nonsense: ", "postgresql+psycopg://"),
         ("database", {"BDLAB_DATABASE_URL": "mysql://u@h/d"}, "mysql", "postgresql+psycopg://"),
         ("database", {"BDLAB_DATABASE_URL": "postgresql+nope://u@h/d"}, "nope", "postgresql+psycopg://"),
         (
             "database",
             {"BDLAB_DATABASE_URL": "postgresql+psycopg://u:hush@127.0.0.1:1/d"},
             "u:***@127.0.0.1:1/d: ",
-            "start PostgreSQL",
+            "start the server",
         ),
-        ("database", {"BDLAB_DATABASE_URL": "sqlite://"}, "in memory", "name a file"),
-        ("broker", {"BDLAB_BROKER_URL": "amqp://h"}, "'amqp'", "redis://host"),
+        ("broker", {"BDLAB_BROKER_URL": "amqp://127.0.0.1:1"}, "amqp://127.0.0.1:1", "redis://"),
         ("broker", {"BDLAB_BROKER_URL": "redis://:hush@127.0.0.1:1/0"}, "redis://:***@", "start the server"),
         ("broker", {"BDLAB_BROKER_URL": "redis://h:port"}, "redis://h:port", "BDLAB_BROKER_URL"),
-        ("objects", {"BDLAB_OBJECTS_URL": "ftp://h/d"}, "'ftp://h/d'", "s3://bucket"),
+        ("objects", {"BDLAB_OBJECTS_URL": "ftp://h/d"}, "ftp://h/d: ", "s3://bucket"),
         ("objects", {"BDLAB_OBJECTS_URL": "s3://"}, "s3://", "s3://bucket"),
-        ("objects", {"BDLAB_OBJECTS_URL": "file:///proc/nope"}, "/proc/nope", "make the folder"),
+        ("objects", {"BDLAB_OBJECTS_URL": "file:///proc/nope"}, "/proc/nope", "file:///folder"),
         (
             "objects",
             {
@@ -119,12 +118,12 @@ def test_a_fresh_machine_is_told_to_start(look: Look, tmp_path: Path) -> None:
             }
             | {"AWS_SECRET_ACCESS_KEY": "hush", "AWS_REGION": "x"},
             "http://127.0.0.1:1",
-            "AWS_ALLOW_HTTP",
+            "AWS_ENDPOINT_URL",
         ),
     ],
     ids=str,
 )
-def test_a_broken_setting_is_one_line_that_says_how_to_mend_it(
+def test_a_broken_setting_is_one_line_that_says_how_to_fix_it(
     look: Look, check: str, broken: dict[str, str], detail: str, mend: str
 ) -> None:
     found = look(**broken)
@@ -136,7 +135,7 @@ def test_a_broken_setting_is_one_line_that_says_how_to_mend_it(
 
 def test_a_misspelt_setting_is_found(look: Look) -> None:
     line = told(look(BDLAB_DATABSE_URL="x"), "settings", "warning")
-    assert "BDLAB_DATABSE_URL is no setting" in line
+    assert "BDLAB_DATABSE_URL is not a setting" in line
     assert "did you mean BDLAB_DATABASE_URL?" in line
 
 
@@ -144,7 +143,7 @@ def test_settings_that_do_not_fit_together(look: Look) -> None:
     assert "late heartbeat" in told(look(BDLAB_HEARTBEAT_SECONDS="20"), "settings", "warning")
     shared = look(BDLAB_DATABASE_URL="postgresql+psycopg://u@127.0.0.1:1/d")
     assert "BDLAB_BROKER_URL is not set" in told(shared, "settings", "warning")
-    assert "BDLAB_SECRET is not set" in told(shared, "secret", "warning")
+    assert "BDLAB_SECRET is not set" in told(shared, "settings", "warning")
 
 
 def test_a_schema_that_is_old_new_or_changed(look: Look, tmp_path: Path) -> None:
@@ -156,7 +155,7 @@ def test_a_schema_that_is_old_new_or_changed(look: Look, tmp_path: Path) -> None
     with closing(Database(settings.database)) as database:
         with database.writing() as session:
             session.execute(text("ALTER TABLE outbox ADD COLUMN mine INTEGER"))
-        assert "1 things differ" in told(look(), "schema", "error")
+        assert "in 1 places" in told(look(), "schema", "error")
         with database.writing() as session:
             session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
         assert "newer version" in told(look(), "schema", "error")
@@ -165,13 +164,13 @@ def test_a_schema_that_is_old_new_or_changed(look: Look, tmp_path: Path) -> None
 def test_a_file_that_is_no_database(look: Look, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "bdlab.sqlite3").write_bytes(b"garbage " * 100)
-    assert "restore a backup" in told(look(), "database", "error")
+    assert "not a database" in told(look(), "database", "error")
 
 
 def test_a_secret_that_others_can_read(look: Look, tmp_path: Path) -> None:
     make_signer(Settings(home=tmp_path / "home"))
     path = tmp_path / "home" / "secret"
-    assert "this user alone" in told(look(), "secret", "ok")
+    assert "readable only by its owner" in told(look(), "secret", "ok")
     path.chmod(0o644)
     assert f"chmod 600 {path}" in told(look(), "secret", "error")
 
@@ -186,8 +185,6 @@ def test_a_broker_that_forgets(look: Look, valkey: Valkey) -> None:
     found = look(BDLAB_BROKER_URL=valkey.url)
     assert "set maxmemory-policy noeviction" in told(found, "broker", "error")
     assert "set appendonly yes" in told(found, "broker", "warning")
-    client.config_set("requirepass", "hush")
-    assert "redis://:password@host" in told(look(BDLAB_BROKER_URL=valkey.url), "broker", "error")
 
 
 def test_workers_that_are_missing_or_live_in_the_future(look: Look, service: Service, valkey: Valkey) -> None:
@@ -206,26 +203,24 @@ def test_a_relay_that_does_not_run(look: Look, service: Service) -> None:
     with service.database.writing() as session:
         message = session.query(Outbox).filter_by(experiment_id=made["id"]).one()
         message.not_before = utcnow() - timedelta(minutes=5)
-    assert "1 messages are due" in told(look(**url), "relay", "warning")
+    assert "1 messages are overdue" in told(look(**url), "relay", "warning")
     with service.database.writing() as session:
         assert lifecycle.claim(session, made["id"], "dead", -300) == 1
-    assert "1 leases ran out" in told(look(**url), "relay", "error")
+    assert "1 leases expired" in told(look(**url), "relay", "error")
 
 
 def test_keys_that_let_nobody_in(look: Look, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home")
     schema.upgrade(settings.database)
-    assert "this machine alone is served" in told(look(), "keys", "ok")
-    (tmp_path / "home" / "address").write_text("http://0.0.0.0:8000\n")
-    assert "listens on 0.0.0.0" in told(look(), "keys", "error")
+    assert "only local requests are accepted" in told(look(), "keys", "ok")
     with closing(Database(settings.database)) as database:
         asked = KeyRequest(owner="ann", scopes=["read", "admin"], expires_in_days=3)
         made = keys.create(database, Pepper(settings), asked)
         found = look()
-        assert "1 of 1 are good, 1 of them" in told(found, "keys", "ok")
+        assert "1 of 1 are valid, 1 of them" in told(found, "keys", "ok")
         assert f"{made.prefix} of ann expires" in told(found, "keys", "warning")
         keys.revoke(database, made.prefix)
-    assert "nobody can get in" in told(look(), "keys", "error")
+    assert "nobody has access" in told(look(), "keys", "error")
 
 
 def test_the_command(tmp_path: Path) -> None:
@@ -237,10 +232,9 @@ def test_the_command(tmp_path: Path) -> None:
     assert next(c for c in found["checks"] if c["check"] == "torch")["state"] == "ok"
     broken = bdlab("doctor", BDLAB_MAX_ATTEMPTS="0", **home)
     assert (broken.returncode, broken.stderr) == (1, "")
-    assert broken.stdout.splitlines() == [
-        "ERROR    settings: BDLAB_MAX_ATTEMPTS='0' is not allowed. To mend it: "
-        "input should be greater than or equal to 1; unset it for its default"
-    ]
+    (line,) = broken.stdout.splitlines()
+    assert line.startswith("ERROR    settings: BDLAB_MAX_ATTEMPTS='0' is not allowed. ")
+    assert line.endswith("input should be greater than or equal to 1; unset it for its default")
 
 
 def test_a_worker_with_other_code_is_found(tmp_path: Path, look: Look) -> None:

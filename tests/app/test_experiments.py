@@ -187,7 +187,7 @@ def test_canceling_what_runs_asks_the_worker(service: Service) -> None:
     assert answer["status"] == "running"
     assert answer["cancel_requested_at"]
     with service.database.writing() as session:
-        assert lifecycle.heartbeat(session, experiment["id"], attempt, 10)
+        assert lifecycle.renew(session, experiment["id"], attempt, 10)
         lifecycle.finish(session, experiment["id"], attempt, "canceled")
     assert service.get(experiment["id"])["status"] == "canceled"
 

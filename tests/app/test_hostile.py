@@ -44,8 +44,8 @@ def pieces(head: bytes, size: int) -> Iterator[bytes]:
 CASES: dict[str, tuple[str, dict[str, str], Callable[[], Any], int, str]] = {
     "too large": ("experiments", JSON, lambda: b" " * (MOST_BODY + 1), 413, f"at most {MOST_BODY} bytes"),
     "endless": ("experiments", JSON, lambda: pieces(b"", 64 * 2**20), 413, f"at most {MOST_BODY} bytes"),
-    "deep list": ("experiments", JSON, lambda: "[" * (MOST_BODY - 1), 400, "too deeply nested"),
-    "deep object": ("experiments", JSON, lambda: '{"a":' * 200_000, 400, "too deeply nested"),
+    "deep list": ("experiments", JSON, lambda: "[" * (MOST_BODY - 1), 400, "nested too deeply"),
+    "deep object": ("experiments", JSON, lambda: '{"a":' * 200_000, 400, "nested too deeply"),
     "long number": ("experiments", JSON, lambda: '{"seeds":[' + "9" * 10**6 + "]}", 400, "too many digits"),
     "long name": ("experiments", JSON, lambda: '{"name":"' + "x" * 10**6 + '"}', 422, "at most 200"),
     "more values than any body has": (
@@ -53,7 +53,7 @@ CASES: dict[str, tuple[str, dict[str, str], Callable[[], Any], int, str]] = {
         JSON,
         lambda: '{"seeds":' + listed('"x"', 10**5) + "}",
         413,
-        "lists too many values; at most 50000",
+        "has too many values; at most 50000",
     ),
     "as many faults as may be": (
         "experiments",
@@ -96,7 +96,7 @@ CASES: dict[str, tuple[str, dict[str, str], Callable[[], Any], int, str]] = {
         FORM,
         lambda: pieces(b"--b\r\nX: ", 2**20),
         400,
-        "no multipart form",
+        "not a multipart form",
     ),
 }
 
@@ -171,7 +171,7 @@ def test_slow_senders_are_given_up_and_keep_nobody_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More of them than the API has threads, each with one byte of its body every now and then."""
-    monkeypatch.setattr(request_middleware, "LONGEST_BODY_SECONDS", 2.0)
+    monkeypatch.setattr(request_middleware, "MAX_BODY_SECONDS", 2.0)
     with serve(Settings(home=tmp_path)) as service, ExitStack() as stack:
         began = time.monotonic()
         slow = [stack.enter_context(connect(service.url)) for _ in range(100)]
@@ -181,7 +181,7 @@ def test_slow_senders_are_given_up_and_keep_nobody_waiting(
         answers = quick_while_dripping(service, slow, until=began + 1.0)
         assert time.monotonic() - began < 15
         assert all(answer.startswith(b"HTTP/1.1 408 ") for answer in answers)
-        assert all(b"did not come within 2 s" in answer for answer in answers)
+        assert all(b"did not arrive within 2 s" in answer for answer in answers)
         assert service.http.get("/v1/experiments").json()["experiments"] == []
 
 

@@ -1,4 +1,4 @@
-"""Retention and the sweep: what may go goes, what is needed stays, and a dry run touches nothing."""
+"""Retention and orphans: what may be deleted is, what is needed stays, and a dry run changes nothing."""
 
 import json
 import os
@@ -15,11 +15,11 @@ from sqlalchemy import delete, select
 from app.core.context import Context
 from app.core.database import new_id, utcnow
 from app.core.objects import content_key
-from app.experiments.service import stages
+from app.experiments.planning import plan_experiment
 from app.operations.housekeeping import orphans
-from app.operations.housekeeping.schedule import keep
-from app.operations.housekeeping.service import keep_house
-from app.operations.supervisor import _environment
+from app.operations.housekeeping.schedule import run_periodically
+from app.operations.housekeeping.service import run_housekeeping
+from app.operations.supervisor import child_environment
 from app.results.artifacts import storage
 from app.settings import RetentionPolicy, Settings
 from app.specs.experiment import ExperimentSpec
@@ -184,9 +184,9 @@ def check_size(service: Service) -> None:
         )
     assert [status(service, link) for link in links] == [200, 410, 200]
     assert not any(service.objects.exists(f"stages/{key}.safetensors") for key in stages)
-    assert "may hold" in service.http.get(links[1]).json()["detail"]
+    assert "to store at most" in service.http.get(links[1]).json()["detail"]
     report = ask(service, {"max_bytes": 0}, delete=True)
-    assert "nothing else may go" in report["remarks"][0]
+    assert "nothing else may be deleted" in report["remarks"][0]
     assert [status(service, link) for link in (*links, figure)] == [410, 410, 410, 200]
 
 
@@ -198,7 +198,9 @@ def check_stages(service: Service) -> None:
     spec = {"name": "waits", "seeds": [77]}
     waiting = service.submit(spec)
     context = Context.open(service.settings)
-    wanted = stage(service, stages(context, ExperimentSpec.model_validate(spec))[0].key, days=50)
+    wanted = stage(
+        service, plan_experiment(context, ExperimentSpec.model_validate(spec)).stages[0].key, days=50
+    )
     context.close()
     in_hand = stage(
         service, 1, 50, owner="x:1", lease_expires_at=utcnow() + timedelta(minutes=1), ready_at=None
@@ -211,7 +213,7 @@ def check_stages(service: Service) -> None:
     report = ask(service, {"stage_days": 30}, delete=True)
     assert counted(report, "stages") == {
         "stages of reproductions that have ended": 2,
-        "nobody used them for 30 days": 2,
+        "not used for 30 days": 2,
     }
     with service.database.reading() as session:
         assert set(session.scalars(select(Stage.key))) == set(stays)
@@ -229,6 +231,7 @@ def test_no_stage_goes_while_it_is_not_known_what_is_needed(service: Service) ->
     waiting = service.submit()
     with service.database.writing() as session:
         row = session.get_one(Experiment, waiting["id"])
+        row.lab_version -= 1  # so that its stages are planned again
         row.spec = row.spec | {"dataset": {"name": "imported", "key": "elsewhere"}}
     stage(service, 1, days=50)
     report = ask(service, {"stage_days": 30}, delete=True)
@@ -236,7 +239,7 @@ def test_no_stage_goes_while_it_is_not_known_what_is_needed(service: Service) ->
     assert waiting["id"] in report["remarks"][0]
 
 
-def test_what_belongs_to_nothing_is_swept(service: Service) -> None:
+def test_orphans_are_collected(service: Service) -> None:
     put = service.objects.put
     experiment = ended(service, 1)
     live = file(service, experiment, b"live")
@@ -287,11 +290,10 @@ def test_what_belongs_to_nothing_is_swept(service: Service) -> None:
 
     told = ask(service)
     assert sum(counted(told, "orphans").values()) == len(keys) + 3
-    assert counted(told, "missing") == {"files of experiments whose object is not there": 1}
+    assert counted(told, "missing") == {"files of experiments without an object": 1}
     assert [i["examples"] for i in told["items"] if i["part"] == "missing"] == [
         [f"{experiment['id']}/{name}"]
     ]
-    assert counted(told, "unknown") == {"objects that are not the service's": 1}
     assert all(service.objects.exists(key) for key in keys)
     done = ask(service, delete=True)
     assert done["items"] == told["items"]
@@ -302,7 +304,9 @@ def test_what_belongs_to_nothing_is_swept(service: Service) -> None:
     assert counted(ask(service), "orphans") == {}
 
 
-def test_the_sweep_of_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serving: Serving) -> None:
+def test_orphans_of_a_bucket_are_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serving: Serving
+) -> None:
     with S3() as s3, monkeypatch.context() as patch:
         for name, value in s3.environment.items():
             patch.setenv(name, value)
@@ -312,7 +316,7 @@ def test_the_sweep_of_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
                 service.objects.put(f"uploads/{new_id()}", b"%d" % number)
             patch.setattr(orphans, "utcnow", lambda: utcnow() + timedelta(days=2))
             context = Context.open(service.settings)
-            report = keep_house(context, None, delete=True)
+            report = run_housekeeping(context, None, delete=True)
             assert sum(item.count for item in report.items if item.part == "orphans") == 1200
             assert [len(page) for page in service.objects.listing()] == [1]
             assert status(service, live) == 200
@@ -376,15 +380,15 @@ def test_a_policy_that_is_wrong_names_the_field(service: Service) -> None:
         assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, field)
 
 
-def test_the_relay_keeps_house_by_the_policy_of_the_settings(service: Service) -> None:
+def test_the_relay_applies_the_policy_of_the_settings(service: Service) -> None:
     goes = file(service, ended(service, 100), b"old")
     stop = threading.Event()
-    keep(service.settings, stop)  # there is no policy, so it returns at once
+    run_periodically(service.settings, stop)  # there is no policy, so it returns at once
     assert status(service, goes) == 200
     settings = service.settings.model_copy(
         update={"retention": RetentionPolicy.model_validate({"rules": [{"days": 90}]})}
     )
-    thread = threading.Thread(target=keep, args=(settings, stop))
+    thread = threading.Thread(target=run_periodically, args=(settings, stop))
     thread.start()
     for _ in range(500):
         if status(service, goes) == 410:
@@ -401,7 +405,7 @@ def test_the_policy_reaches_the_children_of_the_supervisor(
 ) -> None:
     monkeypatch.setenv("BDLAB_RETENTION", '{"rules": [{"days": 90, "tag": "a:b"}], "max_bytes": 5}')
     settings = Settings(home=tmp_path)
-    for name, value in _environment(settings).items():
+    for name, value in child_environment(settings).items():
         monkeypatch.setenv(name, value)
     assert Settings().retention == settings.retention != None  # noqa: E711
     monkeypatch.setenv("BDLAB_RETENTION", "")
@@ -415,7 +419,7 @@ def test_the_command(service: Service, tmp_path: Path) -> None:
     policy.write_text('{"rules": [{"days": 90}]}')
     told = bdlab("gc", "--policy", str(policy), **home)
     assert (told.returncode, told.stderr) == (0, "")
-    assert "1, 3 bytes, would go" in told.stdout
+    assert "1, 3 bytes, to be deleted" in told.stdout
     assert told.stdout.splitlines()[-1] == "this was a dry run; --delete does it"
     assert status(service, goes) == 200
     done = bdlab("gc", "--delete", "--json", BDLAB_RETENTION=policy.read_text(), **home)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.specs.summary import summarize
+from app.specs.metrics import summarize
 from tests.app.conftest import Service
 from tests.app.numbers import arm, done
 

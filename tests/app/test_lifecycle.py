@@ -86,15 +86,15 @@ def test_a_lost_lease_writes_nothing(database: Database, one: str) -> None:
     assert (first, second) == (1, 2)
     before = everything(database)
     with database.writing() as session:
-        assert not lifecycle.still_mine(session, one, first)
+        assert not lifecycle.still_owned(session, one, first)
         assert not lifecycle.finish(session, one, first, "succeeded")
         assert not lifecycle.wait(session, one, first, 5)
         assert not lifecycle.lose(session, one, first, "again")
         with pytest.raises(lifecycle.LeaseLost):
-            lifecycle.heartbeat(session, one, first, 60)
+            lifecycle.renew(session, one, first, 60)
     assert everything(database) == before
     with database.writing() as session:
-        assert lifecycle.still_mine(session, one, second)
+        assert lifecycle.still_owned(session, one, second)
 
 
 def test_a_final_state_never_changes(database: Database, one: str) -> None:
@@ -139,7 +139,7 @@ def test_a_cancel_is_seen_wherever_the_attempt_ends(database: Database, one: str
     with database.writing() as session:
         lifecycle.cancel(session, lifecycle.lock(session, one))
     with database.writing() as session:
-        assert lifecycle.heartbeat(session, one, attempt, 60)
+        assert lifecycle.renew(session, one, attempt, 60)
         assert lifecycle.wait(session, one, attempt, 5)
     assert look(database, one).status == "canceled"
 
@@ -157,7 +157,7 @@ def test_only_an_expired_lease_is_reaped(database: Database, one: str) -> None:
     with database.reading() as session:
         assert list(dispatch.expired(session)) == [one]
     with database.writing() as session:
-        lifecycle.heartbeat(session, one, attempt, 60)  # heard of between the two looks
+        lifecycle.renew(session, one, attempt, 60)  # heard of between the two looks
         assert not dispatch.reap(session, one)
     assert look(database, one).status == "running"
 

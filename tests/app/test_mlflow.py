@@ -132,8 +132,8 @@ def test_what_cannot_be_copied_is_said_in_one_line(
     refused = bdlab("export", "mlflow", queued, "--tracking-uri", uri, BDLAB_URL=service.url)
     assert refused.returncode == 2
     assert (
-        refused.stderr == f"bdlab: experiment {queued} is queued; only one that has ended can be exported\n"
+        refused.stderr == f"bdlab: experiment {queued} is queued; only an ended experiment can be exported\n"
     )
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    with pytest.raises(MissingPackageError, match="pip install mlflow-skinny"):
+    with pytest.raises(MissingPackageError, match=r'pip install "backdoor-lab\[mlflow\]"'):
         client.to_mlflow(id, uri)

@@ -54,7 +54,7 @@ def test_the_database(service: Service) -> None:
     refused(service.http.post("/v1/experiments", json={}), "experiments")
     page = service.http.get("/")
     assert (page.status_code, page.headers["content-type"]) == (503, "text/html; charset=utf-8")
-    assert "Something that the service needs does not answer now" in page.text
+    assert "A component that the service needs does not respond" in page.text
     assert service.http.get("/readyz").json()["checks"]["database"]["ok"] is False
     assert "bdlab_database_up 0.0" in service.http.get("/metrics").text
     assert service.http.get("/healthz").status_code == 200

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event, text
 
-from app.core.poll_cache import MOST_KEPT, Answer, Polled
+from app.core.poll_cache import MAX_ANSWERS, Answer, PollCache
 from app.experiments import lifecycle
+from app.experiments.schemas import ExperimentOut
 from app.settings import Settings
 from tests.app.conftest import Service, serve
 from tests.app.numbers import record
@@ -38,6 +39,18 @@ def statements() -> Iterator[list[str]]:
         event.remove(Engine, "before_cursor_execute", note)
 
 
+CONSTANT = {"id", "name", "spec", "spec_hash", "created_at", "links"}
+IN_KEY = {"status", "attempts_left", "queued_at", "finished_at", "cancel_requested_at", "sweep"}
+WITH_EVENT = {"progress", "attempts", "summary", "error", "started_at"}
+"""Fields that change only in a transaction that also writes an event, whose id is part of the key."""
+
+
+def test_every_field_is_covered_by_the_key_of_the_cache() -> None:
+    # A new field must be constant, added to `repository.version_key`, or changed together with an event.
+    classified = [*CONSTANT, *IN_KEY, *WITH_EVENT]
+    assert sorted(classified) == sorted(ExperimentOut.model_fields)
+
+
 def test_every_change_is_seen_and_nothing_else_is_asked_for(service: Service) -> None:
     submitted = service.submit()
     mine = submitted["id"]
@@ -58,7 +71,7 @@ def test_every_change_is_seen_and_nothing_else_is_asked_for(service: Service) ->
     shows(status="running", attempts_left=3)
     progress = {"stage": "victim", "fraction": 0.5}
     with service.database.writing() as session:
-        assert lifecycle.still_mine(session, mine, attempt)
+        assert lifecycle.still_owned(session, mine, attempt)
         session.execute(
             text("UPDATE experiments SET progress = '{\"fraction\": 0.5}' WHERE id = :id"), {"id": mine}
         )
@@ -97,12 +110,12 @@ def test_a_server_that_was_restarted_is_noticed_before_a_request_fails(
 
 
 def test_the_answers_of_long_ago_are_forgotten() -> None:
-    polled = Polled()
+    polled = PollCache()
     answer = Answer.of("{}")
-    for number in range(MOST_KEPT):
-        polled.keep(str(number), 1, answer)
+    for number in range(MAX_ANSWERS):
+        polled.store(str(number), 1, answer)
     assert polled.get("0", 1) is answer
-    polled.keep("one more", 1, answer)
+    polled.store("one more", 1, answer)
     assert polled.get("1", 1) is None
     assert polled.get("0", 2) is None
     assert polled.get("0", 1) is None

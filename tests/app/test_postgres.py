@@ -105,7 +105,7 @@ def test_an_experiment_from_end_to_end(
 
         assert sorted(pool.map(claim, "abcdefgh"), key=str) == [1] + [None] * 7
         with service.database.writing() as session:
-            assert lifecycle.heartbeat(session, experiment["id"], 1, -1) is False
+            assert lifecycle.renew(session, experiment["id"], 1, -1) is False
             assert list(dispatch.expired(session)) == [experiment["id"]]
             assert dispatch.reap(session, experiment["id"])
             assert len(dispatch.due(session)) == 2
@@ -152,7 +152,7 @@ def test_a_long_submission_keeps_no_worker_from_its_claim(postgres: Postgres, tm
         long.flush()  # now it refers to the owner
         with database.writing() as session:
             session.execute(text("SET LOCAL lock_timeout = '2s'"))
-            assert scheduling.take(session, waiting.id, "worker", [CPU], settings) == (waiting.id, 1)
+            assert scheduling.claim_next(session, waiting.id, "worker", [CPU], settings) == (waiting.id, 1)
     database.close()
 
 
@@ -258,7 +258,7 @@ def test_an_upload_from_end_to_end(
         [model_id] = ids
         with service.database.reading() as session:
             assert repository.due(session) == {model_id: True}
-            assert repository.waiting(session) == 1
+            assert repository.count_unclaimed(session) == 1
         assert check(model_id, settings) == "ready"
         spec = {"model": MODEL, "victim": {"model_id": model_id}}
         experiment = service.submit(spec)

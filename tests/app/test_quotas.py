@@ -132,7 +132,7 @@ def test_running_experiments_are_held_back_by_the_relay_and_at_the_claim(
         def claim(experiment: str) -> str | None:
             """As a worker does it that gets this message."""
             with service.database.writing() as session:
-                taken = scheduling.take(session, experiment, "w", ["cpu"], service.settings)
+                taken = scheduling.claim_next(session, experiment, "w", ["cpu"], service.settings)
                 return taken.experiment_id if taken is not None else None
 
         step()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from app.specs.summary import summarize, t_quantile
+from app.specs.metrics import summarize, t_quantile
 from app.tables.results import ArmNote, MetricPoint, ResultValue
 from tests.app.conftest import Service
 from tests.app.numbers import check_thinning

@@ -30,8 +30,9 @@ installed = importlib.metadata.packages_distributions().keys()
 print(*sorted({name.partition('.')[0] for name in sys.modules} & installed))
 """
 NEEDED = """
-PIL annotated_doc annotated_types anyio app dotenv fastapi httpx2 idna obstore opentelemetry prometheus_client pydantic
-pydantic_core pydantic_settings python_multipart sqlalchemy starlette typing_extensions typing_inspection
+PIL annotated_doc annotated_types anyio app dotenv fastapi greenlet httpx2 idna obstore opentelemetry
+prometheus_client pydantic pydantic_core pydantic_settings pygments python_multipart rich sqlalchemy starlette
+structlog typing_extensions typing_inspection
 """
 
 
@@ -61,7 +62,7 @@ def test_the_schema_goes_up_and_down(tmp_path: Path) -> None:
 
 def test_several_processes_may_migrate_at_once(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'test.sqlite3'}"
-    code = f"from app.core import migrations; schema.upgrade({url!r})"
+    code = f"from app.operations import schema; schema.upgrade({url!r})"
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
     assert [p.wait(60) for p in processes] == [0, 0, 0]
 

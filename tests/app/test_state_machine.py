@@ -270,7 +270,7 @@ class Experiments(RuleBasedStateMachine):
     def take(self, hint: str) -> scheduling.Taken | None:
         """What a message makes a worker do."""
         with self.database.writing() as session:
-            return scheduling.take(session, hint, "w", [CPU], self.context.settings)
+            return scheduling.claim_next(session, hint, "w", [CPU], self.context.settings)
 
     def heartbeat(self, pick: int) -> None:
         if not self.workers:
@@ -280,7 +280,7 @@ class Experiments(RuleBasedStateMachine):
         mine = row is not None and row.status == RUNNING and row.attempt == attempt
         try:
             with self.database.writing() as session:
-                canceled = lifecycle.heartbeat(session, chosen, attempt, LEASE)
+                canceled = lifecycle.renew(session, chosen, attempt, LEASE)
         except lifecycle.LeaseLost:
             assert not mine
             self.workers.remove((chosen, attempt))

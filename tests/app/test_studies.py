@@ -114,6 +114,8 @@ def test_only_what_is_not_there_is_queued(service: Service) -> None:
     assert (made["reused"], made["states"]["succeeded"], made["states"]["queued"]) == (2, 2, 14)
     experiments = queued(service, made)
     assert count(service) == before + 4
+    planned = [service.http.post("/v1/experiments:validate", json=e["spec"]).json() for e in experiments]
+    assert dry["stages"] == len({stage["key"] for one in planned for stage in one["stages"]})
     partly = next(e for e in experiments if e["sweep"]["coordinates"] == {"attack": "badnets", "seed": 1})
     assert (arms(partly), partly["spec"]["reference"]) == (["abl"], True)
     rows = service.http.get(made["links"]["table"]).json()["rows"]
@@ -157,7 +159,7 @@ def test_extending_queues_only_what_is_new(service: Service) -> None:
     taken = {"attacks": [{"attack": {"name": "sig"}, "label": "badnets"}]}
     wrong = {"attacks": [{"attack": {"name": "sig", "target_class": 12}}]}
     for body, words in (
-        (taken, "with what the study has already"),
+        (taken, "in the extended study"),
         (wrong, "0 to 9"),
         ({"epochs": 1}, "unknown field"),
     ):

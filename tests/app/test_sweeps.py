@@ -94,7 +94,7 @@ BAD: list[tuple[dict[str, Any], list[tuple[str, Any, str]]]] = [
     ),
     (
         {"base": {"defenses": [{"name": "abl"}]}, "grid": {"defenses.1.gamma": [0.1]}},
-        [("cells[0].defenses.1.gamma", 0.1, "no place in a list of 1")],
+        [("cells[0].defenses.1.gamma", 0.1, "not an index of a list of 1")],
     ),
     ({"grid": {"attack.poisoning_rate": [0.1]}}, [("base.attack.name", None, "required")]),
     (
@@ -102,9 +102,9 @@ BAD: list[tuple[dict[str, Any], list[tuple[str, Any, str]]]] = [
         [("cells[2]", None, "equal to cell 0")],
     ),
     ({"overrides": [{"seeds": 1}, {"seeds": [1], "name": "b"}]}, [("cells[1]", None, "equal to cell 0")]),
-    ({"grid": {"seeds": [[1, 1]]}}, [("cells[0]", None, "differ from each other")]),
+    ({"grid": {"seeds": [[1, 1]]}}, [("cells[0]", None, "must be distinct")]),
     ({"base": {}, "grid": {"seeds": [1]}, "nme": "x"}, [("nme", "x", "unknown field; allowed: name, base")]),
-    ({"base": {}}, [("body", None, "either grid or overrides")]),
+    ({"base": {}}, [("body", None, "exactly one of grid and overrides")]),
 ]
 
 

@@ -11,12 +11,13 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 from sqlalchemy import select
+from structlog.contextvars import bound_contextvars
 
-from app.core import log_context, logs, metrics
+from app.core import logs, metrics
 from app.core.database import Database
 from app.operations.health.shared_counters import Pusher
 from app.settings import Settings
-from app.tables.counters import Tally
+from app.tables.counters import SharedCounter
 from app.tables.experiments import Experiment
 from tests.app.conftest import QUICK, Service
 
@@ -122,7 +123,7 @@ def test_lines_are_json_or_for_people(form: Any, restored: None, capsys: pytest.
     try:
         raise ValueError(f"no {KEY}")
     except ValueError:
-        with log_context.binding(request_id="r1", experiment_id="e1"):
+        with bound_contextvars(request_id="r1", experiment_id="e1"):
             logging.getLogger("somewhere").exception("it %s", "broke", extra={"status": 500})
     text = capsys.readouterr().err
     assert KEY not in text
@@ -153,7 +154,9 @@ def test_processes_add_up_and_nothing_counted_while_the_database_was_away_is_los
     buckets = [key for key in found["bdlab_objects_seconds_bucket"] if "a test" in key and "worker" in key]
     assert len(buckets) == len(metrics.SLOW) + 1
     with service.database.reading() as session:
-        rows = session.scalars(select(Tally).where(Tally.sample == "bdlab_epochs_total")).all()
+        rows = session.scalars(
+            select(SharedCounter).where(SharedCounter.sample == "bdlab_epochs_total")
+        ).all()
     assert sum(row.value for row in rows if "a test" in row.labels) == 10
 
 

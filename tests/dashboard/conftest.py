@@ -1,4 +1,4 @@
-"""The system's Chromium, and pages in it that remember everything that went wrong."""
+"""The system's Chromium, and tabs in it that record every error."""
 
 import os
 import shutil
@@ -19,16 +19,16 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-expect.set_options(timeout=20_000)  # two cores may be busy with something else
+expect.set_options(timeout=20_000)  # a busy machine is slow
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """Where Chromium is. Without one these tests are skipped, but not in continuous integration."""
+    """The path of Chromium. Without it these tests are skipped, or fail in continuous integration."""
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
-        reason = "there is no Chromium on this machine; on Debian: apt-get install chromium"
+        reason = "Chromium is not installed; on Debian: apt-get install chromium"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
@@ -37,7 +37,7 @@ def chromium() -> str:
 
 @pytest.fixture(scope="package")
 def browser(chromium: str) -> Iterator[Browser]:
-    """Closed with these tests: Playwright keeps an event loop running, and others want one of their own."""
+    """Closed after these tests, because Playwright keeps an event loop running and other tests start their own."""
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         yield started
@@ -45,13 +45,13 @@ def browser(chromium: str) -> Iterator[Browser]:
 
 
 class Tab:
-    """A page of the dashboard. ``faults`` are console errors, exceptions and violations of the policy."""
+    """A tab that shows pages of the dashboard. ``errors`` are console errors, exceptions and policy violations."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page, self.url = page, url
-        self.faults: list[str] = []
+        self.errors: list[str] = []
         page.on("console", self._console)
-        page.on("pageerror", lambda error: self.faults.append(f"exception: {error}"))
+        page.on("pageerror", lambda error: self.errors.append(f"exception: {error}"))
         page.on("requestfailed", self._failed)
 
     def open(self, path: str) -> Page:
@@ -59,7 +59,7 @@ class Tab:
         return self.page
 
     def accessibility(self) -> list[str]:
-        """What axe-core finds wrong with the page as it is."""
+        """The violations that axe-core finds on the current page."""
         self.page.evaluate(AXE)
         found = self.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
         return [
@@ -68,23 +68,23 @@ class Tab:
         ]
 
     def overflow(self) -> int:
-        """By how many pixels the page is wider than its window."""
+        """The number of pixels by which the page is wider than its window."""
         return int(self.page.evaluate("document.documentElement.scrollWidth - window.innerWidth"))
 
     def _console(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
-            self.faults.append(f"{self.page.url}: {message.type}: {message.text}")
+            self.errors.append(f"{self.page.url}: {message.type}: {message.text}")
 
     def _failed(self, request: Any) -> None:
-        # A page that is left cuts its own streams and pictures; that is no fault.
+        # Leaving a page aborts its streams and pictures.
         if request.failure != "net::ERR_ABORTED":
-            self.faults.append(f"{request.url}: {request.failure}")
+            self.errors.append(f"{request.url}: {request.failure}")
 
 
 @pytest.fixture
-def tab(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Callable[..., Tab]]:
-    """Opens a tab in a fresh context, on the service at ``url`` or on the shared one; other keyword arguments are
-    those of Playwright's `new_context`."""
+def open_tab(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Callable[..., Tab]]:
+    """Opens a tab in a new context, for the service at ``url`` or the shared one. Other keyword arguments are those of
+    Playwright's `new_context`."""
     made = []
 
     def new(url: str = "", **options: Any) -> Tab:

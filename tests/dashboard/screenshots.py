@@ -1,4 +1,4 @@
-"""`make screenshots`: every page of the dashboard on a real run, light and dark, desktop and phone.
+"""`make screenshots`: every page of the dashboard after a real run, light and dark, on a desktop and a phone.
 
 All of them go to var/screenshots, to be looked at; the three that the README shows go to docs/images.
 """
@@ -25,9 +25,9 @@ IMAGES = ROOT / "docs/images"
 EVERY = ROOT / "var/screenshots"
 EXAMPLE: dict[str, Any] = json.loads((ROOT / "examples/digits-badnets-abl.json").read_text())
 MOST_SECONDS, PATIENCE_MS = 1800, 120_000
-"""Idle, two cores need about two minutes; nothing shall fail only because they are busy."""
+"""Two idle cores need about two minutes; the limits are generous for a busy machine."""
 README = ("experiment", "predictions", "isolation")
-LARGEST = 150_000  # bytes of a picture in the README
+LARGEST = 150_000  # bytes of a screenshot in the README
 DATA = {"name": "digits", "train_size": 400}
 STUDY: dict[str, Any] = {
     "name": "Two attacks, two defenses",
@@ -38,7 +38,7 @@ STUDY: dict[str, Any] = {
     "seeds": [0],
 }
 SWEEP: dict[str, Any] = {
-    "name": "How much must be isolated",
+    "name": "Isolation ratio",
     "base": {
         "dataset": DATA,
         "attack": {"name": "badnets"},
@@ -50,13 +50,13 @@ SWEEP: dict[str, Any] = {
 
 
 class TooLongError(Exception):
-    """The time is up. No TimeoutError, which an HTTP client on the way would take for its own."""
+    """The time limit is exceeded. Not a TimeoutError, which an HTTP client would handle as its own."""
 
 
 def main() -> int:
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
-        print("There is no Chromium; on Debian: apt-get install chromium", file=sys.stderr)
+        print("Chromium is not installed; on Debian: apt-get install chromium", file=sys.stderr)
         return 1
     signal.signal(signal.SIGALRM, _too_long)
     signal.alarm(MOST_SECONDS)
@@ -64,36 +64,38 @@ def main() -> int:
         patient = {
             "BDLAB_LEASE_SECONDS": "60",
             "BDLAB_HEARTBEAT_SECONDS": "5",
-        }  # a busy machine loses no lease
+        }  # so that leases do not expire on a busy machine
         stack = Stack(Path(folder) / "home", **patient)
         try:
             stack.start()
             shutil.rmtree(EVERY, ignore_errors=True)
             EVERY.mkdir(parents=True)
             browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-            done = finish(stack)
-            for pages in (at_work(stack), done):
+            done = run_to_the_end(stack)
+            for pages in (start_unfinished(stack), done):
                 for size, viewport in (("desktop", DESKTOP), ("phone", PHONE)):
-                    shoot(browser, stack.url, pages, size, viewport)
+                    take_screenshots(browser, stack.url, pages, size, viewport)
                 for one in stack.get("/v1/experiments", status="running")["experiments"]:
-                    stack.post(f"/v1/experiments/{one['id']}:cancel")  # it would slow down the other pictures
+                    stack.post(
+                        f"/v1/experiments/{one['id']}:cancel"
+                    )  # it would slow down the other screenshots
             browser.close()
-        except Exception:  # here, for the service may not stop either, which would hide it
+        except Exception:  # print it now: stopping the service may raise too and hide it
             traceback.print_exc()
             return 1
         finally:
             signal.alarm(0)
             stack.stop()
-    print(f"{len(list(EVERY.glob('*.png')))} pictures in {EVERY.relative_to(ROOT)}")
+    print(f"{len(list(EVERY.glob('*.png')))} screenshots in {EVERY.relative_to(ROOT)}")
     return 0
 
 
 def _too_long(_signal: int, _frame: FrameType | None) -> None:
-    raise TooLongError(f"the pictures were not done within {MOST_SECONDS} s; is this machine busy?")
+    raise TooLongError(f"the screenshots were not finished within {MOST_SECONDS} s")
 
 
-def finish(stack: Stack) -> dict[str, str]:
-    """Run the example of the README, a study and a sweep; returns the pages to show by name."""
+def run_to_the_end(stack: Stack) -> dict[str, str]:
+    """Run the README's example, a study and a sweep. Returns paths of pages by name."""
     done = stack.submit(EXAMPLE)
     sweep = stack.post("/v1/sweeps", SWEEP)["id"]
     study = stack.post("/v1/studies", STUDY)["id"]
@@ -122,10 +124,10 @@ def finish(stack: Stack) -> dict[str, str]:
     }
 
 
-def at_work(stack: Stack) -> dict[str, str]:
-    """Start one experiment that takes long and one that waits; returns the pages that show them."""
+def start_unfinished(stack: Stack) -> dict[str, str]:
+    """Start a long experiment and queue another one. Returns paths of pages by name."""
     busy = stack.submit({**EXAMPLE, "name": "At work", "seeds": [7], "training": {"epochs": 300}})
-    waits = stack.submit({**EXAMPLE, "name": "Waits for its turn", "seeds": [8]})
+    waits = stack.submit({**EXAMPLE, "name": "Queued", "seeds": [8]})
     stack.eventually(
         lambda: stack.experiment(busy)["progress"].get("epoch"), MOST_SECONDS, "no epoch was trained"
     )
@@ -137,8 +139,8 @@ def at_work(stack: Stack) -> dict[str, str]:
     }
 
 
-def shoot(browser: Browser, url: str, pages: dict[str, str], size: str, viewport: Any) -> None:
-    """Each page is opened once, in the light, and then sees the system go dark, as at dusk."""
+def take_screenshots(browser: Browser, url: str, pages: dict[str, str], size: str, viewport: Any) -> None:
+    """Take screenshots of each page in the light theme, then in the dark one without a reload."""
     context = browser.new_context(viewport=viewport)
     context.set_default_timeout(PATIENCE_MS)
     for name, path in pages.items():
@@ -146,9 +148,9 @@ def shoot(browser: Browser, url: str, pages: dict[str, str], size: str, viewport
         page = context.new_page()
         page.emulate_media(color_scheme="light")
         page.goto(url + path)
-        settle(page, name)
+        wait_until_drawn(page, name)
         if name in README and size == "desktop":
-            keep(page.screenshot(), IMAGES / f"dashboard-{name}.png")
+            save_readme_image(page.screenshot(), IMAGES / f"dashboard-{name}.png")
         page.screenshot(path=EVERY / f"{name}-light-{size}.png", full_page=True)
         page.emulate_media(color_scheme="dark")
         page.wait_for_timeout(100)
@@ -157,22 +159,22 @@ def shoot(browser: Browser, url: str, pages: dict[str, str], size: str, viewport
     context.close()
 
 
-def settle(page: Page, name: str) -> None:
-    """Wait for what scripts fetch and draw, and load the pictures further down."""
+def wait_until_drawn(page: Page, name: str) -> None:
+    """Wait for scripts to finish, and load lazy images."""
     if name == "predictions":
-        expect(page.locator("#said")).to_contain_text("with the trigger:", timeout=PATIENCE_MS)
+        expect(page.locator("#message")).to_contain_text("with the trigger:", timeout=PATIENCE_MS)
     if name == "isolation":
         page.locator("#thumbs li").first.wait_for(timeout=PATIENCE_MS)
     if name.startswith("new"):
-        expect(page.locator("#verdict")).to_contain_text("It can run", timeout=PATIENCE_MS)
+        expect(page.locator("#verdict")).to_contain_text("Valid:", timeout=PATIENCE_MS)
     if name in ("new", "new-sweep"):
         page.locator("#preview").wait_for(state="visible", timeout=PATIENCE_MS)
     page.evaluate("document.querySelectorAll('img').forEach(image => { image.loading = 'eager'; })")
     page.wait_for_timeout(500)
 
 
-def keep(png: bytes, path: Path) -> None:
-    """A picture for the README, in 256 colors. Raises ValueError if it is still too large."""
+def save_readme_image(png: bytes, path: Path) -> None:
+    """Save a screenshot for the README, in 256 colors. Raises ValueError if it is still too large."""
     Image.open(io.BytesIO(png)).convert("RGB").quantize(256).save(path, optimize=True)
     if path.stat().st_size > LARGEST:
         raise ValueError(f"{path} has {path.stat().st_size} bytes; at most {LARGEST} are allowed")

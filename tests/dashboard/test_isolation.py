@@ -1,4 +1,4 @@
-"""What a defense suspected, from files made by hand: its verdict, what it believes, what it found of each class."""
+"""The isolation page, with handwritten files: verdict, estimates and scores of classes."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from tests.app.conftest import Service, serve
 from tests.app.numbers import arm, done
 from tests.dashboard.conftest import Tab
 
-NewTab = Callable[..., Tab]
+OpenTab = Callable[..., Tab]
 BELIEF = {
     "believes": {"poisoned": True, "target_class": 3, "poisoning_rate": 0.2, "confidence": 0.7},
     "truth": {"poisoned": True, "target_class": 0, "poisoning_rate": 0.2},
@@ -80,33 +80,35 @@ def page_of(service: Service) -> str:
     return f"/experiments/{made['id']}/isolation"
 
 
-def test_the_verdict_is_shown_with_belief_and_truth(tab: NewTab, service: Service, page_of: str) -> None:
-    walk = tab(service.url)
-    page = walk.open(page_of)
-    expect(page.locator("#said")).to_contain_text(
-        "4 of 20 training images were set aside; 3 of these are poisoned"
+def test_a_verdict_is_shown_with_estimates_and_truth(
+    open_tab: OpenTab, service: Service, page_of: str
+) -> None:
+    tab = open_tab(service.url)
+    page = tab.open(page_of)
+    expect(page.locator("#message")).to_contain_text(
+        "4 of 20 training images were isolated; 3 of these are poisoned"
     )
     belief = page.locator("#belief")
     expect(belief.get_by_role("row", name="Which class is the target?")).to_contain_text("3 (wrong)")
-    expect(belief.get_by_role("row", name="How much of it is poisoned?")).to_contain_text("20.0 % (right)")
+    expect(belief.get_by_role("row", name="What is the poisoning rate?")).to_contain_text("20.0 % (correct)")
     expect(page.locator("#thumbs li")).to_have_count(20)
-    for which, index in (("poison that was missed", "#7,"), ("clean images that were set aside", "#3,")):
-        page.locator("#which").select_option(which)
+    for which, index in (("poisoned, not isolated", "#7,"), ("clean, isolated", "#3,")):
+        page.locator("#filter").select_option(which)
         expect(page.locator("#thumbs li")).to_have_count(1)
         expect(page.locator("#thumbs li")).to_contain_text(index)
-    assert walk.accessibility() == []
-    page.get_by_role("link", name="Isolation, its first stage").click()
+    assert tab.accessibility() == []
+    page.get_by_role("link", name="Isolation (first stage)").click()
     expect(page.get_by_role("img", name="Histogram of loss")).to_be_visible()
-    assert walk.faults == []
+    assert tab.errors == []
 
 
-def test_a_detection_of_classes_is_shown_beside_the_truth(
-    tab: NewTab, service: Service, page_of: str
+def test_scores_of_classes_are_shown_with_the_truth(
+    open_tab: OpenTab, service: Service, page_of: str
 ) -> None:
-    walk = tab(service.url)
-    page = walk.open(f"{page_of}?arm=neural_cleanse")
+    tab = open_tab(service.url)
+    page = tab.open(f"{page_of}?arm=neural_cleanse")
     classes = page.locator("#classes")
     expect(classes.get_by_role("row", name="0 4.5")).to_contain_text("the target")
     expect(classes.get_by_role("row", name="3 1.25")).to_contain_text("flagged")
-    assert walk.accessibility() == []
-    assert walk.faults == []
+    assert tab.accessibility() == []
+    assert tab.errors == []

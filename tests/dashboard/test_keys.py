@@ -1,4 +1,4 @@
-"""Keys, limits and webhooks by form; each change is one of the JSON API."""
+"""The pages of keys, limits and webhooks."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -15,12 +15,12 @@ from tests.app.conftest import serve
 from tests.app.people import People, people
 from tests.dashboard.conftest import PHONE, Tab
 
-NewTab = Callable[..., Tab]
+OpenTab = Callable[..., Tab]
 
 
 @pytest.fixture
 def sending(made: People) -> Iterator[None]:
-    """Somebody who sends what webhooks are told."""
+    """A running webhook sender."""
     stop = threading.Event()
     thread = threading.Thread(target=Sender(made.service.settings, finish_sweeps).run, args=[stop])
     thread.start()
@@ -35,104 +35,104 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[People]:
         yield running
 
 
-def test_a_key_is_made_shown_once_used_and_revoked(tab: NewTab, made: People) -> None:
+def test_a_key_is_created_shown_once_used_and_revoked(open_tab: OpenTab, made: People) -> None:
     url = made.service.url
-    walk = tab(url, http_credentials={"username": "me", "password": made.key("root")})
-    page = walk.open("/keys")
+    tab = open_tab(url, http_credentials={"username": "me", "password": made.key("root")})
+    page = tab.open("/keys")
     page.get_by_label("Owner", exact=True).fill("no such name!")
-    page.get_by_role("button", name="Make the key").click()
-    expect(page.locator(".fault")).to_contain_text("String should match pattern")
+    page.get_by_role("button", name="Create key").click()
+    expect(page.locator(".error")).to_contain_text("String should match pattern")
     expect(page.get_by_label("Owner", exact=True)).to_be_focused()
-    walk.faults.clear()  # the browser notes the 422 that this was about
+    tab.errors.clear()  # the browser logs the 422
     page.get_by_label("Owner", exact=True).fill("vision-team")
     page.get_by_label("Label", exact=True).fill("notebook")
     page.get_by_label("write: submit").uncheck()
-    page.get_by_role("button", name="Make the key").click()
-    expect(page.locator("#made")).to_be_focused()
+    page.get_by_role("button", name="Create key").click()
+    expect(page.locator("#created")).to_be_focused()
     key = page.locator("#secret").inner_text()
     who = made.client(key)
     assert who.get("/v1/me").json()["scopes"] == ["read"]
     row = page.locator("tr", has_text="notebook")
     expect(row).to_contain_text("vision-team")
     assert key not in httpx2.get(url + "/keys", auth=("me", made.key("root")), timeout=30).text
-    assert walk.accessibility() == []
+    assert tab.accessibility() == []
 
     row.get_by_text("Revoke…").click()
     row.get_by_role("button", name="Revoke").click()
     expect(row).to_contain_text("revoked")
-    page.wait_for_timeout(1100)  # so long a key is remembered
+    page.wait_for_timeout(1100)  # longer than keys are cached
     assert who.get("/v1/me").status_code == 401
-    assert walk.faults == []
+    assert tab.errors == []
 
 
-def test_limits_are_set_and_taken_back(tab: NewTab, made: People) -> None:
+def test_limits_are_set_and_removed(open_tab: OpenTab, made: People) -> None:
     made.key("ann")
-    walk = tab(
+    tab = open_tab(
         made.service.url, viewport=PHONE, http_credentials={"username": "", "password": made.key("root")}
     )
-    page = walk.open("/keys")
+    page = tab.open("/keys")
     page.get_by_role("link", name="Change the limits of ann").click()
     page.get_by_label("Running experiments").fill("2")
     page.get_by_label("Waiting experiments").fill("-1")
-    page.get_by_role("button", name="Set the limits").click()
-    expect(page.locator(".fault")).to_contain_text("greater than or equal to 0")
-    walk.faults.clear()
+    page.get_by_role("button", name="Save limits").click()
+    expect(page.locator(".error")).to_contain_text("greater than or equal to 0")
+    tab.errors.clear()
     page.get_by_label("Waiting experiments").fill("")
-    page.get_by_role("button", name="Set the limits").click()
-    expect(page.locator("#limits .said")).to_have_text("Done.")
+    page.get_by_role("button", name="Save limits").click()
+    expect(page.locator("#limits .outcome")).to_have_text("Done.")
     limits = made.of("root").get("/v1/owners/ann/limits").json()["limits"]
     assert (limits["running"], limits["queued"]) == (2, None)
-    assert walk.accessibility() == []
-    assert walk.overflow() <= 0
-    assert walk.faults == []
+    assert tab.accessibility() == []
+    assert tab.overflow() <= 0
+    assert tab.errors == []
 
 
 @pytest.mark.usefixtures("sending")
-def test_a_webhook_is_made_tried_disabled_and_deleted(tab: NewTab, made: People) -> None:
-    walk = tab(made.service.url, http_credentials={"username": "", "password": made.key("carol")})
-    page = walk.open("/webhooks")
-    page.get_by_label("Address", exact=True).fill("http://plain.example")
-    page.get_by_role("button", name="Make the webhook").click()
-    expect(page.locator(".fault")).to_contain_text("https")
-    walk.faults.clear()
-    page.get_by_label("Address", exact=True).fill("https://localhost:9/hook")
+def test_a_webhook_is_created_tested_disabled_and_deleted(open_tab: OpenTab, made: People) -> None:
+    tab = open_tab(made.service.url, http_credentials={"username": "", "password": made.key("carol")})
+    page = tab.open("/webhooks")
+    page.get_by_label("URL", exact=True).fill("http://plain.example")
+    page.get_by_role("button", name="Create webhook").click()
+    expect(page.locator(".error")).to_contain_text("https")
+    tab.errors.clear()
+    page.get_by_label("URL", exact=True).fill("https://localhost:9/hook")
     page.get_by_label("Name", exact=True).fill("Nobody there")
-    page.get_by_role("button", name="Make the webhook").click()
+    page.get_by_role("button", name="Create webhook").click()
     expect(page.locator("#secret")).to_contain_text("whsec_")
-    assert walk.accessibility() == []
+    assert tab.accessibility() == []
     page.get_by_role("link", name="Nobody there").click()
     page.get_by_role("button", name="Send a ping").click()
-    expect(page.locator(".said", has_text="failed: ")).to_be_visible()
+    expect(page.locator(".outcome", has_text="failed: ")).to_be_visible()
     expect(page.get_by_role("rowheader", name="webhook.ping")).to_be_visible()
-    assert walk.accessibility() == []
+    assert tab.accessibility() == []
     page.get_by_role("button", name="Disable").click()
     expect(page.get_by_role("button", name="Enable")).to_be_visible()
     page.get_by_text("Delete…").click()
-    page.get_by_role("button", name="Delete for good").click()
-    expect(page.get_by_text("There is no webhook yet")).to_be_visible()
-    assert walk.faults == []
+    page.get_by_role("button", name="Delete permanently").click()
+    expect(page.get_by_text("There are no webhooks yet")).to_be_visible()
+    assert tab.errors == []
 
 
-def test_who_is_no_administrator_sees_no_keys(tab: NewTab, made: People) -> None:
-    walk = tab(
+def test_only_administrators_see_keys(open_tab: OpenTab, made: People) -> None:
+    tab = open_tab(
         made.service.url, http_credentials={"username": "", "password": made.key("bob", "read", "write")}
     )
-    page = walk.open("/keys")
-    expect(page.get_by_text("You act for bob")).to_be_visible()
-    assert page.get_by_role("button", name="Make the key").count() == 0
+    page = tab.open("/keys")
+    expect(page.get_by_text("You are signed in as bob")).to_be_visible()
+    assert page.get_by_role("button", name="Create key").count() == 0
     assert "vision-team" not in page.content()
 
 
-def test_the_first_key_closes_an_open_service(tab: NewTab, tmp_path: Path) -> None:
+def test_the_first_key_makes_keys_required(open_tab: OpenTab, tmp_path: Path) -> None:
     with serve(Settings(home=tmp_path, data_dir=tmp_path / "data")) as service:
-        walk = tab(service.url)
-        page = walk.open("/keys")
+        tab = open_tab(service.url)
+        page = tab.open("/keys")
         expect(page.get_by_label("admin: manage")).to_be_checked()
-        page.get_by_role("button", name="Make the key").click()
+        page.get_by_role("button", name="Create key").click()
         expect(page.locator("#secret")).to_contain_text("bdlab_")
-        expect(page.locator("#made")).to_contain_text("this key as the password")
+        expect(page.locator("#created")).to_contain_text("this key as the password")
         key = page.locator("#secret").inner_text()
         page.wait_for_timeout(1100)
         assert service.http.get("/v1/me").status_code == 401
         assert service.http.get("/v1/keys", auth=("any", key)).status_code == 200
-        assert walk.faults == []
+        assert tab.errors == []

@@ -1,4 +1,4 @@
-"""Pages that keep themselves up to date: when something happens, and when the service is away."""
+"""Pages that refresh themselves: after events, and while the service does not respond."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from tests.app.conftest import Service, serve
 from tests.app.numbers import arm, done, record
 from tests.dashboard.conftest import Tab
 
-NewTab = Callable[..., Tab]
+OpenTab = Callable[..., Tab]
 
 
 @pytest.fixture(scope="module")
@@ -23,34 +23,34 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield running
 
 
-def test_a_page_says_that_the_service_is_away_and_that_it_is_back(tab: NewTab, service: Service) -> None:
-    walk = tab(service.url)
-    page = walk.open("/workers")
+def test_a_page_reports_lost_and_restored_connections(open_tab: OpenTab, service: Service) -> None:
+    tab = open_tab(service.url)
+    page = tab.open("/workers")
     page.route("**/workers", lambda route: route.fulfill(status=503, body="away"))
-    expect(page.locator("#trouble")).to_contain_text("The service answers with an error (503)")
-    expect(page.get_by_role("heading", name="Queues")).to_be_visible()
-    assert walk.accessibility() == []
+    expect(page.locator("#connection")).to_contain_text("The service returned an error (503)")
+    expect(page.get_by_role("heading", name="Queues", exact=True)).to_be_visible()
+    assert tab.accessibility() == []
     page.unroute("**/workers")
     page.route("**/workers", lambda route: route.abort())
-    expect(page.locator("#trouble")).to_be_visible()
+    expect(page.locator("#connection")).to_be_visible()
     page.unroute("**/workers")
-    expect(page.locator("#trouble")).to_be_hidden()
+    expect(page.locator("#connection")).to_be_hidden()
 
 
-def test_an_experiment_that_ends_is_shown_without_a_reload(tab: NewTab, service: Service) -> None:
+def test_the_end_of_an_experiment_is_shown_without_a_reload(open_tab: OpenTab, service: Service) -> None:
     id = service.submit({"name": "Ends soon"})["id"]
-    walk = tab(service.url)
-    with walk.page.expect_request(lambda request: request.url.endswith("/events")):
-        page = walk.open(f"/experiments/{id}")
-    expect(page.get_by_text("No worker for experiments is alive")).to_be_visible()
+    tab = open_tab(service.url)
+    with tab.page.expect_request(lambda request: request.url.endswith("/events")):
+        page = tab.open(f"/experiments/{id}")
+    expect(page.get_by_text("No worker is running")).to_be_visible()
     record(service, id, {("undefended", 0): arm(0.95, 1.0)})
     service.end(id)
     expect(page.locator("#state .status")).to_have_text("succeeded")
     expect(page.locator(".reading")).to_contain_text("The attack (badnets) works")
-    assert walk.faults == []
+    assert tab.errors == []
 
 
-def test_an_address_names_the_image_that_is_asked_about(tab: NewTab, service: Service) -> None:
+def test_the_url_of_predictions_names_the_image(open_tab: OpenTab, service: Service) -> None:
     id = done(service, {"name": "Asked"}, {("undefended", 0): arm(0.95, 1.0)})["id"]
     digest, key = service.store(b"weights")
     file = {
@@ -69,12 +69,12 @@ def test_an_address_names_the_image_that_is_asked_about(tab: NewTab, service: Se
         image = {"label": 7, "label_name": "seven"}
         route.fulfill(json={"arms": [said], "image": image, "picture": ""})
 
-    walk = tab(service.url)
-    walk.page.route("**/predict", answer)
-    page = walk.open(f"/experiments/{id}/explore?index=12&triggered=true")
-    expect(page.locator("#said")).to_contain_text("Image 12, with the trigger: undefended says zero")
+    tab = open_tab(service.url)
+    tab.page.route("**/predict", answer)
+    page = tab.open(f"/experiments/{id}/explore?index=12&triggered=true")
+    expect(page.locator("#message")).to_contain_text("Image 12, with the trigger: undefended predicts zero")
     page.get_by_role("button", name="Next image").click()
-    expect(page.locator("#said")).to_contain_text("Image 13, with the trigger")
+    expect(page.locator("#message")).to_contain_text("Image 13, with the trigger")
     assert "index=13&triggered=true" in page.url
     assert [(one["index"], one["triggered"]) for one in asked] == [(12, True), (13, True)]
-    expect(page.locator("#arms")).to_contain_text("the attacker's target")
+    expect(page.locator("#arms")).to_contain_text("the attack's target")

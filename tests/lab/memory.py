@@ -7,7 +7,7 @@ from typing import Any
 
 from app.specs.experiment import ExperimentSpec
 from worker.lab.contracts import LabError, Scope
-from worker.lab.experiment import run
+from worker.lab.experiment import run_experiment
 
 DIGITS_ONLY = Path("/nonexistent")  # digits ship with scikit-learn and need no folder
 
@@ -89,7 +89,7 @@ def experiment(
 ) -> MemoryRecorder:
     """Run ``spec`` on digits and return what was recorded."""
     recorder = recorder or MemoryRecorder()
-    run(
+    run_experiment(
         ExperimentSpec.model_validate(spec),
         recorder,
         store or MemoryStore(),

@@ -7,8 +7,14 @@ import torch
 
 from app.specs.defenses.abl import Abl
 from tests.lab.memory import experiment
-from worker.lab.compute import choose
-from worker.lab.defenses.abl import accused_class, isolation_loss, lowest, smoothed_ranks, unlearning_loss
+from worker.lab.compute import choose_compute
+from worker.lab.defenses.abl import (
+    isolation_loss,
+    lowest_ranked,
+    majority_class,
+    smoothed_ranks,
+    unlearning_loss,
+)
 from worker.lab.evaluation import sample_losses
 from worker.lab.networks.small_cnn import SmallCnn
 
@@ -76,25 +82,25 @@ def test_ranks_are_averaged_over_the_window_and_isolation_takes_the_lowest() -> 
     window = [torch.tensor([0.1, 0.5, 0.9]), torch.tensor([9.0, 0.3, 8.0])]
     ranks = smoothed_ranks(window)
     assert ranks.tolist() == [0.5, 0.25, 0.75]  # ranks (0, 1, 2) and (2, 0, 1), halved
-    assert lowest(ranks, 0.34).tolist() == [1]
-    assert lowest(ranks, 0.001).tolist() == [1]  # never less than one sample
+    assert lowest_ranked(ranks, 0.34).tolist() == [1]
+    assert lowest_ranked(ranks, 0.001).tolist() == [1]  # never less than one sample
 
 
 def test_the_ranking_does_not_depend_on_the_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     network, images = SmallCnn(1, 10), torch.randint(256, (50, 1, 8, 8), dtype=torch.uint8)
-    labels, compute = torch.randint(10, (50,)), choose("cpu", "float32", compile=False)
+    labels, compute = torch.randint(10, (50,)), choose_compute("cpu", "float32", compile=False)
     whole = sample_losses(network, images, labels, compute)
     monkeypatch.setattr("worker.lab.compute.EVALUATION_BATCH", 7)
     assert torch.allclose(sample_losses(network, images, labels, compute), whole, atol=1e-5)
 
 
-def test_accused_class_needs_a_majority() -> None:
-    assert accused_class(torch.tensor([4, 4, 4, 1])) == 4
-    assert accused_class(torch.tensor([4, 4, 1, 1])) is None
+def test_majority_class_needs_more_than_half() -> None:
+    assert majority_class(torch.tensor([4, 4, 4, 1])) == 4
+    assert majority_class(torch.tensor([4, 4, 1, 1])) is None
 
 
-def test_presets_fill_what_is_not_given() -> None:
+def test_presets_fill_omitted_fields() -> None:
     authors = Abl.model_validate({"name": "abl", "preset": "authors", "isolation_ratio": 0.02})
     assert (authors.isolation_loss, authors.isolation_epochs, authors.isolation_ratio) == (
         "flooding",
@@ -103,13 +109,13 @@ def test_presets_fill_what_is_not_given() -> None:
     )
     paper = Abl.model_validate({"name": "abl", "preset": "paper"})
     assert (paper.isolation_reduction, paper.unlearning_objective) == ("per_sample", "joint")
-    assert Abl.model_validate(authors.model_dump()) == authors  # the canonical form means the same
+    assert Abl.model_validate(authors.model_dump()) == authors  # the canonical form is equivalent
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_abl_removes_badnets_from_digits(seed: int) -> None:
-    """The bar of the main job: ASR from >= 0.95 to <= 0.05 at no more than 0.03 of clean accuracy."""
+    """Requirement: ASR falls from >= 0.95 to <= 0.05 at a loss of at most 0.03 in clean accuracy."""
     spec = {"defenses": [{"name": "abl"}], "training": {"epochs": 15}, "seeds": [seed]}
     done = experiment(spec, checkpoint_seconds=1e9)
     undefended, defended = done.results["undefended", seed], done.results["abl", seed]
@@ -120,18 +126,18 @@ def test_abl_removes_badnets_from_digits(seed: int) -> None:
     assert not any("cost accuracy" in w for w in done.warnings)
 
 
-def test_wrong_isolation_is_warned_of() -> None:
-    """Unlearning that cannot work (no epochs) says that the isolated samples are still known."""
+def test_failed_unlearning_is_warned_of() -> None:
+    """Unlearning without epochs warns that the isolated samples are still given their label."""
     spec = {
         "training": {"epochs": 1},
         "defenses": [{"name": "abl", "finetune_epochs": 3, "unlearning_epochs": 0, "isolation_epochs": 12}],
     }
     done = experiment(spec, checkpoint_seconds=1e9)
-    assert any("still" in w or "at their label" in w for w in done.warnings)
+    assert any("are still given their label" in w for w in done.warnings)
 
 
-def test_a_network_that_unlearning_ruins_is_warned_of_though_nothing_was_held_out() -> None:
-    """Ascent has no lower bound; the presets of the paper and of its code watch nothing."""
+def test_lost_accuracy_is_warned_of_without_a_hold_out() -> None:
+    """Gradient ascent is unbounded, and the presets of the paper and of its code have no hold-out."""
     ruinous = {
         "preset": "authors",
         "isolation_epochs": 4,

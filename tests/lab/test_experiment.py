@@ -1,4 +1,4 @@
-"""A whole experiment through its front door: arms, files, cache, resume, faults."""
+"""Whole experiments: arms, files, store, resuming, errors."""
 
 import csv
 import io
@@ -17,6 +17,8 @@ from app.specs.experiment import ExperimentSpec
 from tests.lab.memory import MemoryRecorder, MemoryStore, experiment
 from tests.quick import QUICK
 from worker.lab.contracts import CanceledError, NonFiniteLossError, SpecError
+
+pytestmark = pytest.mark.figures
 
 SMALL: dict[str, Any] = {**QUICK, "seeds": [3], "reference": True}
 
@@ -48,7 +50,7 @@ def test_isolation_quality_is_recorded_every_epoch(done: MemoryRecorder) -> None
         assert sorted(done.points["abl", 3, name]) == [1, 2]
 
 
-def test_steps_go_on_from_stage_to_stage(done: MemoryRecorder) -> None:
+def test_steps_continue_from_stage_to_stage(done: MemoryRecorder) -> None:
     assert sorted(done.points["abl", 3, "train_loss"]) == [
         1,
         2,
@@ -98,7 +100,7 @@ def test_the_most_suspicious_images_are_on_a_sheet_in_the_order_of_the_ranking(d
         assert (corner in ([[0, 255], [255, 0]], [[255, 0], [0, 255]])) == (row["is_poisoned"] == "1"), place
 
 
-def test_checkpoints_say_what_they_are(done: MemoryRecorder, tmp_path: Any) -> None:
+def test_checkpoints_are_labeled(done: MemoryRecorder, tmp_path: Any) -> None:
     for arm, backdoored in (("clean", "false"), ("undefended", "true")):
         path = tmp_path / f"{arm}.safetensors"
         path.write_bytes(done.files[f"seed-3/{arm}/model.safetensors"])
@@ -131,15 +133,15 @@ def test_equal_stages_are_computed_once() -> None:
     second = experiment(SMALL, store=store)
     assert store.computed == []
     assert _numbers(second) == _numbers(first)
-    assert second.points == first.points  # a cached stage tells its time series again
+    assert second.points == first.points  # a cached stage reports its time series again
     changed = {**SMALL, "defenses": [{**SMALL["defenses"][0], "unlearning_learning_rate": 0.01}]}
     experiment(changed, store=store)
-    assert store.computed == ["unlearning"]  # an isolation serves several ways of unlearning
+    assert store.computed == ["unlearning"]  # an isolation is shared by several ways of unlearning
 
 
 @pytest.mark.parametrize("stop_after", [7, 13, 20, 30])
 def test_a_killed_run_resumes_to_the_same_bits(done: MemoryRecorder, stop_after: int) -> None:
-    """Stopped at some batch of some stage, and started again on what was left."""
+    """Stopped at some batch of some stage, and started again with its checkpoint."""
     store, batches = MemoryStore(), 0
 
     def stop() -> None:
@@ -156,7 +158,7 @@ def test_a_killed_run_resumes_to_the_same_bits(done: MemoryRecorder, stop_after:
     assert resumed.points == done.points
 
 
-def test_cancel_is_seen_within_one_batch() -> None:
+def test_canceling_takes_effect_within_one_batch() -> None:
     seen = 0
 
     def cancel() -> None:
@@ -173,7 +175,7 @@ ASTRAY = {"learning_rate": 10.0, "momentum": 0.99, "weight_decay": 1.0}
 
 
 def test_a_loss_that_is_not_finite_ends_its_arm_only() -> None:
-    """A victim with an absurd learning rate fails with epoch and batch named; the other arms finish."""
+    """A victim with a huge learning rate fails, naming epoch and batch; the other arms finish."""
     done = experiment({**SMALL, "training": {"epochs": 40, "batch_size": 50, "learning_rate": 1e-3}})
     assert not done.failures
     defense = {**SMALL["defenses"][0], "isolation_learning_rate": 1e-3, "finetune_learning_rate": 1e-3}

@@ -1,4 +1,4 @@
-"""Pictures are valid, equal for equal input, complete at their edges, and say what the data says."""
+"""Figures are valid, equal for equal input, not cut off, and show the data."""
 
 import hashlib
 import io
@@ -13,7 +13,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from worker.lab import figures
-from worker.lab.figures.style import BAD, GOOD, arm_styles, fit, text_width, tint
+from worker.lab.figures.style import BAD, GOOD, arm_styles, fit_text, text_width, tint
+
+pytestmark = pytest.mark.figures
 
 LONG_ARM = "abl-authors-code-flooding-batch-mean-isolation-0.01-lr-0.0001-x"
 LONG_CLASS = "great white shark, white shark, man-eater, man-eating shark"
@@ -37,9 +39,9 @@ def pixels(data: bytes) -> np.ndarray:
 
 
 def count(picture: np.ndarray, color) -> int:
-    """How many pixels have that color, give or take one level of rounding."""
-    wanted = np.round(np.array(to_rgb(color)) * 255)
-    return int((np.abs(picture - wanted).max(-1) <= 1).sum())
+    """How many pixels have that color, up to a rounding difference of one level."""
+    expected = np.round(np.array(to_rgb(color)) * 255)
+    return int((np.abs(picture - expected).max(-1) <= 1).sum())
 
 
 def digits(n: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -106,7 +108,7 @@ STAGES = [("isolation", 1), ("finetune", 3), ("a stage with a long name", 4), ("
 
 
 def plain_cases() -> dict[str, bytes]:
-    """Each function at its plainest."""
+    """Each function on simple input."""
     clean, triggered, labels = digits(8)
     losses, is_poisoned, isolated = isolation()
     return {
@@ -124,7 +126,7 @@ def plain_cases() -> dict[str, bytes]:
 
 
 def hard_cases() -> dict[str, bytes]:
-    """Nothing, one, or too much of everything."""
+    """Each function on empty, minimal, or excessive input."""
     clean, triggered, _ = digits(1)
     wide, large = color_images(12, 32), color_images(2, 300)
     losses, is_poisoned, isolated = isolation()
@@ -199,7 +201,7 @@ def test_arms_keep_their_color() -> None:
 @pytest.mark.parametrize("text", ["abl", LONG_ARM, LONG_CLASS, "w" * 200, "a\nb\tc", "", "$x$"])
 @pytest.mark.parametrize("lines", [1, 2, 3])
 def test_text_fits(text: str, lines: int) -> None:
-    fitted = fit(text, 150, 9, lines=lines)
+    fitted = fit_text(text, 150, 9, lines=lines)
     parts = fitted.split("\n")
     assert len(parts) <= lines
     assert all(text_width(part, 9) <= 150 for part in parts)
@@ -262,13 +264,13 @@ def test_ranking_marks_the_cut() -> None:
 
     def marked(cut: int) -> int:
         right = pixels(figures.ranking(1 - losses, is_poisoned, cut))[:, 600:]
-        wanted = np.round(np.array(to_rgb(BAD)) * 255)
-        return int((np.abs(right - wanted).max(-1) <= 40).sum(0).argmax())
+        expected = np.round(np.array(to_rgb(BAD)) * 255)
+        return int((np.abs(right - expected).max(-1) <= 40).sum(0).argmax())
 
     assert marked(10) < marked(100) < marked(1000)
 
 
-def test_predictions_tell_true_target_and_other_apart() -> None:
+def test_predictions_distinguish_true_target_and_other_classes() -> None:
     clean, triggered, _ = digits(1)
 
     def differs(answer: str) -> np.ndarray:
@@ -286,7 +288,7 @@ def test_sheet_sorts_numbers_as_numbers() -> None:
     assert (counted[:, 100:] == padded[:, 100:]).all(), "the images right of the names come in the same order"
 
 
-def test_bad_input_is_one_clear_error() -> None:
+def test_bad_input_is_a_clear_error() -> None:
     clean, triggered, labels = digits(2)
     losses, is_poisoned, isolated = isolation()
     with pytest.raises(ValueError, match="rows: \\[\\] is not allowed"):

@@ -1,4 +1,4 @@
-"""Data files made to harm whoever reads them: each is refused with the reason, in little memory."""
+"""Malicious data files: each is refused with the reason, in little memory."""
 
 import io
 import json
@@ -21,7 +21,7 @@ READ = """
 import json, sys
 from pathlib import Path
 from worker.lab.contracts import LabError
-from worker.lab.data.importing import read
+from worker.lab.data.importing import read_source
 import pyarrow.parquet  # loaded before, so that only what the file costs is measured
 
 def peak():
@@ -30,7 +30,7 @@ def peak():
 before, said = peak(), {}
 for path in map(Path, sys.argv[2:]):
     try:
-        read(path, test_fraction=0.5, split_seed=0, size=None, most_bytes=int(sys.argv[1]))
+        read_source(path, test_fraction=0.5, split_seed=0, size=None, most_bytes=int(sys.argv[1]))
         said[path.name] = ""
     except LabError as error:
         said[path.name] = str(error)
@@ -53,32 +53,32 @@ def zip_bomb(path: Path) -> None:
             member.write(bytes(2**20))
 
 
-def header_that_claims_more(path: Path) -> None:
+def header_that_declares_more(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x_train.npy", npy_header((10**6, 32, 32, 3)) + bytes(100))
         archive.writestr("y_train.npy", npy_header((2,)) + bytes(2))
 
 
-def member_that_claims_less(path: Path) -> None:
+def member_that_declares_less(path: Path) -> None:
     size = 200 * 2**20
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/1.png", bytes(size))
     path.write_bytes(path.read_bytes().replace(struct.pack("<L", size), struct.pack("<L", 1000)))
 
 
-def endless_contents(path: Path) -> None:
+def huge_table_of_contents(path: Path) -> None:
     entry = struct.pack("<4s4B4HL2L5H2L", b"PK\1\2", 20, 3, 20, *[0] * 8, 1, *[0] * 6) + b"a"
     size = len(entry) * (70 * 2**20 // len(entry))
     end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 65535, 65535, size, 0, 0)
     path.write_bytes(entry * (size // len(entry)) + end)
 
 
-def one_picture_in_every_row(path: Path) -> None:
+def one_image_in_every_row(path: Path) -> None:
     pictures = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), pa.array([bytes(8 * 2**20)]))
     pq.write_table(pa.table({"image": pictures, "label": [0, 1] * 1000}), path)
 
 
-def huge_picture(path: Path) -> None:
+def huge_image(path: Path) -> None:
     """A PNG that says it is 5,000 pixels wide."""
     out = io.BytesIO()
     Image.new("L", (4, 4)).save(out, "PNG")
@@ -88,18 +88,18 @@ def huge_picture(path: Path) -> None:
         archive.writestr("a/1.png", png)
 
 
-def path_that_leaves(path: Path) -> None:
+def path_outside_the_archive(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("../../a/1.png", b"x")
 
 
-def program_in_a_picture(path: Path) -> None:
+def program_in_an_image(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/1.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nquit\n")
 
 
-def rows_that_are_not_there(path: Path) -> None:
-    """A parquet whose footer claims a million rows; the number stands there as a variable-length integer."""
+def rows_that_do_not_exist(path: Path) -> None:
+    """A parquet whose footer declares a million rows; the number is stored as a variable-length integer."""
     pq.write_table(pa.table({"image": [b"x"] * 1000, "label": [0, 1] * 500}), path)
     raw = path.read_bytes()
     footer = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")
@@ -109,21 +109,21 @@ def rows_that_are_not_there(path: Path) -> None:
 
 FILES: list[tuple[str, Callable[[Path], None], str]] = [
     ("bomb.npz", zip_bomb, "unpacks to 300.0 MiB; at most 64.0"),
-    ("claim.npz", header_that_claims_more, "the header claims 3072000000 bytes, and the archive holds 100"),
-    ("less.zip", member_that_claims_less, "Bad CRC-32"),
-    ("contents.zip", endless_contents, "the table of contents has 69 MiB"),
-    ("contents.npz", endless_contents, "the table of contents has 69 MiB"),
-    ("shared.parquet", one_picture_in_every_row, "not a readable image"),
-    ("huge.zip", huge_picture, "5000x5000; at most 4096"),
-    ("path.zip", path_that_leaves, "a path that leaves the archive"),
-    ("program.zip", program_in_a_picture, "no known picture format"),
-    ("rows.parquet", rows_that_are_not_there, ""),
+    ("claim.npz", header_that_declares_more, "the header declares 3072000000 bytes, but the archive has 100"),
+    ("less.zip", member_that_declares_less, "Bad CRC-32"),
+    ("contents.zip", huge_table_of_contents, "the table of contents has 69 MiB"),
+    ("contents.npz", huge_table_of_contents, "the table of contents has 69 MiB"),
+    ("shared.parquet", one_image_in_every_row, "not a readable image"),
+    ("huge.zip", huge_image, "5000x5000; at most 4096"),
+    ("path.zip", path_outside_the_archive, "not a plain relative path"),
+    ("program.zip", program_in_an_image, "unknown image format"),
+    ("rows.parquet", rows_that_do_not_exist, ""),
 ]
 
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, str]]:
-    """Growth of the reader's memory in bytes, and what it said of each file."""
+    """Growth of the reader's memory in bytes, and its error for each file."""
     folder = tmp_path_factory.mktemp("hostile")
     for name, make, _ in FILES:
         make(folder / name)
@@ -147,5 +147,5 @@ def test_each_is_refused_with_the_reason(outcome: tuple[int, dict[str, str]], na
     assert reason in said
 
 
-def test_memory_stays_flat(outcome: tuple[int, dict[str, str]]) -> None:
+def test_memory_does_not_grow(outcome: tuple[int, dict[str, str]]) -> None:
     assert outcome[0] < GROWTH

@@ -1,4 +1,4 @@
-"""`bdlab data import`: every supported source, and one clear line for every fault."""
+"""`bdlab data import`: every supported source, and a clear error of one line for every fault."""
 
 import io
 import json
@@ -19,16 +19,18 @@ from PIL import Image
 from app.specs.facts import BUILT_IN
 from worker.lab.contracts import LabError
 from worker.lab.data import files
-from worker.lab.data.importing import Stored, import_
+from worker.lab.data.importing import StoredDataset, import_dataset
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (12, 6, 5, 3), dtype=np.uint8)  # N, H, W, C
 LABELS = np.array([0, 1, 2] * 4)
 
 
-def run(source: Path, home: Path, **options: Any) -> Stored:
+def run(source: Path, home: Path, **options: Any) -> StoredDataset:
     defaults = {"key": None, "built_in": None, "test": None, "test_fraction": None}
-    return import_(source, home, **{**defaults, "split_seed": 0, "size": None, "replace": False, **options})
+    return import_dataset(
+        source, home, **{**defaults, "split_seed": 0, "size": None, "replace": False, **options}
+    )
 
 
 def refused(source: Path, home: Path, **options: Any) -> str:
@@ -123,15 +125,15 @@ RAGGED[:] = [IMAGES[i, : 3 + i % 2] for i in range(12)]
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"x_train": None}, ["no array x_train", "it holds y_train"]),
+        ({"x_train": None}, ["no array x_train", "it has y_train"]),
         ({"y_test": None}, ["no array y_test"]),
         ({"x_test": None, "y_test": None}, ["no test images", "--test-fraction"]),
         ({"x_train": NAN}, ["x_train", "image 7", "NaN"]),
         ({"x_train": IMAGES.astype(float)}, ["x_train", "[0, 1]", "255"]),
         ({"x_train": IMAGES.astype(np.int32)}, ["x_train", "int32", "uint8"]),
-        ({"x_train": RAGGED}, ["x_train", "differing sizes"]),
+        ({"x_train": RAGGED}, ["x_train", "different sizes"]),
         ({"x_train": IMAGES[:, :, :, :2]}, ["x_train", "[12, 6, 5, 2]", "1 nor 3 channels"]),
-        ({"x_train": IMAGES[:, :3]}, ["x_train", "two ways"]),
+        ({"x_train": IMAGES[:, :3]}, ["x_train", "ambiguous"]),
         ({"x_train": IMAGES[0, 0]}, ["x_train", "[5, 3]"]),
         ({"x_train": IMAGES[:0]}, ["x_train", "N > 0"]),
         ({"x_test": IMAGES[:3, :5]}, ["x_test", "3x5x5", "3x6x5"]),
@@ -154,14 +156,14 @@ def test_bad_arrays_are_refused(
     assert all(word in message for word in words), message
 
 
-def test_damaged_and_foreign_archives_are_refused(tmp_path: Path, home: Path) -> None:
+def test_damaged_archives_and_other_formats_are_refused(tmp_path: Path, home: Path) -> None:
     whole = npz(tmp_path).read_bytes()
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
     assert "not an .npz" in refused(tmp_path / "cut.npz", home)
     (tmp_path / "flipped.npz").write_bytes(whole.replace(IMAGES.tobytes()[:64], bytes(64), 1))
     assert "x_train" in refused(tmp_path / "flipped.npz", home)
     make_zip(tmp_path / "text.npz", {"x_train": b"hello", "y_train": b"hello"})
-    assert "no NumPy array" in refused(tmp_path / "text.npz", home)
+    assert "not a NumPy array" in refused(tmp_path / "text.npz", home)
     huge = (
         b"\x93NUMPY\x01\x00v\x00"
         + str({"descr": "|u1", "fortran_order": False, "shape": (10**15,)}).ljust(117).encode()
@@ -183,9 +185,9 @@ def test_test_fraction_is_stratified_and_seeded(tmp_path: Path, home: Path) -> N
     assert rows == {image.tobytes() for image in IMAGES.transpose(0, 3, 1, 2)}  # nothing lost or twice
 
 
-def test_test_fraction_out_of_place_is_refused(tmp_path: Path, home: Path) -> None:
+def test_unneeded_or_invalid_test_fraction_is_refused(tmp_path: Path, home: Path) -> None:
     assert "1.5" in refused(npz(tmp_path), home, test_fraction=1.5)
-    assert "of its own" in refused(npz(tmp_path), home, test_fraction=0.5)
+    assert "has test images" in refused(npz(tmp_path), home, test_fraction=0.5)
     lonely = npz(tmp_path, x_test=None, y_test=None, y_train=np.array([0] * 11 + [1]))
     assert "at least 2" in refused(lonely, home, test_fraction=0.5)
 
@@ -226,9 +228,9 @@ def test_pictures_without_split_of_gray_numbered_classes_resized(tmp_path: Path,
         ({"cat/notes.txt": b"x"}, ["cat/notes.txt", "not an image"]),
         ({"top.png": png(IMAGES[0])}, ["top.png", "class's folder"]),
         ({"cat/deep/0.png": png(IMAGES[0])}, ["cat/deep/0.png", "class's folder"]),
-        ({"../evil.png": png(IMAGES[0])}, ["../evil.png", "leaves the archive"]),
-        ({"/etc/evil.png": png(IMAGES[0])}, ["/etc/evil.png", "leaves the archive"]),
-        ({"cat\\..\\evil.png": png(IMAGES[0])}, ["evil.png", "leaves the archive"]),
+        ({"../evil.png": png(IMAGES[0])}, ["../evil.png", "not a plain relative path"]),
+        ({"/etc/evil.png": png(IMAGES[0])}, ["/etc/evil.png", "not a plain relative path"]),
+        ({"cat\\..\\evil.png": png(IMAGES[0])}, ["evil.png", "not a plain relative path"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -306,7 +308,7 @@ def test_names(tmp_path: Path, home: Path) -> None:
     assert run(npz(tmp_path, "My Set (1).npz"), home).dataset["key"] == "my-set-1"
 
 
-def test_another_set_of_the_same_name_needs_replace(tmp_path: Path, home: Path) -> None:
+def test_a_different_dataset_of_the_same_name_requires_replace(tmp_path: Path, home: Path) -> None:
     first = run(npz(tmp_path), home)
     before = first.path.stat().st_mtime_ns
     assert run(npz(tmp_path), home) == first
@@ -331,7 +333,7 @@ def test_a_source_with_the_built_in_shape_is_stored_as_built_in(tmp_path: Path, 
     assert stored.facts == facts
 
 
-def test_the_command_reports_in_json_and_lists_what_is_there(tmp_path: Path, home: Path) -> None:
+def test_the_command_reports_in_json_and_lists_datasets(tmp_path: Path, home: Path) -> None:
     def command(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "worker.lab.data", *words, "--data-dir", str(home)],
@@ -351,7 +353,7 @@ def test_the_command_reports_in_json_and_lists_what_is_there(tmp_path: Path, hom
     assert bad.stderr == f"bdlab: no such file or folder: {tmp_path / 'none.npz'}\n"
 
 
-def test_a_file_that_is_none_of_ours_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_another_writer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"\x10" + bytes(30))
     with pytest.raises(LabError, match="bdlab data import"):
         files.read(tmp_path / "x.safetensors")

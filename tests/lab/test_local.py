@@ -1,4 +1,4 @@
-"""The lab by itself, on folders."""
+"""The lab without the service, on folders."""
 
 import json
 import os
@@ -31,9 +31,9 @@ def test_processes_share_a_folder_of_stages_and_compute_each_once(tmp_path: Path
     assert sorted({path.suffix for path in (tmp_path / "stages").iterdir()}) == [".stage"]
 
 
-def test_threads_that_wait_sleep_unless_the_user_wants_otherwise() -> None:
-    """Spinning, eight times as slow beside another busy process, is OpenMP's own default."""
-    for given, policy in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+def test_waiting_threads_sleep_unless_the_user_sets_a_policy() -> None:
+    """OpenMP's default is to spin, which is eight times slower beside another busy process."""
+    for variables, policy in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
         environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
         done = subprocess.run(
             [
@@ -41,9 +41,9 @@ def test_threads_that_wait_sleep_unless_the_user_wants_otherwise() -> None:
                 "-c",
                 "import sys, os, worker.celery; print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])",
             ],
-            env=environment | given,
+            env=environment | variables,
             capture_output=True,
             text=True,
             check=True,
         )
-        assert done.stdout.split() == ["False", policy]  # and torch, which reads it, comes later
+        assert done.stdout.split() == ["False", policy]  # torch, which reads it, is imported later

@@ -12,16 +12,16 @@ from app.specs.attack import BadNets
 from app.specs.dataset import Digits
 from app.specs.facts import BUILT_IN
 from tests.lab.memory import DIGITS_ONLY
-from worker.lab.attacks import make
-from worker.lab.compute import choose, derive_seed, generator
+from worker.lab.attacks import make_attack
+from worker.lab.compute import choose_compute, derive_seed, seeded_generator
 from worker.lab.contracts import DatasetMissingError, NonFiniteLossError
 from worker.lab.data import datasets
 from worker.lab.data.augment import Augment
-from worker.lab.data.datasets import Split, load
-from worker.lab.evaluation import TestSet, auroc, evaluate, isolation_quality, predict
-from worker.lab.networks import build
+from worker.lab.data.datasets import Split, load_dataset
+from worker.lab.evaluation import TestSet, auroc, evaluate, isolation_quality, predict_logits
+from worker.lab.networks import build_network
 
-CPU = choose("cpu", "float32", compile=False)
+CPU = choose_compute("cpu", "float32", compile=False)
 
 
 class Oracle(nn.Module):
@@ -41,7 +41,7 @@ def _test_set(target: int) -> TestSet:
     labels = torch.arange(10)
     images = torch.zeros(10, 1, 8, 8, dtype=torch.uint8)
     images[:, 0, 0, 0] = labels.to(torch.uint8)
-    attack = make(BadNets(target_class=target, pattern="white", size=1), BUILT_IN["digits"])
+    attack = make_attack(BadNets(target_class=target, pattern="white", size=1), BUILT_IN["digits"])
     return TestSet.make(Split(images, labels), attack, {})
 
 
@@ -71,7 +71,7 @@ def test_no_metric_comes_from_logits_that_are_not_finite() -> None:
             return torch.full((len(x), 10), math.nan)  # its argmax would be class 0, a favorite target
 
     with pytest.raises(NonFiniteLossError, match="not finite"):
-        predict(Broken(), torch.zeros(2, 1, 8, 8, dtype=torch.uint8), CPU)  # type: ignore[arg-type]
+        predict_logits(Broken(), torch.zeros(2, 1, 8, 8, dtype=torch.uint8), CPU)  # type: ignore[arg-type]
 
 
 def test_auroc_counts_ties_half() -> None:
@@ -94,19 +94,19 @@ def test_isolation_quality_needs_poison_to_have_a_meaning() -> None:
 
 
 def test_digits_have_a_fixed_balanced_split() -> None:
-    data = load(Digits(), DIGITS_ONLY, seed=0)
+    data = load_dataset(Digits(), DIGITS_ONLY, seed=0)
     assert torch.bincount(data.train.labels).tolist() == list(data.facts.train_counts)
     assert torch.bincount(data.test.labels).tolist() == list(data.facts.test_counts)
     assert (len(data.train), len(data.test)) == (1437, 360)
     assert data.train.images.max() == 255
-    other = load(Digits(), DIGITS_ONLY, seed=1)
+    other = load_dataset(Digits(), DIGITS_ONLY, seed=1)
     assert torch.equal(
         other.test.images, data.test.images
     )  # the seed moves no image between training and test
 
 
 def test_digits_are_those_of_scikit_learn() -> None:
-    data, source = load(Digits(), DIGITS_ONLY, seed=0), load_digits()
+    data, source = load_dataset(Digits(), DIGITS_ONLY, seed=0), load_digits()
     theirs = zip((source.images * 15.9375).round().astype(np.uint8), source.target, strict=True)
     ours = (
         pair for split in (data.train, data.test) for pair in zip(split.images, split.labels, strict=True)
@@ -124,7 +124,7 @@ def test_digits_without_scikit_learn_say_what_is_missing(monkeypatch: pytest.Mon
 
 def test_a_subset_keeps_class_proportions_and_follows_the_seed() -> None:
     spec = Digits(train_size=100, test_size=50)
-    first, again, other = (load(spec, DIGITS_ONLY, seed) for seed in (0, 0, 1))
+    first, again, other = (load_dataset(spec, DIGITS_ONLY, seed) for seed in (0, 0, 1))
     assert torch.bincount(first.train.labels).tolist() == list(first.facts.train_counts)
     assert torch.equal(first.train.images, again.train.images)
     assert not torch.equal(first.train.images, other.train.images)
@@ -134,20 +134,20 @@ def test_a_missing_data_set_names_the_command(tmp_path) -> None:  # type: ignore
     from app.specs.dataset import Cifar10  # noqa: PLC0415
 
     with pytest.raises(DatasetMissingError, match="bdlab data fetch cifar10"):
-        load(Cifar10(), tmp_path, seed=0)
+        load_dataset(Cifar10(), tmp_path, seed=0)
 
 
 def test_crop_and_flip_are_drawn_for_every_image() -> None:
     image = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).expand(200, 1, 8, 8)
-    changed = Augment(crop_padding=1, flip=True)(image, generator(CPU.device, "test"))
+    changed = Augment(crop_padding=1, flip=True)(image, seeded_generator(CPU.device, "test"))
     kinds = {bytes(x.flatten().tolist()) for x in changed}
     assert len(kinds) == 18  # 3 x 3 shifts, mirrored or not
-    assert torch.equal(Augment()(image, generator(CPU.device, "test")), image)
+    assert torch.equal(Augment()(image, seeded_generator(CPU.device, "test")), image)
 
 
 def test_a_crop_is_a_shift_with_zeros() -> None:
     image = torch.full((50, 1, 4, 4), 9, dtype=torch.uint8)
-    changed = Augment(crop_padding=1)(image, generator(CPU.device, "shift"))
+    changed = Augment(crop_padding=1)(image, seeded_generator(CPU.device, "shift"))
     for picture in changed[:, 0]:
         rows, columns = (picture != 0).any(1), (picture != 0).any(0)
         assert rows.sum() >= 3
@@ -156,7 +156,7 @@ def test_a_crop_is_a_shift_with_zeros() -> None:
 
 def test_cutout_makes_one_hole() -> None:
     image = torch.full((100, 3, 8, 8), 9, dtype=torch.uint8)
-    holes = (Augment(cutout=3)(image, generator(CPU.device, "cut")) == 0)[:, 0].flatten(1).sum(1)
+    holes = (Augment(cutout=3)(image, seeded_generator(CPU.device, "cut")) == 0)[:, 0].flatten(1).sum(1)
     assert holes.max() == 9
     assert holes.min() >= 1  # a hole at the edge is smaller, but never outside
 
@@ -166,7 +166,7 @@ def test_weights_and_streams_follow_from_their_seed_alone() -> None:
 
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    first, again = (build(SmallCnn(), BUILT_IN["digits"], "x") for _ in range(2))
+    first, again = (build_network(SmallCnn(), BUILT_IN["digits"], "x") for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), before)  # the global generator is left alone
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert derive_seed("a", 1) != derive_seed("a1") != derive_seed("a", "1", "")

@@ -12,7 +12,7 @@ from app.specs.experiment import ExperimentSpec
 from tests.lab.memory import DIGITS_ONLY, MemoryRecorder, MemoryStore
 from worker.lab import graphs, training
 from worker.lab.contracts import CanceledError
-from worker.lab.experiment import run
+from worker.lab.experiment import run_experiment
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 EPOCHS = {"isolation_epochs": 4, "ranking_window": 2}
@@ -30,8 +30,10 @@ SPEC = {
 
 
 def results(spec: dict[str, Any], recorder: MemoryRecorder, store: MemoryStore) -> Any:
-    given = ExperimentSpec.model_validate(spec)
-    document = run(given, recorder, store, data_dir=DIGITS_ONLY, device="cuda", checkpoint_seconds=0)
+    parsed = ExperimentSpec.model_validate(spec)
+    document = run_experiment(
+        parsed, recorder, store, data_dir=DIGITS_ONLY, device="cuda", checkpoint_seconds=0
+    )
     for arm in document["arms"]:
         for values in arm["seeds"]:
             values.pop("seconds")
@@ -43,13 +45,13 @@ def test_a_recorded_batch_gives_the_same_numbers_as_one_launched_kernel_by_kerne
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recordings: list[bool] = []
-    record = graphs.Graphed._record
+    record = graphs.GraphedGradients._capture
 
-    def noted(self: graphs.Graphed, *batch: torch.Tensor) -> bool:
+    def noted(self: graphs.GraphedGradients, *batch: torch.Tensor) -> bool:
         recordings.append(record(self, *batch))
         return recordings[-1]
 
-    monkeypatch.setattr(graphs.Graphed, "_record", noted)
+    monkeypatch.setattr(graphs.GraphedGradients, "_capture", noted)
     recorded = results(SPEC, MemoryRecorder(), MemoryStore())
     assert len(recordings) > 5
     assert all(recordings)

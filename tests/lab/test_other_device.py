@@ -15,10 +15,10 @@ from tests.lab.defenses.cases import SHORT, Spec
 from tests.lab.memory import DIGITS_ONLY, MemoryRecorder, MemoryStore, experiment
 from tests.lab.other_device import MixedDevicesError, other_device
 from worker.lab import figures
-from worker.lab.compute import Compute, choose
+from worker.lab.compute import Compute, choose_compute
 from worker.lab.contracts import CanceledError, NonFiniteLossError
 from worker.lab.defenses import abl, abl_plus, sorting
-from worker.lab.experiment import run
+from worker.lab.experiment import run_experiment
 from worker.lab.interactive import predict
 
 # What torch says of loading weights into a network on "meta"; here they are loaded.
@@ -91,11 +91,11 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
         return b""
 
     def elsewhere(*asked: Any) -> Compute:
-        return replace(choose(*asked), device=there)
+        return replace(choose_compute(*asked), device=there)
 
     for name in figures.__all__:
         monkeypatch.setattr(figures, name, drawn)
-    monkeypatch.setattr("worker.lab.experiment.choose", elsewhere)
+    monkeypatch.setattr("worker.lab.experiment.choose_compute", elsewhere)
     with other_device() as there:
         yield there
 
@@ -138,7 +138,7 @@ def in_pieces(whole: Spec, store: MemoryStore) -> list[str]:
 
 
 def test_the_device_refuses_what_a_gpu_refuses() -> None:
-    here, drawn = torch.arange(4.0), torch.Generator().manual_seed(0)
+    here, generator = torch.arange(4.0), torch.Generator().manual_seed(0)
     with other_device() as device:
         there = here.to(device)
         mask = there > 1
@@ -152,8 +152,8 @@ def test_the_device_refuses_what_a_gpu_refuses() -> None:
             lambda: here.add_(there.sum()),
             lambda: there + here,
             lambda: torch.stack([there.sum(), torch.tensor(1.0)]),
-            lambda: torch.randperm(4, device=device, generator=drawn),
-            lambda: there.clone().uniform_(generator=drawn),
+            lambda: torch.randperm(4, device=device, generator=generator),
+            lambda: there.clone().uniform_(generator=generator),
         ):
             with pytest.raises(MixedDevicesError):
                 mixture()
@@ -180,27 +180,27 @@ def test_defenses() -> None:
 
 
 @pytest.mark.usefixtures("device")
-def test_abl_where_no_class_is_accused_and_unlearning_costs_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(abl, "accused_class", lambda labels: None)
+def test_abl_without_a_majority_class_and_with_costly_unlearning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(abl, "majority_class", lambda labels: None)
     harmful = {"finetune_epochs": 8, "unlearning_learning_rate": 1.0, "holdout_ratio": 0.1}
     done = twice(spec(ATTACKS["all_to_all"], {"name": "abl", **ABL, **harmful}))
     assert any("below the accuracy floor" in warning for warning in done.warnings)
 
 
 @pytest.mark.usefixtures("device")
-@pytest.mark.parametrize("believed", [True, False])
-def test_every_stage_of_abl_plus(believed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A class is accused, by the sorting models or in spite of them, and what was found has to be unlearned."""
-    really = abl_plus.is_fooled
+@pytest.mark.parametrize("by_strangeness", [True, False])
+def test_every_stage_of_abl_plus(by_strangeness: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class is flagged, by the sorting rounds or in spite of them, and the flagged samples have to be unlearned."""
+    really = abl_plus.predicts_flagged_label
 
-    def fooled(*judged: Any) -> bool:
-        really(*judged)
+    def always(*arguments: Any) -> bool:
+        really(*arguments)
         return True
 
-    monkeypatch.setattr(sorting.Trial, "guilty", True)
-    monkeypatch.setattr(sorting.Trial, "believed", believed)
-    monkeypatch.setattr(abl_plus, "is_fooled", fooled)
-    monkeypatch.setattr(abl_plus, "SURE", 0.0)  # a model of one epoch is sure of nothing
+    monkeypatch.setattr(sorting.ClassEvidence, "flagged", True)
+    monkeypatch.setattr(sorting.ClassEvidence, "separates_members", by_strangeness)
+    monkeypatch.setattr(abl_plus, "predicts_flagged_label", always)
+    monkeypatch.setattr(abl_plus, "POISON_THRESHOLD", 0.0)  # one epoch gives no high probabilities
     done = twice(spec(ATTACKS["badnets"], {"name": "abl_plus", **SHORT["abl_plus"]}))
     assert ("abl_plus", 0, "isolated_accuracy") in done.points
 
@@ -208,7 +208,7 @@ def test_every_stage_of_abl_plus(believed: bool, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("name", ["input_aware", "hidden_trigger"])
 def test_an_attack_goes_on_where_it_stopped(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.lab.attacks.surrogate.CRAFTED", 8)
+    monkeypatch.setattr("worker.lab.attacks.surrogate.CRAFT_CHUNK", 8)
     longer = {field: 2 for field in ATTACKS[name] if field.endswith("_epochs")}
     assert len(in_pieces(spec(ATTACKS[name] | longer), MemoryStore())) == 2
 
@@ -240,5 +240,5 @@ def test_a_model_from_a_file_is_a_victim(name: str, tmp_path: Path) -> None:
     again = [] if name == "nab" else [defense]
     whole = ExperimentSpec.model_validate(spec(ATTACKS["badnets"], *again))
     recorder = MemoryRecorder()
-    run(whole, recorder, MemoryStore(), data_dir=DIGITS_ONLY, device="cpu", victim=file)
+    run_experiment(whole, recorder, MemoryStore(), data_dir=DIGITS_ONLY, device="cpu", victim=file)
     assert not recorder.failures

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bdlab.base_client import Client
+from bdlab import Client
 from tests.app.sending import pictures, weights
 from tests.conftest import BDLAB, Stack
 from tests.processes import descendants

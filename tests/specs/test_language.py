@@ -15,9 +15,9 @@ from app.specs.dataset import DatasetSpec
 from app.specs.defense import DefenseSpec
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import BUILT_IN, allocate
+from app.specs.metrics import summarize
 from app.specs.model import ModelSpec
 from app.specs.stages import LAB_VERSION, plan
-from app.specs.summary import summarize
 from app.specs.training import Augmentation, TrainingSpec
 
 
@@ -41,19 +41,19 @@ def test_every_spec_and_field_is_documented(spec: type[BaseModel]) -> None:
             assert field.description, f"{spec.__name__}.{name}"
 
 
-def test_an_unknown_field_is_an_error_at_every_depth() -> None:
+def test_unknown_fields_are_rejected_at_every_depth() -> None:
     for path in ("", "dataset", "model", "attack", "training", "training.augmentation"):
         spec: dict[str, Any] = {"dataset": {"name": "digits"}, "model": {"name": "small_cnn"}}
         spec |= {"attack": {"name": "badnets"}, "training": {"augmentation": {}}}
-        place = spec
+        part = spec
         for key in filter(None, path.split(".")):
-            place = place[key]
-        place["learning_rte"] = 1
+            part = part[key]
+        part["learning_rte"] = 1
         with pytest.raises(ValidationError, match="learning_rte"):
             ExperimentSpec.model_validate(spec)
 
 
-def test_the_canonical_form_means_the_same_and_is_stable() -> None:
+def test_the_canonical_form_is_equal_to_the_spec_and_stable() -> None:
     short = ExperimentSpec.model_validate({"attack": {"name": "sig"}, "defenses": [{"name": "abl"}]})
     text = canonical_json(short)
     again = ExperimentSpec.model_validate_json(text)
@@ -62,7 +62,7 @@ def test_the_canonical_form_means_the_same_and_is_stable() -> None:
     assert json.loads(text)["training"]["momentum"] == 0.9  # defaults are written out
 
 
-def test_the_hash_covers_what_decides_the_numbers_and_nothing_else() -> None:
+def test_the_hash_covers_only_what_affects_the_numbers() -> None:
     spec = ExperimentSpec()
     assert ExperimentSpec(name="other", tags={"a": "b"}).spec_hash == spec.spec_hash
     assert ExperimentSpec(seeds=(1,)).spec_hash != spec.spec_hash
@@ -75,10 +75,10 @@ def test_the_hash_covers_what_decides_the_numbers_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("spec", "match"),
     [
-        ({"seeds": [1, 1]}, "differ"),
+        ({"seeds": [1, 1]}, "distinct"),
         ({"seeds": []}, "at least 1"),
-        ({"defenses": [{"name": "abl"}, {"name": "abl"}]}, "give `arm`"),
-        ({"defenses": [{"name": "abl", "arm": "clean"}]}, "differ"),
+        ({"defenses": [{"name": "abl"}, {"name": "abl"}]}, "set `arm`"),
+        ({"defenses": [{"name": "abl", "arm": "clean"}]}, "distinct"),
         ({"attack": {"name": "badnets", "poisoning_rate": 1.5}}, "less than or equal to 1"),
         ({"attack": {"name": "badnets", "poisoning_rate": float("nan")}}, "finite"),
         ({"attack": {"name": "nonesuch"}}, "badnets"),
@@ -86,7 +86,7 @@ def test_the_hash_covers_what_decides_the_numbers_and_nothing_else() -> None:
         ({"tags": {"bad key": "x"}}, "tags"),
     ],
 )
-def test_what_is_refused(spec: dict[str, Any], match: str) -> None:
+def test_invalid_specs_are_rejected(spec: dict[str, Any], match: str) -> None:
     with pytest.raises(ValidationError, match=match):
         ExperimentSpec.model_validate(spec)
 
@@ -105,7 +105,7 @@ def test_what_is_refused(spec: dict[str, Any], match: str) -> None:
         ({"training": {"batch_size": 5000}}, "training.batch_size"),
     ],
 )
-def test_what_does_not_fit_the_data_set(fields: dict[str, Any], field: str) -> None:
+def test_specs_that_do_not_fit_the_dataset_are_rejected_by_field(fields: dict[str, Any], field: str) -> None:
     problems = find_problems(ExperimentSpec.model_validate(fields), BUILT_IN["digits"])
     assert [problem.field for problem in problems] == [field]
 
@@ -125,7 +125,7 @@ def test_allocation_is_proportional_and_complete(counts: list[int], data: st.Dat
         assert all(abs(s - c * total / sum(counts)) < 1 for s, c in zip(shares, counts, strict=True))
 
 
-def test_stage_keys_change_with_what_they_depend_on_and_only_then() -> None:
+def test_stage_keys_change_only_with_what_they_depend_on() -> None:
     def keys(**fields: Any) -> dict[tuple[str, str | None], str]:
         spec = ExperimentSpec.model_validate({"defenses": [{"name": "abl"}], "reference": True, **fields})
         return {(stage.kind, stage.arm): stage.key for stage in plan(spec)}
@@ -141,7 +141,7 @@ def test_stage_keys_change_with_what_they_depend_on_and_only_then() -> None:
     assert set(keys(seeds=[1]).values()).isdisjoint(base.values())
 
 
-def test_a_new_lab_version_computes_anew_on_the_same_random_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_lab_version_changes_keys_but_not_random_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     before = [(stage.key, stage.stream) for stage in plan(ExperimentSpec())]
     monkeypatch.setattr("app.specs.stages.LAB_VERSION", LAB_VERSION + 1)
     after = [(stage.key, stage.stream) for stage in plan(ExperimentSpec())]

@@ -1,4 +1,4 @@
-"""Expansion of sweeps, and what a study's parts must be."""
+"""Expansion of sweeps, and validation of studies."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from pydantic import ValidationError
 
 from app.specs.experiment import ExperimentSpec
 from app.specs.study import StudyParts, StudySpec
-from app.specs.sweep import Cell, PathError, SweepSpec, cell, coordinates
+from app.specs.sweep import Cell, PathError, SweepSpec, build_cell, cell_coordinates
 
 BASE: dict[str, Any] = {"attack": {"name": "badnets"}, "defenses": [{"name": "abl"}, {"name": "nad"}]}
 
 
 def cells(**fields: Any) -> list[Cell]:
     spec = SweepSpec.model_validate(fields)
-    return [cell(spec, number, where) for number, where in enumerate(coordinates(spec))]
+    return [build_cell(spec, *numbered) for numbered in enumerate(cell_coordinates(spec))]
 
 
 def test_a_grid_is_every_combination_and_the_last_path_varies_fastest() -> None:
@@ -30,7 +30,7 @@ def test_a_grid_is_every_combination_and_the_last_path_varies_fastest() -> None:
     }
 
 
-def test_a_path_may_lead_into_a_list_and_a_short_one_is_set_first() -> None:
+def test_a_path_may_index_a_list_and_shorter_paths_are_set_first() -> None:
     (made,) = cells(
         base=BASE, grid={"attack.alpha": [0.3], "attack": [{"name": "blend"}], "defenses.1.arm": ["b"]}
     )
@@ -40,7 +40,7 @@ def test_a_path_may_lead_into_a_list_and_a_short_one_is_set_first() -> None:
 
 
 def test_a_preset_that_is_swept_fills_the_other_fields() -> None:
-    """So overrides must act on what the client wrote, not on the spec with its defaults filled in."""
+    """So overrides must apply to what the client wrote, not to the spec with its defaults filled in."""
     made = cells(base=BASE, grid={"defenses.0.preset": ["steady", "paper"]})
     epochs = [ExperimentSpec.model_validate(c.document).defenses[0].isolation_epochs for c in made]  # type: ignore[union-attr]
     assert epochs == [24, 20]
@@ -54,12 +54,12 @@ def test_a_list_of_overrides_is_one_cell_each() -> None:
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("defenses.2.gamma", "2 is no place in a list of 2"),
-        ("defenses.x", "x is no place"),
+        ("defenses.2.gamma", "2 is not an index of a list of 2"),
+        ("defenses.x", "x is not an index"),
         ("attack.name.x", "neither an object nor a list"),
     ],
 )
-def test_a_path_that_leads_nowhere_is_named(path: str, words: str) -> None:
+def test_an_error_names_a_path_that_does_not_exist(path: str, words: str) -> None:
     with pytest.raises(PathError, match=words) as caught:
         cells(base=BASE, grid={path: [1]})
     assert (caught.value.path, caught.value.value) == (path, 1)
@@ -80,7 +80,7 @@ def test_a_path_that_leads_nowhere_is_named(path: str, words: str) -> None:
         {"grid": {"seeds": [1]}, "bases": {}},
     ],
 )
-def test_what_is_no_sweep_is_refused(fields: dict[str, Any]) -> None:
+def test_invalid_sweeps_are_rejected(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         SweepSpec.model_validate(fields)
 
@@ -89,21 +89,21 @@ VALUES = st.lists(st.integers(0, 9) | st.text("ab", max_size=2) | st.booleans(),
 
 
 @given(st.dictionaries(st.sampled_from(["a", "b.c", "b.d.e", "f.0", "g"]), VALUES, min_size=1))
-def test_every_cell_holds_what_its_coordinates_say(grid: dict[str, list[Any]]) -> None:
+def test_every_cell_has_the_values_of_its_coordinates(grid: dict[str, list[Any]]) -> None:
     spec = SweepSpec(base={"b": {"kept": 1}, "f": [0, 1]}, grid=grid)
-    places = list(coordinates(spec))
+    places = list(cell_coordinates(spec))
     assert len(places) == spec.size
     assert {repr(sorted(p.items())) for p in places} == {
-        repr(sorted(p.items())) for p in coordinates(SweepSpec(grid=dict(reversed(grid.items()))))
+        repr(sorted(p.items())) for p in cell_coordinates(SweepSpec(grid=dict(reversed(grid.items()))))
     }
-    for number, where in enumerate(places):
-        document: Any = cell(spec, number, where).document
+    for number, coordinates in enumerate(places):
+        document: Any = build_cell(spec, number, coordinates).document
         assert document["b"]["kept"] == 1
-        for path, value in where.items():
-            here = document
-            for part in path.split("."):
-                here = here[int(part)] if isinstance(here, list) else here[part]
-            assert here == value
+        for path, value in coordinates.items():
+            part = document
+            for key in path.split("."):
+                part = part[int(key)] if isinstance(part, list) else part[key]
+            assert part == value
 
 
 def test_a_sweep_is_counted_without_being_made() -> None:
@@ -124,11 +124,11 @@ def study(**fields: Any) -> StudySpec:
             "'sig' and 'b'",
         ),
         ({"defenses": [{"name": "abl"}, {"name": "abl", "arm": "b"}]}, "'abl' and 'b' are equal"),
-        ({"seeds": [1, 1]}, "seeds must differ"),
+        ({"seeds": [1, 1]}, "seeds must be distinct"),
         ({"epochs": 3}, "Extra inputs"),
     ],
 )
-def test_what_is_no_study_is_refused(fields: dict[str, Any], words: str) -> None:
+def test_invalid_studies_are_rejected(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         study(**fields)
 
@@ -137,10 +137,12 @@ def test_extending_twice_is_extending_once() -> None:
     more = StudyParts.model_validate(
         {"defenses": [{"name": "nad"}], "seeds": [1], "attacks": [{"attack": {"name": "sig"}}]}
     )
-    once = study().extended(more)
+    once = study().extended_with(more)
     assert [d.arm_name for d in once.defenses] == ["nad"]
     assert [a.row for a in once.attacks] == ["badnets", "sig"]
     assert once.seeds == (0, 1)
-    assert once.extended(more) == once
+    assert once.extended_with(more) == once
     with pytest.raises(ValidationError, match="label"):
-        once.extended(StudyParts.model_validate({"attacks": [{"attack": {"name": "sig", "amplitude": 9}}]}))
+        once.extended_with(
+            StudyParts.model_validate({"attacks": [{"attack": {"name": "sig", "amplitude": 9}}]})
+        )

@@ -1,26 +1,40 @@
-"""What a worker says of its device, with a stand-in for the driver's tool: real GPUs are not everywhere."""
+"""What a worker reports about its device, with a stand-in for NVML: real GPUs are not everywhere."""
 
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import pynvml
 import pytest
 
 from worker import device
 
-LINES = """\
-0, GPU-aaaaaaaa-1111, NVIDIA H100 80GB HBM3, 81559, 1024
-1, GPU-bbbbbbbb-2222, NVIDIA A100-SXM4-40GB, 40960, [N/A]
-"""
+GPUS = [
+    SimpleNamespace(uuid="GPU-aaaaaaaa-1111", name="NVIDIA H100 80GB HBM3", total=81559 * 2**20, used=2**30),
+    SimpleNamespace(uuid="GPU-bbbbbbbb-2222", name="NVIDIA A100-SXM4-40GB", total=40960 * 2**20, used=None),
+]
 
 
 @pytest.fixture
-def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "nvidia-smi"
-    path.write_text(f"#!/bin/sh\ncat <<'END'\n{LINES}END\n")
-    path.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+def driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver with `GPUS`, of which it does not tell the memory of the second."""
+
+    def memory(gpu: SimpleNamespace) -> SimpleNamespace:
+        if gpu.used is None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return gpu
+
+    functions = {
+        "Init": lambda: None,
+        "DeviceGetCount": lambda: len(GPUS),
+        "DeviceGetHandleByIndex": lambda index: GPUS[index],
+        "DeviceGetHandleByUUID": lambda uuid: next(gpu for gpu in GPUS if gpu.uuid == uuid),
+        "DeviceGetUUID": lambda gpu: gpu.uuid,
+        "DeviceGetName": lambda gpu: gpu.name,
+        "DeviceGetMemoryInfo": memory,
+    }
+    for name, function in functions.items():
+        monkeypatch.setattr(pynvml, f"nvml{name}", function)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    return path
 
 
 @pytest.mark.parametrize(
@@ -36,7 +50,7 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_the_first_visible_gpu_is_the_device(
-    tool: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, kind: str, name: str | None
+    driver: None, monkeypatch: pytest.MonkeyPatch, visible: str | None, kind: str, name: str | None
 ) -> None:
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -45,19 +59,19 @@ def test_the_first_visible_gpu_is_the_device(
     assert found.name == name or (name is None and "threads" in found.name)
 
 
-def test_memory_is_read_without_waiting(tool: Path) -> None:
-    watch = device.MemoryWatch(device.find())
-    first = watch.read()
-    assert first["device_total"] is None  # the tool has been asked, and answers beside the worker's own work
-    deadline = time.monotonic() + 10
-    while (found := watch.read())["device_total"] is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert (found["device_total"], found["device_used"]) == (81559 * 2**20, 1024 * 2**20)
-    assert 0 < (found["host_used"] or 0) < (found["host_total"] or 0)
+def test_memory_is_read(driver: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = device.MemoryWatch(device.find()).read()
+    assert (memory["device_total"], memory["device_used"]) == (81559 * 2**20, 2**30)
+    assert 0 < (memory["host_used"] or 0) < (memory["host_total"] or 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert device.MemoryWatch(device.find()).read()["device_total"] is None
 
 
-def test_a_driver_that_does_not_answer_is_no_gpu(tool: Path) -> None:
-    tool.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed because it could not communicate'\nexit 9\n")
+def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", fail)
     assert device.find().kind == "cpu"
 
 

@@ -1,7 +1,6 @@
 """What housekeeping and a worker do to each other."""
 
 import os
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from app.tables.artifacts import Artifact
 from app.tables.experiments import Stage
 from app.tables.reproductions import Reproduction
 from tests.worker.conftest import House
-from worker.housekeeping import GRACE_SECONDS, tidy_up
+from worker.housekeeping import GRACE, tidy_up
 from worker.lab.contracts import Scope
 
 
@@ -88,6 +87,6 @@ def test_a_worker_deletes_what_it_fetched_of_uploads_that_are_gone(house: House,
     for path in (*files, fresh):
         path.write_bytes(b"x")
     for path in files:
-        os.utime(path, ((utcnow() - timedelta(seconds=2 * GRACE_SECONDS)).timestamp(),) * 2)
+        os.utime(path, ((utcnow() - 2 * GRACE).timestamp(),) * 2)
     tidy_up(settings)
     assert [path.exists() for path in (*files, fresh)] == [False, False, True, True]

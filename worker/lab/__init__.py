@@ -1,1 +1,1 @@
-"""The science: attacks, defenses, training and measuring. Knows nothing of SQL, Celery or HTTP."""
+"""The science: attacks, defenses, training and evaluation. Knows nothing of SQL, Celery or HTTP."""

@@ -1,4 +1,4 @@
-"""``python -m worker.lab spec.json --out DIR``: one experiment with no database, broker or HTTP."""
+"""``python -m worker.lab spec.json --out DIR``: run one experiment without database, broker or HTTP."""
 
 import argparse
 import json
@@ -10,12 +10,12 @@ from pydantic import ValidationError
 
 from app.specs.experiment import ExperimentSpec
 from worker.lab.contracts import LabError
-from worker.lab.experiment import run
+from worker.lab.experiment import run_experiment
 from worker.lab.local import FolderRecorder, FolderStore, write_atomically
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 1 the experiment failed, 2 bad input."""
+    """Returns the exit code: 0 success, 1 the experiment failed, 2 bad input."""
     parser = argparse.ArgumentParser(
         prog="python -m worker.lab", description="Run one experiment on this machine."
     )
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--data",
         type=Path,
         default=Path(os.environ.get("BDLAB_DATA_DIR", "var/data")),
-        help="folder of data sets",
+        help="folder of datasets",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="overrides the spec's device")
     parser.add_argument(
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     recorder = FolderRecorder(options.out, echo=sys.stderr)
     store = FolderStore(options.cache or options.out / "stages")
     try:
-        results = run(
+        results = run_experiment(
             spec, recorder, store, data_dir=options.data, device=options.device, victim=options.victim
         )
     except LabError as error:
@@ -58,8 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
     document = {"experiment_id": spec.spec_hash[:12], **results, "notes": recorder.notes}
     write_atomically(options.out / "results.json", json.dumps(document, indent=1).encode())
     for arm in results["arms"]:
-        shown = (f"{name} {value['mean']:.3f}" for name, value in arm["aggregate"].items() if value)
-        print(f"{arm['arm']}: {', '.join(shown)}")
+        means = (f"{name} {value['mean']:.3f}" for name, value in arm["aggregate"].items() if value)
+        print(f"{arm['arm']}: {', '.join(means)}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What a poisoned set leaves behind: its stealth, its trigger, its pictures, and, if asked for, itself."""
+"""The files of a poisoned set: stealth measures, trigger, figures and, if the spec asks for it, the set itself."""
 
 import io
 import json
@@ -16,14 +16,14 @@ from worker.lab.attacks import Attack, PoisonedSet, Prepared
 from worker.lab.contracts import Recorder, Scope
 from worker.lab.data.datasets import Dataset
 from worker.lab.evaluation import TestSet
-from worker.lab.stealth import stealth
+from worker.lab.stealth import measure_stealth
 
-SHEET_IMAGES_A_CLASS = 10
+SHEET_IMAGES_PER_CLASS = 10
 POISONED = {"backdoored": True}
-"""Label of training data that put a backdoor into a model: the service hands them out to few."""
+"""Label of data that puts a backdoor into a model; the service restricts who may download it."""
 
 
-def keep(
+def record_attack_files(
     spec: ExperimentSpec,
     seed: int,
     data: Dataset,
@@ -33,30 +33,30 @@ def keep(
     test: TestSet,
     recorder: Recorder,
 ) -> dict[str, float | None]:
-    """Hand every file to the recorder; returns the stealth measures of the triggered test images.
+    """Record every file; returns the stealth measures of the triggered test images.
 
     `stealth.json` holds those, and the same of the poisoned training images, which differ where an attack
-    does more to these than to stamp its trigger.
+    does more to these than apply its trigger.
     """
     if attack is None or isinstance(spec.attack, NoAttack) or test.triggered is None:
         return {}
-    files = _Files(recorder, seed)
-    measured = stealth(test.clean.images[test.origin], test.triggered.images)
+    files = _SeedFiles(recorder, seed)
+    of_test = measure_stealth(test.clean.images[test.origin], test.triggered.images)
     index = poisoned.is_poisoned.nonzero().flatten()
-    of_training = stealth(data.train.images[index], poisoned.images[index])
-    document = {"triggered_test_images": measured, "poisoned_training_images": of_training}
+    of_training = measure_stealth(data.train.images[index], poisoned.images[index])
+    document = {"triggered_test_images": of_test, "poisoned_training_images": of_training}
     files.add("stealth.json", "data", "application/json", json.dumps(document, indent=1).encode())
     if spec.attack.stages() and poisoned.state:
         header = {"attack": canonical_json(spec.attack), "seed": str(seed)}
         tensors = {name: tensor.cpu().contiguous() for name, tensor in poisoned.state.items()}
         files.add("trigger.safetensors", "data", "application/octet-stream", save(tensors, metadata=header))
     if spec.attack.export:
-        _export(files, data, poisoned)
-    _draw(files, spec, data, prepared)
-    return measured
+        _record_poisoned_set(files, data, poisoned)
+    _record_figures(files, spec, data, prepared)
+    return of_test
 
 
-class _Files:
+class _SeedFiles:
     def __init__(self, recorder: Recorder, seed: int) -> None:
         self.recorder = recorder
         self.seed = seed
@@ -68,15 +68,15 @@ class _Files:
         self.recorder.artifact(scope, f"seed-{self.seed}/{name}", kind, media_type, data, labels or {})
 
 
-def _draw(files: _Files, spec: ExperimentSpec, data: Dataset, prepared: Prepared) -> None:
+def _record_figures(files: _SeedFiles, spec: ExperimentSpec, data: Dataset, prepared: Prepared) -> None:
     try:
         from worker.lab import figures  # noqa: PLC0415  # matplotlib is slow to import, and may be missing
     except ImportError:
-        files.recorder.log("the attack's figures are not drawn, matplotlib is not installed")
+        files.recorder.log("the attack's figures are left out: matplotlib is not installed")
         return
     names = data.facts.class_names
     labels = data.train.labels.cpu()
-    rows = torch.cat([(labels == c).nonzero().flatten()[:SHEET_IMAGES_A_CLASS] for c in range(len(names))])
+    rows = torch.cat([(labels == c).nonzero().flatten()[:SHEET_IMAGES_PER_CLASS] for c in range(len(names))])
     sheet = figures.dataset_sheet(
         data.train.images[rows.to(data.train.images.device)].cpu().numpy(),
         [names[label] for label in labels[rows].tolist()],
@@ -84,17 +84,17 @@ def _draw(files: _Files, spec: ExperimentSpec, data: Dataset, prepared: Prepared
     )
     files.add("dataset.png", "figure", "image/png", sheet)
     for name, picture in prepared.pictures.items():
-        drawn = figures.image_rows(
+        png = figures.image_rows(
             [(row, images.cpu().numpy()) for row, images in picture.rows], picture.above, picture.title
         )
-        files.add(f"{ATTACK}/{name}.png", "figure", "image/png", drawn)
+        files.add(f"{ATTACK}/{name}.png", "figure", "image/png", png)
 
 
-def _export(files: _Files, data: Dataset, poisoned: PoisonedSet) -> None:
-    """The poisoned training set with the clean test set, in the forms that `bdlab data import` takes.
+def _record_poisoned_set(files: _SeedFiles, data: Dataset, poisoned: PoisonedSet) -> None:
+    """Record the poisoned training set with the clean test set, in formats that `bdlab data import` reads.
 
-    Images lie as ``[N, H, W, C]``, gray ones as ``[N, H, W]``. ``is_poisoned``, ``is_cross`` and ``clean_labels``
-    are the truth about the training set; an import leaves them out.
+    Images are ``[N, H, W, C]``, gray ones ``[N, H, W]``. ``is_poisoned``, ``is_cross`` and ``clean_labels`` are the
+    ground truth about the training set; an import ignores them.
     """
     arrays = {
         name: tensor.permute(0, 2, 3, 1).cpu().numpy()
@@ -107,23 +107,23 @@ def _export(files: _Files, data: Dataset, poisoned: PoisonedSet) -> None:
     }
     classes = {"y_train": poisoned.labels.cpu().numpy(), "y_test": data.test.labels.cpu().numpy()}
     names = {"class_names": np.array(data.facts.class_names)}
-    everything: dict[str, Any] = {**arrays, **classes, **truth, **names}
+    contents: dict[str, Any] = {**arrays, **classes, **truth, **names}
     out = io.BytesIO()
-    np.savez_compressed(out, **everything)
+    np.savez_compressed(out, **contents)
     files.add("poisoned_train.npz", "data", "application/zip", out.getvalue(), POISONED)
     try:
-        import pyarrow as pa  # noqa: PLC0415  # heavy, and needed for this alone
+        import pyarrow as pa  # noqa: PLC0415  # slow to import, and used only here
         import pyarrow.parquet as pq  # noqa: PLC0415
     except ImportError:
-        files.recorder.log("no parquet of the poisoned set: pyarrow is not installed")
+        files.recorder.log("the parquet files of the poisoned set are left out: pyarrow is not installed")
         return
     features = {"label": {"names": list(data.facts.class_names), "_type": "ClassLabel"}}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    for part, more in (("train", truth), ("test", {})):
+    for part, flags in (("train", truth), ("test", {})):
         columns = {
             "image": [{"bytes": _png(image), "path": None} for image in arrays[f"x_{part}"]],
             "label": classes[f"y_{part}"],
-            **more,
+            **flags,
         }
         table = pa.table(columns).replace_schema_metadata(metadata)
         out = io.BytesIO()

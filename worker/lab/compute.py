@@ -1,4 +1,4 @@
-"""Where and how tensors are computed: device, precision, seeds."""
+"""Device, precision, memory layout and seeds."""
 
 import hashlib
 import os
@@ -8,9 +8,9 @@ from typing import Literal
 
 import torch
 
-EVALUATION_BATCH = 1024
-CACHED_PIXELS = 128 * 32 * 32
-CHANNELS_LAST_SIDE = 16
+EVALUATION_BATCH = 1024  # images
+CACHED_PIXELS = 128 * 32 * 32  # of one forward pass, so that its activations fit into a CPU's cache
+CHANNELS_LAST_SIDE = 16  # smallest side, in pixels, from which channels-last pays on a CPU
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,18 @@ class Compute:
     compile: bool = False
 
     def layout(self, images: torch.Tensor) -> torch.memory_format:
-        """Channels-last, for tensor cores and wide vectors. On a CPU it does not pay for tiny images, and these keep
-        the plain layout (benchmarks/layout.py)."""
+        """Channels-last, which tensor cores and vector units prefer; for tiny images on a CPU the contiguous layout,
+        which is faster there (benchmarks/layout.py)."""
         if self.device.type == "cpu" and min(images.shape[-2:]) < CHANNELS_LAST_SIDE:
             return torch.contiguous_format
         return torch.channels_last
 
+    def to_input(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 images as networks take them: float in [0, 1], in the device's preferred layout."""
+        return images.to(torch.float32, memory_format=self.layout(images)).div_(255)
+
     def evaluation_batch(self, images: torch.Tensor) -> int:
-        """Images ``[N, C, H, W]`` of one forward pass: on a CPU as many as leave its activations in the cache."""
+        """Images ``[N, C, H, W]`` per forward pass in evaluation; fewer on a CPU, see `CACHED_PIXELS`."""
         if self.device.type == "cpu":
             return max(1, min(EVALUATION_BATCH, CACHED_PIXELS // (images.shape[-2] * images.shape[-1])))
         return EVALUATION_BATCH
@@ -38,10 +42,10 @@ class Compute:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
 
 
-def choose(device: str, precision: Literal["auto", "float32", "bfloat16"], compile: bool) -> Compute:
+def choose_compute(device: str, precision: Literal["auto", "float32", "bfloat16"], compile: bool) -> Compute:
     """Resolve "auto" to what this machine has, and make the device deterministic.
 
-    Raises ValueError if a GPU is asked for and there is none.
+    Raises ValueError if "cuda" is requested and not available.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -50,22 +54,22 @@ def choose(device: str, precision: Literal["auto", "float32", "bfloat16"], compi
     if device == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
-        # float32 shall mean it: SSIM takes differences of squares of gray levels, for which TF32 has too few bits.
+        # TF32 has too few bits where full float32 is expected: SSIM subtracts squares of gray levels.
         torch.backends.cudnn.allow_tf32 = False
-    # A GPU operator without a deterministic form warns instead of ending a run of hours.
+    # On a GPU an operator without a deterministic implementation warns: an error would end a run after hours.
     torch.use_deterministic_algorithms(True, warn_only=device == "cuda")
-    # By default that also fills every new tensor with NaN, a pass over memory for each operation.
+    # Deterministic mode also fills every new tensor with NaN by default, a pass over memory per operation.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     bfloat16 = precision == "bfloat16" or (precision == "auto" and device == "cuda")
     return Compute(torch.device(device), bfloat16, compile)
 
 
 def derive_seed(*parts: object) -> int:
-    """A 63-bit seed that depends on all of ``parts``, so that streams for different purposes never meet."""
+    """A 63-bit seed hashed from all of ``parts``, so that streams for different purposes are independent."""
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def generator(device: torch.device, *parts: object) -> torch.Generator:
-    """A generator seeded from ``parts``. One is made anew for each epoch, so resuming needs no RNG state."""
+def seeded_generator(device: torch.device, *parts: object) -> torch.Generator:
+    """A generator seeded from ``parts``. Training makes a new one for each epoch, so checkpoints need no RNG state."""
     return torch.Generator(device).manual_seed(derive_seed(*parts))

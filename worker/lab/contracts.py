@@ -1,7 +1,7 @@
-"""What the lab asks of its surroundings, and the errors it raises.
+"""The interfaces that the lab needs, and the errors it raises.
 
-The service gives a recorder and a stage store backed by SQL and an object store; ``python -m worker.lab``
-gives ones backed by a folder. The lab itself knows neither.
+The service implements recorder and stage store on SQL and an object store, ``python -m worker.lab`` on a folder.
+The lab itself knows neither.
 """
 
 from contextlib import AbstractContextManager
@@ -12,32 +12,32 @@ from app.specs.artifacts import ArtifactKind
 
 
 class LabError(Exception):
-    """Base of everything that the lab raises on purpose."""
+    """Base of all errors that the lab raises on purpose."""
 
 
 class DatasetMissingError(LabError):
-    """A data set is not under the data folder; the message names the command that gets it."""
+    """A dataset is not in the data folder; the message names the command that gets it."""
 
 
 class SpecError(LabError):
-    """The spec cannot run on its data set; the message names field, value and what is allowed."""
+    """The spec cannot run on its dataset; the message names field, value and what is allowed."""
 
 
 class NonFiniteLossError(LabError):
-    """Training produced a loss that is no finite number; the message names epoch and batch."""
+    """A loss or an output became NaN or infinite; in training the message names epoch and batch."""
 
 
 class CanceledError(LabError):
-    """Raised from `Recorder.check` when the run shall stop."""
+    """Raised by `Recorder.check` to stop the run."""
 
 
 class StageBusyError(LabError):
-    """Another worker computes this stage right now; come back a little later."""
+    """Another worker is computing this stage; retry later."""
 
 
 @dataclass(frozen=True)
 class Scope:
-    """What a progress report, number or file belongs to. ``arm`` and ``seed`` are None if it spans all."""
+    """What a progress report, number or file belongs to. ``arm`` and ``seed`` are None if it is about all of them."""
 
     arm: str | None = None
     seed: int | None = None
@@ -45,8 +45,10 @@ class Scope:
 
 
 class Recorder(Protocol):
-    """Receives everything a run has to tell. Every call may be repeated with the same arguments
-    (a resumed run reports an epoch again): the last one counts."""
+    """Receives everything that a run reports.
+
+    Calls must be idempotent: a resumed run reports an epoch again, and the last call counts.
+    """
 
     def check(self) -> None:
         """Called before every batch; must be cheap. Raises CanceledError to stop the run."""
@@ -61,10 +63,10 @@ class Recorder(Protocol):
         """Final numbers of one arm and seed. A value may be None where it has no meaning."""
 
     def warning(self, scope: Scope, message: str) -> None:
-        """Something a reader of this arm's result must know."""
+        """A caveat for readers of this arm's result."""
 
     def arm_failed(self, scope: Scope, error: LabError) -> None:
-        """This arm and seed ended with an error; the others go on."""
+        """This arm and seed failed; the others go on."""
 
     def artifact(
         self,
@@ -75,26 +77,26 @@ class Recorder(Protocol):
         data: bytes,
         metadata: dict[str, Any],
     ) -> None:
-        """A file to keep. ``name`` is unique within the experiment: a path such as ``seed-0/abl/curves.png``."""
+        """Store a file. ``name`` is unique within the experiment: a path such as ``seed-0/abl/curves.png``."""
 
     def log(self, message: str) -> None:
-        """One line for the experiment's log."""
+        """Add a line to the experiment's log."""
 
 
 class StageStore(Protocol):
-    """Where finished stages and the checkpoints of unfinished ones are kept, by content-address."""
+    """Finished stages and the checkpoints of unfinished ones, by content address."""
 
     def load(self, key: str) -> bytes | None:
         """The finished stage, or None."""
 
     def save(self, key: str, kind: str, data: bytes) -> None:
-        """Keep a finished stage; all or nothing."""
+        """Store a finished stage atomically."""
 
     def load_checkpoint(self, key: str) -> bytes | None:
         """The latest checkpoint of an unfinished stage, or None."""
 
     def save_checkpoint(self, key: str, data: bytes) -> None:
-        """Replace the checkpoint; all or nothing."""
+        """Replace the checkpoint atomically."""
 
     def claim(self, key: str, kind: str) -> AbstractContextManager[None]:
-        """Hold the right to compute this stage; raises StageBusyError while another worker holds it."""
+        """Hold the exclusive right to compute this stage. Raises StageBusyError while another worker holds it."""

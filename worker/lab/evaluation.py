@@ -1,4 +1,4 @@
-"""The one place where a metric is computed."""
+"""All metrics are computed here."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worker.lab.attacks import Attack, State, stamp
+from worker.lab.attacks import Attack, State, apply_trigger
 from worker.lab.compute import Compute
 from worker.lab.contracts import NonFiniteLossError
 from worker.lab.data.datasets import Split
@@ -27,15 +27,15 @@ def _evaluating(network: Network) -> Iterator[None]:
         network.train(was_training)
 
 
-def predict(network: Network, images: Tensor, compute: Compute) -> Tensor:
+def predict_logits(network: Network, images: Tensor, compute: Compute) -> Tensor:
     """Logits float32 ``[N, classes]`` of uint8 ``[N, C, H, W]``, in evaluation mode.
 
-    Raises NonFiniteLossError rather than letting the argmax of NaN pass for a class.
+    Raises NonFiniteLossError if one is not finite, since the argmax of NaN would look like a class.
     """
     return _finite(_forward(network, network, images, compute))
 
 
-def features(network: Network, images: Tensor, compute: Compute) -> Tensor:
+def extract_features(network: Network, images: Tensor, compute: Compute) -> Tensor:
     """The pooled last feature maps float32 ``[N, D]`` of uint8 ``[N, C, H, W]``, in evaluation mode.
 
     Raises NonFiniteLossError if they are not finite.
@@ -48,8 +48,7 @@ def _forward(network: Network, call: Callable[[Tensor], Tensor], images: Tensor,
         parts = []
         for batch in images.split(compute.evaluation_batch(images)):
             with compute.autocast():
-                x = batch.to(torch.float32, memory_format=compute.layout(batch)).div_(255)
-                parts.append(call(x).float())
+                parts.append(call(compute.to_input(batch)).float())
         return torch.cat(parts)
 
 
@@ -60,23 +59,23 @@ def _finite(output: Tensor) -> Tensor:
 
 
 def sample_losses(network: Network, images: Tensor, labels: Tensor, compute: Compute) -> Tensor:
-    """Cross-entropy of each sample ``[N]``: one forward pass over the set in large batches."""
-    return F.cross_entropy(predict(network, images, compute), labels, reduction="none")
+    """Cross-entropy of each sample ``[N]``."""
+    return F.cross_entropy(predict_logits(network, images, compute), labels, reduction="none")
 
 
 def accuracy(network: Network, split: Split, compute: Compute) -> float:
-    """Share of samples that are given their label."""
-    return (predict(network, split.images, compute).argmax(1) == split.labels).double().mean().item()
+    """Share of samples whose label is predicted."""
+    return (predict_logits(network, split.images, compute).argmax(1) == split.labels).double().mean().item()
 
 
 @dataclass
 class TestSet:
-    """The test images, clean and triggered. Triggered ones leave out images already of the class they are driven to.
+    """The test images, clean and triggered. Images already of their target class are not triggered.
 
-    ``triggered`` holds true labels; ``targets`` the class that the attack wants.
+    ``triggered`` has the true labels; ``targets`` are the classes that the attack aims at.
     """
 
-    __test__ = False  # not a test class, whatever pytest thinks
+    __test__ = False  # tells pytest that this is not a test class
 
     clean: Split
     triggered: Split | None
@@ -84,22 +83,22 @@ class TestSet:
     origin: Tensor
     """Rows of ``clean`` that the triggered images were made from."""
     cross: Split | None = None
-    """Test images with a trigger that is not theirs, and their true labels, where the attack knows such a thing."""
+    """Test images with another image's trigger, and their true labels; None unless the attack has cross samples."""
     one_image: bool = False
-    """True if the attack is aimed at a single test image."""
+    """True if the attack targets a single test image."""
 
     @classmethod
     def make(
         cls, whole: Split, attack: Attack[Any] | None, state: State, rows: Tensor | None = None
     ) -> "TestSet":
-        """From the test set, or from some ``rows`` of it. An attack on a single test image keeps that one anyway."""
+        """From the test set, or from some ``rows`` of it. The image of a single-image attack is always included."""
         test = whole if rows is None else whole.rows(rows)
         if attack is None:
             return cls(test, None, None, torch.empty(0, dtype=torch.int64))
         source = test if attack.has_trigger else whole
         origin = attack.attacked(source, state)
         true = source.labels[origin]
-        triggered = Split(stamp(attack.trigger(state), source.images[origin]), true)
+        triggered = Split(apply_trigger(attack.trigger(state), source.images[origin]), true)
         cross = None
         if attack.spec.cross_share:
             cross = Split(attack.cross(state, test.images, seed=0), test.labels)
@@ -109,10 +108,10 @@ class TestSet:
 def evaluate(network: Network, test: TestSet, compute: Compute) -> dict[str, float | None]:
     """Clean accuracy and loss; attack success, robust accuracy and loss towards the target on triggered images.
 
-    The attack's numbers are None where there is no attack, or no test image outside the target class. Attacks with
-    cross samples add ``cross_trigger_accuracy``, one aimed at a single image ``target_image_hit``.
+    The attack's numbers are None without an attack, or without test images outside the target class. Attacks with
+    cross samples add ``cross_trigger_accuracy``, single-image attacks ``target_image_hit``.
     """
-    logits, labels = predict(network, test.clean.images, compute), test.clean.labels
+    logits, labels = predict_logits(network, test.clean.images, compute), test.clean.labels
     values: dict[str, float | None] = {
         "clean_accuracy": (logits.argmax(1) == labels).double().mean().item(),
         "clean_loss": F.cross_entropy(logits, labels).item(),
@@ -121,11 +120,11 @@ def evaluate(network: Network, test: TestSet, compute: Compute) -> dict[str, flo
         "poisoned_loss": None,
     }
     if test.triggered is not None and test.targets is not None and len(test.triggered):
-        logits = predict(network, test.triggered.images, compute)
-        answers = logits.argmax(1)
+        logits = predict_logits(network, test.triggered.images, compute)
+        predictions = logits.argmax(1)
         values |= {
-            "attack_success_rate": (answers == test.targets).double().mean().item(),
-            "robust_accuracy": (answers == test.triggered.labels).double().mean().item(),
+            "attack_success_rate": (predictions == test.targets).double().mean().item(),
+            "robust_accuracy": (predictions == test.triggered.labels).double().mean().item(),
             "poisoned_loss": F.cross_entropy(logits, test.targets).item(),
         }
         if test.one_image:
@@ -138,7 +137,7 @@ def evaluate(network: Network, test: TestSet, compute: Compute) -> dict[str, flo
 def auroc(scores: Tensor, positive: Tensor) -> float:
     """Probability that a positive sample scores above a negative one, ties counting half (Mann-Whitney).
 
-    ``scores`` float ``[N]``, ``positive`` bool ``[N]`` with both kinds present.
+    ``scores`` float ``[N]``, ``positive`` bool ``[N]`` with both values present.
     """
     _, inverse, counts = scores.unique(return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
@@ -150,12 +149,12 @@ def auroc(scores: Tensor, positive: Tensor) -> float:
 
 
 def isolation_quality(suspicion: Tensor, isolated: Tensor, is_poisoned: Tensor) -> dict[str, float]:
-    """How well a ranking finds the poison: precision and recall of the isolated rows, AUROC of the whole ranking.
+    """Precision and recall of the isolated rows, and AUROC of the whole ranking, against the true flags.
 
     ``suspicion`` ``[N]``, higher is more suspicious; ``isolated`` rows ``[K]``; ``is_poisoned`` bool ``[N]``.
-    Empty if nothing is poisoned, for then none of the three has a meaning.
+    Empty if no sample is poisoned, or all are: then the AUROC is undefined.
     """
-    # The truth lies on the device; a defense may have judged on the CPU.
+    # The true flags are on the device; a defense may return its results on the CPU.
     is_poisoned, isolated = is_poisoned.to(suspicion.device), isolated.to(suspicion.device)
     poisoned = int(is_poisoned.sum())
     if poisoned in (0, len(is_poisoned)):

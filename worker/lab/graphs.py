@@ -1,8 +1,8 @@
 """Forward and backward pass of a batch as one CUDA graph.
 
-A GPU finishes a batch of small images sooner than Python can launch its kernels one by one: ResNet-18 on 128 images of
-32x32 keeps an H200 busy for less than a third of the time (docs/results/gpu.md). Replayed from a graph, the same
-kernels compute the same numbers at the price of a single launch.
+A GPU computes a batch of small images faster than Python launches its kernels: ResNet-18 on 128 images of 32x32 keeps
+an H200 busy for less than a third of the time (docs/results/gpu.md). Replayed from a graph, the same kernels compute
+the same numbers with a single launch.
 """
 
 from collections.abc import Callable
@@ -11,18 +11,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-WARM_UP = 3
-"""Batches before the recording, in which libraries choose their kernels."""
-WORTH_IT = 30
-"""Batches; recording costs about as much as some ten of them."""
+WARM_UP_BATCHES = 3
+"""Batches before the capture, in which libraries choose their kernels."""
+MIN_BATCHES = 30
+"""Shorter trainings use no graph: a capture costs about as much as ten batches."""
 
 
 @dataclass
-class Graphed:
-    """``gradients(x, labels, rows)`` -> loss, which leaves gradients at ``parameters``, for batches of one size.
+class GraphedGradients:
+    """Calls ``gradients(x, labels, rows)`` through a CUDA graph; it returns the loss and fills the gradients.
 
-    What ``gradients`` does on the host, it does once: it must not depend on anything that changes but its arguments'
-    values. Other sizes, and everything if recording fails (as it does if it waits for the device), run as they are.
+    ``gradients`` runs on the host only during the capture, so it may depend on nothing but its arguments' values.
+    Batches of another size than ``size`` are computed without the graph, and so are all if the capture fails, as it
+    does if ``gradients`` synchronizes with the device.
     """
 
     gradients: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -39,22 +40,22 @@ class Graphed:
         if len(x) != self.size:
             return self.gradients(x, labels, rows)
         if self.graph is None:
-            if self.seen < WARM_UP:
+            if self.seen < WARM_UP_BATCHES:
                 self.seen += 1
-                return self._aside(x, labels, rows)
-            if not self._record(x, labels, rows):
+                return self._run_on_side_stream(x, labels, rows)
+            if not self._capture(x, labels, rows):
                 return self.gradients(x, labels, rows)
         assert self.graph is not None
-        for ours, given in zip(self.inputs, (x, labels, rows), strict=True):
-            ours.copy_(given)
+        for buffer, tensor in zip(self.inputs, (x, labels, rows), strict=True):
+            buffer.copy_(tensor)
         self.graph.replay()
-        # A batch of another size in between leaves gradients of its own.
+        # A batch of another size in between has replaced the parameters' gradient tensors.
         for parameter, gradient in zip(self.parameters, self.outputs, strict=True):
             parameter.grad = gradient
         return self.loss
 
-    def _aside(self, *batch: Tensor) -> Tensor:
-        """On a stream of its own, as what is going to be recorded must be."""
+    def _run_on_side_stream(self, *batch: Tensor) -> Tensor:
+        """Warm up on a side stream, as torch requires before a capture."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -62,9 +63,9 @@ class Graphed:
         torch.cuda.current_stream().wait_stream(stream)
         return loss
 
-    def _record(self, *batch: Tensor) -> bool:
-        """Whether it went well. Nothing is computed."""
-        self.inputs = tuple(torch.empty_like(given) for given in batch)
+    def _capture(self, *batch: Tensor) -> bool:
+        """Capture the graph, which computes nothing yet. Returns False if that failed."""
+        self.inputs = tuple(torch.empty_like(tensor) for tensor in batch)
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):

@@ -1,4 +1,4 @@
-"""Short answers to a person waiting: what a trigger looks like, what each arm says about one image."""
+"""Interactive requests: a preview of a trigger, and the arms' predictions for one image."""
 
 import base64
 import io
@@ -14,33 +14,31 @@ from torch import Tensor
 from app.specs.checks import find_problems
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import DatasetFacts
-from worker.lab.attacks import Attack, AttackLab, State, make
-from worker.lab.attacks.poisoning import choose as choose_poisoned
-from worker.lab.compute import choose
+from worker.lab.attacks import Attack, AttackLab, State, make_attack
+from worker.lab.attacks.poisoning import choose_poisoned
+from worker.lab.compute import choose_compute
 from worker.lab.contracts import SpecError
-from worker.lab.data.augment import resolve
-from worker.lab.data.datasets import Dataset, facts_of
-from worker.lab.data.datasets import load as load_dataset
-from worker.lab.evaluation import TestSet
-from worker.lab.evaluation import predict as logits_of
+from worker.lab.data.augment import resolve_augmentation
+from worker.lab.data.datasets import Dataset, load_dataset, read_facts
+from worker.lab.evaluation import TestSet, predict_logits
 from worker.lab.experiment import load_model
 from worker.lab.training import Recipe
 
-PREVIEWED = 8  # images in a preview
+PREVIEW_IMAGES = 8
 
 
 def preview(payload: dict[str, Any], data_dir: Path) -> bytes:
     """A PNG of clean, triggered and residual test images.
 
-    ``payload``: ``{"dataset": ..., "attack": ..., "seed": 0}``. Raises LabError on a spec that cannot be shown.
+    ``payload``: ``{"dataset": ..., "attack": ..., "seed": 0}``. Raises LabError if there is no trigger to show.
     """
     from worker.lab import figures  # noqa: PLC0415  # matplotlib is slow to import
 
     spec = ExperimentSpec.model_validate(
         {"dataset": payload["dataset"], "attack": payload["attack"], "training": {"batch_size": 2}}
     )
-    data = _checked(spec, data_dir, int(payload.get("seed", 0)))
-    attack = make(spec.attack, data.facts)
+    data = _load_checked(spec, data_dir, int(payload.get("seed", 0)))
+    attack = make_attack(spec.attack, data.facts)
     if attack is None:
         raise SpecError("attack.name: 'none' has no trigger to show")
     if not attack.has_trigger:
@@ -51,7 +49,7 @@ def preview(payload: dict[str, Any], data_dir: Path) -> bytes:
     test = TestSet.make(data.test, attack, state_without_training(spec, data, attack, seed))
     assert test.triggered is not None
     assert test.targets is not None
-    some = torch.linspace(0, len(test.triggered) - 1, min(PREVIEWED, len(test.triggered))).long()
+    some = torch.linspace(0, len(test.triggered) - 1, min(PREVIEW_IMAGES, len(test.triggered))).long()
     names = data.facts.class_names
     picture: bytes = figures.samples(
         test.clean.images[test.origin[some]].numpy(),
@@ -74,18 +72,18 @@ def predict(
     seed: int,
     trigger_state: bytes | None = None,
 ) -> dict[str, Any]:
-    """What every arm's model says about one image: test image ``index``, or an uploaded one.
+    """The predictions of every arm's model for one image: test image ``index``, or an uploaded one.
 
     ``checkpoints`` maps arms to safetensors files; ``trigger_state`` is the artifact ``seed-<s>/trigger.safetensors``,
     needed for ``triggered`` where the attack trained its trigger. Returns ``image`` (index, label, label_name; None for
     an upload), ``arms`` with class, class name and probabilities, and ``picture``, the image as the models saw it
     (PNG, base64).
-    Raises LabError if the index or image is no good.
+    Raises LabError if the index or the image is not valid.
     """
-    data = _checked(spec, data_dir, seed)
+    data = _load_checked(spec, data_dir, seed)
     label: int | None = None
     if image is not None:
-        pixels = decode(image, data.facts)
+        pixels = decode_image(image, data.facts)
     else:
         if index is None or not 0 <= index < len(data.test):
             raise SpecError(
@@ -93,25 +91,25 @@ def predict(
             )
         pixels, label = data.test.images[index : index + 1], int(data.test.labels[index])
     if triggered:
-        attack = make(spec.attack, data.facts)
+        attack = make_attack(spec.attack, data.facts)
         if attack is None:
             raise SpecError("triggered: true is not allowed; this experiment has no attack")
         if not attack.has_trigger:
             raise SpecError(f"triggered: true is not allowed; {spec.attack.name!r} has no trigger")
         state = load(trigger_state) if trigger_state else state_without_training(spec, data, attack, seed)
         pixels = attack.trigger(state)(pixels)
-    compute = choose("cpu", "float32", compile=False)
+    compute = choose_compute("cpu", "float32", compile=False)
     arms = []
     for arm, checkpoint in checkpoints.items():
         network = load_model(spec.model, data.facts, load(checkpoint))
-        chances = logits_of(network, pixels, compute).softmax(1)[0]
-        best = int(chances.argmax())
+        probabilities = predict_logits(network, pixels, compute).softmax(1)[0]
+        best = int(probabilities.argmax())
         arms.append(
             {
                 "arm": arm,
                 "class": best,
                 "class_name": data.facts.class_names[best],
-                "probabilities": [round(p, 6) for p in chances.tolist()],
+                "probabilities": [round(p, 6) for p in probabilities.tolist()],
             }
         )
     name = None if label is None else data.facts.class_names[label]
@@ -119,15 +117,15 @@ def predict(
         "image": {"index": index if image is None else None, "label": label, "label_name": name},
         "triggered": triggered,
         "arms": arms,
-        "picture": base64.b64encode(encode(pixels[0])).decode(),
+        "picture": base64.b64encode(encode_png(pixels[0])).decode(),
     }
 
 
 def state_without_training(spec: ExperimentSpec, data: Dataset, attack: Attack[Any], seed: int) -> State:
-    """What a trigger that needs no training is made from. Raises SpecError if it needs some."""
+    """The state of a trigger that needs no training. Raises SpecError if it needs training."""
 
     def no_training(*_: object) -> Any:
-        raise SpecError("attack: this needs training, and a short answer has no time for it")
+        raise SpecError("attack: this trigger must be trained, which an interactive request cannot do")
 
     lab = AttackLab(
         train=data.train,
@@ -135,31 +133,31 @@ def state_without_training(spec: ExperimentSpec, data: Dataset, attack: Attack[A
         chosen=choose_poisoned(spec, data, seed),
         facts=data.facts,
         seed=seed,
-        compute=choose("cpu", "float32", compile=False),
+        compute=choose_compute("cpu", "float32", compile=False),
         new_network=no_training,
-        recipe=Recipe.of(spec.training, resolve(spec.training.augmentation, spec.dataset, data.facts)),
+        recipe=Recipe.of(
+            spec.training, resolve_augmentation(spec.training.augmentation, spec.dataset, data.facts)
+        ),
         stage=no_training,
         measure=no_training,
     )
     return attack.state_without_training(lab)
 
 
-def decode(image: bytes, facts: DatasetFacts) -> Tensor:
-    """An image file as uint8 ``[1, C, H, W]`` in the data set's shape. Raises SpecError if it is no image."""
+def decode_image(image: bytes, facts: DatasetFacts) -> Tensor:
+    """An image file as uint8 ``[1, C, H, W]``, resized to the dataset's shape. Raises SpecError if unreadable."""
     try:
         with Image.open(io.BytesIO(image)) as picture:
             converted = picture.convert("L" if facts.channels == 1 else "RGB").resize(
                 (facts.width, facts.height)
             )
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise SpecError(
-            f"image: this is no image that can be read; PNG, JPEG and WebP can ({error})"
-        ) from error
+        raise SpecError(f"image: not a readable image; PNG, JPEG and WebP are supported ({error})") from error
     array = np.asarray(converted, dtype=np.uint8).reshape(facts.height, facts.width, facts.channels)
     return torch.from_numpy(array.transpose(2, 0, 1).copy()).unsqueeze(0)
 
 
-def encode(pixels: Tensor) -> bytes:
+def encode_png(pixels: Tensor) -> bytes:
     """uint8 ``[C, H, W]`` as PNG."""
     array = pixels.permute(1, 2, 0).numpy()
     out = io.BytesIO()
@@ -167,8 +165,8 @@ def encode(pixels: Tensor) -> bytes:
     return out.getvalue()
 
 
-def _checked(spec: ExperimentSpec, data_dir: Path, seed: int) -> Dataset:
-    facts, _ = facts_of(spec.dataset, data_dir)
+def _load_checked(spec: ExperimentSpec, data_dir: Path, seed: int) -> Dataset:
+    facts, _ = read_facts(spec.dataset, data_dir)
     if problems := find_problems(spec, facts):
         raise SpecError("; ".join(map(str, problems)))
     return load_dataset(spec.dataset, data_dir, seed)

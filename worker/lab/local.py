@@ -13,7 +13,7 @@ from worker.lab.contracts import LabError, Scope
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """All of ``data`` or nothing; a reader never sees a part."""
+    """Write a file atomically: a reader never sees a part of ``data``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_bytes(data)
@@ -21,7 +21,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 class FolderStore:
-    """Stages and checkpoints as files. Processes may share the folder: a claim waits for the one that computes."""
+    """Stages and checkpoints as files. Processes may share the folder: a claim waits for the process that holds it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -43,12 +43,12 @@ class FolderStore:
     def claim(self, key: str, kind: str) -> Iterator[None]:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{key}.lock"
-        with path.open("w") as lock:  # the system lets go of it if this process dies
+        with path.open("w") as lock:  # the system releases the lock if this process dies
             fcntl.flock(lock, fcntl.LOCK_EX)
             try:
                 yield
             finally:
-                # Whoever waited for this file finds the stage; at worst, after an error, two compute it.
+                # A process that waited for the lock then finds the stage; only after an error may two compute it.
                 path.unlink(missing_ok=True)
 
     @staticmethod
@@ -57,7 +57,7 @@ class FolderStore:
 
 
 class FolderRecorder:
-    """Artifacts as files, time series as ``metrics.jsonl``, the log as ``log.txt`` and, if asked, on a stream."""
+    """Artifacts as files, time series as ``metrics.jsonl``, the log as ``log.txt`` and on the stream ``echo``."""
 
     def __init__(self, folder: Path, echo: TextIO | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ class FolderRecorder:
         self._log = (folder / "log.txt").open("a")
 
     def check(self) -> None:
-        """Nothing cancels a local run but an interrupt."""
+        """Does nothing: a local run is canceled by an interrupt."""
 
     def progress(self, scope: Scope, epoch: int, epochs: int, fraction: float) -> None:
         if self.echo and self.echo.isatty():

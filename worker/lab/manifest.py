@@ -1,7 +1,7 @@
-"""What made a result: enough to make it again elsewhere, and to see why it came out differently.
+"""The manifest of a run: what is needed to reproduce it, and to explain differences.
 
-The manifest of a run holds the spec with every default, the content-address of every stage, digests of data and
-code, the versions of all packages that decide numbers, the device, the times, and the numbers themselves.
+It holds the spec with every default, the content address of every stage, digests of data and code, the versions of
+all packages that affect numbers, the device, the times, and the results.
 """
 
 import hashlib
@@ -21,16 +21,16 @@ import app.specs
 from app.specs.experiment import ExperimentSpec
 from app.specs.stages import LAB_VERSION
 from worker.lab.compute import Compute
-from worker.lab.data.datasets import whole
+from worker.lab.data.datasets import load_whole_dataset
 from worker.lab.stages import Outcome, StageRun
 
 FORMAT = 1
-NAME = "manifest.json"
+MANIFEST_NAME = "manifest.json"
 PACKAGES = ("backdoor-lab", "torch", "torchvision", "numpy", "scikit-learn", "safetensors", "pydantic")
 
 
-class StageDone(NamedTuple):
-    """A stage that a run had. ``from_store``: it was there already, from this experiment or another."""
+class StageRecord(NamedTuple):
+    """A finished stage. ``from_store``: it was loaded, not computed."""
 
     kind: str
     arm: str | None
@@ -40,22 +40,22 @@ class StageDone(NamedTuple):
     seconds: float
 
     @classmethod
-    def of(cls, run: StageRun, outcome: Outcome) -> "StageDone":
+    def of(cls, run: StageRun, outcome: Outcome) -> "StageRecord":
         planned = run.planned
-        found = bool(outcome.facts.get("cached", False))
-        return cls(planned.kind, planned.arm, planned.seed, planned.key, found, round(outcome.seconds, 3))
+        cached = bool(outcome.facts.get("cached", False))
+        return cls(planned.kind, planned.arm, planned.seed, planned.key, cached, round(outcome.seconds, 3))
 
 
-def manifest(
+def build_manifest(
     spec: ExperimentSpec,
     data_dir: Path,
     compute: Compute,
-    stages: list[StageDone],
+    stages: list[StageRecord],
     arms: list[dict[str, Any]],
     began: datetime,
     victim: str | None,
 ) -> dict[str, Any]:
-    """The manifest as JSON. ``began``: when the run that ends now did; ``victim``: SHA-256 of a brought model."""
+    """The manifest as JSON. ``began``: start of the run; ``victim``: SHA-256 of the user's model, if any."""
     return {
         "format": FORMAT,
         "spec": spec.model_dump(mode="json"),
@@ -65,10 +65,10 @@ def manifest(
         "data": {"name": spec.dataset.name, "sha256": data_digest(spec, data_dir)},
         "victim_sha256": victim,
         "code": {"lab_version": LAB_VERSION, "sha256": code_digest(), **_plugins(spec)},
-        "packages": packages(),
+        "packages": package_versions(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": device(compute),
+        "device": describe_device(compute),
         "stages": [stage._asdict() for stage in stages],
         "began_at": began.isoformat(),
         "ended_at": datetime.now(UTC).isoformat(),
@@ -76,8 +76,8 @@ def manifest(
     }
 
 
-def device(compute: Compute) -> dict[str, Any]:
-    """What computed, and in which arithmetic."""
+def describe_device(compute: Compute) -> dict[str, Any]:
+    """Name, versions and arithmetic of the device."""
     common = {
         "type": compute.device.type,
         "bfloat16": compute.bfloat16,
@@ -96,8 +96,8 @@ def device(compute: Compute) -> dict[str, Any]:
 
 
 def data_digest(spec: ExperimentSpec, data_dir: Path) -> str:
-    """SHA-256 over the images and labels of the whole set, training before test."""
-    data = whole(spec.dataset, data_dir)
+    """SHA-256 over the images and labels of the whole dataset, training before test."""
+    data = load_whole_dataset(spec.dataset, data_dir)
     digest = hashlib.sha256()
     for split in (data.train, data.test):
         for tensor in (split.images, split.labels):
@@ -119,19 +119,19 @@ def code_digest() -> str:
 
 def _plugins(spec: ExperimentSpec) -> dict[str, Any]:
     """SHA-256 of the file of every plug-in that the spec names."""
-    found = {part.name: part.code for part in (spec.attack, *spec.defenses) if part.code}
-    return {"plugins": found} if found else {}
+    digests = {part.name: part.code for part in (spec.attack, *spec.defenses) if part.code}
+    return {"plugins": digests} if digests else {}
 
 
-def packages() -> dict[str, str]:
-    """Versions of the packages that decide numbers, as far as they are installed."""
-    found = {}
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that affect numbers, as far as they are installed."""
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _processor() -> str:

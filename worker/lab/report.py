@@ -1,4 +1,4 @@
-"""Everything a run leaves to be looked at: figures, tables and rankings."""
+"""The files of a run for people: figures, tables and rankings."""
 
 import csv
 import io
@@ -11,17 +11,17 @@ from torch import Tensor
 
 from app.specs.experiment import ATTACK, ExperimentSpec
 from app.specs.facts import DatasetFacts
-from app.specs.summary import METRICS
+from app.specs.metrics import METRICS
 from worker.lab.attacks import PoisonedSet
 from worker.lab.compute import Compute
 from worker.lab.contracts import Recorder, Scope
-from worker.lab.evaluation import TestSet, predict
+from worker.lab.evaluation import TestSet, predict_logits
 from worker.lab.networks import Network
-from worker.lab.sprites import COLUMNS, sheet
+from worker.lab.sprites import COLUMNS, sprite_sheet
 from worker.lab.stages import Outcome, StageRun
 
-SHOWN = 8  # test images in a grid
-MOST_SUSPICIOUS = 200  # training images on an isolation's sheet
+GRID_IMAGES = 8  # in a grid of test images
+MOST_SUSPICIOUS = 200  # training images on the sheet of an isolation
 Series = dict[str, tuple[list[int], list[float]]]
 
 
@@ -31,7 +31,7 @@ def _array(tensor: Tensor) -> NDArray[Any]:
 
 
 class Report:
-    """Collects what the stages of a run recorded, and hands finished files to the recorder."""
+    """Collects what the stages of a run recorded, and records the finished files."""
 
     def __init__(self, spec: ExperimentSpec, facts: DatasetFacts, recorder: Recorder) -> None:
         self.spec = spec
@@ -40,16 +40,18 @@ class Report:
         self.series: dict[tuple[str, int], Series] = {}
         self.marks: dict[tuple[str, int], list[tuple[str, int]]] = {}
         self.seconds: dict[tuple[str, int], float] = {}
-        self.answers: dict[tuple[str, int], list[str]] = {}
+        self.predictions: dict[tuple[str, int], list[str]] = {}
         self.truth: dict[int, Tensor] = {}
         self.labels: dict[int, Tensor] = {}
-        self.images = torch.empty(0)  # of the seed at work alone: a set may fill much of a GPU
+        self.images = torch.empty(0)  # of the current seed only: a dataset may take much of a GPU's memory
 
-    def poisoned_set(
+    def poisoning_done(
         self, seed: int, clean: Tensor, poisoned: PoisonedSet, index: Tensor, test: TestSet
     ) -> None:
-        """Which samples were poisoned, what became of them (``clean``: the images before), and what the trigger does
-        to test images."""
+        """Record which samples were poisoned, and grids of poisoned training and triggered test images.
+
+        ``clean`` are the training images before the attack.
+        """
         self.truth[seed], self.labels[seed] = poisoned.is_poisoned.cpu(), poisoned.labels.cpu()
         self.images = poisoned.images
         if test.triggered is None or test.targets is None:
@@ -68,12 +70,12 @@ class Report:
             json.dumps(document).encode(),
         )
         attack = f"{self.spec.attack.name} on {self.spec.dataset.name}"
-        some, untouched = self._shown(test)
+        some, clean_images = self._grid_images(test)
         self._figure(
             scope,
             f"seed-{seed}/samples.png",
             "samples",
-            _array(untouched),
+            _array(clean_images),
             _array(test.triggered.images[some]),
             self._names(test.triggered.labels[some]),
             self._names(test.targets[some]),
@@ -81,7 +83,7 @@ class Report:
         )
         if not (rows := poisoned.is_poisoned.nonzero().flatten()).numel():
             return
-        rows = rows[torch.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).long().to(rows.device)]
+        rows = rows[torch.linspace(0, len(rows) - 1, min(GRID_IMAGES, len(rows))).long().to(rows.device)]
         self._figure(
             scope,
             f"seed-{seed}/poison.png",
@@ -92,11 +94,11 @@ class Report:
             self._names(poisoned.labels[rows]),
             f"{attack}: training image{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows.tolist()))}",
             "poisoned",
-            "label given",
+            "training label",
         )
 
     def stage_done(self, run: StageRun, outcome: Outcome) -> None:
-        """Keep a stage's time series; draw and store an isolation."""
+        """Collect a stage's time series; record what it isolated, believes, or found in each class."""
         arm, seed = run.planned.arm, run.planned.seed
         if arm is None:
             return
@@ -116,34 +118,34 @@ class Report:
         if "class_flagged" in outcome.tensors:
             self._classes(run, outcome)
 
-    def isolation_of(self, arm: str, seed: int) -> dict[str, float]:
-        """The last recorded isolation quality of an arm; empty if it isolates nothing or nothing is poisoned."""
+    def isolation_scores(self, arm: str, seed: int) -> dict[str, float]:
+        """The last isolation quality of an arm; empty if it isolates nothing or nothing is poisoned."""
         series = self.series.get((arm, seed), {})
         return {
             name: series[name][1][-1] for name in METRICS if name.startswith("isolation_") and name in series
         }
 
-    def seconds_of(self, arm: str, seed: int) -> float:
-        """Computing time of the arm's stages, also of those taken from the cache."""
+    def computing_seconds(self, arm: str, seed: int) -> float:
+        """Computing time of the arm's stages, including those loaded from the store."""
         return self.seconds.get((arm, seed), 0.0)
 
     def arm_done(self, arm: str, seed: int, test: TestSet, network: Network, compute: Compute) -> None:
-        """Note what the arm's model answers to the triggered images that the prediction grid shows."""
+        """Collect the arm's predictions for the triggered images of the prediction grid."""
         if test.triggered is not None:
-            some, _ = self._shown(test)
-            self.answers[arm, seed] = self._names(
-                predict(network, test.triggered.images[some], compute).argmax(1)
+            some, _ = self._grid_images(test)
+            self.predictions[arm, seed] = self._names(
+                predict_logits(network, test.triggered.images[some], compute).argmax(1)
             )
 
     def seed_done(self, seed: int, test: TestSet) -> None:
-        """Curves of all arms, and the same triggered images under each of them."""
+        """Record the curves of all arms, and their predictions for the same triggered images."""
         series = {arm: s for (arm, of), s in self.series.items() if of == seed}
         if series:
             marks = {arm: m for (arm, of), m in self.marks.items() if of == seed}
             self._figure(Scope(None, seed), f"seed-{seed}/curves.png", "curves", series, marks)
-        answers = {arm: a for (arm, of), a in self.answers.items() if of == seed}
-        if answers and test.triggered is not None and test.targets is not None:
-            some, clean = self._shown(test)
+        predictions = {arm: p for (arm, of), p in self.predictions.items() if of == seed}
+        if predictions and test.triggered is not None and test.targets is not None:
+            some, clean = self._grid_images(test)
             self._figure(
                 Scope(None, seed),
                 f"seed-{seed}/predictions.png",
@@ -151,12 +153,12 @@ class Report:
                 _array(clean),
                 _array(test.triggered.images[some]),
                 self._names(test.triggered.labels[some]),
-                answers,
+                predictions,
                 self._names(test.targets[some][:1])[0],
             )
 
     def experiment_done(self, arms: list[dict[str, Any]]) -> None:
-        """The table of results, as a picture, as JSON and as CSV."""
+        """Record the table of results, as a figure and as JSON."""
         self._figure(
             Scope(), "results.png", "results_table", [{"arm": a["arm"], **a["aggregate"]} for a in arms]
         )
@@ -164,7 +166,7 @@ class Report:
         self._file(Scope(), "results.json", "table", "application/json", document.encode())
 
     def _training_log(self, run: StageRun, outcome: Outcome) -> None:
-        """What an attack recorded while it trained, one row an epoch."""
+        """Record the time series of an attack's own training as CSV, one row per epoch."""
         names = list(dict.fromkeys(name for name, _, _ in outcome.history))
         epochs: dict[int, dict[str, float]] = {}
         for name, epoch, value in outcome.history:
@@ -180,7 +182,7 @@ class Report:
         self._file(run.scope, where, "data", "text/csv", text.getvalue().encode())
 
     def _isolation(self, run: StageRun, outcome: Outcome) -> None:
-        """The samples in order of suspicion, beside the truth, as a table and as figures."""
+        """Record the samples in order of suspicion, beside the true flags, as a table and as figures."""
         arm, seed = str(run.planned.arm), run.planned.seed
         truth, labels = self.truth[seed], self.labels[seed]
         suspicion, losses = outcome.tensors["suspicion"].cpu(), outcome.tensors.get("losses")
@@ -197,7 +199,7 @@ class Report:
         order = suspicion.argsort(descending=True, stable=True)
         where = f"seed-{seed}/{arm}/{run.planned.kind}"
         self._table(run.scope, f"{where}.csv", {"index": order} | {n: c[order] for n, c in columns.items()})
-        self._suspects(run.scope, f"{where}_images.png", order[:MOST_SUSPICIOUS])
+        self._suspects_sheet(run.scope, f"{where}_images.png", order[:MOST_SUSPICIOUS])
         if losses is not None:
             self._figure(
                 run.scope,
@@ -219,28 +221,28 @@ class Report:
             )
 
     def _belief(self, run: StageRun, belief: dict[str, Any]) -> None:
-        """What a defense believes of the training set, beside the truth."""
+        """Record a defense's belief about the training set, beside the truth."""
         truth, labels = self.truth[run.planned.seed], self.labels[run.planned.seed]
-        given = labels[truth].unique().tolist()
+        targets = labels[truth].unique().tolist()
         actual = {
             "poisoned": bool(truth.any()),
-            "target_class": given[0] if len(given) == 1 else None,
+            "target_class": targets[0] if len(targets) == 1 else None,
             "poisoning_rate": truth.double().mean().item(),
         }
         document = json.dumps({"believes": belief, "truth": actual}, indent=1)
         where = f"seed-{run.planned.seed}/{run.planned.arm}/belief.json"
         self._file(run.scope, where, "table", "application/json", document.encode())
 
-    def _suspects(self, scope: Scope, name: str, rows: Tensor) -> None:
-        """The training images ``rows`` as the defense saw them, in this order; `details` tell how to cut them out."""
+    def _suspects_sheet(self, scope: Scope, name: str, rows: Tensor) -> None:
+        """Record a sheet of the training images ``rows`` as the defense sees them; metadata says how to cut it."""
         images = self.images[rows.to(self.images.device)]
         details = {"columns": min(len(rows), COLUMNS), "height": images.shape[2], "width": images.shape[3]}
         self.recorder.artifact(
-            scope, name, "data", "image/png", sheet(images), details | {"indices": rows.tolist()}
+            scope, name, "data", "image/png", sprite_sheet(images), details | {"indices": rows.tolist()}
         )
 
     def _classes(self, run: StageRun, outcome: Outcome) -> None:
-        """What a detection found of each class: every tensor ``class_*`` ``[K]`` that the stage left."""
+        """Record a detection's findings by class: every tensor ``class_*`` ``[K]`` of the stage."""
         columns = {
             name.removeprefix("class_"): tensor.cpu()
             for name, tensor in outcome.tensors.items()
@@ -253,7 +255,7 @@ class Report:
         )
 
     def _table(self, scope: Scope, name: str, columns: dict[str, Tensor]) -> None:
-        """Columns ``[N]`` as CSV; fractions to seven digits."""
+        """Record columns ``[N]`` as CSV; floats with seven digits."""
         text = io.StringIO()
         table = csv.writer(text)
         table.writerow(columns)
@@ -261,12 +263,12 @@ class Report:
         table.writerows(zip(*cells, strict=True))
         self._file(scope, name, "data", "text/csv", text.getvalue().encode())
 
-    def _shown(self, test: TestSet) -> tuple[Tensor, Tensor]:
-        """Which triggered images a grid shows, spread over the set, and the clean images they were made from."""
+    def _grid_images(self, test: TestSet) -> tuple[Tensor, Tensor]:
+        """Rows of the triggered images of a grid, spread over the set, and the clean images they were made from."""
         assert test.triggered is not None
         assert test.targets is not None
         n = len(test.triggered)
-        some = torch.linspace(0, n - 1, min(SHOWN, n)).long().to(test.triggered.labels.device)
+        some = torch.linspace(0, n - 1, min(GRID_IMAGES, n)).long().to(test.triggered.labels.device)
         return some, test.clean.images[test.origin[some]]
 
     def _names(self, labels: Tensor) -> list[str]:
@@ -276,7 +278,7 @@ class Report:
         try:
             from worker.lab import figures  # noqa: PLC0415  # matplotlib is slow to import, and may be missing
         except ImportError:
-            self.recorder.log(f"{name}: not drawn, matplotlib is not installed")
+            self.recorder.log(f"{name}: left out: matplotlib is not installed")
             return
         self._file(scope, name, "figure", "image/png", getattr(figures, kind)(*data))
 

@@ -1,4 +1,4 @@
-"""Many small images in one PNG, pixel by pixel, for programs that cut them out again."""
+"""Sprite sheets: many small images in one PNG, unscaled, for programs that cut them out again."""
 
 import io
 
@@ -9,8 +9,8 @@ from torch import Tensor
 COLUMNS = 20
 
 
-def sheet(images: Tensor) -> bytes:
-    """uint8 ``[N, C, H, W]``, N >= 1, C 1 or 3, in rows of `COLUMNS` from the top left, without gaps; as PNG."""
+def sprite_sheet(images: Tensor) -> bytes:
+    """A PNG of uint8 images ``[N, C, H, W]``, N >= 1, C 1 or 3, in rows of `COLUMNS` from the top left, no gaps."""
     n, channels, height, width = images.shape
     columns = min(n, COLUMNS)
     rows = -(-n // columns)

@@ -1,7 +1,7 @@
-"""Running one stage: take it from the store, or compute it with checkpoints and keep it.
+"""Running one stage: load it from the store, or compute it with checkpoints and store it.
 
-A stage's outcome is tensors, some numbers, and the time series it recorded. Serialized as safetensors with the
-rest as JSON in the header, so nothing is ever unpickled.
+A stage's outcome is tensors, facts (JSON), and the time series that it recorded. It is serialized as JSON and
+safetensors, so nothing is ever unpickled.
 """
 
 import json
@@ -21,7 +21,7 @@ from worker.lab.contracts import Recorder, Scope, StageStore
 
 @dataclass
 class Outcome:
-    """What a stage leaves behind. ``history`` is its time series: (name, step within the stage, value)."""
+    """The result of a stage. ``history`` is its time series: (name, step within the stage, value)."""
 
     tensors: dict[str, Tensor]
     facts: dict[str, Any] = field(default_factory=dict)
@@ -31,7 +31,7 @@ class Outcome:
     def dumps(self) -> bytes:
         header = {"facts": self.facts, "history": self.history, "seconds": self.seconds}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
-        # safetensors keeps metadata outside load(), so the header travels as a tensor-free entry beside it.
+        # Not as safetensors metadata: load() does not return it. So: 8 bytes of length, the JSON, the tensors.
         body = save(tensors)
         text = json.dumps(header).encode()
         return len(text).to_bytes(8, "little") + text + body
@@ -46,7 +46,7 @@ class Outcome:
 
 @dataclass
 class Progress:
-    """How far the whole experiment is, counted in planned epochs."""
+    """Progress of the whole experiment, in planned epochs."""
 
     total: int
     done: int = 0
@@ -57,7 +57,7 @@ class Progress:
 
 @dataclass
 class StageRun:
-    """What a stage has at hand while it is computed."""
+    """One planned stage of one arm: its services while it is computed."""
 
     planned: PlannedStage
     recorder: Recorder
@@ -69,7 +69,7 @@ class StageRun:
     """Steps of the arm's time series already taken by its earlier stages."""
     history: list[tuple[str, int, float]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    """What a reader of the result must know; told when the stage ends, and again when it comes from the cache."""
+    """Caveats for readers of the result; reported when the stage ends, and when it is loaded from the store."""
     _started: float = field(default_factory=time.monotonic)
     _saved: float = field(default_factory=time.monotonic)
     _seconds_before: float = 0.0
@@ -79,7 +79,7 @@ class StageRun:
         return Scope(self.planned.arm, self.planned.seed, self.planned.kind)
 
     def resume(self) -> Outcome | None:
-        """The latest checkpoint, its history already reported again."""
+        """Load the latest checkpoint, if any, and report its history again."""
         data = self.store.load_checkpoint(self.planned.key)
         if data is None:
             return None
@@ -90,7 +90,7 @@ class StageRun:
         return saved
 
     def checkpoint(self, state: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]]) -> None:
-        """Keep ``state()`` (tensors, facts) if the last checkpoint is old enough."""
+        """Store ``state()`` (tensors, facts) if the last checkpoint is older than `checkpoint_seconds`."""
         if time.monotonic() - self._saved < self.checkpoint_seconds:
             return
         tensors, facts = state()
@@ -105,15 +105,15 @@ class StageRun:
         share = epoch / max(1, epochs) * self.planned.epochs
         self.recorder.progress(self.scope, epoch, epochs, self.progress.fraction(share))
 
-    def rescue(self, tensors: dict[str, Tensor]) -> None:
-        """Keep the last finite state of a network whose training went astray."""
+    def save_last_finite(self, tensors: dict[str, Tensor]) -> None:
+        """Store the last finite state of a network whose training diverged."""
         where = f"seed-{self.planned.seed}/{self.planned.arm}/last-finite.safetensors"
         labels = {"arm": self.planned.arm, "seed": self.planned.seed, "backdoored": self.planned.arm != CLEAN}
         data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
         self.recorder.artifact(self.scope, where, "checkpoint", "application/octet-stream", data, labels)
 
     def finish(self, tensors: dict[str, Tensor], **facts: Any) -> Outcome:
-        """The stage's outcome, with the history and time taken."""
+        """The stage's outcome, with history, warnings and computing time."""
         return self._outcome(tensors, facts | {"warnings": self.warnings})
 
     def _outcome(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Outcome:
@@ -130,16 +130,16 @@ class StageRun:
         return f"seed {self.planned.seed}, {arm}, {self.planned.kind}"
 
     def run(self, compute: Callable[["StageRun"], Outcome]) -> Outcome:
-        """The stage's outcome, from the store if it is there.
+        """Load the stage from the store, or claim and compute it.
 
-        Raises StageBusyError while another worker computes it.
+        Raises StageBusyError while another worker is computing it.
         """
         self.recorder.check()
         self.recorder.progress(self.scope, 0, self.planned.epochs, self.progress.fraction())
         outcome = self._load()
         if outcome is None:
             with self.store.claim(self.planned.key, self.planned.kind):
-                outcome = self._load()  # another worker may have finished it while we asked
+                outcome = self._load()  # another worker may have finished it before the claim
                 if outcome is None:
                     self.recorder.log(f"{self._title()}: started")
                     self._started = self._saved = time.monotonic()

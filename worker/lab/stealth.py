@@ -1,18 +1,18 @@
-"""How visible a change is: PSNR, SSIM, norms and the share of pixels changed, all on gray levels 0 to 255."""
+"""Visibility of a trigger: PSNR, SSIM, norms and the share of pixels changed, all on gray levels 0 to 255."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-WINDOW, DEVIATION = 11, 1.5
-CHUNK = 512
+WINDOW, DEVIATION = 11, 1.5  # of SSIM's Gaussian, in pixels (Wang et al. 2004)
+CHUNK = 512  # images at a time: bounds the float copies
 
 
-def stealth(clean: Tensor, changed: Tensor) -> dict[str, float | None]:
-    """Means over the images of uint8 ``[N, C, H, W]``; every value None if there is no image.
+def measure_stealth(clean: Tensor, changed: Tensor) -> dict[str, float | None]:
+    """Means over the images of uint8 ``[N, C, H, W]``; every value is None if there are no images.
 
-    ``psnr`` in decibels, over the images that differ at all (None if none does); ``ssim`` 1 for equal images;
-    ``l_inf`` and ``l_2`` over a whole image; ``changed_pixels`` the share of places where any channel differs.
+    ``psnr`` in decibels, over the images that differ (None if none does); ``ssim`` 1 for equal images; ``l_inf`` and
+    ``l_2`` over a whole image; ``changed_pixels`` the share of pixels of which any channel differs.
     """
     if not len(clean):
         return dict.fromkeys(("psnr", "ssim", "l_inf", "l_2", "changed_pixels"))
@@ -34,17 +34,17 @@ def stealth(clean: Tensor, changed: Tensor) -> dict[str, float | None]:
 
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004) of float ``[N, C, H, W]``, one number an image, channels averaged.
+    """Structural similarity (Wang et al. 2004) of float ``[N, C, H, W]``, ``[N]``, averaged over channels.
 
-    Gaussian window of 11 x 11 with deviation 1.5, placed wherever it fits; on smaller images the
-    largest odd window that fits. K1 = 0.01, K2 = 0.03.
+    Gaussian window of 11 x 11 with deviation 1.5 and without padding; on smaller images the largest odd window that
+    fits. K1 = 0.01, K2 = 0.03.
     """
     channels, side = x.shape[1], min(x.shape[2:])
     size = min(WINDOW, side - 1 + side % 2)
-    place = torch.arange(size, dtype=x.dtype, device=x.device) - size // 2
-    line = torch.exp(-(place**2) / (2 * DEVIATION**2))
-    line /= line.sum()
-    window = (line[:, None] * line[None, :]).expand(channels, 1, size, size).contiguous()
+    offsets = torch.arange(size, dtype=x.dtype, device=x.device) - size // 2
+    kernel = torch.exp(-(offsets**2) / (2 * DEVIATION**2))
+    kernel /= kernel.sum()
+    window = (kernel[:, None] * kernel[None, :]).expand(channels, 1, size, size).contiguous()
 
     def mean(values: Tensor) -> Tensor:
         return F.conv2d(values, window, groups=channels)

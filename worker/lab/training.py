@@ -1,4 +1,4 @@
-"""The one training loop. Everything that trains a network is a use of it."""
+"""The training loop that every attack and defense uses."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -12,20 +12,21 @@ from torch import Tensor
 
 from app.specs.training import TrainingSpec
 from worker.lab import graphs
-from worker.lab.compute import generator
+from worker.lab.compute import seeded_generator
 from worker.lab.contracts import NonFiniteLossError
 from worker.lab.data.augment import Augment
 from worker.lab.networks import Network
 from worker.lab.stages import StageRun
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""(per-sample cross-entropy ``[B]``, rows of the training set ``[B]``) to the scalar that is minimized, and nothing
-else: on a GPU it is recorded once and replayed (`graphs`)."""
+"""(per-sample cross-entropy ``[B]``, rows of the training set ``[B]``) to the scalar that is minimized.
+
+It must be a pure function of these: on a GPU it is captured once and replayed (`graphs`)."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch as a custom objective sees it."""
+    """The batch that an objective is given."""
 
     x: Tensor
     """Augmented images, float ``[B, C, H, W]`` in [0, 1]."""
@@ -33,22 +34,22 @@ class Batch:
     """int64 ``[B]``."""
     rows: Tensor
     """Rows of the training set ``[B]``."""
-    drawn: torch.Generator
-    """The epoch's generator, on the device; whatever an objective draws must come from it."""
+    generator: torch.Generator
+    """The epoch's generator, on the device; an objective must draw random numbers from it alone."""
 
 
 Objective = Callable[[Network, Batch], Tensor]
-"""The scalar that is minimized, where it is more than a function of the network's cross-entropies."""
+"""The scalar that is minimized, where it is not a function of the network's cross-entropies alone."""
 
 Schedule = Callable[[float], float]
-"""Share of the run that is over, in [0, 1), to a factor on the learning rate."""
+"""Share of the training that is done, in [0, 1), to a factor on the learning rate."""
 
 AfterEpoch = Callable[[Network, int], dict[str, float] | None]
-"""Called with the network and the epoch just done (from 1); returns numbers to record."""
+"""Called with the network and the number of the epoch just done, from 1; returns numbers to record."""
 
 
-def nothing_more(network: Network, epoch: int) -> None:
-    """The hook that records nothing."""
+def record_nothing(network: Network, epoch: int) -> None:
+    """The default hook."""
 
 
 def mean_loss(losses: Tensor, rows: Tensor) -> Tensor:
@@ -65,7 +66,7 @@ def constant(share: float) -> float:
 
 
 def one_cycle(share: float) -> float:
-    """Up over the first fifth, then down to zero, both linearly."""
+    """Linear increase over the first fifth, then linear decrease to zero."""
     return share / 0.2 if share < 0.2 else (1 - share) / 0.8
 
 
@@ -79,7 +80,7 @@ SCHEDULES: dict[str, Schedule] = {"cosine": cosine, "constant": constant, "one_c
 NO_AUGMENT = Augment()
 
 MakeOptimizer = Callable[[Iterable[torch.nn.Parameter], "Recipe"], torch.optim.Optimizer]
-"""Its ``step`` is given the closure that computes loss and gradients, and may call it more than once."""
+"""The optimizer's ``step`` gets a closure that computes loss and gradients, and may call it several times."""
 
 
 def sgd(parameters: Iterable[torch.nn.Parameter], recipe: "Recipe") -> torch.optim.Optimizer:
@@ -95,7 +96,7 @@ def sgd(parameters: Iterable[torch.nn.Parameter], recipe: "Recipe") -> torch.opt
 
 @dataclass
 class Recipe:
-    """How to minimize: an optimizer, SGD unless said otherwise, over augmented batches."""
+    """Hyperparameters, loss and hooks of one training."""
 
     epochs: int
     batch_size: int
@@ -106,12 +107,12 @@ class Recipe:
     augment: Augment = NO_AUGMENT
     loss: Loss = mean_loss
     objective: Objective | None = None
-    """Replaces ``loss`` if given."""
+    """Replaces ``loss`` if not None."""
     optimizer: MakeOptimizer = sgd
     stop: Callable[[], bool] = lambda: False
-    """Asked after every epoch."""
+    """Called before every epoch; True ends the training."""
     memory: dict[str, Tensor] = field(default_factory=dict)
-    """Tensors that the caller's hooks keep between epochs; they are part of every checkpoint."""
+    """Tensors that the caller's hooks keep between epochs; part of every checkpoint."""
 
     @classmethod
     def of(cls, spec: TrainingSpec, augment: Augment) -> "Recipe":
@@ -134,29 +135,29 @@ def train(
     recipe: Recipe,
     *,
     rows: Tensor | None = None,
-    after_epoch: AfterEpoch = nothing_more,
+    after_epoch: AfterEpoch = record_nothing,
 ) -> int:
     """Train ``network`` in place; returns the epochs done.
 
-    ``images`` uint8 ``[N, C, H, W]`` and ``labels`` int64 ``[N]`` lie on the device of ``run``; ``rows`` restricts
-    training to some of them. Resumes from the stage's checkpoint if there is one. The order of samples and every
-    random change follow from the stage's stream and the epoch, so a resumed run equals an undisturbed one.
-    Raises NonFiniteLossError, with the network as it was at the last finite epoch's end.
+    ``images`` uint8 ``[N, C, H, W]`` and ``labels`` int64 ``[N]`` are on the device of ``run``; ``rows`` restricts
+    training to some of them. Resumes from the stage's checkpoint if there is one. The order of samples and all
+    augmentation follow from the stage's stream and the epoch, so a resumed run equals an uninterrupted one.
+    Raises NonFiniteLossError after restoring the network to the end of the last finite epoch.
     """
     device = run.compute.device
     network.to(device=device).to(memory_format=run.compute.layout(images))  # type: ignore[call-overload]
     optimizer = recipe.optimizer(network.parameters(), recipe)
     rows = torch.arange(len(labels), device=device) if rows is None else rows.to(device)
     start = _restore(run, network, optimizer, recipe)
-    gradients = _gradients(run, network, optimizer, recipe, len(rows))
+    gradients = _make_gradients(run, network, optimizer, recipe, len(rows))
     epoch = start
     while epoch < recipe.epochs and not recipe.stop():
         epoch += 1
         before = _snapshot(network)
         network.train()
-        drawn = generator(device, run.planned.stream, epoch)
-        order = rows[torch.randperm(len(rows), device=device, generator=drawn)]
-        # Batch normalization cannot train on a single image, so a lone last one is left out.
+        generator = seeded_generator(device, run.planned.stream, epoch)
+        order = rows[torch.randperm(len(rows), device=device, generator=generator)]
+        # Batch normalization cannot train on a single image, so a last batch of one is left out.
         batches = [batch for batch in order.split(recipe.batch_size) if len(batch) > 1] or [order]
         losses = torch.zeros(len(batches), device=device)
         for step, batch in enumerate(batches):
@@ -164,19 +165,21 @@ def train(
             share = (epoch - 1 + step / len(batches)) / recipe.epochs
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * recipe.schedule(share)
-            x = to_input(recipe.augment(images[batch], drawn), run)
-            losses[step] = _step(optimizer, partial(gradients, Batch(x, labels[batch], batch, drawn)))
-        with _or_back_to(before, run, network, f"epoch {epoch}, batch"):
+            x = run.compute.to_input(recipe.augment(images[batch], generator))
+            losses[step] = _optimizer_step(
+                optimizer, partial(gradients, Batch(x, labels[batch], batch, generator))
+            )
+        with _restored_on_error(before, run, network, f"epoch {epoch}, batch"):
             _check_finite(losses, network)
-        with _or_back_to(before, run, network, f"epoch {epoch}, after batch {len(batches)}:"):
+        with _restored_on_error(before, run, network, f"epoch {epoch}, after batch {len(batches)}:"):
             values = {"train_loss": losses.mean().item()} | (after_epoch(network, epoch) or {})
         run.epoch_done(epoch, recipe.epochs, values)
-        run.checkpoint(partial(_state, network, optimizer, recipe, epoch))
-    optimizer.zero_grad(set_to_none=True)  # the gradients hold on to memory as long as the network lives
+        run.checkpoint(partial(_checkpoint_state, network, optimizer, recipe, epoch))
+    optimizer.zero_grad(set_to_none=True)  # else the gradients occupy memory as long as the network exists
     return epoch
 
 
-def _on_losses(forward: Callable[[Tensor], Tensor], loss: Loss) -> Objective:
+def _cross_entropy_objective(forward: Callable[[Tensor], Tensor], loss: Loss) -> Objective:
     """The ordinary objective: ``loss`` of each sample's cross-entropy."""
 
     def objective(network: Network, batch: Batch) -> Tensor:
@@ -186,11 +189,11 @@ def _on_losses(forward: Callable[[Tensor], Tensor], loss: Loss) -> Objective:
     return objective
 
 
-def _gradients(
+def _make_gradients(
     run: StageRun, network: Network, optimizer: torch.optim.Optimizer, recipe: Recipe, samples: int
 ) -> Callable[[Batch], Tensor]:
-    """A batch's loss, detached; its gradients are left at the parameters."""
-    objective = recipe.objective or _on_losses(
+    """A function that computes a batch's loss, detached, and leaves the gradients in the parameters."""
+    objective = recipe.objective or _cross_entropy_objective(
         torch.compile(network) if run.compute.compile else network, recipe.loss
     )
 
@@ -201,13 +204,13 @@ def _gradients(
         loss.backward()
         return loss.detach()
 
-    # An objective of its own may draw random numbers, which a graph would repeat.
+    # A custom objective may draw random numbers, which a graph would repeat in every replay.
     ordinary = recipe.objective is None and not run.compute.compile
     batches = recipe.epochs * (samples // recipe.batch_size)
-    if run.compute.device.type != "cuda" or not ordinary or batches < graphs.WORTH_IT:
+    if run.compute.device.type != "cuda" or not ordinary or batches < graphs.MIN_BATCHES:
         return gradients
     unused = torch.Generator(run.compute.device)
-    graphed = graphs.Graphed(
+    graphed = graphs.GraphedGradients(
         lambda x, labels, rows: gradients(Batch(x, labels, rows, unused)),
         list(network.parameters()),
         recipe.batch_size,
@@ -216,41 +219,38 @@ def _gradients(
     return lambda batch: graphed(batch.x, batch.labels, batch.rows)
 
 
-def _step(optimizer: torch.optim.Optimizer, gradients: Callable[[], Tensor]) -> Tensor:
-    """One step of the optimizer; returns the loss of its last look at the batch."""
+def _optimizer_step(optimizer: torch.optim.Optimizer, gradients: Callable[[], Tensor]) -> Tensor:
+    """One step of the optimizer; returns the loss of its last call of the closure."""
     last = torch.empty(0)
 
     def closure() -> float:
         nonlocal last
         last = gradients()
-        return last  # type: ignore[return-value]  # torch's stub asks for a float, which would wait for the device
+        return last  # type: ignore[return-value]  # torch's stub wants a float, which would synchronize with the device
 
     optimizer.step(closure)
     return last
 
 
-def to_input(images: Tensor, run: StageRun) -> Tensor:
-    """uint8 images to what a network takes: float in [0, 1], in the device's preferred layout."""
-    return images.to(torch.float32, memory_format=run.compute.layout(images)).div_(255)
-
-
 @contextmanager
-def _or_back_to(before: dict[str, Tensor], run: StageRun, network: Network, where: str) -> Iterator[None]:
-    """If a number is not finite, restore and keep the network as it was before this epoch, and say ``where``."""
+def _restored_on_error(
+    before: dict[str, Tensor], run: StageRun, network: Network, where: str
+) -> Iterator[None]:
+    """On NonFiniteLossError restore and store the network as before this epoch, and prefix the error with ``where``."""
     try:
         yield
     except NonFiniteLossError as error:
         network.load_state_dict(before)
-        run.rescue(before)
+        run.save_last_finite(before)
         raise NonFiniteLossError(f"{where} {error}") from error
 
 
 def _check_finite(losses: Tensor, network: Network) -> None:
-    """One wait for the device an epoch: every batch's loss is looked at together, and what the last one left."""
+    """Check the losses of all batches and the network together, so that an epoch synchronizes with the device once."""
     bad = torch.nonzero(~torch.isfinite(losses)).flatten()
     if len(bad):
         raise NonFiniteLossError(f"{int(bad[0]) + 1}: the loss became {losses[bad[0]].item()}")
-    # Running statistics can overflow while the losses, normalized by each batch's own, still look sound.
+    # Running statistics can overflow while the losses, which use each batch's own statistics, are still finite.
     if not torch.stack([torch.isfinite(tensor).all() for tensor in network.state_dict().values()]).all():
         raise NonFiniteLossError(
             f"{len(losses)}: the network's parameters or statistics are no longer finite"
@@ -261,7 +261,7 @@ def _snapshot(network: Network) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
 
-def _state(
+def _checkpoint_state(
     network: Network, optimizer: torch.optim.Optimizer, recipe: Recipe, epoch: int
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
@@ -274,7 +274,7 @@ def _state(
 
 
 def _restore(run: StageRun, network: Network, optimizer: torch.optim.Optimizer, recipe: Recipe) -> int:
-    """Load the checkpoint, if any, and return the epoch it was made at."""
+    """Load the checkpoint, if any; returns its epoch, else 0."""
     saved = run.resume()
     if saved is None:
         return 0
@@ -288,9 +288,9 @@ def _restore(run: StageRun, network: Network, optimizer: torch.optim.Optimizer, 
 
     network.load_state_dict(part("network."))
     parameters = list(network.parameters())
-    for place, tensor in part("optimizer.").items():
-        i, name = place.split(".", 1)
-        # Step counters are scalars, and belong on the CPU.
+    for key, tensor in part("optimizer.").items():
+        i, name = key.split(".", 1)
+        # Adam's step counters are scalars, which torch keeps on the CPU.
         optimizer.state[parameters[int(i)]][name] = tensor if tensor.ndim else tensor.cpu()
     recipe.memory.clear()
     recipe.memory.update(part("memory."))

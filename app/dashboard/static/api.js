@@ -1,55 +1,63 @@
-// Asking the JSON API, and showing what it refuses beside the fields that it is about.
-"use strict";
-const Api = (() => {
-  const send = (method, url, body, headers = {}) => fetch(url, {
-    method, headers: { "Content-Type": "application/json", ...headers }, body: body === undefined ? undefined : JSON.stringify(body),
-  }).catch(() => Response.json({ detail: "The service does not answer; nothing was changed. Try again." }, { status: 503 }));
+// Requests to the JSON API, and its error messages beside the form inputs that they are about.
 
-  function clear(form) {
-    form.querySelectorAll("p.fault").forEach((line) => line.remove());
-    form.querySelectorAll("[aria-invalid]").forEach((input) => {
-      input.removeAttribute("aria-invalid");
-      input.removeAttribute("aria-errormessage");
-    });
-    form.querySelectorAll(".faults").forEach((list) => { list.replaceChildren(); list.hidden = true; });
+// Without a response from the service, the result is a problem document with status 503.
+export const sendRequest = (method, url, body, headers = {}) =>
+  fetch(url, {
+    method,
+    headers: { "Content-Type": "application/json", ...headers },
+    ...(body !== undefined && { body: JSON.stringify(body) }),
+  }).catch(() => Response.json({ detail: "The service does not respond. Try again." }, { status: 503 }));
+
+export function clearErrors(form) {
+  form.querySelectorAll("p.error").forEach((line) => line.remove());
+  form.querySelectorAll("[aria-invalid]").forEach((input) => {
+    input.removeAttribute("aria-invalid");
+    input.removeAttribute("aria-errormessage");
+  });
+  form.querySelectorAll(".errors").forEach((list) => {
+    list.replaceChildren();
+    list.hidden = true;
+  });
+}
+
+function showInputError(input, message) {
+  if (input.hasAttribute("aria-invalid")) return; // the first error of an input is enough
+  const line = document.createElement("p");
+  line.textContent = message;
+  line.className = "error";
+  line.id = `${input.id}-error`;
+  input.setAttribute("aria-invalid", "true");
+  input.setAttribute("aria-errormessage", line.id);
+  input.closest("details")?.setAttribute("open", "");
+  input.after(line);
+}
+
+function showListedError(list, { field, message }) {
+  const line = document.createElement("li");
+  line.textContent = `${field}: ${message}`;
+  list.append(line);
+  list.hidden = false;
+}
+
+// Shows `errors`, each {field, message}, and returns one line about all of them. `findInput` maps a field's
+// path to its input; errors of other fields go to the form's list of errors, if it has one.
+export function showErrors(form, errors, findInput) {
+  clearErrors(form);
+  const list = form.querySelector(".errors");
+  for (const error of errors) {
+    const input = findInput(error.field);
+    if (input) showInputError(input, error.message);
+    else if (list) showListedError(list, error);
   }
+  const names = [...new Set(errors.map((error) => error.field))];
+  const listed = names.slice(0, 4).join(", ") + (names.length > 4 ? ", …" : "");
+  return `${names.length} field${names.length > 1 ? "s are" : " is"} not valid: ${listed}.`;
+}
 
-  // Each fault is {field, message}; `find` gives the input that a field's path is about, or nothing.
-  function blame(form, faults, find) {
-    for (const fault of faults) {
-      const input = find(fault.field);
-      const line = document.createElement(input ? "p" : "li");
-      line.textContent = input ? fault.message : `${fault.field}: ${fault.message}`;
-      if (!input) {
-        const list = form.querySelector(".faults");
-        if (list) { list.append(line); list.hidden = false; }
-      } else if (!input.hasAttribute("aria-invalid")) { // one fault at a time is enough to mend
-        line.className = "fault";
-        line.id = `${input.id}-fault`;
-        input.setAttribute("aria-invalid", "true");
-        input.setAttribute("aria-errormessage", line.id);
-        input.closest("details")?.setAttribute("open", "");
-        input.after(line);
-      }
-    }
-  }
-
-  // Shows the faults and returns one line about all of them.
-  function say(form, faults, find) {
-    clear(form);
-    blame(form, faults, find);
-    const names = [...new Set(faults.map((fault) => fault.field))];
-    const some = names.slice(0, 4).join(", ") + (names.length > 4 ? ", …" : "");
-    return `${names.length} field${names.length > 1 ? "s need" : " needs"} another value: ${some}.`;
-  }
-
-  // The same for an answer that is a refusal.
-  async function refused(form, answer, find) {
-    const problem = await answer.json();
-    if (problem.errors?.length) return say(form, problem.errors, find);
-    clear(form);
-    return problem.detail;
-  }
-
-  return { send, clear, say, refused };
-})();
+// Shows the errors of a problem document and returns one line about them.
+export async function showProblem(form, response, findInput) {
+  const problem = await response.json();
+  if (problem.errors?.length) return showErrors(form, problem.errors, findInput);
+  clearErrors(form);
+  return problem.detail;
+}

@@ -1,92 +1,122 @@
-// The experiment page while it is open: progress and curves as they come, the rest anew when something happened.
-"use strict";
-(() => {
-  const id = document.getElementById("experiment").dataset.id;
-  const base = `/v1/experiments/${id}`;
-  const STAGES = JSON.parse(document.getElementById("experiment").dataset.stages);
-  const PANELS = [
-    { title: "Accuracy on clean test images", metrics: ["clean_accuracy"], percent: true },
-    { title: "Attack success", metrics: ["attack_success_rate"], percent: true },
-    { title: "Training loss", metrics: ["train_loss"], percent: false },
-    { title: "Isolation precision", metrics: ["isolation_precision"], percent: true },
-  ];
-  const seed = document.getElementById("seed");
-  const boxes = PANELS.map(() => document.createElement("div"));
-  document.getElementById("charts").append(...boxes);
+// The experiment page: its curves, and while the experiment is active, its progress from the event stream.
+import { alignCurves, drawChart, drawLegend, percent } from "./charts.js";
+import { connectionLost, connectionRestored } from "./connection.js";
 
-  async function curves() {
-    const answer = await fetch(`${base}/metrics?points=300&seed=${seed.value}`);
-    if (!answer.ok) return;
-    const { series } = await answer.json();
-    const arms = [...new Set(series.map((s) => s.arm))].filter((arm) => arm !== "attack");
-    const shown = arms.sort((a, b) => order(a) - order(b));
-    document.getElementById("curves").hidden = !series.length;
-    Charts.legend(document.getElementById("legend"), shown);
-    PANELS.forEach((panel, i) => {
-      const found = series.filter((s) => panel.metrics.includes(s.name) && shown.includes(s.arm));
-      boxes[i].hidden = !found.length;
-      if (!found.length) return;
-      const x = [...new Set(found.flatMap((s) => s.steps))].sort((a, b) => a - b);
-      const at = new Map(x.map((step, place) => [step, place]));
-      const lines = found.map((s) => {
-        const values = new Array(x.length).fill(null);
-        s.steps.forEach((step, j) => { values[at.get(step)] = s.values[j]; });
-        return { name: s.arm, place: shown.indexOf(s.arm), values };
-      });
-      const last = found.map((s) => `${s.arm} ends at ${say(s.values.at(-1), panel.percent)} after ${s.steps.at(-1)} epochs`);
-      Charts.draw({ box: boxes[i], title: panel.title, says: `${panel.title}: ${last.join("; ")}.`, x, lines, xLabel: "epoch", whole: true, yLabel: panel.percent ? "" : "nats", percent: panel.percent });
-    });
-  }
+const PANELS = [
+  { title: "Accuracy on clean test images", metric: "clean_accuracy", percent: true },
+  { title: "Attack success", metric: "attack_success_rate", percent: true },
+  { title: "Training loss", metric: "train_loss", percent: false },
+  { title: "Isolation precision", metric: "isolation_precision", percent: true },
+];
+const FIRST_ARMS = ["clean", "undefended"];
+const ACTIVE = ["queued", "running"];
+const { id, stages } = document.getElementById("experiment").dataset;
+const STAGE_NAMES = JSON.parse(stages);
+const base = `/v1/experiments/${id}`;
+const seed = document.getElementById("seed");
+const boxes = PANELS.map(() => document.createElement("div"));
+document.getElementById("charts").append(...boxes);
 
-  const order = (arm) => ["clean", "undefended"].indexOf(arm) >>> 0;
-  const say = (value, percent) => (value == null ? "nothing" : percent ? `${(100 * value).toFixed(1)} %` : value.toPrecision(3));
+const formatValue = (value, panel) => {
+  if (value == null) return "no value";
+  return panel.percent ? percent(value) : value.toPrecision(3);
+};
+const formatDuration = (seconds) =>
+  seconds < 100 ? `${Math.ceil(seconds)} s` : `${Math.ceil(seconds / 60)} min`;
 
-  const span = (seconds) => (seconds < 100 ? `${Math.ceil(seconds)} s` : `${Math.ceil(seconds / 60)} min`);
+function drawPanel(panel, box, series, arms) {
+  const curves = series.filter((curve) => curve.name === panel.metric && arms.includes(curve.arm));
+  box.hidden = !curves.length;
+  if (!curves.length) return;
+  const ends = curves.map((curve) => {
+    const end = formatValue(curve.values.at(-1), panel);
+    return `${curve.arm} ends at ${end} after ${curve.steps.at(-1)} epochs`;
+  });
+  drawChart({
+    ...alignCurves(curves, arms, (curve) => curve.arm),
+    box,
+    title: panel.title,
+    description: `${panel.title}: ${ends.join("; ")}.`,
+    xLabel: "epoch",
+    yLabel: panel.percent ? "" : "nats",
+    epochs: true,
+    percent: panel.percent,
+  });
+}
 
-  // At most one call in `pause` milliseconds, and one more for what came meanwhile.
-  function calmly(call, pause) {
-    let again = false, busy = false;
-    return async function run() {
-      if (busy) { again = true; return; }
-      busy = true;
-      await call();
-      setTimeout(() => { busy = false; if (again) { again = false; run(); } }, pause);
-    };
-  }
+async function drawCurves() {
+  const response = await fetch(`${base}/metrics?points=300&seed=${seed.value}`);
+  if (!response.ok) return;
+  const { series } = await response.json();
+  const names = new Set(series.map((curve) => curve.arm));
+  names.delete("attack");
+  const arms = [...FIRST_ARMS.filter((arm) => names.delete(arm)), ...names];
+  document.getElementById("curves").hidden = !series.length;
+  drawLegend(document.getElementById("legend"), arms);
+  PANELS.forEach((panel, i) => drawPanel(panel, boxes[i], series, arms));
+}
 
-  const redraw = calmly(curves, 2000);
-  const refresh = calmly(async () => {
-    htmx.trigger("#state", "changed");
-    htmx.trigger("#files", "changed");
-  }, 1000);
-
-  function follow() {
-    const opened = Date.now();
-    const events = new EventSource(`${base}/events`);
-    events.addEventListener("error", () => { if (events.readyState !== EventSource.OPEN) Live.trouble(0); });
-    events.addEventListener("open", Live.well);
-    events.addEventListener("progress", (event) => {
-      const now = JSON.parse(event.data);
-      const bar = document.getElementById("fraction");
-      if (!bar) return;
-      bar.value = now.fraction;
-      const left = now.seconds_left == null ? "" : `, about ${span(now.seconds_left)} left`;
-      const where = [`seed ${now.seed}`, now.arm].filter((part) => part != null).join(", ");
-      document.getElementById("now").textContent =
-        `${Math.round(100 * now.fraction)} %: ${where}: ${STAGES[now.stage] || now.stage.replaceAll("_", " ")}, epoch ${now.epoch} of ${now.epochs}${left}`;
-      redraw();
-    });
-    for (const kind of ["state", "result", "warning", "artifact"]) {
-      events.addEventListener(kind, (event) => {
-        if (Date.parse(JSON.parse(event.data).at) < opened - 3000) return; // the page shows it already
-        refresh();
-        redraw();
-        if (kind === "state" && ["succeeded", "failed", "canceled"].includes(JSON.parse(event.data).status)) events.close();
-      });
+// Calls `action` at most once in `pause` milliseconds; calls in between are merged into one more.
+function throttled(action, pause) {
+  let again = false;
+  let busy = false;
+  return async function run() {
+    if (busy) {
+      again = true;
+      return;
     }
-  }
+    busy = true;
+    await action();
+    setTimeout(() => {
+      busy = false;
+      if (again) {
+        again = false;
+        run();
+      }
+    }, pause);
+  };
+}
 
-  seed.addEventListener("change", curves);
-  curves();
-  if (["queued", "running"].includes(document.getElementById("state").dataset.status)) follow();
-})();
+const redrawCurves = throttled(drawCurves, 2000);
+const refreshPage = throttled(() => {
+  htmx.trigger("#state", "changed");
+  htmx.trigger("#files", "changed");
+}, 1000);
+
+function showProgress(progress) {
+  const bar = document.getElementById("fraction");
+  if (!bar) return;
+  bar.value = progress.fraction;
+  const { stage, epoch, epochs, seconds_left: left } = progress;
+  const place = [`seed ${progress.seed}`, progress.arm].filter((part) => part != null).join(", ");
+  const stageName = STAGE_NAMES[stage] || stage.replaceAll("_", " ");
+  const remaining = left == null ? "" : `, about ${formatDuration(left)} left`;
+  document.getElementById("progress").textContent =
+    `${Math.round(100 * progress.fraction)} %: ${place}: ${stageName}, epoch ${epoch} of ${epochs}${remaining}`;
+}
+
+function followEvents() {
+  const openedAt = Date.now();
+  const events = new EventSource(`${base}/events`);
+  events.addEventListener("error", () => {
+    if (events.readyState !== EventSource.OPEN) connectionLost(0);
+  });
+  events.addEventListener("open", connectionRestored);
+  events.addEventListener("progress", (event) => {
+    showProgress(JSON.parse(event.data));
+    redrawCurves();
+  });
+  for (const kind of ["state", "result", "warning", "artifact"]) {
+    events.addEventListener(kind, (event) => {
+      const { at, status } = JSON.parse(event.data);
+      if (Date.parse(at) < openedAt - 3000) return; // replayed; the page already shows it
+      refreshPage();
+      redrawCurves();
+      if (kind === "state" && !ACTIVE.includes(status)) events.close();
+    });
+  }
+}
+
+seed.addEventListener("change", drawCurves);
+drawCurves();
+if (ACTIVE.includes(document.getElementById("state").dataset.status)) followEvents();

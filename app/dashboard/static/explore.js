@@ -1,88 +1,113 @@
-// The prediction explorer: one image through every arm's model.
-"use strict";
-(() => {
-  const form = document.getElementById("ask");
-  if (!form) return;
-  const el = (id) => document.getElementById(id);
-  const index = el("index"), trigger = el("trigger"), said = el("said");
-  const MOST = 10;
+// The predictions page: sends one test image through the model of every arm.
+import { percent } from "./charts.js";
+
+const MOST_CLASSES = 10;
+const el = (id) => document.getElementById(id);
+const form = el("predict");
+const index = el("index");
+const trigger = el("trigger");
+const message = el("message");
+let pictureUrl;
+let latest = 0;
+
+function classRow(name, probability) {
+  const row = document.createElement("tr");
+  const head = document.createElement("th");
+  head.scope = "row";
+  head.textContent = name;
+  const bar = document.createElement("progress");
+  bar.value = probability;
+  bar.setAttribute("aria-label", `Probability of ${name}`);
+  row.append(head);
+  row.insertCell().append(bar);
+  const value = row.insertCell();
+  value.className = "number";
+  value.textContent = percent(probability);
+  return row;
+}
+
+function armCard(prediction, image, triggered) {
+  const card = document.createElement("section");
+  card.className = "card";
+  card.innerHTML = `<h3></h3><p>predicts <strong></strong> <span class="tag"></span></p><table><tbody></tbody></table>`;
+  card.querySelector("h3").textContent = prediction.arm;
+  card.querySelector("strong").textContent = prediction.class_name;
+  const correct = prediction.class === image.label;
+  const attacked = triggered && String(prediction.class) === form.dataset.target;
+  const tag = card.querySelector(".tag");
+  tag.textContent = correct ? "correct" : attacked ? "the attack's target" : "wrong";
+  tag.classList.add(correct ? "good" : "bad");
   const names = JSON.parse(form.dataset.names);
-  let shown; // URL of the picture, to be given back
-  let latest = 0;
+  const likeliest = prediction.probabilities
+    .map((probability, k) => [names[k], probability])
+    .toSorted((a, b) => b[1] - a[1])
+    .slice(0, MOST_CLASSES)
+    .filter(([, probability], place) => place < 3 || probability >= 0.001);
+  card.querySelector("tbody").append(...likeliest.map(([name, probability]) => classRow(name, probability)));
+  return card;
+}
 
-  // The address names what is shown, so that it can be sent to somebody.
-  const asked = new URLSearchParams(location.search);
-  if (asked.has("index")) index.value = asked.get("index");
-  if (trigger) trigger.checked = asked.get("triggered") === "true";
-  if ([...el("seed").options].some((option) => option.value === asked.get("seed"))) el("seed").value = asked.get("seed");
+function showPredictions({ arms, image, picture }, { index: number, triggered }) {
+  const bytes = Uint8Array.from(atob(picture), (character) => character.charCodeAt(0));
+  URL.revokeObjectURL(pictureUrl);
+  pictureUrl = URL.createObjectURL(new Blob([bytes], { type: "image/png" }));
+  el("picture").src = pictureUrl;
+  el("picture").alt =
+    `Test image ${number}, class ${image.label_name}${triggered ? ", with the trigger" : ""}`;
+  el("truth").textContent = `Test image ${number}, true class: ${image.label_name}`;
+  el("arms").replaceChildren(...arms.map((arm) => armCard(arm, image, triggered)));
+  el("predictions").hidden = false;
+}
 
-  async function ask() {
-    if (!index.reportValidity()) return;
-    const turn = ++latest;
-    said.textContent = "Asking…";
-    const body = { index: index.valueAsNumber, triggered: Boolean(trigger && trigger.checked), seed: Number(el("seed").value) };
-    history.replaceState(null, "", `?${new URLSearchParams(body)}`);
-    const answer = await fetch(form.dataset.predict, {
-      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
-    });
-    const told = await answer.json();
-    if (turn !== latest) return; // another question was asked meanwhile
-    if (!answer.ok) {
-      said.textContent = told.detail;
-      return;
-    }
-    said.textContent = `Image ${body.index}, ${body.triggered ? "with" : "without"} the trigger: ` +
-      told.arms.map((arm) => `${arm.arm} says ${arm.class_name}`).join(", ") + ".";
-    show(told, body);
+async function predict() {
+  if (!index.reportValidity()) return;
+  const request = ++latest;
+  message.textContent = "Running the models…";
+  const body = {
+    index: index.valueAsNumber,
+    triggered: Boolean(trigger?.checked),
+    seed: Number(el("seed").value),
+  };
+  history.replaceState(null, "", `?${new URLSearchParams(body)}`); // so that the URL can be shared
+  const response = await fetch(form.dataset.url, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+  });
+  const result = await response.json();
+  if (request !== latest) return; // a later request was sent in the meantime
+  if (!response.ok) {
+    message.textContent = result.detail;
+    return;
   }
+  const predictions = result.arms.map((arm) => `${arm.arm} predicts ${arm.class_name}`).join(", ");
+  message.textContent = `Image ${body.index}, ${body.triggered ? "with" : "without"} the trigger: ${predictions}.`;
+  showPredictions(result, body);
+}
 
-  function show(told, body) {
-    const bytes = Uint8Array.from(atob(told.picture), (c) => c.charCodeAt(0));
-    if (shown) URL.revokeObjectURL(shown);
-    shown = URL.createObjectURL(new Blob([bytes], { type: "image/png" }));
-    el("picture").src = shown;
-    el("picture").alt = `Test image ${body.index}, of class ${told.image.label_name}${body.triggered ? ", with the trigger" : ""}`;
-    el("truth").textContent = `Test image ${body.index}: its true class is ${told.image.label_name}`;
-    el("arms").replaceChildren(...told.arms.map((arm) => card(arm, told.image, body.triggered)));
-    el("answer").hidden = false;
-  }
+function readUrl() {
+  const query = new URLSearchParams(location.search);
+  if (query.has("index")) index.value = query.get("index");
+  if (trigger) trigger.checked = query.get("triggered") === "true";
+  const seeds = [...el("seed").options].map((option) => option.value);
+  if (seeds.includes(query.get("seed"))) el("seed").value = query.get("seed");
+}
 
-  function card(arm, image, triggered) {
-    const box = document.createElement("section");
-    box.className = "card";
-    const right = arm.class === image.label;
-    const fooled = !right && triggered && String(arm.class) === form.dataset.target;
-    const verdict = right ? "right" : fooled ? "the attacker's target" : "wrong";
-    box.innerHTML = `<h3></h3><p>says <strong></strong> <span class="tag"></span></p><table><tbody></tbody></table>`;
-    box.querySelector("h3").textContent = arm.arm;
-    box.querySelector("strong").textContent = arm.class_name;
-    const tag = box.querySelector(".tag");
-    tag.textContent = verdict;
-    tag.classList.add(right ? "good" : "bad");
-    const best = arm.probabilities.map((p, k) => [p, k]).sort((a, b) => b[0] - a[0]).slice(0, MOST);
-    for (const [p, k] of best.filter(([p], place) => place < 3 || p >= 0.001)) {
-      const row = box.querySelector("tbody").insertRow();
-      const name = document.createElement("th");
-      name.scope = "row";
-      name.textContent = names[k];
-      const bar = document.createElement("progress");
-      bar.value = p;
-      bar.setAttribute("aria-label", `Probability of ${name.textContent}`);
-      row.append(name);
-      row.insertCell().append(bar);
-      const value = row.insertCell();
-      value.className = "number";
-      value.textContent = `${(100 * p).toFixed(1)} %`;
-    }
-    return box;
-  }
+function showNeighbor(offset) {
+  index.value = Math.max(0, (index.valueAsNumber || 0) + offset);
+  predict();
+}
 
-  form.addEventListener("submit", (event) => { event.preventDefault(); ask(); });
-  const step = (by) => { index.value = Math.max(0, (index.valueAsNumber || 0) + by); ask(); };
-  el("previous").addEventListener("click", () => step(-1));
-  el("following").addEventListener("click", () => step(1));
-  index.addEventListener("change", ask);
-  el("seed").addEventListener("change", ask);
-  if (trigger) trigger.addEventListener("change", ask);
-  ask();
-})();
+if (form) {
+  readUrl();
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    predict();
+  });
+  el("previous").addEventListener("click", () => showNeighbor(-1));
+  el("next").addEventListener("click", () => showNeighbor(1));
+  index.addEventListener("change", predict);
+  el("seed").addEventListener("change", predict);
+  trigger?.addEventListener("change", predict);
+  predict();
+}

@@ -1,120 +1,168 @@
-// The isolation page: the files that a defense left, read and drawn here.
-"use strict";
-(() => {
-  const el = (id) => document.getElementById(id);
-  const { table, belief, classes, sheet, columns, width, height, target, names } = el("ranking").dataset;
-  const className = JSON.parse(names);
-  const PAGE = 60;
-  const { percent } = Suspicion;
-  const known = (number) => className[number] ?? `class ${number}`;
+// The isolation page: reads and shows the files in which a defense stored what it suspected.
+import { percent } from "./charts.js";
+import { drawRankingCharts } from "./ranking_charts.js";
 
-  async function fetched(url) {
-    const answer = await fetch(url);
-    if (!answer.ok) throw new Error((await answer.json()).detail);
-    return answer;
+const PAGE = 60;
+const FILTERS = {
+  all: () => true,
+  found: (image) => image.isolated && image.is_poisoned,
+  missed: (image) => !image.isolated && image.is_poisoned,
+  alarm: (image) => image.isolated && !image.is_poisoned,
+};
+const el = (id) => document.getElementById(id);
+const data = el("ranking").dataset;
+const names = JSON.parse(data.names);
+const className = (number) => names[number] ?? `class ${number}`;
+const formatCount = (number) => number.toLocaleString("en");
+const create = (tag, properties) => Object.assign(document.createElement(tag), properties);
+
+async function load(url) {
+  const response = await fetch(url);
+  if (!response.ok) throw new Error((await response.json()).detail);
+  return response;
+}
+
+// The rows of a CSV file of numbers, as objects.
+async function loadTable(url) {
+  const text = await (await load(url)).text();
+  const [head, ...lines] = text
+    .trim()
+    .split(/\r?\n/)
+    .map((line) => line.split(","));
+  return lines.map((cells) => Object.fromEntries(head.map((name, i) => [name, Number(cells[i])])));
+}
+
+// Appends a row with its header cell and its cells, each [label, text, CSS class].
+function appendRow(section, header, cells) {
+  const row = section.querySelector("tbody").insertRow();
+  row.append(create("th", { scope: "row", textContent: header }));
+  for (const [label, textContent, cssClass] of cells) {
+    const cell = Object.assign(row.insertCell(), { textContent, className: cssClass || "" });
+    cell.dataset.label = label;
   }
+}
 
-  // A CSV of numbers as objects.
-  async function read(url) {
-    const [head, ...lines] = (await (await fetched(url)).text()).trim().split(/\r?\n/).map((line) => line.split(","));
-    return lines.map((cells) => Object.fromEntries(head.map((name, i) => [name, Number(cells[i])])));
+async function showBelief() {
+  const { believes, truth } = await (await load(data.belief)).json();
+  const yesNo = (value) => (value ? "yes" : "no");
+  const target = (value) => (value === null ? "none, or several" : className(value));
+  const error = Math.abs(believes.poisoning_rate - truth.poisoning_rate);
+  const questions = [
+    ["Is the training set poisoned?", "poisoned", yesNo, believes.poisoned === truth.poisoned],
+    ["Which class is the target?", "target_class", target, believes.target_class === truth.target_class],
+    [
+      "What is the poisoning rate?",
+      "poisoning_rate",
+      percent,
+      error <= Math.max(0.005, truth.poisoning_rate / 5),
+    ],
+  ];
+  for (const [question, field, format, correct] of questions) {
+    const estimate = `${format(believes[field])} (${correct ? "correct" : "wrong"})`;
+    appendRow(el("belief"), question, [
+      ["Estimate", estimate, correct ? "good" : "bad"],
+      ["Truth", format(truth[field])],
+    ]);
   }
-
-  function row(body, head, cells) {
-    const line = body.insertRow();
-    line.append(Object.assign(document.createElement("th"), { scope: "row", textContent: head }));
-    for (const [label, text, tone] of cells) {
-      const cell = line.insertCell();
-      cell.textContent = text;
-      cell.className = tone || "";
-      cell.dataset.label = label;
-    }
+  if (believes.confidence !== undefined) {
+    appendRow(el("belief"), "How confident is the defense?", [
+      ["Estimate", percent(believes.confidence)],
+      ["Truth", "–"],
+    ]);
   }
+  el("belief").hidden = false;
+}
 
-  async function showBelief() {
-    const { believes, truth } = await (await fetched(belief)).json();
-    const body = el("belief").querySelector("tbody");
-    const add = (question, said, is, right) => row(body, question, [["It believes", `${said} (${right ? "right" : "wrong"})`, right ? "good" : "bad"], ["The truth", is]]);
-    const yes = (value) => (value ? "yes" : "no");
-    const of = (value) => (value === null ? "none, or several" : known(value));
-    add("Is the training set poisoned?", yes(believes.poisoned), yes(truth.poisoned), believes.poisoned === truth.poisoned);
-    add("Which class is the target?", of(believes.target_class), of(truth.target_class), believes.target_class === truth.target_class);
-    add("How much of it is poisoned?", percent(believes.poisoning_rate), percent(truth.poisoning_rate), Math.abs(believes.poisoning_rate - truth.poisoning_rate) <= Math.max(0.005, truth.poisoning_rate / 5));
-    if (believes.confidence !== undefined) row(body, "How sure is it?", [["It believes", percent(believes.confidence)], ["The truth", "–"]]);
-    el("belief").hidden = false;
+async function showClasses() {
+  const rows = await loadTable(data.classes);
+  const scores = Object.keys(rows[0]).filter((name) => !["class", "flagged"].includes(name));
+  const head = el("classes").querySelector("thead tr");
+  for (const name of ["class", ...scores, "flagged", "truth"]) {
+    head.append(create("th", { scope: "col", textContent: name.replaceAll("_", " ") }));
   }
-
-  async function showClasses() {
-    const rows = await read(classes);
-    const others = Object.keys(rows[0]).filter((name) => !["class", "flagged"].includes(name));
-    const head = el("classes").querySelector("thead").insertRow();
-    for (const name of ["class", ...others, "flagged", "the truth"]) head.append(Object.assign(document.createElement("th"), { scope: "col", textContent: name.replaceAll("_", " ") }));
-    for (const one of rows) {
-      const truly = target !== "" && one.class === Number(target);
-      row(el("classes").querySelector("tbody"), known(one.class), [
-        ...others.map((name) => [name, String(Number(one[name].toPrecision(4))), "number"]),
-        ["flagged", one.flagged ? "flagged" : "–", one.flagged && !truly ? "bad" : ""],
-        ["the truth", truly ? "the target" : "–", truly && !one.flagged ? "bad" : ""],
-      ]);
-    }
-    el("classes").hidden = false;
+  for (const row of rows) {
+    const isTarget = data.target !== "" && row.class === Number(data.target);
+    const wrong = Boolean(row.flagged) !== isTarget;
+    appendRow(el("classes"), className(row.class), [
+      ...scores.map((name) => [name, String(Number(row[name].toPrecision(4))), "number"]),
+      ["flagged", row.flagged ? "flagged" : "–", row.flagged && wrong ? "bad" : ""],
+      ["truth", isTarget ? "the target" : "–", isTarget && wrong ? "bad" : ""],
+    ]);
   }
+  el("classes").hidden = false;
+}
 
-  const FITS = {
-    all: () => true, found: (one) => one.isolated && one.is_poisoned,
-    missed: (one) => !one.isolated && one.is_poisoned, alarm: (one) => one.isolated && !one.is_poisoned,
-  };
+function thumbnail(image, place, sheet) {
+  const { columns, width, height } = data;
+  const item = document.createElement("li");
+  const canvas = create("canvas", { width, height });
+  const [left, top] = [(place % columns) * width, Math.floor(place / columns) * height];
+  canvas.getContext("2d").drawImage(sheet, left, top, width, height, 0, 0, width, height);
+  canvas.setAttribute("role", "img");
+  canvas.setAttribute("aria-label", `Training image ${image.index}`);
+  const truth = image.is_poisoned
+    ? { textContent: "poisoned", className: "bad" }
+    : { textContent: "clean", className: "good" };
+  item.append(
+    canvas,
+    `#${image.index}, label ${className(image.label)}`,
+    create("br"),
+    create("strong", truth),
+  );
+  if (image.isolated) item.append(create("br"), "isolated");
+  return item;
+}
 
-  function thumbnails(rows) {
-    const picture = new Image();
-    const more = el("more"), list = el("thumbs"), which = el("which");
-    let wanted = [], next = 0;
-
-    function thumbnail(place) {
-      const one = rows[place];
-      const item = document.createElement("li");
-      const canvas = Object.assign(document.createElement("canvas"), { width, height });
-      canvas.getContext("2d").drawImage(picture, (place % columns) * width, Math.floor(place / columns) * height, width, height, 0, 0, width, height);
-      canvas.setAttribute("role", "img");
-      canvas.setAttribute("aria-label", `Training image ${one.index}`);
-      const truth = Object.assign(document.createElement("strong"), { textContent: one.is_poisoned ? "poisoned" : "clean", className: one.is_poisoned ? "bad" : "good" });
-      item.append(canvas, `#${one.index}, label ${known(one.label)}`, document.createElement("br"), truth);
-      if (one.isolated) item.append(document.createElement("br"), "set aside");
-      return item;
-    }
-    function show() {
-      list.append(...wanted.slice(next, next + PAGE).map(thumbnail));
-      next = Math.min(wanted.length, next + PAGE);
-      more.hidden = next >= wanted.length;
-    }
-    function choose() {
-      const most = Math.min(rows.length, Math.round((picture.width / width) * (picture.height / height)));
-      wanted = [...Array(most).keys()].filter((place) => FITS[which.value](rows[place]));
-      next = 0;
-      list.replaceChildren();
-      el("shown").textContent = `${wanted.length} of the ${most} most suspicious images` + (most < rows.length ? `; pictures of the other ${(rows.length - most).toLocaleString("en")} are not kept.` : ".");
-      show();
-    }
-    more.addEventListener("click", show);
-    which.addEventListener("change", choose);
-    picture.addEventListener("load", () => { el("images").hidden = false; choose(); });
-    picture.src = sheet;
+function showThumbnails(rows, sheet) {
+  const stored = Math.min(rows.length, Math.round((sheet.width / data.width) * (sheet.height / data.height)));
+  let places = [];
+  let shown = 0;
+  function showMore() {
+    const page = places.slice(shown, shown + PAGE);
+    el("thumbs").append(...page.map((place) => thumbnail(rows[place], place, sheet)));
+    shown += page.length;
+    el("more").hidden = shown >= places.length;
   }
-
-  async function showRanking() {
-    const rows = await read(table);
-    const poison = rows.filter((one) => one.is_poisoned).length;
-    const isolated = rows.filter((one) => one.isolated).length;
-    const hit = rows.filter(FITS.found).length;
-    const n = (number) => number.toLocaleString("en");
-    const aside = isolated ? `${n(isolated)} of ${n(rows.length)} training images were set aside; ${n(hit)} of these are poisoned (precision ${percent(hit / isolated)})` : `None of ${n(rows.length)} training images was set aside`;
-    el("said").textContent = poison ? `${aside}, out of ${n(poison)} poisoned in all (recall ${percent(hit / poison)}).` : `${aside}. None is poisoned.`;
-    Suspicion.draw(rows, poison, isolated);
-    if (sheet) thumbnails(rows);
+  function applyFilter() {
+    const matches = FILTERS[el("filter").value];
+    places = [...rows.keys()].filter((place) => place < stored && matches(rows[place]));
+    shown = 0;
+    el("thumbs").replaceChildren();
+    const rest = rows.length - stored;
+    el("count").textContent =
+      `${places.length} of the ${stored} most suspicious images` +
+      (rest ? `; the other ${formatCount(rest)} images are not stored.` : ".");
+    showMore();
   }
+  el("more").addEventListener("click", showMore);
+  el("filter").addEventListener("change", applyFilter);
+  el("images").hidden = false;
+  applyFilter();
+}
 
-  const tell = (error) => { el("said").textContent = `This cannot be read: ${error.message}`; };
-  if (belief) showBelief().catch(tell);
-  if (classes) showClasses().catch(tell);
-  if (table) showRanking().catch(tell);
-})();
+async function showRanking() {
+  const rows = await loadTable(data.table);
+  const poisoned = rows.filter((image) => image.is_poisoned).length;
+  const isolated = rows.filter((image) => image.isolated).length;
+  const hits = rows.filter(FILTERS.found).length;
+  const total = formatCount(rows.length);
+  const summary = isolated
+    ? `${formatCount(isolated)} of ${total} training images were isolated; ${formatCount(hits)} of these are ` +
+      `poisoned (precision ${percent(hits / isolated)})`
+    : `None of the ${total} training images were isolated`;
+  el("message").textContent = poisoned
+    ? `${summary}, out of ${formatCount(poisoned)} poisoned images (recall ${percent(hits / poisoned)}).`
+    : `${summary}. None of the images are poisoned.`;
+  drawRankingCharts(rows, poisoned, isolated);
+  if (!data.sheet) return;
+  const sheet = new Image();
+  sheet.addEventListener("load", () => showThumbnails(rows, sheet));
+  sheet.src = data.sheet;
+}
+
+const showError = (error) => {
+  el("message").textContent = `Cannot read the files of this page: ${error.message}`;
+};
+if (data.belief) showBelief().catch(showError);
+if (data.classes) showClasses().catch(showError);
+if (data.table) showRanking().catch(showError);

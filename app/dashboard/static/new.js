@@ -1,138 +1,156 @@
-// The submit form: has the API check what was typed, shows faults beside their fields, previews the trigger, submits.
-"use strict";
-(() => {
-  const el = (id) => document.getElementById(id);
-  const form = el("spec");
-  const spec = SpecForm(form);
-  const count = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
-  const { url, page, says } = {
-    experiment: {
-      url: "/v1/experiments", page: "/experiments",
-      says: (found) => `It can run: arms ${found.arms.join(", ")}; ${count(found.stages.length, "stage")}, ${found.cached} of them already computed.`,
-    },
-    sweep: {
-      url: "/v1/sweeps", page: "/sweeps",
-      says: (found) => `It can run: ${count(found.cells, "cell")} with ${count(found.models, "model")} to measure; ${count(found.stages, "stage")}, ${found.cached} of them already computed.`,
-    },
-    study: {
-      url: "/v1/studies", page: "/studies",
-      says: (found) => `It can run: ${count(found.cells, "cell")}, ${found.reused} of which have their numbers already; ${count(found.experiments, "experiment")} for the rest, of ${count(found.stages, "stage")}, ${found.cached} of them already computed.`,
-    },
-  }[form.dataset.kind];
-  let number = 100; // of the next defense or attack
-  let previewed = "", shown = "";
+// The submission form: validates the input while it is typed, previews the trigger, and submits.
+import { clearErrors, sendRequest, showErrors, showProblem } from "./api.js";
+import { SpecForm } from "./spec_form.js";
 
-  async function check() {
-    const { body, faults } = spec.request();
-    const text = shown = JSON.stringify(body, null, 2);
-    el("json").textContent = text;
-    el("curl").textContent = `curl -sf ${location.origin}${url} -H 'Content-Type: application/json' -d '${JSON.stringify(body).replaceAll("'", "'\\''")}'`;
-    el("paths")?.replaceChildren(...spec.paths().map((path) => new Option(path, path)));
-    if (faults.length) { el("verdict").textContent = Api.say(form, faults, spec.find); return; }
-    const answer = await Api.send("POST", `${url}:validate`, body);
-    if (shown !== text) return; // changed meanwhile
-    if (!answer.ok) { el("verdict").textContent = await Api.refused(form, answer, spec.find); return; }
-    const found = await answer.json();
-    Api.clear(form);
-    if (found.spec) spec.defaults(found.spec);
-    el("verdict").textContent = says(found);
-    preview(body.base || body);
+const el = (id) => document.getElementById(id);
+const form = el("spec");
+const specForm = new SpecForm(form);
+const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+const stages = (plan) =>
+  `${plural(plan.stages.length ?? plan.stages, "stage")}, ${plan.cached} already computed`;
+const { path, summarize } = {
+  experiment: {
+    path: "/experiments",
+    summarize: (plan) => `arms ${plan.arms.join(", ")}; ${stages(plan)}`,
+  },
+  sweep: {
+    path: "/sweeps",
+    summarize: (plan) =>
+      `${plural(plan.cells, "cell")} with ${plural(plan.models, "model")} to measure; ${stages(plan)}`,
+  },
+  study: {
+    path: "/studies",
+    summarize: (plan) =>
+      `${plural(plan.cells, "cell")}, ${plan.reused} with results already; ` +
+      `${plural(plan.experiments, "experiment")} for the rest, with ${stages(plan)}`,
+  },
+}[form.dataset.kind];
+let nextNumber = 100; // of the next defense, attack or axis; the page itself numbers from 0
+let validated = "";
+let previewed = "";
+let pending;
+
+async function showPreview({ dataset, attack }) {
+  const image = el("preview");
+  const body = { dataset, attack };
+  const text = JSON.stringify(body);
+  if (!image || text === previewed) return;
+  previewed = text;
+  el("preview-message").textContent = "Rendering…";
+  const response = await sendRequest("POST", "/v1/previews", body);
+  if (text !== previewed) return; // changed in the meantime
+  image.hidden = !response.ok;
+  if (!response.ok) {
+    el("preview-message").textContent = (await response.json()).detail;
+    return;
   }
+  URL.revokeObjectURL(image.src);
+  image.src = URL.createObjectURL(await response.blob());
+  image.alt =
+    `Test images of ${dataset.key || dataset.name} without and with the trigger of ${attack.name}, ` +
+    "and the difference.";
+  el("preview-message").textContent = "Without the trigger, with it, and the difference.";
+}
 
-  async function preview(made) {
-    if (!el("preview")) return;
-    const body = { dataset: made.dataset, attack: made.attack };
-    const text = JSON.stringify(body);
-    if (text === previewed) return;
-    previewed = text;
-    el("preview-said").textContent = "Drawing…";
-    const answer = await Api.send("POST", "/v1/previews", body);
-    if (previewed !== text) return;
-    const image = el("preview");
-    if (!answer.ok) {
-      image.hidden = true;
-      el("preview-said").textContent = (await answer.json()).detail;
-      return;
-    }
-    URL.revokeObjectURL(image.src);
-    image.src = URL.createObjectURL(await answer.blob());
-    image.alt = `Test images of ${made.dataset.key || made.dataset.name} without the trigger of ${made.attack.name}, with it, and the difference.`;
-    image.hidden = false;
-    el("preview-said").textContent = "Without the trigger, with it, and the difference.";
+async function validate() {
+  const { body, errors } = specForm.readRequest();
+  const text = JSON.stringify(body, null, 2);
+  const quoted = JSON.stringify(body).replaceAll("'", "'\\''");
+  validated = text;
+  el("json").textContent = text;
+  el("curl").textContent =
+    `curl -sf ${location.origin}/v1${path} -H 'Content-Type: application/json' -d '${quoted}'`;
+  el("paths")?.replaceChildren(...specForm.sweepPaths().map((field) => new Option(field, field)));
+  if (errors.length) {
+    el("verdict").textContent = showErrors(form, errors, specForm.findInput);
+    return;
   }
-
-  let waiting;
-  function soon() {
-    clearTimeout(waiting);
-    waiting = setTimeout(check, 300);
+  const response = await sendRequest("POST", `/v1${path}:validate`, body);
+  if (text !== validated) return; // changed in the meantime
+  if (!response.ok) {
+    el("verdict").textContent = await showProblem(form, response, specForm.findInput);
+    return;
   }
+  const plan = await response.json();
+  clearErrors(form);
+  if (plan.spec) specForm.showDefaults(plan.spec);
+  el("verdict").textContent = `Valid: ${summarize(plan)}.`;
+  showPreview(body.base || body);
+}
 
-  form.addEventListener("input", soon);
-  document.addEventListener("htmx:after:swap", soon);
+function validateSoon() {
+  clearTimeout(pending);
+  pending = setTimeout(validate, 300);
+}
 
-  form.addEventListener("click", async (event) => {
-    const remove = event.target.closest(".remove");
-    const add = event.target.closest(".add");
-    if (remove) {
-      const box = remove.closest(".listed, .axis");
-      const beside = box.parentElement.parentElement.querySelector(".add, #add-axis");
-      box.remove();
-      beside?.focus();
-      soon();
-    }
-    if (add) {
-      const part = add.dataset.adds;
-      const target = part === "row" ? "#rows" : "#defenses";
-      await htmx.ajax("GET", `/new/${part}?name=${encodeURIComponent(el(`add-${part}-name`).value)}&number=${number++}`, { target, swap: "beforeend" });
-      [...document.querySelectorAll(`${target} summary`)].at(-1)?.focus();
-    }
-  });
-
-  // A field that varies, and its values.
-  function axis(path = "", values = "") {
-    const id = `axis${number++}`;
-    const box = document.createElement("div");
-    box.className = "axis fields";
-    box.id = id;
-    const field = (name, label, value, more) => {
-      const part = document.createElement("div");
-      part.className = "field";
-      const input = Object.assign(document.createElement("input"), { id: `${id}-${name}`, value, autocomplete: "off", ...more });
-      part.append(Object.assign(document.createElement("label"), { htmlFor: input.id, textContent: label }), input);
-      return part;
-    };
-    const first = field("path", "Field", path, { placeholder: "attack.poisoning_rate" });
-    first.querySelector("input").setAttribute("list", "paths");
-    const remove = Object.assign(document.createElement("button"), { type: "button", className: "quiet remove", textContent: "Remove" });
-    remove.setAttribute("aria-label", "Remove this field");
-    box.append(first, field("values", "Values, with commas between", values, { placeholder: "0.02, 0.05, 0.1" }), remove);
-    el("axes").append(box);
-    return first.querySelector("input");
-  }
-  if (el("axes")) {
-    axis("attack.poisoning_rate", "0.05, 0.1");
-    el("add-axis").addEventListener("click", () => { axis().focus(); soon(); });
-  }
-
-  el("copy").addEventListener("click", async () => {
-    await navigator.clipboard.writeText(el("json").textContent);
-    el("copy").textContent = "Copied";
-  });
-
-  form.addEventListener("submit", async (event) => {
-    event.preventDefault();
-    const { body, faults } = spec.request();
-    if (faults.length) { await check(); form.querySelector("[aria-invalid]")?.focus(); return; }
-    el("submit").disabled = true;
-    const key = `form-${Date.now()}-${Math.random().toString(36).slice(2)}`;
-    const answer = await Api.send("POST", url, body, { "Idempotency-Key": key });
-    if (answer.ok) {
-      location.assign(`${page}/${(await answer.json()).id}`);
-      return;
-    }
-    el("verdict").textContent = await Api.refused(form, answer, spec.find);
-    el("submit").disabled = false;
+async function submit() {
+  const { body, errors } = specForm.readRequest();
+  if (errors.length) {
+    await validate();
     form.querySelector("[aria-invalid]")?.focus();
+    return;
+  }
+  el("submit").disabled = true;
+  const key = `form-${Date.now()}-${Math.random().toString(36).slice(2)}`;
+  const response = await sendRequest("POST", `/v1${path}`, body, { "Idempotency-Key": key });
+  if (response.ok) {
+    location.assign(`${path}/${(await response.json()).id}`);
+    return;
+  }
+  el("verdict").textContent = await showProblem(form, response, specForm.findInput);
+  el("submit").disabled = false;
+  form.querySelector("[aria-invalid]")?.focus();
+}
+
+async function addListed(part) {
+  const target = part === "row" ? "#rows" : "#defenses";
+  const query = new URLSearchParams({ name: el(`add-${part}-name`).value, number: nextNumber++ });
+  await htmx.ajax("GET", `/new/${part}?${query}`, { target, swap: "beforeend" });
+  [...document.querySelectorAll(`${target} summary`)].at(-1)?.focus();
+}
+
+function removeBox(box) {
+  const addButton = box.parentElement.parentElement.querySelector(".add, #add-axis");
+  box.remove();
+  addButton?.focus();
+  validateSoon();
+}
+
+// An axis is a field of the spec that a sweep varies, with its values.
+function addAxis(field, values) {
+  const box = el("axis-template").content.firstElementChild.cloneNode(true);
+  box.id = `axis${nextNumber++}`;
+  const labels = box.querySelectorAll("label");
+  const inputs = box.querySelectorAll("input");
+  [field, values].forEach((value, i) => {
+    inputs[i].id = labels[i].htmlFor = `${box.id}-${inputs[i].name}`;
+    inputs[i].value = value;
   });
-  check();
-})();
+  el("axes").append(box);
+  return inputs[0];
+}
+
+if (el("axes")) {
+  addAxis("attack.poisoning_rate", "0.05, 0.1");
+  el("add-axis").addEventListener("click", () => {
+    addAxis("", "").focus();
+    validateSoon();
+  });
+}
+form.addEventListener("input", validateSoon);
+document.addEventListener("htmx:after:swap", validateSoon);
+form.addEventListener("click", (event) => {
+  const remove = event.target.closest(".remove");
+  const add = event.target.closest(".add");
+  if (remove) removeBox(remove.closest(".listed, .axis"));
+  if (add) addListed(add.dataset.adds);
+});
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  submit();
+});
+el("copy").addEventListener("click", async () => {
+  await navigator.clipboard.writeText(el("json").textContent);
+  el("copy").textContent = "Copied";
+});
+validate();

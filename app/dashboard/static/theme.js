@@ -1,24 +1,23 @@
-// Light or dark: as the system says, or as the reader last chose. Runs before the page is drawn.
-"use strict";
+// The light or dark theme: the reader's last choice, otherwise that of the system. A classic script, which runs
+// before the page is drawn.
 (() => {
   const root = document.documentElement;
   const system = window.matchMedia("(prefers-color-scheme: dark)");
-  const chosen = localStorage.getItem("theme");
-  if (chosen) root.dataset.theme = chosen;
-  const dark = () => (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
+  const choice = localStorage.getItem("theme");
+  if (choice) root.dataset.theme = choice;
+  const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
   document.addEventListener("DOMContentLoaded", () => {
     const button = document.getElementById("theme");
-    const show = () => button.setAttribute("aria-pressed", String(dark()));
+    const update = () => {
+      button.setAttribute("aria-pressed", String(isDark()));
+      document.dispatchEvent(new Event("theme"));
+    };
     button.addEventListener("click", () => {
-      root.dataset.theme = dark() ? "light" : "dark";
+      root.dataset.theme = isDark() ? "light" : "dark";
       localStorage.setItem("theme", root.dataset.theme);
-      show();
-      document.dispatchEvent(new Event("theme"));
+      update();
     });
-    system.addEventListener("change", () => {
-      show();
-      document.dispatchEvent(new Event("theme"));
-    });
-    show();
+    system.addEventListener("change", update);
+    update();
   });
 })();

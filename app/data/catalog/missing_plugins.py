@@ -1,4 +1,6 @@
-"""Attacks and defenses that stored experiments name and that this process does not know."""
+"""Attacks and defenses of stored experiments that no class of this process defines."""
+
+import logging
 
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
@@ -8,24 +10,26 @@ from app.data.catalog.service import names
 from app.specs.plugins import VARIABLE
 from app.tables.experiments import Experiment, Label
 
-
-class LostPluginError(Exception):
-    """A plug-in is gone while experiments name what it defined: their specs cannot be read without it."""
+log = logging.getLogger(__name__)
 
 
-def check(database: Database) -> None:
-    """Raises LostPluginError. A database that is away, or not migrated yet, is passed over."""
+def missing_plugins(database: Database) -> list[str]:
+    """Their names, over the experiments of all owners."""
     attacks = select(Experiment.attack).distinct()
     defenses = select(Label.key).where(Label.kind == "defense").distinct()
-    lost = []
+    with database.whole.reading() as session:
+        missing = set(session.scalars(attacks)) - set(names("attack"))
+        missing |= set(session.scalars(defenses)) - set(names("defenses"))
+    return sorted(missing)
+
+
+def warn_of_missing_plugins(database: Database) -> None:
+    """Log one warning if there are any. Does nothing if the database cannot be read or is not migrated yet."""
     try:
-        with database.whole.reading() as session:
-            for field, used in (("attack", attacks), ("defenses", defenses)):
-                lost += sorted(set(session.scalars(used)) - set(names(field)))
+        missing = missing_plugins(database)
     except SQLAlchemyError:
         return
-    if lost:
-        raise LostPluginError(
-            f"experiments are stored that name {', '.join(lost)}, which no plug-in defines; put the files back "
-            f"where {VARIABLE} says"
+    if missing:
+        log.warning(
+            "no plug-in in %s defines %s; their experiments can only be read", VARIABLE, ", ".join(missing)
         )

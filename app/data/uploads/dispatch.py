@@ -1,4 +1,4 @@
-"""The relay's part in checks: pending uploads are announced to the workers until one has checked them."""
+"""The relay's part in checks: it sends messages for pending uploads until a worker has checked them."""
 
 from app.core.broker import CHECKS, Broker
 from app.core.database import Database
@@ -6,13 +6,13 @@ from app.data.uploads import repository
 
 
 def announce(database: Database, broker: Broker, again_after: float) -> None:
-    """Send what is due, and again in so many seconds if nobody has taken it by then.
+    """Send a message for each upload that is due, and again after ``again_after`` seconds if no worker claims it.
 
-    A message that is sent twice does no harm; while the broker holds enough of them none is sent again.
+    A duplicate does no harm. Nothing is sent again while the broker holds a message for each waiting upload.
     """
     with database.reading() as session:
         due = repository.due(session)
-        waiting = repository.waiting(session) if due else 0
+        waiting = repository.count_unclaimed(session) if due else 0
     if not due:
         return
     lost = not all(due.values()) and broker.pending(CHECKS) < waiting

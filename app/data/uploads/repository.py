@@ -1,4 +1,7 @@
-"""Queries about uploads. On a request's session they see the owner's rows alone."""
+"""Queries about uploads. On a request's session they see only the owner's rows.
+
+The claim of a check is fenced as that of an experiment is (`app.experiments.lifecycle`): ``attempts`` is the token.
+"""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
@@ -18,12 +21,12 @@ def get(session: Session, kind: str, upload_id: str) -> Upload | None:
 
 
 def lock(session: Session, kind: str, upload_id: str) -> Upload | None:
-    """The row, locked until the transaction ends: experiments begin to name it, or it is deleted."""
+    """The row, locked until the transaction ends, so that it is not deleted while experiments begin to name it."""
     query = select(Upload).where(Upload.id == upload_id, Upload.kind == kind).with_for_update()
     return session.scalars(query).one_or_none()
 
 
-def same(session: Session, kind: str, request_hash: str) -> Upload | None:
+def find_same(session: Session, kind: str, request_hash: str) -> Upload | None:
     """The upload of the same file with the same fields."""
     query = select(Upload).where(Upload.kind == kind, Upload.request_hash == request_hash)
     return session.scalars(query).one_or_none()
@@ -32,7 +35,7 @@ def same(session: Session, kind: str, request_hash: str) -> Upload | None:
 def page(
     session: Session, kind: str, status: str | None, after: tuple[datetime, str] | None, limit: int
 ) -> Sequence[Upload]:
-    """At most ``limit`` uploads behind ``after``, the newest first."""
+    """At most ``limit`` uploads after the position ``after``, newest first."""
     query = select(Upload).where(Upload.kind == kind)
     if status is not None:
         query = query.where(Upload.status == status)
@@ -41,8 +44,8 @@ def page(
     return session.scalars(query.order_by(Upload.created_at.desc(), Upload.id.desc()).limit(limit)).all()
 
 
-def user(session: Session, kind: str, upload_id: str) -> str | None:
-    """An experiment whose spec names the upload, or None."""
+def experiment_using(session: Session, kind: str, upload_id: str) -> str | None:
+    """The id of an experiment whose spec names the upload, or None."""
     return session.scalar(
         select(Experiment.id)
         .join(Label, Label.experiment_id == Experiment.id)
@@ -52,27 +55,27 @@ def user(session: Session, kind: str, upload_id: str) -> str | None:
 
 
 def due(session: Session) -> dict[str, bool]:
-    """Pending uploads that the workers should hear of by now, the oldest first; True if it is for the first time."""
+    """Pending uploads whose message is due, oldest first; True for those that had no message before."""
     query = select(Upload.id, Upload.due_at == Upload.created_at)
     query = query.where(Upload.status == PENDING, Upload.due_at <= utcnow())
     rows = session.execute(query.order_by(Upload.due_at).limit(BATCH))
     return {row[0]: row[1] for row in rows}
 
 
-def waiting(session: Session) -> int:
-    """How many uploads no worker has in hand."""
+def count_unclaimed(session: Session) -> int:
+    """The number of pending uploads that no worker has claimed."""
     query = select(func.count()).where(Upload.status == PENDING, ~_claimed())
     return session.scalar(query) or 0
 
 
 def postpone(session: Session, ids: Iterable[str], seconds: float) -> None:
-    """Announce these again only in so many seconds, if they are pending then."""
+    """Make the next message of these due in ``seconds``."""
     later = utcnow() + timedelta(seconds=seconds)
     session.execute(update(Upload).where(Upload.id.in_(ids), ~_claimed()).values(due_at=later))
 
 
 def claim(session: Session, upload_id: str, seconds: float) -> Upload | None:
-    """Take a pending upload that nobody has in hand; it is announced again if its check does not end in time."""
+    """Claim a pending upload for ``seconds``, after which it is due again. None if it is not pending or claimed."""
     until = utcnow() + timedelta(seconds=seconds)
     return session.scalars(
         update(Upload)
@@ -82,8 +85,8 @@ def claim(session: Session, upload_id: str, seconds: float) -> Upload | None:
     ).one_or_none()
 
 
-def held(session: Session, upload: Upload) -> Upload | None:
-    """The row, locked, if it is still this attempt's."""
+def still_owned(session: Session, upload: Upload) -> Upload | None:
+    """The row, locked, if the attempt that claimed ``upload`` still owns it."""
     query = select(Upload).where(Upload.id == upload.id, Upload.status == PENDING).with_for_update()
     row = session.scalars(query).one_or_none()
     return row if row is not None and row.attempts == upload.attempts else None

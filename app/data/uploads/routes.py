@@ -1,4 +1,4 @@
-"""Send, find and delete models and data sets."""
+"""Upload, list and delete models and datasets."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from app.core.context import Context, Ctx
 from app.core.openapi import problems
-from app.core.query_parameters import only_known
+from app.core.query_parameters import reject_unknown_parameters
 from app.core.routing import Cursor, Limit, accepted, as_json, paged
 from app.data.uploads import service
 from app.data.uploads.schemas import (
@@ -24,11 +24,11 @@ from app.data.uploads.schemas import (
 from app.specs.facts import DatasetFacts
 from app.tables.uploads import DATASET, MODEL, Upload
 
-router = APIRouter(prefix="/v1", tags=["uploads"], dependencies=[Depends(only_known)])
+router = APIRouter(prefix="/v1", tags=["uploads"], dependencies=[Depends(reject_unknown_parameters)])
 STREAMED = frozenset({"/v1/models", "/v1/datasets"})
-"""Paths whose POST reads its body itself, as it comes."""
+"""Paths whose POST reads its body as a stream."""
 REFUSALS = problems(400, 408, 413, 415, 422, 503)
-States = Annotated[Status | None, Query(description="Only those in this state", examples=["ready"])]
+States = Annotated[Status | None, Query(description="Only those with this status", examples=["ready"])]
 MODEL_EXAMPLE = {
     "name": "my model",
     "model": {"name": "small_cnn", "width": 16},
@@ -41,69 +41,71 @@ DATASET_EXAMPLE = {"name": "my pictures", "format": "zip", "size": 32, "test_fra
     "/models",
     status_code=202,
     response_model=ModelOut,
-    summary="Send a model",
+    summary="Upload a model",
     responses=REFUSALS,
     openapi_extra=example(MODEL_EXAMPLE, ModelMetadata),
 )
 async def send_model(request: Request, context: Ctx) -> Response:
-    """Take a safetensors file, for experiments to start from (`"victim": {"model_id": ID}`).
+    """A safetensors file that experiments can start from (`"victim": {"model_id": ID}`).
 
-    A form: `metadata`, JSON, and `file`. A `model.safetensors` that this service exported says itself what it is and
-    needs no metadata. The file streams to the object store; then a worker checks it, header first, and the model is
-    `ready`, or `refused` with the reason. Nothing is ever unpickled. Sending the same again gives the same model.
+    The form has the parts `metadata` (JSON) and `file`. A `model.safetensors` that this service exported describes
+    itself and needs no metadata. The file is streamed to the object store; then a worker checks it, header first, and
+    the model becomes `ready`, or `refused` with the reason. Nothing is ever unpickled. Uploading the same file with the
+    same metadata again returns the same model.
     """
-    return await _send(request, context, MODEL, model_out)
+    return await _send(request, context, MODEL, _present_model)
 
 
 @router.post(
     "/datasets",
     status_code=202,
     response_model=DatasetOut,
-    summary="Send a data set",
+    summary="Upload a dataset",
     responses=REFUSALS,
     openapi_extra=example(DATASET_EXAMPLE, DatasetMetadata),
 )
 async def send_dataset(request: Request, context: Ctx) -> Response:
-    """Take an npz, a zip of pictures by class, or a parquet file, as `bdlab data import` does.
+    """An npz, a zip of pictures by class, or a parquet file, as for `bdlab data import`.
 
-    A form: `metadata`, JSON, and `file`. The file streams to the object store; then a worker checks and converts it,
-    and the data set is `ready`, or `refused` with the reason. Sending the same again gives the same data set.
+    The form has the parts `metadata` (JSON) and `file`. The file is streamed to the object store; then a worker checks
+    and converts it, and the dataset becomes `ready`, or `refused` with the reason. Uploading the same file with the
+    same metadata again returns the same dataset.
     """
-    return await _send(request, context, DATASET, dataset_out)
+    return await _send(request, context, DATASET, _present_dataset)
 
 
 @router.get("/models", response_model=Models, summary="List models", responses=problems(400, 422))
-def models(
+def list_models(
     request: Request, context: Ctx, status: States = None, limit: Limit = 50, cursor: Cursor = None
 ) -> Response:
-    """One page of models, the newest first. Follow `next`, or the `Link` header, for more."""
+    """One page of models, newest first. Follow `next`, or the `Link` header, for more."""
     rows, following = service.listing(context, MODEL, status, cursor, limit)
-    found = [model_out(row) for row in rows]
-    return paged(request, following, lambda link: Models(models=found, next=link))
+    models = [_present_model(row) for row in rows]
+    return paged(request, following, lambda link: Models(models=models, next=link))
 
 
-@router.get("/datasets", response_model=Datasets, summary="List data sets", responses=problems(400, 422))
-def datasets(
+@router.get("/datasets", response_model=Datasets, summary="List datasets", responses=problems(400, 422))
+def list_datasets(
     request: Request, context: Ctx, status: States = None, limit: Limit = 50, cursor: Cursor = None
 ) -> Response:
-    """One page of uploaded data sets, the newest first. Follow `next`, or the `Link` header, for more."""
+    """One page of uploaded datasets, newest first. Follow `next`, or the `Link` header, for more."""
     rows, following = service.listing(context, DATASET, status, cursor, limit)
-    found = [dataset_out(row) for row in rows]
-    return paged(request, following, lambda link: Datasets(datasets=found, next=link))
+    datasets = [_present_dataset(row) for row in rows]
+    return paged(request, following, lambda link: Datasets(datasets=datasets, next=link))
 
 
 @router.get("/models/{model_id}", response_model=ModelOut, summary="One model", responses=problems(404, 422))
 def model(model_id: str, context: Ctx) -> Response:
-    """What it is, and what its check found."""
-    return as_json(model_out(service.get(context, MODEL, model_id)))
+    """A model and the result of its check."""
+    return as_json(_present_model(service.get(context, MODEL, model_id)))
 
 
 @router.get(
-    "/datasets/{dataset_id}", response_model=DatasetOut, summary="One data set", responses=problems(404, 422)
+    "/datasets/{dataset_id}", response_model=DatasetOut, summary="One dataset", responses=problems(404, 422)
 )
 def dataset(dataset_id: str, context: Ctx) -> Response:
-    """What it is, and what its check found."""
-    return as_json(dataset_out(service.get(context, DATASET, dataset_id)))
+    """A dataset and the result of its check."""
+    return as_json(_present_dataset(service.get(context, DATASET, dataset_id)))
 
 
 @router.delete(
@@ -115,24 +117,27 @@ def remove_model(model_id: str, context: Ctx) -> None:
 
 
 @router.delete(
-    "/datasets/{dataset_id}", status_code=204, summary="Delete a data set", responses=problems(404, 409, 422)
+    "/datasets/{dataset_id}", status_code=204, summary="Delete a dataset", responses=problems(404, 409, 422)
 )
 def remove_dataset(dataset_id: str, context: Ctx) -> None:
-    """Delete a data set and its file. Refused while the spec of an experiment names it."""
+    """Delete a dataset and its file. Refused while the spec of an experiment names it."""
     service.remove(context, DATASET, dataset_id)
 
 
-def model_out(row: Upload) -> ModelOut:
-    """A model as the API shows it."""
+def _present_model(row: Upload) -> ModelOut:
     facts = row.facts or {}
-    known = {name: facts.get(name) or row.request.get(name) for name in ("model", "shape")}
+    described = {name: facts.get(name) or row.request.get(name) for name in ("model", "shape")}
     return ModelOut.model_validate(
-        {**_common(row), **known, "parameters": facts.get("parameters"), "labels": facts.get("labels", {})}
+        {
+            **_common(row),
+            **described,
+            "parameters": facts.get("parameters"),
+            "labels": facts.get("labels", {}),
+        }
     )
 
 
-def dataset_out(row: Upload) -> DatasetOut:
-    """A data set as the API shows it."""
+def _present_dataset(row: Upload) -> DatasetOut:
     facts = DatasetFacts.model_validate(row.facts) if row.facts else None
     spec = {"name": "uploaded", "dataset_id": row.id}
     return DatasetOut.model_validate(
@@ -146,7 +151,7 @@ def _common(row: Upload) -> dict[str, Any]:
 
 
 async def _send(
-    request: Request, context: Context, kind: str, show: Callable[[Upload], BaseModel]
+    request: Request, context: Context, kind: str, present: Callable[[Upload], BaseModel]
 ) -> Response:
     length = request.headers.get("content-length", "")
     upload, repeated = await service.receive(
@@ -156,4 +161,4 @@ async def _send(
         int(length) if length.isdigit() and len(length) < 20 else None,
         request.stream(),
     )
-    return accepted(show(upload).model_dump(mode="json"), f"/v1/{kind}s/{upload.id}", replayed=repeated)
+    return accepted(present(upload).model_dump(mode="json"), f"/v1/{kind}s/{upload.id}", replayed=repeated)

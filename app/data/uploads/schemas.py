@@ -1,4 +1,4 @@
-"""What the upload routes take and give."""
+"""Requests and responses of the upload routes."""
 
 from datetime import datetime
 from typing import Any, Literal, Self
@@ -16,22 +16,24 @@ SHA256 = r"^[0-9a-f]{64}$"
 
 
 class Metadata(Spec):
-    """What comes with every file."""
+    """The metadata of every file."""
 
-    name: str = field("", "A name for people. Empty: the file's.", max_length=200)
+    name: str = field("", "A name for people. Empty: the name of the file.", max_length=200)
     sha256: str | None = field(
-        None, "The file's SHA-256 in hexadecimal; the upload is refused if another arrives.", pattern=SHA256
+        None,
+        "SHA-256 of the file in hexadecimal; the upload is refused if it differs.",
+        pattern=SHA256,
     )
 
 
 class ModelMetadata(Metadata):
-    """What comes with a model. A checkpoint that this service exported says itself what it is, and needs none of it."""
+    """The metadata of a model. A checkpoint that this service exported describes itself and needs none."""
 
-    model: ModelSpec | None = field(None, "The architecture. Null: as the file's header says.")
+    model: ModelSpec | None = field(None, "The architecture. Null: as in the header of the file.")
     dataset: DatasetSpec | None = field(
-        None, "A data set with the images that it classifies; or give `shape`."
+        None, "A dataset with images like those that it classifies; or give `shape`."
     )
-    shape: Shape | None = field(None, "Of the images that it classifies; or give `dataset`.")
+    shape: Shape | None = field(None, "Shape of the images that it classifies; or give `dataset`.")
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -43,31 +45,31 @@ class ModelMetadata(Metadata):
 
 
 class DatasetMetadata(Metadata):
-    """What comes with a data set; the same as the options of `bdlab data import`."""
+    """The metadata of a dataset; the same as the options of `bdlab data import`."""
 
-    format: Format | None = field(None, "Null: as the file's name ends.")
+    format: Format | None = field(None, "Null: the extension of the file name.")
     test_fraction: float | None = field(
         None,
-        "Split off this share of every class as test images; needed where the file has none, else not allowed.",
+        "Use this share of every class as test images; required if the file has none, else not allowed.",
         unit="fraction",
         gt=0,
         lt=1,
     )
     split_seed: int = field(0, "Seed of that split.", ge=0, le=2**31 - 1)
     size: int | None = field(
-        None, "Resize pictures to so many pixels a side; not for npz.", unit="pixels", ge=1, le=1024
+        None, "Resize pictures to this width and height; not for npz.", unit="pixels", ge=1, le=1024
     )
 
 
 class UploadOut(BaseModel):
-    """What models and data sets have in common."""
+    """Fields that models and datasets share."""
 
     id: str
     name: str
     status: Status = Field(description="pending until a worker has checked the file, then ready or refused.")
     reason: str | None = Field(description="Why it was refused.")
-    size: int = Field(description="Bytes of the file.")
-    sha256: str = Field(description="Of the file.")
+    size: int = Field(description="Size of the file in bytes.")
+    sha256: str = Field(description="SHA-256 of the file.")
     created_at: datetime
     checked_at: datetime | None
 
@@ -76,18 +78,20 @@ class ModelOut(UploadOut):
     """A model. In a spec: `"victim": {"model_id": ID}`."""
 
     model: ModelSpec | None = Field(description="The architecture; null until it is known.")
-    shape: Shape | None = Field(description="Of the images that it classifies; null until it is known.")
-    parameters: int | None = Field(description="How many numbers it learned; null until it is ready.")
+    shape: Shape | None = Field(description="Shape of the images that it classifies; null until it is known.")
+    parameters: int | None = Field(description="Number of parameters; null until it is ready.")
     labels: dict[str, str] = Field(
-        description="What a checkpoint of this service says of itself: arm, seed, backdoored, and of which experiment."
+        description="From the header of a checkpoint of this service: arm, seed, and whether it is backdoored."
     )
 
 
 class DatasetOut(UploadOut):
-    """A data set."""
+    """A dataset."""
 
     dataset: Uploaded = Field(description="How a spec names it.")
-    facts: DatasetFacts | None = Field(description="Shape, classes, images of each; null until it is ready.")
+    facts: DatasetFacts | None = Field(
+        description="Shape, classes, images per class; null until it is ready."
+    )
     version: str | None = Field(description="SHA-256 of images and labels; null until it is ready.")
 
 
@@ -99,16 +103,16 @@ class Models(BaseModel):
 
 
 class Datasets(BaseModel):
-    """One page of data sets."""
+    """One page of datasets."""
 
     datasets: list[DatasetOut]
     next: str | None = Field(description="Link to the next page; null on the last.")
 
 
 def example(metadata: dict[str, Any], model: type[Metadata]) -> dict[str, Any]:
-    """The documentation of a form with ``metadata`` and a file."""
+    """The OpenAPI request body of a form with ``metadata`` and a file."""
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)  # they are components, because the answers have them too
+    schema.pop("$defs", None)  # components already, because the responses use them
     form = {
         "type": "object",
         "required": ["file"],

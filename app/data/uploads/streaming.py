@@ -1,4 +1,4 @@
-"""A form with a file, read piece by piece: the file goes on as it comes and is never whole in memory."""
+"""A multipart form that is parsed while it arrives, so that its file is never in memory as a whole."""
 
 import asyncio
 import time
@@ -10,14 +10,14 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from app.core.errors import BadRequestError, InvalidError, MediaTypeError, StalledError, TooLargeError
-from app.core.validation import FieldError, shown
+from app.core.validation import shown
 
 PARTS = ("metadata", "file")
-CLOSE = {"Connection": "close"}  # the rest of the body is not read
+CLOSE = {"Connection": "close"}  # because the rest of the body is not read
 LONGEST_METADATA = 64 * 1024
 LONGEST_PAUSE_SECONDS = 60.0
 SLOWEST = 8 * 1024
-"""Bytes a second that an upload must bring on the whole, once a minute has gone by."""
+"""Least mean bytes per second of an upload, after the first minute."""
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Form:
     file_name: str | None = None
 
     async def file(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """The pieces of the file; once they have ended, everything is known.
+        """The file in chunks. The other fields are set after the last one.
 
         Raises BadRequestError, InvalidError, MediaTypeError, StalledError, TooLargeError.
         """
@@ -40,7 +40,7 @@ class Form:
         hashed = sha256()
         async for chunk in _in_time(body):
             parts.write(chunk)
-            for name, piece in parts.take():
+            for name, piece in parts.take_pieces():
                 if name == "metadata":
                     self.metadata = (self.metadata or b"") + piece
                     if len(self.metadata) > LONGEST_METADATA:
@@ -56,11 +56,11 @@ class Form:
         parts.end()
         self.digest, self.file_name = hashed.hexdigest(), parts.file_name
         if not self.size:
-            raise _fault("file", None, "the form has no part `file`, or it is empty")
+            raise InvalidError.of("file", None, "the form has no part `file`, or it is empty")
 
 
 class _Parts:
-    """The parser's callbacks, gathered as (part, piece)."""
+    """Collects the parser's callbacks as pairs of part and piece."""
 
     def __init__(self, boundary: bytes) -> None:
         self.file_name: str | None = None
@@ -86,15 +86,15 @@ class _Parts:
         try:
             self._parser.write(chunk)
         except FormParserError as error:
-            raise BadRequestError(f"the body is no multipart form: {error}") from error
+            raise BadRequestError(f"the body is not a multipart form: {error}") from error
 
-    def take(self) -> list[tuple[str, bytes]]:
+    def take_pieces(self) -> list[tuple[str, bytes]]:
         pieces, self._pieces = self._pieces, []
         return pieces
 
     def end(self) -> None:
         if not self._ended:
-            raise BadRequestError("the body ends before its form does")
+            raise BadRequestError("the body ends before the form is complete")
 
     def _begin(self) -> None:
         self._part = ""
@@ -115,9 +115,11 @@ class _Parts:
 
     def _check(self) -> None:
         if self._part not in PARTS:
-            raise _fault(shown(self._part), None, f"unknown part of the form; allowed: {', '.join(PARTS)}")
+            raise InvalidError.of(
+                shown(self._part), None, f"unknown part of the form; allowed: {', '.join(PARTS)}"
+            )
         if self._part in self._seen:
-            raise _fault(self._part, None, "the form has this part twice")
+            raise InvalidError.of(self._part, None, "the form has this part twice")
         self._seen.add(self._part)
 
     def _data(self, data: bytes, start: int, end: int) -> None:
@@ -128,7 +130,7 @@ class _Parts:
 
 
 async def _in_time(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The body's pieces; raises StalledError when they come too slowly."""
+    """The body in pieces. Raises StalledError if they arrive too slowly."""
     began, received = time.monotonic(), 0
     pieces = aiter(body)
     while True:
@@ -138,10 +140,10 @@ async def _in_time(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         except StopAsyncIteration:
             return
         except TimeoutError as error:
-            raise StalledError(f"nothing came for {LONGEST_PAUSE_SECONDS:g} s", headers=CLOSE) from error
+            raise StalledError(f"nothing arrived for {LONGEST_PAUSE_SECONDS:g} s", headers=CLOSE) from error
         received += len(piece)
         if time.monotonic() - began > LONGEST_PAUSE_SECONDS + received / SLOWEST:
-            raise StalledError(f"the body comes at less than {SLOWEST} bytes a second", headers=CLOSE)
+            raise StalledError(f"the body arrives at less than {SLOWEST} bytes per second", headers=CLOSE)
         yield piece
 
 
@@ -152,7 +154,3 @@ def _boundary(content_type: str) -> bytes:
             f"the body is {shown(content_type) or 'of no type'}; send multipart/form-data with metadata and file"
         )
     return options[b"boundary"]
-
-
-def _fault(name: str, value: object, message: str) -> InvalidError:
-    return InvalidError(f"{name}: {message}", [FieldError(field=name, value=value, message=message)])

@@ -7,11 +7,11 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from app.core.context import Ctx
-from app.core.errors import BadRequestError, InvalidError, MediaTypeError, summary
+from app.core.errors import BadRequestError, InvalidError, MediaTypeError
 from app.core.openapi import problems
 from app.core.routing import JsonBody
 from app.core.security import READ, needs
-from app.core.validation import FieldError, field_errors
+from app.core.validation import field_errors
 from app.experiments.interactive import service
 from app.experiments.interactive.schemas import Prediction, PredictRequest, PreviewRequest
 
@@ -33,7 +33,7 @@ UPLOAD: dict[str, Any] = {
         "index": {
             "type": "integer",
             "minimum": 0,
-            "description": "Instead of an image: place in the test set.",
+            "description": "Instead of an image: index in the test set.",
         },
         "triggered": {"type": "boolean", "default": False},
         "seed": {"type": "integer", "minimum": 0},
@@ -72,7 +72,7 @@ PREDICT_BODY: dict[str, Any] = {
 async def preview(
     context: Ctx, request: Annotated[PreviewRequest, Body(openapi_examples=PREVIEWS)], _json: JsonBody
 ) -> Response:
-    """A picture of what an attack does to a data set's images. Nothing is trained and nothing is stored."""
+    """A picture of what an attack does to the images of a dataset. Nothing is trained and nothing is stored."""
     return Response(await service.preview(context, request), media_type="image/png")
 
 
@@ -93,17 +93,17 @@ async def predict(experiment_id: str, request: Request, context: Ctx) -> dict[st
     if kind == "application/json":
         return await service.predict(context, experiment_id, await _from_json(request), None)
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
-        asked, image = await _from_form(request, context.settings.max_image_bytes)
-        return await service.predict(context, experiment_id, asked, image)
+        question, image = await _from_form(request, context.settings.max_image_bytes)
+        return await service.predict(context, experiment_id, question, image)
     raise MediaTypeError(f"the body is {kind or 'of no type'}; send application/json or multipart/form-data")
 
 
 async def _from_json(request: Request) -> PredictRequest:
     try:
-        given = await request.json()
+        body = await request.json()
     except (ValueError, RecursionError) as error:
-        raise BadRequestError(f"the body is no JSON: {error}") from error
-    return _checked(given)
+        raise BadRequestError(f"the body is not valid JSON: {error}") from error
+    return _parse(body)
 
 
 async def _from_form(request: Request, limit: int) -> tuple[PredictRequest, bytes | None]:
@@ -112,23 +112,18 @@ async def _from_form(request: Request, limit: int) -> tuple[PredictRequest, byte
         upload = fields.pop("image", None)
         image = await upload.read() if isinstance(upload, UploadFile) else None
     if upload is not None and image is None:
-        raise _fault("image", upload, "send the image as a file")
-    asked = _checked(fields)
+        raise InvalidError.of("image", upload, "send the image as a file")
+    question = _parse(fields)
     if (image is None) == ("index" not in fields):
-        raise _fault("image", None, "send either an image or an index")
+        raise InvalidError.of("image", None, "send either an image or an index")
     if image is not None:
         service.verify_image(image, limit)
-    return asked, image
+    return question, image
 
 
-def _checked(given: Any) -> PredictRequest:
+def _parse(body: Any) -> PredictRequest:
     try:
-        return PredictRequest.model_validate(given)
+        return PredictRequest.model_validate(body)
     except ValidationError as error:
-        located = [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors()]
-        faults = field_errors(located, PredictRequest)
-        raise InvalidError(summary(faults), faults) from error
-
-
-def _fault(field: str, value: Any, message: str) -> InvalidError:
-    return InvalidError(f"{field}: {message}", [FieldError(field=field, value=value, message=message)])
+        located = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
+        raise InvalidError.of_all(field_errors(located, PredictRequest)) from error

@@ -1,4 +1,4 @@
-"""What previews and predictions take and give."""
+"""Requests and responses of previews and predictions."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from app.specs.dataset import DatasetSpec, Digits
 class PreviewRequest(Spec):
     """Which trigger to show on which images."""
 
-    dataset: DatasetSpec = field(Digits(), "Data set.")
+    dataset: DatasetSpec = field(Digits(), "Dataset.")
     attack: AttackSpec = field(BadNets(), "Attack.")
     seed: int = field(0, "Seed of the choice of images.", ge=0, le=2**31 - 1)
 
@@ -20,25 +20,25 @@ class PreviewRequest(Spec):
 class PredictRequest(Spec):
     """Which test image to classify."""
 
-    index: int = field(0, "Place in the test set, counted from 0.", ge=0)
-    triggered: bool = field(False, "Put the attack's trigger on the image first.")
+    index: int = field(0, "Index in the test set, counted from 0.", ge=0)
+    triggered: bool = field(False, "Add the attack's trigger to the image first.")
     seed: int | None = field(
-        None, "Whose models to ask; null: the experiment's first seed.", ge=0, le=2**31 - 1
+        None, "Seed whose models answer; null: the experiment's first seed.", ge=0, le=2**31 - 1
     )
 
 
 class ArmPrediction(BaseModel):
-    """What one arm's model says."""
+    """The answer of one arm's model."""
 
     arm: str
     class_: int = Field(alias="class", serialization_alias="class")
     class_name: str
-    probabilities: list[float] = Field(description="Of every class, in label order.")
+    probabilities: list[float] = Field(description="One for each class, in label order.")
 
 
 class Prediction(BaseModel):
-    """What every arm's model says of the image."""
+    """The answers of all arms' models for one image."""
 
-    image: dict[str, Any] = Field(description="Index and true label, where the image is of the test set.")
+    image: dict[str, Any] = Field(description="Index and true label, if it is a test image.")
     arms: list[ArmPrediction]
-    picture: str = Field(description="The image as the models saw it: PNG in base64.")
+    picture: str = Field(description="The input of the models: PNG in base64.")

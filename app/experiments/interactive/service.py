@@ -1,4 +1,4 @@
-"""Questions to the interactive worker: previews and predictions, answered while the client waits."""
+"""Previews and predictions, which the interactive worker computes while the client waits."""
 
 import base64
 import io
@@ -16,19 +16,17 @@ from app.core.errors import (
     ConflictError,
     GoneError,
     InvalidError,
-    NotFoundError,
     TooLargeError,
     UnavailableError,
     WorkerFailedError,
-    summary,
 )
-from app.core.validation import FieldError, shown
-from app.experiments import repository as experiments
+from app.data.resolve import stored_facts
 from app.experiments.interactive.schemas import PredictRequest, PreviewRequest
-from app.experiments.service import checked
+from app.experiments.planning import plan_experiment, runnable_spec
 from app.results.artifacts import repository as artifacts
 from app.results.artifacts.service import deletion_message
 from app.specs.experiment import ExperimentSpec
+from app.tables.experiments import require_experiment
 
 MOST_PIXELS = 16_000_000
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.1
@@ -36,11 +34,12 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.1
 
 async def preview(context: Context, request: PreviewRequest) -> bytes:
     """A PNG of clean, triggered and residual samples. Raises InvalidError, UnavailableError."""
-    smallest = {"batch_size": 2}  # nothing is trained, so a large batch must not be at fault
+    # Nothing is trained, so the preview of a small dataset must not fail because of the default batch size.
+    training = {"batch_size": 2}
     spec = ExperimentSpec.model_validate(
-        {"dataset": request.dataset, "attack": request.attack, "training": smallest}
+        {"dataset": request.dataset, "attack": request.attack, "training": training}
     )
-    await run_in_threadpool(checked, context, spec)
+    await run_in_threadpool(plan_experiment, context, spec)
     answer = await _ask(context, PREVIEW, request.model_dump(mode="json"))
     return base64.b64decode(answer["picture"])
 
@@ -50,15 +49,15 @@ async def predict(
 ) -> dict[str, Any]:
     """Every arm's answer for ``image``, or for the test image at ``request.index`` if that is None.
 
-    Raises NotFoundError, ConflictError while there is no model, GoneError if all were let go, InvalidError,
-    UnavailableError.
+    Raises NotFoundError, ConflictError while there is no model or if a plug-in is missing, GoneError if all models
+    were deleted by the retention policy, InvalidError, UnavailableError.
     """
     payload = await run_in_threadpool(_prediction, context, experiment_id, request, image)
     return await _ask(context, PREDICT, payload)
 
 
 def verify_image(data: bytes, limit: int) -> None:
-    """Raises InvalidError if ``data`` is no image that Pillow can read, TooLargeError if it is too large."""
+    """Raises InvalidError if Pillow cannot read ``data`` as an image, TooLargeError if it is too large."""
     if len(data) > limit:
         raise TooLargeError(f"image: {len(data)} bytes; at most {limit} are allowed")
     try:
@@ -67,11 +66,10 @@ def verify_image(data: bytes, limit: int) -> None:
             with Image.open(io.BytesIO(data)) as picture:
                 pixels = picture.width * picture.height
                 picture.verify()
-    except Exception as error:  # Pillow's readers raise all sorts of things on damaged files
-        fault = FieldError(
-            field="image", value=f"{len(data)} bytes", message="not an image; send a PNG or JPEG file"
-        )
-        raise InvalidError(summary([fault]), [fault]) from error
+    except Exception as error:  # Pillow's readers raise errors of many types on damaged files
+        raise InvalidError.of(
+            "image", f"{len(data)} bytes", "not an image; send a PNG or JPEG file"
+        ) from error
     if pixels > MOST_PIXELS:
         raise TooLargeError(f"image: {pixels} pixels; at most {MOST_PIXELS} are allowed")
 
@@ -79,21 +77,17 @@ def verify_image(data: bytes, limit: int) -> None:
 def _prediction(
     context: Context, experiment_id: str, request: PredictRequest, image: bytes | None
 ) -> dict[str, Any]:
-    """What the worker needs to answer."""
+    """The worker's task."""
     with context.database.reading() as session:
-        experiment = experiments.get(session, experiment_id)
-        if experiment is None:
-            raise NotFoundError(f"there is no experiment {shown(experiment_id)}")
-        spec = ExperimentSpec.model_validate(experiment.spec)
+        experiment = require_experiment(session, experiment_id)
+        spec = runnable_spec(experiment)
         seed = spec.seeds[0] if request.seed is None else request.seed
         files = artifacts.list_artifacts(session, experiment_id, kind="checkpoint", seed=seed)
+        size = stored_facts(session, experiment.spec, context.settings.datasets).test_size
     if seed not in spec.seeds:
-        fault = FieldError(field="seed", value=seed, message=f"allowed: {', '.join(map(str, spec.seeds))}")
-        raise InvalidError(summary([fault]), [fault])
-    size = checked(context, spec).facts.subset(spec.dataset).test_size
+        raise InvalidError.of("seed", seed, f"allowed: {', '.join(map(str, spec.seeds))}")
     if image is None and request.index >= size:
-        fault = FieldError(field="index", value=request.index, message=f"allowed: 0 to {size - 1}")
-        raise InvalidError(summary([fault]), [fault])
+        raise InvalidError.of("index", request.index, f"allowed: 0 to {size - 1}")
     trained = [f for f in files if f.arm and f.name == f"seed-{seed}/{f.arm}/model.safetensors"]
     models = {f.arm: f.object_key for f in trained if f.expired_at is None}
     if trained and not models:
@@ -113,14 +107,14 @@ def _prediction(
 
 
 async def _ask(context: Context, task: str, payload: dict[str, Any]) -> dict[str, Any]:
-    """Send a task and wait for its answer, without a thread between two looks."""
-    patience = context.settings.interactive_timeout
-    deadline, pause = time.monotonic() + patience, FIRST_PAUSE
+    """Send a task and poll for its answer; no thread is occupied between two polls."""
+    timeout = context.settings.interactive_timeout
+    deadline, pause = time.monotonic() + timeout, FIRST_PAUSE
     try:
-        task_id = await run_in_threadpool(context.broker.ask, task, payload, patience)
+        task_id = await run_in_threadpool(context.broker.ask, task, payload, timeout)
         while (answer := await run_in_threadpool(context.broker.answer, task_id)) is None:
             if time.monotonic() >= deadline:
-                raise UnavailableError(f"the interactive worker did not answer within {patience:g} s")
+                raise UnavailableError(f"the interactive worker did not answer within {timeout:g} s")
             await anyio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
     except RuntimeError as error:

@@ -1,8 +1,8 @@
-"""Whether two runs of one spec came to the same numbers. Pure.
+"""Whether two runs of one spec agree. Pure functions.
 
-On the same kind of CPU, with the same code, data, packages and number of threads, every number must be the same bit
-for bit. Elsewhere sums are added in another order, training amplifies the difference, and only closeness can be asked
-for: a GPU without deterministic kernels, another processor, another version of torch.
+On the same kind of CPU, with the same code, data, packages and number of threads, every number must be equal bit for
+bit. On a GPU without deterministic kernels, another processor or another version of torch, sums are added in another
+order and training amplifies the difference, so numbers must only be close.
 """
 
 import math
@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from app.experiments.reproductions.schemas import Difference, MetricAgreement, Tolerance
-from app.specs.summary import NO_FRACTIONS
+from app.specs.metrics import NOT_FRACTIONS
 
 FRACTION_TOLERANCE = 0.02
-"""Absolute; on 10,000 test images about four standard errors of an accuracy near 0.9 and 0.5 alike."""
+"""Absolute. About four standard errors of an accuracy near 0.5 or 0.9 on 10,000 test images."""
 RELATIVE_TOLERANCE = 0.05
-"""Of the larger number, for what is no fraction: losses, distances in pixels."""
+"""Relative to the larger number, for metrics that are not fractions: losses, distances in pixels."""
 NEVER_EQUAL = frozenset({"seconds"})
 
 _DECISIVE = (
@@ -40,7 +40,7 @@ Key = tuple[str, int, str]
 
 
 def environment(original: Mapping[str, Any] | None, again: Mapping[str, Any] | None) -> list[Difference]:
-    """What decides numbers and differs between two manifests."""
+    """The fields that decide numbers and differ between two manifests."""
     if original is None or again is None:
         return []
     pairs = ((name, _at(original, name), _at(again, name)) for name in _DECISIVE)
@@ -48,7 +48,7 @@ def environment(original: Mapping[str, Any] | None, again: Mapping[str, Any] | N
 
 
 def tolerance(original: Mapping[str, Any] | None, again: Mapping[str, Any] | None) -> Tolerance:
-    """How far apart numbers may be."""
+    """How far apart numbers may be and still agree."""
     near = {"fractions": FRACTION_TOLERANCE, "others": RELATIVE_TOLERANCE}
     if original is None or again is None:
         return Tolerance(**near, reason="a manifest is missing, so the environments may differ")
@@ -61,14 +61,14 @@ def tolerance(original: Mapping[str, Any] | None, again: Mapping[str, Any] | Non
     return Tolerance(fractions=0, others=0, reason="the same kind of CPU, code, data and packages")
 
 
-def compared(
+def compare(
     original: Mapping[Key, float | None], again: Mapping[Key, float | None], allowed: Tolerance
 ) -> list[MetricAgreement]:
-    """Metric by metric; one that only one of the runs has does not agree."""
-    return list(_compared(original, again, allowed))
+    """One comparison for each metric; a metric that only one run has does not agree."""
+    return list(_compare(original, again, allowed))
 
 
-def _compared(
+def _compare(
     original: Mapping[Key, float | None], again: Mapping[Key, float | None], allowed: Tolerance
 ) -> Iterator[MetricAgreement]:
     for key in dict.fromkeys((*original, *again)):
@@ -78,7 +78,7 @@ def _compared(
         a, b = original.get(key), again.get(key)
         both = a is not None and b is not None
         limit = (
-            allowed.others * max(abs(a or 0), abs(b or 0)) if metric in NO_FRACTIONS else allowed.fractions
+            allowed.others * max(abs(a or 0), abs(b or 0)) if metric in NOT_FRACTIONS else allowed.fractions
         )
         difference = b - a if a is not None and b is not None else None
         agrees = key in original and key in again and (a == b or (both and _near(difference, limit)))

@@ -12,14 +12,17 @@ from app.tables.reproductions import Reproduction
 from app.tables.results import ResultValue
 
 MANIFEST = "manifest.json"
-"""Name of the artifact that every run which comes to its end leaves."""
+"""Name of the artifact that every completed run stores."""
 MOST = 100
 
 
 def original_of(session: Session, experiment_id: str) -> str | None:
-    """The id of the experiment that this one repeats; None if it repeats none. The caller has found this one."""
-    found = session.get(Reproduction, experiment_id)
-    return found.original_id if found is not None else None
+    """The id of the experiment that this one reproduces; None if it reproduces none.
+
+    The caller has made sure that the session's owner may see this one.
+    """
+    row = session.get(Reproduction, experiment_id)
+    return row.original_id if row is not None else None
 
 
 def of(session: Session, original_id: str) -> Sequence[tuple[str, str]]:
@@ -33,7 +36,7 @@ def of(session: Session, original_id: str) -> Sequence[tuple[str, str]]:
 
 
 def manifest_key(session: Session, experiment_id: str) -> str | None:
-    """Where an experiment's manifest lies in the object store."""
+    """The object key of an experiment's manifest."""
     mine = (Artifact.experiment_id == experiment_id, Artifact.name == MANIFEST)
     return session.scalar(select(Artifact.object_key).where(*mine))
 

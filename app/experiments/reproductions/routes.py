@@ -6,13 +6,13 @@ from fastapi import APIRouter, Depends, Response
 
 from app.core.context import Ctx
 from app.core.openapi import problems
-from app.core.query_parameters import only_known
+from app.core.query_parameters import reject_unknown_parameters
 from app.core.routing import IdempotencyKey, accepted
 from app.experiments.reproductions import service
 from app.experiments.reproductions.schemas import ReproductionOut, Reproductions
 from app.experiments.schemas import ExperimentOut
 
-router = APIRouter(prefix="/v1", tags=["results"], dependencies=[Depends(only_known)])
+router = APIRouter(prefix="/v1", tags=["results"], dependencies=[Depends(reject_unknown_parameters)])
 
 EXAMPLE = {
     "format": 1,
@@ -43,7 +43,7 @@ EXAMPLE = {
 def manifest(experiment_id: str, context: Ctx) -> Response:
     """The spec, digests of data and code, versions, device, stages, times and numbers: enough to run it elsewhere.
 
-    Exactly the artifact `manifest.json`, which a run leaves when it comes to its end.
+    The same bytes as the artifact `manifest.json`, which a run stores when it completes.
     """
     return Response(service.manifest(context, experiment_id), media_type="application/json")
 
@@ -51,7 +51,7 @@ def manifest(experiment_id: str, context: Ctx) -> Response:
 @router.post(
     "/experiments/{experiment_id}:reproduce",
     status_code=202,
-    summary="Run an experiment afresh and compare",
+    summary="Run an experiment again without the cache, and compare",
     response_model=ExperimentOut,
     responses=problems(404, 409, 422),
 )
@@ -60,10 +60,10 @@ def reproduce(
     context: Ctx,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Queue the same spec as a new experiment that takes nothing from the stage cache.
+    """Queue the same spec as a new experiment that uses no cached stages of others.
 
-    Its `GET .../reproduction` tells, metric by metric, whether the numbers agree. Killed and resumed it goes on from
-    its own checkpoints, as any experiment.
+    Its `GET .../reproduction` shows for each metric whether the numbers agree. If it is interrupted, it resumes from
+    its own checkpoints.
     """
     answer, replayed = service.reproduce(context, experiment_id, idempotency_key)
     return accepted(answer, f"/v1/experiments/{answer['id']}/reproduction", replayed=replayed)
@@ -85,5 +85,5 @@ def reproduction(experiment_id: str, context: Ctx) -> ReproductionOut:
     responses=problems(404, 422),
 )
 def reproductions(experiment_id: str, context: Ctx) -> Reproductions:
-    """The experiments that compute this one afresh, the newest first."""
+    """The experiments that reproduce this one, newest first."""
     return service.reproductions(context, experiment_id)

@@ -1,4 +1,4 @@
-"""What a reproduction tells."""
+"""Responses of the reproduction routes."""
 
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ class Tolerance(BaseModel):
 
 
 class Difference(BaseModel):
-    """Something that decides numbers and was not the same."""
+    """A field that decides numbers and differs."""
 
     field: str = Field(description="Path in the manifests.", examples=["packages.torch"])
     original: Any
@@ -24,7 +24,7 @@ class Difference(BaseModel):
 
 
 class MetricAgreement(BaseModel):
-    """One number, then and now."""
+    """One number of both runs."""
 
     arm: str
     seed: int
@@ -37,7 +37,7 @@ class MetricAgreement(BaseModel):
 
 
 class ReproductionOut(BaseModel):
-    """An experiment that computed another one afresh, and how its numbers compare."""
+    """An experiment that ran another one again, and how its numbers compare."""
 
     experiment_id: str
     reproduces: str = Field(description="The original; it may have been deleted since.")
@@ -52,7 +52,7 @@ class ReproductionOut(BaseModel):
 
 
 class ReproductionRef(BaseModel):
-    """A reproduction of an experiment."""
+    """A link to a reproduction."""
 
     experiment_id: str
     status: Status

@@ -1,4 +1,4 @@
-"""Manifests, and running an experiment afresh to see whether its numbers hold."""
+"""Manifests, and reproductions: an experiment runs again without cached stages, and its numbers are compared."""
 
 import json
 from typing import Any
@@ -8,19 +8,17 @@ from sqlalchemy.orm import Session
 from app.core.context import Context
 from app.core.errors import ConflictError, NotFoundError
 from app.core.validation import shown
-from app.experiments import repository as experiments
 from app.experiments.creation import create
 from app.experiments.idempotency import once
+from app.experiments.planning import plan_experiment, runnable_spec
 from app.experiments.presentation import present
 from app.experiments.reproductions import repository
-from app.experiments.reproductions.agreement import compared, environment, tolerance
+from app.experiments.reproductions.agreement import compare, environment, tolerance
 from app.experiments.reproductions.schemas import ReproductionOut, ReproductionRef, Reproductions
 from app.experiments.schemas import ExperimentOut
-from app.experiments.service import planned
 from app.specs.base import digest
-from app.specs.experiment import ExperimentSpec
 from app.specs.status import TERMINAL
-from app.tables.experiments import SUCCEEDED, Experiment
+from app.tables.experiments import SUCCEEDED, Experiment, require_experiment
 from app.tables.reproductions import Reproduction
 
 
@@ -28,19 +26,19 @@ def reproduce(context: Context, experiment_id: str, key: str | None) -> tuple[di
     """Queue the same spec as a new experiment that takes nothing from the stage cache.
 
     Returns it as JSON, and True if it is a replay of the first answer to ``key``. Raises NotFoundError, and
-    ConflictError for an experiment that has not succeeded: there is nothing to compare with.
+    ConflictError if the experiment has not succeeded or a plug-in that it needs is missing.
     """
     with context.database.reading() as session:
-        original = _found(session, experiment_id)
+        original = require_experiment(session, experiment_id)
         if original.status != SUCCEEDED:
             raise ConflictError(
                 f"the experiment is {original.status}; only one that succeeded can be reproduced"
             )
-        spec = ExperimentSpec.model_validate(original.spec)
-    ready = planned(context, spec)
+        spec = runnable_spec(original)
+    planned = plan_experiment(context, spec)
 
     def make(session: Session) -> ExperimentOut:
-        (experiment,) = create(session, [ready], context.settings.max_attempts)
+        (experiment,) = create(session, [planned], context.settings.max_attempts)
         session.add(Reproduction(experiment_id=experiment.id, original_id=experiment_id))
         return present(session, [experiment], new=True)[0]
 
@@ -48,16 +46,16 @@ def reproduce(context: Context, experiment_id: str, key: str | None) -> tuple[di
 
 
 def reproduction(context: Context, experiment_id: str) -> ReproductionOut:
-    """How the numbers of a reproduction compare. Raises NotFoundError for an experiment that is none."""
+    """How the numbers of a reproduction compare. Raises NotFoundError if the experiment reproduces no other."""
     with context.database.reading() as session:
-        experiment = _found(session, experiment_id)
+        experiment = require_experiment(session, experiment_id)
         original_id = repository.original_of(session, experiment_id)
         if original_id is None:
             hint = f"POST /v1/experiments/{experiment_id}:reproduce makes one of it"
-            raise NotFoundError(f"experiment {shown(experiment_id)} is no reproduction; {hint}")
-        original = experiments.get(session, original_id)
-        then = repository.numbers(session, original_id) if original is not None else {}
-        now = repository.numbers(session, experiment_id)
+            raise NotFoundError(f"experiment {shown(experiment_id)} is not a reproduction; {hint}")
+        original = session.get(Experiment, original_id)
+        first = repository.numbers(session, original_id) if original is not None else {}
+        second = repository.numbers(session, experiment_id)
         keys = [repository.manifest_key(session, i) for i in (original_id, experiment_id)]
     if original is None or experiment.status != SUCCEEDED:
         verdict = "pending" if original is not None and experiment.status not in TERMINAL else "unknown"
@@ -73,7 +71,7 @@ def reproduction(context: Context, experiment_id: str) -> ReproductionOut:
         )
     before, after = (_manifest(context, key) for key in keys)
     allowed = tolerance(before, after)
-    metrics = compared(then, now, allowed)
+    metrics = compare(first, second, allowed)
     agreeing = sum(metric.agrees for metric in metrics)
     return ReproductionOut(
         experiment_id=experiment_id,
@@ -90,20 +88,20 @@ def reproduction(context: Context, experiment_id: str) -> ReproductionOut:
 def reproductions(context: Context, experiment_id: str) -> Reproductions:
     """The reproductions of an experiment."""
     with context.database.reading() as session:
-        _found(session, experiment_id)
-        found = repository.of(session, experiment_id)
+        require_experiment(session, experiment_id)
+        rows = repository.of(session, experiment_id)
     return Reproductions(
         reproductions=[
             ReproductionRef(experiment_id=i, status=status, link=f"/v1/experiments/{i}/reproduction")
-            for i, status in found
+            for i, status in rows
         ]
     )
 
 
 def manifest(context: Context, experiment_id: str) -> bytes:
-    """The manifest as its run wrote it. Raises NotFoundError while there is none."""
+    """The manifest that the run wrote. Raises NotFoundError while there is none."""
     with context.database.reading() as session:
-        experiment = _found(session, experiment_id)
+        experiment = require_experiment(session, experiment_id)
         key = repository.manifest_key(session, experiment_id)
         status = experiment.status
     data = context.objects.get(key) if key is not None else None
@@ -117,10 +115,3 @@ def manifest(context: Context, experiment_id: str) -> bytes:
 def _manifest(context: Context, key: str | None) -> dict[str, Any] | None:
     data = context.objects.get(key) if key is not None else None
     return json.loads(data) if data is not None else None
-
-
-def _found(session: Session, experiment_id: str) -> Experiment:
-    experiment = experiments.get(session, experiment_id)
-    if experiment is None:
-        raise NotFoundError(f"there is no experiment {shown(experiment_id)}")
-    return experiment

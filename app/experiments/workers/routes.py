@@ -9,11 +9,11 @@ from app.experiments.workers.schemas import Workers
 router = APIRouter(prefix="/v1", tags=["health"])
 
 
-@router.get("/workers", summary="Who works, and what waits")
+@router.get("/workers", summary="Workers and queues")
 def get_workers(context: Ctx) -> Workers:
     """Every worker process with its queues, device, memory, state and version, and the length of every queue.
 
-    A worker tells these every few seconds. Queues are counted over all owners; which experiment a worker runs is shown
-    to its owner, and to keys with the scope `admin`.
+    Workers report every few seconds. Queues are counted over all owners; the experiment that a worker runs is shown
+    only to its owner and to keys with the scope `admin`.
     """
     return service.overview(context)

@@ -1,4 +1,4 @@
-"""Workers and queues as the API shows them."""
+"""The overview of workers and queues."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -29,15 +29,15 @@ def overview(context: Context) -> Workers:
     """Every worker and every queue."""
     now = utcnow()
     with context.database.whole.reading() as session:
-        rows = repository.known(session)
-        busy = repository.running(session)
-        lengths = repository.experiments(session, gpu_on_demand=context.settings.gpu_on_demand)
-        lengths[CHECKS] = repository.checks(session)
-    shown = busy
+        rows = repository.all_workers(session)
+        running = repository.running(session)
+        lengths = repository.experiment_queues(session, gpu_on_demand=context.settings.gpu_on_demand)
+        lengths[CHECKS] = repository.check_queue(session)
+    visible = running
     if ADMIN not in context.principal.scopes:
         with context.database.reading() as session:
-            shown = repository.running(session)
-    workers = [_worker(row, busy, shown, now) for row in rows]
+            visible = repository.running(session)
+    workers = [_worker(row, row.name in running, visible.get(row.name), now) for row in rows]
     queues = [_queue(name, length, workers, now) for name, length in lengths.items()]
     queues.append(_queue(INTERACTIVE, _interactive(context), workers, now))
     return Workers(
@@ -50,24 +50,24 @@ def overview(context: Context) -> Workers:
 
 
 def skew(rows: Sequence[WorkerHeartbeat]) -> list[str]:
-    """One line for each worker whose code is not this process's."""
-    mine = code_version()
+    """One line for each worker that runs another version of the code than this process."""
+    version = code_version()
     return [
-        f"worker {row.name} runs version {row.version or 'unknown'}, not {mine} as here"
+        f"worker {row.name} runs version {row.version or 'unknown'}, not {version} as here"
         for row in rows
-        if row.version != mine
+        if row.version != version
     ]
 
 
-def _worker(row: WorkerHeartbeat, busy: dict[str, str], shown: dict[str, str], now: datetime) -> WorkerOut:
+def _worker(row: WorkerHeartbeat, runs: bool, experiment_id: str | None, now: datetime) -> WorkerOut:
     silent = max(0.0, (now - row.seen_at).total_seconds())
     return WorkerOut(
         name=row.name,
         queues=row.queue.split(","),
         device=WorkerDevice.model_validate({"kind": row.device_kind, "name": row.device}),
         memory=WorkerMemory.model_validate(row.memory),
-        state=_state(row, row.name in busy, silent),
-        experiment_id=shown.get(row.name),
+        state=_state(row, runs, silent),
+        experiment_id=experiment_id,
         version=row.version,
         lab_version=row.lab_version,
         same_version=row.version == code_version(),
@@ -82,7 +82,7 @@ def _state(row: WorkerHeartbeat, runs: bool, silent: float) -> WorkerState:
         return LOST
     if row.state == DRAINING:
         return "draining"
-    # What it said some seconds ago may be over by now; what runs is written down when it begins and when it ends.
+    # Its last heartbeat may be outdated; the table of experiments says what runs now.
     if set(KINDS) & set(row.queue.split(",")):
         return "busy" if runs else "idle"
     return "busy" if row.state == BUSY else "idle"
@@ -100,7 +100,7 @@ def _queue(name: str, length: Length | None, workers: Sequence[WorkerOut], now: 
 
 
 def _interactive(context: Context) -> Length | None:
-    """Questions wait with the broker alone."""
+    """Previews and predictions wait in the broker only."""
     try:
         return Length(context.broker.pending(INTERACTIVE), None, None)
     except BrokerError:

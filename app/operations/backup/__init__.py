@@ -1,1 +1,1 @@
-"""A copy of everything that the service cannot make again, taken while it runs, and its way back."""
+"""A copy of everything that the service cannot recreate, made while it runs, and its restore."""

@@ -1,4 +1,4 @@
-"""The database as one file: a copy of SQLite's, or PostgreSQL's own dump. Each is a snapshot that stops nobody."""
+"""The database as one file: a copy of SQLite's, or a PostgreSQL dump. Both are snapshots that block nobody."""
 
 import os
 import shutil
@@ -13,15 +13,15 @@ from app.core.database import make_engine
 from app.operations import schema
 
 SQLITE, POSTGRESQL = "database.sqlite3", "database.pgdump"
-REASON_CHARACTERS = 500
+MAX_ERROR_CHARACTERS = 500
 
 
 class BackupError(Exception):
-    """There can be no backup, or no restore; the message is for the user."""
+    """A backup or restore is not possible; the message is for the user."""
 
 
 def file_name(url: str) -> str:
-    """What the copy of this database is called, so that the name tells what can take it back."""
+    """The file name of the copy, which says which kind of database it is of."""
     return SQLITE if _is_sqlite(make_url(url)) else POSTGRESQL
 
 
@@ -29,7 +29,7 @@ def save(url: str, path: Path) -> str:
     """Write the database to a new file. Returns its schema's revision. Raises BackupError."""
     revision = _revision(url)
     if revision is None:
-        raise BackupError(f"{_shown(url)} holds no service's tables; is it the right BDLAB_DATABASE_URL?")
+        raise BackupError(f"{_shown(url)} has no tables of the service; is BDLAB_DATABASE_URL right?")
     parsed = make_url(url)
     if _is_sqlite(parsed):
         try:
@@ -43,18 +43,16 @@ def save(url: str, path: Path) -> str:
     else:
         _run("pg_dump", parsed, "--format=custom", "--no-owner", "--no-privileges", f"--file={path}")
     with path.open("rb") as file:
-        os.fsync(file.fileno())  # neither does it by itself
+        os.fsync(file.fileno())  # neither program syncs
     return revision
 
 
 def check_free(url: str) -> None:
-    """Raises BackupError if there is something in the database, which a restore would mix with the backup."""
+    """Raises BackupError if the database has tables already."""
     parsed = make_url(url)
     if _is_sqlite(parsed):
         if _file(parsed).exists():
-            raise BackupError(
-                f"there is a database already: {_file(parsed)}; stop the service and move it away"
-            )
+            raise BackupError(f"{_file(parsed)} exists already; stop the service and move it away")
         return
     engine = make_engine(url)
     try:
@@ -64,11 +62,11 @@ def check_free(url: str) -> None:
     finally:
         engine.dispose()
     if tables:
-        raise BackupError(f"there are tables in {_shown(url)} already; restore into a new, empty database")
+        raise BackupError(f"{_shown(url)} has tables already; restore to a new, empty database")
 
 
 def restore(url: str, path: Path) -> None:
-    """Make the database from what `save` wrote, all or nothing. Raises BackupError."""
+    """Create the database from the file that `save` wrote, all or nothing. Raises BackupError."""
     parsed = make_url(url)
     if _is_sqlite(parsed):
         target = _file(parsed)
@@ -78,12 +76,10 @@ def restore(url: str, path: Path) -> None:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         for log in ("-wal", "-shm"):
-            target.with_name(target.name + log).unlink(
-                missing_ok=True
-            )  # of the database that was there before
+            target.with_name(target.name + log).unlink(missing_ok=True)  # of a previous database
         partial.replace(target)
         return
-    # Comments are those of extensions, which only their owner may set.
+    # The comments are on extensions, and only the owner of these may set them.
     options = ("--no-owner", "--no-privileges", "--no-comments", "--single-transaction", "--exit-on-error")
     _run("pg_restore", parsed, *options, str(path))
 
@@ -91,7 +87,7 @@ def restore(url: str, path: Path) -> None:
 def _revision(url: str) -> str | None:
     parsed = make_url(url)
     if _is_sqlite(parsed) and not _file(parsed).exists():
-        return None  # connecting would make it
+        return None  # connecting would create it
     engine = make_engine(url)
     try:
         with engine.execution_options(readonly=True).connect() as connection:
@@ -103,7 +99,7 @@ def _revision(url: str) -> str | None:
 
 
 def _run(program: str, url: URL, *options: str) -> None:
-    """One of PostgreSQL's own programs. The password goes through the environment, where nobody else sees it."""
+    """Run a PostgreSQL client program. The password is passed in the environment, which other users cannot see."""
     address = url.set(drivername="postgresql", password=None).render_as_string(hide_password=False)
     environment = os.environ | ({"PGPASSWORD": str(url.password)} if url.password else {})
     try:
@@ -115,11 +111,9 @@ def _run(program: str, url: URL, *options: str) -> None:
             text=True,
         )
     except FileNotFoundError as error:
-        raise BackupError(
-            f"{program} is not on the PATH; install PostgreSQL's client programs here"
-        ) from error
+        raise BackupError(f"{program} is not on the PATH; install the PostgreSQL client programs") from error
     except subprocess.CalledProcessError as error:
-        raise BackupError(f"{program}: {' '.join(error.stderr.split())[:REASON_CHARACTERS]}") from error
+        raise BackupError(f"{program}: {' '.join(error.stderr.split())[:MAX_ERROR_CHARACTERS]}") from error
 
 
 def _is_sqlite(url: URL) -> bool:

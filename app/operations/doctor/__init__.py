@@ -1,1 +1,1 @@
-"""`bdlab doctor`: looks at everything that the service needs, and says how to mend what is wrong."""
+"""`bdlab doctor`: checks everything that the service needs, and says how to fix what is wrong."""

@@ -1,44 +1,43 @@
-"""All checks, in the order in which one needs another."""
+"""All checks, ordered so that each one runs after those it depends on."""
 
 import os
 from collections.abc import Iterator, Mapping
 
 from pydantic import ValidationError
 
-from app.operations.doctor import brokers, databases, environment, exposure, machine, progress, stores
-from app.operations.doctor.findings import Check, Finding, Patient, error, reason
+from app.operations.doctor import backends, configuration, machine, processes
+from app.operations.doctor.findings import Check, Finding, Installation, error, first_line
 from app.settings import Settings
 
 CHECKS: dict[str, Check] = {
-    "settings": environment.settings,
-    "home": environment.home,
-    "secret": environment.secret,
-    "database": databases.database,
-    "broker": brokers.broker,
-    "objects": stores.objects,
-    "data sets": stores.data_sets,
-    "workers": progress.workers,
-    "relay": progress.relay,
-    "torch": machine.torch,
-    "disk": machine.disk,
-    "keys": exposure.keys,
+    "settings": configuration.check_settings,
+    "home": configuration.check_home,
+    "secret": configuration.check_secret,
+    "database": backends.check_database,
+    "broker": backends.check_broker,
+    "objects": backends.check_objects,
+    "data sets": machine.check_datasets,
+    "workers": processes.check_workers,
+    "relay": processes.check_relay,
+    "plug-ins": processes.check_plugins,
+    "torch": machine.check_torch,
+    "disk": machine.check_disk,
+    "keys": processes.check_keys,
 }
 
 
 def examine(environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """Every finding, as it is made. Nothing is raised, whatever the settings are."""
-    yield from environment.unknown(environ)
+    """Run all checks; yields each finding at once. Never raises."""
+    yield from configuration.find_unknown_variables(environ)
     try:
-        patient = Patient(Settings())
-    except ValidationError as fault:
-        yield from environment.refused(fault)
+        installation = Installation(Settings())
+    except ValidationError as invalid:
+        yield from configuration.explain_invalid_settings(invalid)
         return
-    try:
-        for name, check in CHECKS.items():
-            try:
-                yield from check(patient)
-            except Exception as fault:  # a check that breaks has found something too
-                yield error(name, f"{type(fault).__name__}: {reason(fault)}", "see docs/deployment.md")
-    finally:
-        if patient.database is not None:
-            patient.database.close()
+    for name, check in CHECKS.items():
+        try:
+            yield from check(installation)
+        except Exception as problem:  # a check that fails has found a problem too
+            yield error(name, f"{type(problem).__name__}: {first_line(problem)}", "see docs/deployment.md")
+    if installation.database is not None:
+        installation.database.close()

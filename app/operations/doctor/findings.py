@@ -1,21 +1,21 @@
-"""What a check finds."""
+"""The result of a check."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Literal
 from urllib.parse import urlsplit
 
-from app.core.database import Database
-from app.core.objects import Objects
+from app.core.database import Database, utcnow
 from app.settings import Settings
 
 State = Literal["ok", "warning", "error"]
-LONGEST = 300
+MAX_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. ``mend`` says what to do about it; empty where all is well."""
+    """One line of the report. ``mend`` says how to fix the problem; empty if there is none."""
 
     check: str
     state: State
@@ -24,17 +24,17 @@ class Finding:
 
 
 @dataclass
-class Patient:
-    """What is examined. A check that could open a part leaves it here for those that come after it."""
+class Installation:
+    """What is checked. A check leaves here what later ones need."""
 
     settings: Settings
     database: Database | None = None
-    objects: Objects | None = None
-    up: bool = False
-    """Whether `bdlab up` runs on this folder."""
+    """Open if it has the current schema."""
+    is_up: bool = False
+    """Whether `bdlab up` runs on this home."""
 
 
-Check = Callable[[Patient], Iterator[Finding]]
+Check = Callable[[Installation], Iterator[Finding]]
 
 
 def ok(check: str, detail: str) -> Finding:
@@ -42,30 +42,31 @@ def ok(check: str, detail: str) -> Finding:
 
 
 def warning(check: str, detail: str, mend: str) -> Finding:
-    return Finding(check, "warning", detail, mend)
+    return Finding(check, "warning", detail[:MAX_CHARACTERS], mend)
 
 
 def error(check: str, detail: str, mend: str) -> Finding:
-    return Finding(check, "error", detail, mend)
+    return Finding(check, "error", detail[:MAX_CHARACTERS], mend)
 
 
-def reason(fault: BaseException, *urls: str) -> str:
-    """The first line of what went wrong, without the passwords of ``urls``."""
-    text = " ".join((str(fault).strip() or type(fault).__name__).partition("\n")[0].split())
-    for url in urls:
-        if password := _password(url):
-            text = text.replace(password, "***")
-    return text.rstrip(".")[:LONGEST]
+def compare_clock(check: str, time: datetime) -> Finding:
+    """A finding on another machine's time, which leases need to agree with this one's."""
+    ahead = (time.astimezone(UTC) - utcnow()).total_seconds()
+    detail = f"its clock is {abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} this machine's"
+    if abs(ahead) < 2:
+        return ok(check, detail)
+    return Finding(check, "warning" if abs(ahead) < 10 else "error", detail, "synchronize both clocks (NTP)")
 
 
-def shown_url(url: str) -> str:
-    """``url`` without its password and options."""
-    password = _password(url)
-    return (url.replace(f":{password}@", ":***@", 1) if password else url).partition("?")[0]
+def first_line(problem: BaseException) -> str:
+    """The first line of an exception's message."""
+    return " ".join((str(problem).strip() or type(problem).__name__).partition("\n")[0].split())
 
 
-def _password(url: str) -> str:
+def hide_password(url: str, text: str) -> str:
+    """``text`` without the password of ``url``."""
     try:
-        return urlsplit(url).password or ""
+        password = urlsplit(url).password
     except ValueError:
-        return ""
+        password = None
+    return text.replace(password, "***") if password else text

@@ -1,4 +1,4 @@
-"""This machine: torch and its devices, space on disks."""
+"""This machine: torch and its devices, disks, and data sets."""
 
 import importlib.util
 import json
@@ -10,81 +10,80 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from app.operations.doctor.findings import Finding, Patient, error, ok, warning
+from app.data.local_datasets import command, imported, present
+from app.operations.doctor.findings import Finding, Installation, State, error, ok, warning
+from app.specs.facts import BUILT_IN
 
 TORCH_SECONDS = 120
-LITTLE, VERY_LITTLE = 10 * 2**30, 2**30
-FEW_FILES = 10_000
-LOOK = """
+LOW_BYTES, VERY_LOW_BYTES = 10 * 2**30, 2**30
+TORCH_PROBE = """
 import json, torch
-cuda = torch.cuda.is_available()
-names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else []
-if cuda:
+names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+if names:
     (torch.ones(8, device="cuda") * 2).sum().item()
-print(json.dumps({"version": torch.__version__, "built": torch.version.cuda, "names": names}))
+print(json.dumps({"version": torch.__version__, "names": names}))
 """
 
 
-def torch(patient: Patient) -> Iterator[Finding]:
-    """Whether training can run here, and on what. torch is loaded by a process of its own."""
+def check_torch(installation: Installation) -> Iterator[Finding]:
+    """Whether workers can train here, and on what. A child process imports torch, which takes seconds."""
     if importlib.util.find_spec("torch") is None:
-        yield ok("torch", "not installed: this machine can run the API and the relay, but no workers")
+        yield ok("torch", "not installed: this machine can run the API and the relay, but not workers")
         return
-    asked = subprocess.run(
-        [sys.executable, "-c", LOOK], capture_output=True, text=True, timeout=TORCH_SECONDS, check=False
+    probe = subprocess.run(
+        [sys.executable, "-c", TORCH_PROBE],
+        capture_output=True,
+        text=True,
+        timeout=TORCH_SECONDS,
+        check=False,
     )
-    if asked.returncode != 0:
-        last = (asked.stderr.strip().splitlines() or ["it says nothing"])[-1]
-        yield error("torch", f"it does not work: {last[:200]}", "install it anew: requirements/torch.txt")
+    if probe.returncode != 0:
+        last = (probe.stderr.strip().splitlines() or [f"exit code {probe.returncode}"])[-1]
+        yield error("torch", f"it does not work: {last[:200]}", "reinstall requirements/torch.txt")
         return
-    found = json.loads(asked.stdout.splitlines()[-1])
+    found = json.loads(probe.stdout.splitlines()[-1])
     if found["names"]:
         yield ok("torch", f"{found['version']} on {', '.join(found['names'])}")
-    elif _has_gpu():
-        why = (
-            "is built without CUDA"
-            if found["built"] is None
-            else f"for CUDA {found['built']} does not find it"
-        )
-        yield warning(
-            "torch",
-            f"there is a GPU, but torch {found['version']} {why}",
-            "install a torch that fits the driver",
-        )
+    elif any(Path("/dev").glob("nvidia[0-9]*")):
+        detail = f"torch {found['version']} does not find this machine's GPU"
+        yield warning("torch", detail, "install a build of torch for the GPU's driver")
     else:
         yield ok("torch", f"{found['version']} on the CPU, {os.cpu_count()} threads")
 
 
-def disk(patient: Patient) -> Iterator[Finding]:
+def check_disk(installation: Installation) -> Iterator[Finding]:
     """Free space on every disk that the service writes to."""
-    settings = patient.settings
-    places = {
+    settings = installation.settings
+    folders = {
         "home": settings.home_dir,
         "data sets": settings.datasets,
         "temporary files": Path(tempfile.gettempdir()),
     }
     if settings.objects.startswith("file://"):
-        places["objects"] = Path(settings.objects.removeprefix("file://"))
-    disks: dict[int, list[str]] = {}
-    for name, path in places.items():
-        there = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
-        disks.setdefault(there.stat().st_dev, [str(there)]).append(name)
-    for path_, *names in disks.values():
-        free, files = shutil.disk_usage(path_).free, os.statvfs(path_)
-        detail = f"{free / 2**30:.1f} GiB free for {', '.join(names)} ({path_})"
-        if free < LITTLE:
-            yield (error if free < VERY_LITTLE else warning)(
-                "disk", detail, "free space; bdlab gc shows what may go"
-            )
-        elif files.f_files and files.f_favail < FEW_FILES:
-            yield warning("disk", f"room for {files.f_favail} more files on {path_}", "delete files there")
-        else:
-            yield ok("disk", detail)
+        folders["objects"] = Path(settings.objects.removeprefix("file://"))
+    disks: dict[int, tuple[Path, list[str]]] = {}
+    for name, folder in folders.items():
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        disks.setdefault(existing.stat().st_dev, (existing, []))[1].append(name)
+    for path, names in disks.values():
+        free = shutil.disk_usage(path).free
+        detail = f"{free / 2**30:.1f} GiB free for {', '.join(names)} ({path})"
+        mend = "free space; bdlab gc shows what can be deleted"
+        state: State = "ok" if free > LOW_BYTES else "warning" if free > VERY_LOW_BYTES else "error"
+        yield Finding("disk", state, detail, "" if state == "ok" else mend)
 
 
-def _has_gpu() -> bool:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return False
-    asked = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=20, check=False)
-    return asked.returncode == 0 and "GPU" in asked.stdout
+def check_datasets(installation: Installation) -> Iterator[Finding]:
+    """Which data sets are on this machine, and whether their files are complete."""
+    folder = installation.settings.datasets
+    local = [name for name in BUILT_IN if present(name, folder)]
+    keys = imported(folder)
+    for key in sorted({path.stem for path in (folder / "imported").glob("*.safetensors")} - set(keys)):
+        detail = f"the file of the imported set {key!r} is damaged"
+        yield error("data sets", detail, f"run bdlab data import FILE --name {key}")
+    detail = f"{', '.join(local)}; imported: {', '.join(keys) or 'none'}"
+    if missing := [name for name in BUILT_IN if name not in local]:
+        commands = "; ".join(str(command(name)) for name in missing)
+        yield warning("data sets", f"{detail}; missing: {', '.join(missing)}", f"if needed, run {commands}")
+    else:
+        yield ok("data sets", detail)

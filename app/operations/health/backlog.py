@@ -1,4 +1,4 @@
-"""How much work waits, for how long, and who is there to do it. Costs the same whatever has ended."""
+"""How much work waits, for how long, and which workers are alive. The cost does not grow with ended experiments."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -16,32 +16,32 @@ from app.tables.experiments import QUEUED, RUNNING, Experiment, Outbox
 
 @dataclass(frozen=True)
 class Backlog:
-    """Counts, and ages in seconds; an age is 0 where nothing waits."""
+    """Counts, and ages in seconds, 0 if nothing waits."""
 
     experiments: dict[str, float]
     """By status."""
     waiting: dict[str, float]
     running: dict[str, float]
     ages: dict[str, float]
-    """By queue; the age is that of the oldest that waits."""
+    """By queue; the age of the oldest waiting item."""
     outbox: dict[str, float]
-    """Messages that are due, and that are not yet."""
+    """Unsent messages: ``due`` and ``later``."""
     lag: float
     expired: float
     uploads: float
     workers: Counter[tuple[str, str]]
-    """Live ones by queue and device; a queue without any is there with 0."""
+    """Live workers by queue and device; 0 for a queue without any."""
 
 
-def look(session: Session, *, gpu_on_demand: bool) -> Backlog:
-    """What waits now, of all owners."""
+def measure_backlog(session: Session, *, gpu_on_demand: bool) -> Backlog:
+    """The current backlog of all owners."""
     now = utcnow()
 
     def age(since: datetime | None) -> float:
         return max(0.0, (now - since).total_seconds()) if since is not None else 0.0
 
-    experiments = workers.experiments(session, gpu_on_demand=gpu_on_demand)
-    checks = workers.checks(session)
+    experiments = workers.experiment_queues(session, gpu_on_demand=gpu_on_demand)
+    checks = workers.check_queue(session)
     queues = experiments | {CHECKS: checks}
     unsent = select(func.count(), func.min(Outbox.not_before)).where(Outbox.published_at.is_(None))
     due, oldest_due = session.execute(unsent.where(Outbox.not_before <= now)).one()

@@ -12,33 +12,33 @@ from app.operations.health.schemas import Liveness, Readiness
 
 router = APIRouter(tags=["health"])
 NOT_READY: dict[int | str, dict[str, Any]] = {
-    503: {"description": "Something is missing.", "model": Readiness}
+    503: {"description": "Something is not available.", "model": Readiness}
 }
 
 
-@router.get("/healthz", summary="Is the process alive?")
+@router.get("/healthz", summary="Liveness")
 @public
 async def healthz() -> Liveness:
-    """Answers as long as the process does; touches nothing else."""
+    """200 as long as the process is alive; checks nothing else."""
     return Liveness()
 
 
-@router.get("/readyz", summary="Is everything there?", responses=NOT_READY)
+@router.get("/readyz", summary="Readiness", responses=NOT_READY)
 @public
 def readyz(context: Ctx, response: Response) -> Readiness:
-    """Database, broker, object store, and a live worker on each queue. 503 if any is missing."""
-    found = service.readiness(context)
-    response.status_code = 200 if found.ready else 503
-    return found
+    """Checks database, broker, object store, and a live worker on each queue. 503 if one is not available."""
+    readiness = service.readiness(context)
+    response.status_code = 200 if readiness.ready else 503
+    return readiness
 
 
 @router.get(
     "/metrics",
-    summary="Numbers for Prometheus",
+    summary="Metrics for Prometheus",
     response_class=Response,
     responses={200: {"description": "Prometheus' text format.", "content": {"text/plain": {}}}},
 )
 @public
 def metrics(request: Request, context: Ctx) -> Response:
-    """Experiments by status, age of the queue, live workers, and request times by route."""
+    """Experiments by status, queue ages, live workers, request times by route, and counters of all processes."""
     return Response(request.app.state.telemetry.render(context), media_type=CONTENT_TYPE_LATEST)

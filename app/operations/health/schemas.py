@@ -1,17 +1,17 @@
-"""What the health routes give."""
+"""Responses of the health routes."""
 
 from pydantic import BaseModel, Field
 
 
 class Check(BaseModel):
-    """One thing that the service needs."""
+    """The state of one thing that the service needs."""
 
     ok: bool
-    detail: str = Field("", description="What is wrong, or what is there.")
+    detail: str = Field("", description="What is wrong, or what was found.")
 
 
 class Readiness(BaseModel):
-    """Whether experiments that are submitted now will run."""
+    """Whether experiments submitted now will run."""
 
     ready: bool
     checks: dict[str, Check] = Field(
@@ -20,6 +20,6 @@ class Readiness(BaseModel):
 
 
 class Liveness(BaseModel):
-    """The process answers."""
+    """The process is alive."""
 
     status: str = Field("ok", examples=["ok"])

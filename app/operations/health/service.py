@@ -1,4 +1,4 @@
-"""Is everything there that the service needs?"""
+"""Readiness: whether everything that the service needs is available."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ from app.tables.experiments import Experiment
 
 
 def readiness(context: Context) -> Readiness:
-    """Every check, each with what it found; none of them raises."""
+    """The result of every check; a failing one does not raise."""
     probes: dict[str, Callable[[], Check]] = {
         "database": lambda: _database(context),
         "broker": lambda: _broker(context),
@@ -36,9 +36,9 @@ def readiness(context: Context) -> Readiness:
 
 
 def manned(context: Context) -> bool:
-    """Whether some live worker trains."""
+    """Whether a live worker trains experiments."""
     with context.database.whole.reading() as session:
-        return bool(workers.kinds(session))
+        return bool(workers.live_queues(session))
 
 
 def _database(context: Context) -> Check:
@@ -49,7 +49,7 @@ def _database(context: Context) -> Check:
 
 def _broker(context: Context) -> Check:
     waiting = sum(context.broker.pending(queue) for queue in KINDS)
-    return Check(ok=True, detail=f"{waiting} messages wait")
+    return Check(ok=True, detail=f"{waiting} messages are pending")
 
 
 def _objects(context: Context) -> Check:
@@ -59,20 +59,18 @@ def _objects(context: Context) -> Check:
 
 def _worker(context: Context, *queues: str) -> Check:
     with context.database.whole.reading() as session:
-        found = [row for row in workers.alive(session) if set(queues) & set(row.queue.split(","))]
-    fitting = [row.name for row in found if row.lab_version >= LAB_VERSION]
-    if fitting:
-        return Check(ok=True, detail=", ".join(fitting))
+        alive = [row for row in workers.alive(session) if set(queues) & set(row.queue.split(","))]
+    current = [row.name for row in alive if row.lab_version >= LAB_VERSION]
+    if current:
+        return Check(ok=True, detail=", ".join(current))
     named = " or ".join(map(repr, queues))
-    if found:
-        detail = (
-            f"the workers on the queue {named} have older lab versions than {LAB_VERSION}: {found[0].name}"
-        )
+    if alive:
+        detail = f"the workers on the queue {named} have a lab version before {LAB_VERSION}: {alive[0].name}"
         return Check(ok=False, detail=detail)
     return Check(ok=False, detail=f"no worker on the queue {named} in the last {workers.ALIVE_SECONDS:g} s")
 
 
 def _versions(context: Context) -> Check:
-    """Other code on a worker is worth telling, but while a service is upgraded it is as it should be."""
+    """Workers with other code are reported, but not an error: during an upgrade they are expected."""
     with context.database.whole.reading() as session:
         return Check(ok=True, detail="; ".join(skew(workers.alive(session))))

@@ -1,4 +1,4 @@
-"""Numbers for Prometheus."""
+"""The metrics of the API process, and those that it reads from database and broker, for Prometheus."""
 
 from collections.abc import Iterator
 
@@ -10,15 +10,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.core.broker import CHECKS, INTERACTIVE, BrokerError
 from app.core.context import Context
 from app.core.metrics import SLOW
-from app.operations.health import backlog
-from app.operations.health.shared_counters import families
+from app.operations.health.backlog import measure_backlog
+from app.operations.health.shared_counters import collect_families
 from app.specs.placement import KINDS
 
 BUCKETS = (0.002, *SLOW)
 
 
 class Telemetry:
-    """One registry for each application, so that several can live in one process."""
+    """The metrics of one application; each has a registry of its own, so that a process can have several."""
 
     def __init__(self, version: str) -> None:
         self._version = version
@@ -33,72 +33,72 @@ class Telemetry:
         )
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count one request. ``route`` is the template, so that ids do not multiply the series."""
+        """Count one request. ``route`` is the path template, so that ids do not multiply the series."""
         self._latency.labels(method, route, str(status)).observe(seconds)
 
     def render(self, context: Context) -> bytes:
-        """Everything, in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         state = CollectorRegistry()
-        state.register(_State(context, self._version))
+        state.register(_StateCollector(context, self._version))
         return generate_latest(self._registry) + generate_latest(state)
 
 
-class _State(Collector):
-    """What the database and the broker say at this moment."""
+class _StateCollector(Collector):
+    """The current state according to database and broker."""
 
     def __init__(self, context: Context, version: str) -> None:
         self._context = context
         self._version = version
 
     def collect(self) -> Iterator[Metric]:
-        yield InfoMetricFamily("bdlab_build", "The version that answers.", {"version": self._version})
+        yield InfoMetricFamily("bdlab_build", "The running version.", {"version": self._version})
         try:
-            found = [*self._counted(), *self._waiting()]
+            metrics = [*self._read_counters(), *self._read_backlog()]
         except SQLAlchemyError:
-            found = []
-        yield _gauge("bdlab_database_up", "1 if the database answers.", float(bool(found)))
-        yield from found
+            metrics = []
+        yield _gauge("bdlab_database_up", "1 if the database answers.", float(bool(metrics)))
+        yield from metrics
         try:
-            found = [self._messages()]
+            metrics = [self._count_messages()]
         except BrokerError:
-            found = []
-        yield _gauge("bdlab_broker_up", "1 if the broker answers.", float(bool(found)))
-        yield from found
+            metrics = []
+        yield _gauge("bdlab_broker_up", "1 if the broker answers.", float(bool(metrics)))
+        yield from metrics
 
-    def _counted(self) -> Iterator[Metric]:
+    def _read_counters(self) -> Iterator[Metric]:
         with self._context.database.whole.reading() as session:
-            yield from families(session, "api")
+            yield from collect_families(session, "api")
 
-    def _waiting(self) -> Iterator[Metric]:
+    def _read_backlog(self) -> Iterator[Metric]:
         with self._context.database.whole.reading() as session:
-            found = backlog.look(session, gpu_on_demand=self._context.settings.gpu_on_demand)
+            backlog = measure_backlog(session, gpu_on_demand=self._context.settings.gpu_on_demand)
+        yield _gauge("bdlab_experiments", "Unfinished experiments by status.", status=backlog.experiments)
+        yield _gauge("bdlab_queue_waiting", "Work that waits for a worker, by queue.", queue=backlog.waiting)
+        yield _gauge("bdlab_queue_running", "Work in progress, by queue.", queue=backlog.running)
         yield _gauge(
-            "bdlab_experiments", "Experiments that have not ended, by status.", status=found.experiments
+            "bdlab_queue_age_seconds", "Age of the oldest waiting work, by queue.", queue=backlog.ages
         )
-        yield _gauge("bdlab_queue_waiting", "What waits for a worker, by queue.", queue=found.waiting)
-        yield _gauge("bdlab_queue_running", "What workers are at, by queue.", queue=found.running)
-        yield _gauge("bdlab_queue_age_seconds", "How long the oldest one waits, by queue.", queue=found.ages)
-        yield _gauge("bdlab_uploads_pending", "Uploads that wait for their check.", found.uploads)
-        yield _gauge("bdlab_leases_expired", "Running experiments whose worker is silent.", found.expired)
-        yield _gauge(
-            "bdlab_outbox_messages", "Messages in SQL that were not sent, by state.", state=found.outbox
-        )
-        yield _gauge("bdlab_outbox_lag_seconds", "How long the oldest due message waits.", found.lag)
+        yield _gauge("bdlab_uploads_pending", "Uploads that wait for their check.", backlog.uploads)
+        yield _gauge("bdlab_leases_expired", "Running experiments with an expired lease.", backlog.expired)
+        yield _gauge("bdlab_outbox_messages", "Unsent messages in SQL, by state.", state=backlog.outbox)
+        yield _gauge("bdlab_outbox_lag_seconds", "How long the oldest due message waits.", backlog.lag)
         family = GaugeMetricFamily(
             "bdlab_workers", "Live workers by queue and device.", labels=["queue", "device"]
         )
-        for (queue, device), count in found.workers.items():
+        for (queue, device), count in backlog.workers.items():
             family.add_metric([queue, device], count)
         yield family
 
-    def _messages(self) -> Metric:
+    def _count_messages(self) -> Metric:
         queues = (*KINDS, INTERACTIVE, CHECKS)
-        waiting = {queue: float(self._context.broker.pending(queue)) for queue in queues}
-        return _gauge("bdlab_queue_messages", "Messages that no worker has taken, by queue.", queue=waiting)
+        pending = {queue: float(self._context.broker.pending(queue)) for queue in queues}
+        return _gauge(
+            "bdlab_queue_messages", "Messages not yet received by a worker, by queue.", queue=pending
+        )
 
 
 def _gauge(name: str, documentation: str, value: float | None = None, **labeled: dict[str, float]) -> Metric:
-    """A gauge with one ``value``, or one for each value of a label."""
+    """A gauge with one ``value``, or with one for each value of a label."""
     family = GaugeMetricFamily(name, documentation, labels=list(labeled))
     for values in labeled.values():
         for label, number in values.items():

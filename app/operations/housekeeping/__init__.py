@@ -1,5 +1,5 @@
-"""Housekeeping: files that may go by the operator's policy, and files and rows that belong to nothing any more.
+"""Housekeeping: deletes files that the operator's retention policy no longer keeps, cached stages, and orphans.
 
-Rows go first and files after them, so a crash in between leaves a file without a row, which the next sweep deletes;
-never a row whose file has gone without a word. The numbers stay: retention deletes files and cached stages alone.
+Rows are deleted before files, so a crash in between leaves an orphan, which the next run deletes, and never a row whose
+file is gone. Results are never deleted: retention applies to files and cached stages only.
 """

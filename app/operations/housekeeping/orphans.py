@@ -1,155 +1,133 @@
-"""Objects that belong to nothing, and rows whose object is not there."""
+"""Objects that nothing refers to, and rows whose object does not exist."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime, timedelta
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.core.context import Context
 from app.core.database import utcnow
-from app.core.objects import ObjectStoreError
-from app.operations.housekeeping.inventory import BATCH, Inventory, Stored
-from app.operations.housekeeping.report import Tally
-from app.operations.housekeeping.stages import InUse, free
+from app.core.objects import ObjectStoreError, Stored
+from app.operations.housekeeping.report import Run
+from app.operations.housekeeping.stages import NeededStages, is_idle
 from app.results.artifacts.storage import delete_unreferenced, referenced
-from app.settings import RetentionPolicy
 from app.tables.artifacts import Artifact
 from app.tables.experiments import Stage
 from app.tables.uploads import DATASET, MODEL, PENDING, READY, REFUSED, Upload, dataset_key, source_key
 
-FILE = re.compile(r"sha256/[0-9a-f]{2}/[0-9a-f]{64}")
+CONTENT = re.compile(r"(sha256/[0-9a-f]{2}/[0-9a-f]{64})")
 STAGE = re.compile(r"stages/([0-9a-f]{64})\.safetensors")
 CHECKPOINT = re.compile(r"checkpoints/([0-9a-f]{64})")
 UPLOAD = re.compile(r"uploads/([0-9a-f-]{36})(?:\.safetensors)?")
-PROBE = re.compile(r"doctor-[0-9a-f-]{36}")
-UNUSED_DAYS = 30.0
-"""After so long the checkpoint of a stage goes that nobody computes any more, where the policy does not say."""
+PROBE = re.compile(r"(doctor-[0-9a-f-]{36})")
+BATCH = 500
+CHECKPOINT_DAYS = 30.0
+"""Age at which the checkpoint of an idle, unfinished stage is deleted, unless the policy has ``stage_days``."""
 
-Judge = Callable[[Session, dict[str, Stored]], set[str]]
+FindOrphans = Callable[[Session, dict[str, Stored], dict[str, str]], set[str]]
+"""Gets objects by key, and the id in each key; returns the keys of orphans."""
 
 
-def sweep(context: Context, policy: RetentionPolicy | None, used: InUse, delete: bool, tally: Tally) -> None:
-    """Delete, or only count, what belongs to nothing; and count what is missing."""
-    began = utcnow()
-    days = policy.stage_days if policy is not None and policy.stage_days is not None else UNUSED_DAYS
-    grace = timedelta(hours=(policy or RetentionPolicy()).grace_hours)
-    judges: list[tuple[re.Pattern[str], str, Judge]] = [
-        (FILE, "files of experiments that are deleted", lambda s, found: set(found) - referenced(s, found)),
-        (STAGE, "stages without a row", _stages),
-        (
-            CHECKPOINT,
-            "checkpoints of stages that nobody computes",
-            _checkpoints(used, began - timedelta(days=days)),
-        ),
-        (UPLOAD, "files of uploads that are deleted, refused, or converted", _uploads),
-        (PROBE, "objects that `bdlab doctor` left", lambda _s, found: set(found)),
+def collect_orphans(run: Run, needed_stages: NeededStages) -> None:
+    """Report orphans and delete them if the run does; report rows whose object is missing."""
+    context, began = run.context, utcnow()
+    kinds: list[tuple[re.Pattern[str], str, FindOrphans]] = [
+        (CONTENT, "files of deleted experiments", lambda s, _, ids: set(ids) - referenced(s, ids)),
+        (STAGE, "stages without a row", _find_stages),
+        (CHECKPOINT, "checkpoints of stages that are not computed", _checkpoint_finder(run, needed_stages)),
+        (UPLOAD, "files of uploads that are deleted, refused or converted", _find_uploads),
+        (PROBE, "test objects of `bdlab doctor`", lambda _s, _, ids: set(ids)),
     ]
-    with Inventory(context.objects) as inventory:
-        for page in inventory.pages():
-            rest = {stored.key: stored for stored in page}
-            for pattern, what, judge in judges:
-                mine = {key: rest.pop(key) for key in list(rest) if pattern.fullmatch(key)}
-                old = {key: stored for key, stored in mine.items() if stored.modified < began - grace}
-                if not old:
-                    continue
-                with context.database.whole.reading() as session:
-                    gone = judge(session, old)
-                if delete:
-                    _delete(context, gone, tally)
-                for key in sorted(gone):
-                    tally.add("orphans", what, key, old[key].size)
-            for key, stored in rest.items():
-                tally.add("unknown", "objects that are not the service's", key, stored.size)
-        for what, size, name in _lacking(context, inventory, began):
-            tally.add("missing", what, name, size)
+    modified_before = began - timedelta(hours=run.policy.grace_hours)
+    listed = context.objects.list_all()
+    old = {key: stored for key, stored in listed.items() if stored.modified < modified_before}
+    for pattern, what, find_orphans in kinds:
+        matches = sorted((key, match[1]) for key in old if (match := pattern.fullmatch(key)))
+        for start in range(0, len(matches), BATCH):
+            ids = dict(matches[start : start + BATCH])
+            with context.database.whole.reading() as session:
+                orphans = find_orphans(session, old, ids)
+            if run.delete:
+                _delete(run, orphans)
+            for key in sorted(orphans):
+                run.report.add("orphans", what, key, old[key].size)
+    for what, size, name in _find_missing(run, listed):
+        run.report.add("missing", what, name, size)
 
 
-def _delete(context: Context, keys: set[str], tally: Tally) -> None:
-    files = {key for key in keys if FILE.fullmatch(key)}
-    delete_unreferenced(context.database, context.objects, files)
+def _delete(run: Run, keys: set[str]) -> None:
+    contents = {key for key in keys if CONTENT.fullmatch(key)}
+    delete_unreferenced(run.context.database, run.context.objects, contents)
     try:
-        context.objects.delete_all(keys - files)
+        run.context.objects.delete_all(keys - contents)
     except ObjectStoreError as error:
-        tally.remark(f"not deleted: {error}")
+        run.report.remark(f"not deleted: {error}")
 
 
-def _ids(pattern: re.Pattern[str], keys: Iterable[str]) -> dict[str, str]:
-    """By key, the id in it."""
-    return {key: match[1] for key in keys if (match := pattern.fullmatch(key))}
-
-
-def _stages(session: Session, found: dict[str, Stored]) -> set[str]:
-    """Those that are neither ready nor about to be."""
-    ids = _ids(STAGE, found)
-    needed_by = Stage.ready_at.is_not(None) | ~free()
-    kept = set(session.scalars(select(Stage.key).where(Stage.key.in_(ids.values()), needed_by)))
+def _find_stages(session: Session, _objects: dict[str, Stored], ids: dict[str, str]) -> set[str]:
+    """Stages that are neither ready nor being computed."""
+    in_use = Stage.ready_at.is_not(None) | ~is_idle()
+    kept = set(session.scalars(select(Stage.key).where(Stage.key.in_(ids.values()), in_use)))
     return {key for key, stage in ids.items() if stage not in kept}
 
 
-def _checkpoints(used: InUse, since: datetime) -> Judge:
-    def judge(session: Session, found: dict[str, Stored]) -> set[str]:
-        ids = _ids(CHECKPOINT, found)
-        unfinished = select(Stage.key, free()).where(Stage.key.in_(ids.values()), Stage.ready_at.is_(None))
+def _checkpoint_finder(run: Run, needed_stages: NeededStages) -> FindOrphans:
+    modified_after = utcnow() - timedelta(days=run.policy.stage_days or CHECKPOINT_DAYS)
+
+    def find_checkpoints(session: Session, objects: dict[str, Stored], ids: dict[str, str]) -> set[str]:
+        unfinished = select(Stage.key, is_idle()).where(Stage.key.in_(ids.values()), Stage.ready_at.is_(None))
         idle: dict[str, bool] = dict(session.execute(unfinished).all())
 
-        def stays(key: str, stage: str) -> bool:
-            young = found[key].modified >= since or used.unknown is not None
-            return stage in idle and (not idle[stage] or young or stage in used.keys)
+        def is_kept(key: str, stage: str) -> bool:
+            recent = objects[key].modified >= modified_after or needed_stages.undecided is not None
+            return stage in idle and (not idle[stage] or recent or stage in needed_stages.keys)
 
-        return {key for key, stage in ids.items() if not stays(key, stage)}
+        return {key for key, stage in ids.items() if not is_kept(key, stage)}
 
-    return judge
+    return find_checkpoints
 
 
-def _uploads(session: Session, found: dict[str, Stored]) -> set[str]:
-    ids = _ids(UPLOAD, found)
+def _find_uploads(session: Session, _objects: dict[str, Stored], ids: dict[str, str]) -> set[str]:
     rows = session.execute(select(Upload.id, Upload.kind, Upload.status).where(Upload.id.in_(ids.values())))
-    kept = {key for row in rows for key in _files_of(*row)}
+    kept: set[str] = set()
+    for upload_id, kind, status in rows:  # the check of a data set converts it; refused uploads are not kept
+        if status == PENDING or (kind == MODEL and status == READY):
+            kept.add(source_key(upload_id))
+        if kind == DATASET and status != REFUSED:
+            kept.add(dataset_key(upload_id))
     return set(ids) - kept
 
 
-def _files_of(upload_id: str, kind: str, status: str) -> list[str]:
-    """The objects that an upload may have: a data set is converted by its check, and what is refused is not kept."""
-    source = [source_key(upload_id)] if status == PENDING or (kind == MODEL and status == READY) else []
-    return source + ([dataset_key(upload_id)] if kind == DATASET and status != REFUSED else [])
-
-
-def _lacking(context: Context, inventory: Inventory, began: datetime) -> Iterator[tuple[str, int, str]]:
-    """What there is a row of, but no object: kind, bytes, name."""
-    files = (Artifact.id, Artifact.object_key, Artifact.size, Artifact.experiment_id, Artifact.name)
-    live = (Artifact.expired_at.is_(None), Artifact.created_at < began)
-    for rows in _pages(context, files, live):
-        for row in _really(context, inventory, {row.object_key: row for row in rows}):
-            yield (
-                "files of experiments whose object is not there",
-                row.size,
-                f"{row.experiment_id}/{row.name}",
-            )
-    uploads = (Upload.id, Upload.kind, Upload.status, Upload.size)
-    for rows in _pages(context, uploads, (Upload.status != REFUSED, Upload.created_at < began)):
-        wanted = {
+def _find_missing(run: Run, listed: Mapping[str, Stored]) -> Iterator[tuple[str, int, str]]:
+    """Rows whose object does not exist: kind, bytes, name."""
+    files = select(Artifact.id, Artifact.object_key, Artifact.size, Artifact.experiment_id, Artifact.name)
+    for rows in _pages(run, files.where(Artifact.expired_at.is_(None)), Artifact):
+        for row in _without_object(run, listed, {row.object_key: row for row in rows}):
+            yield "files of experiments without an object", row.size, f"{row.experiment_id}/{row.name}"
+    uploads = select(Upload.id, Upload.kind, Upload.status, Upload.size).where(Upload.status != REFUSED)
+    for rows in _pages(run, uploads, Upload):
+        by_key = {
             source_key(r.id) if r.status == PENDING or r.kind == MODEL else dataset_key(r.id): r for r in rows
         }
-        for row in _really(context, inventory, wanted):
-            yield "uploads whose object is not there", row.size, f"{row.kind} {row.id}"
+        for row in _without_object(run, listed, by_key):
+            yield "uploads without an object", row.size, f"{row.kind} {row.id}"
 
 
-def _really(context: Context, inventory: Inventory, rows: dict[str, Any]) -> list[Any]:
-    """The rows whose object is not there now either."""
-    return [rows[key] for key in inventory.lacks(rows) if not context.objects.exists(key)]
+def _without_object(run: Run, listed: Mapping[str, Stored], rows: dict[str, Any]) -> list[Any]:
+    # Objects may have been written since the listing.
+    return [row for key, row in rows.items() if key not in listed and not run.context.objects.exists(key)]
 
 
-def _pages(context: Context, columns: tuple[Any, ...], conditions: tuple[Any, ...]) -> Iterator[list[Any]]:
-    """Rows by their first column, the key."""
+def _pages(run: Run, query: Any, table: Any) -> Iterator[list[Any]]:
+    """The rows of ``query`` sorted by the id of ``table``."""
     after = ""
     while True:
-        query = select(*columns).where(columns[0] > after, *conditions).order_by(columns[0]).limit(BATCH)
-        with context.database.whole.reading() as session:
-            rows = list(session.execute(query).all())
+        with run.context.database.whole.reading() as session:
+            page = query.where(table.id > after).order_by(table.id).limit(BATCH)
+            rows = list(session.execute(page).all())
         if not rows:
             return
-        after = rows[-1][0]
+        after = rows[-1].id
         yield rows

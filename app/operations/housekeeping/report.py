@@ -1,23 +1,24 @@
-"""What housekeeping found."""
+"""The report of a run, and what is passed through it."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from app.core.context import Context
 from app.settings import RetentionPolicy
 
-Part = Literal["retention", "stages", "orphans", "missing", "unknown"]
-EXAMPLES = 20
+Part = Literal["retention", "stages", "orphans", "missing"]
+MAX_EXAMPLES = 20
 
 
 class Item(BaseModel):
-    """Things of one kind."""
+    """Files or rows of one kind."""
 
     part: Part = Field(
-        description="`retention`: files that the policy lets go. `stages`: cached stages. `orphans`: files that "
-        "belong to nothing. `missing`: rows whose file is not there. `unknown`: objects that are not the service's. "
-        "The last two are reported and never touched."
+        description="`retention`: files that the policy does not keep. `stages`: cached stages. `orphans`: files that "
+        "nothing refers to. `missing`: rows whose file does not exist; these are only reported."
     )
     what: str
     count: int = 0
@@ -26,19 +27,19 @@ class Item(BaseModel):
 
 
 class Report(BaseModel):
-    """What goes, or would go."""
+    """What was deleted, or would be."""
 
-    deleted: bool = Field(description="False: a dry run, nothing was touched.")
-    policy: RetentionPolicy | None = Field(description="What it went by; null: only what belongs to nothing.")
-    stored_bytes: int = Field(description="What was stored before, by the database: files, stages, uploads.")
-    freed_bytes: int = Field(description="What goes, or would go.")
+    deleted: bool = Field(description="False: a dry run, nothing was changed.")
+    policy: RetentionPolicy | None = Field(description="The policy that was applied; null: only orphans.")
+    stored_bytes: int = Field(description="Stored before, according to the database: files, stages, uploads.")
+    freed_bytes: int = Field(description="Deleted, or to be deleted.")
     items: list[Item]
-    remarks: list[str] = Field(description="What could not be judged or deleted.")
+    remarks: list[str] = Field(description="What could not be decided or deleted.")
     seconds: float
 
 
-class Tally:
-    """Counts as things are found, with a few examples, however many there are."""
+class ReportBuilder:
+    """Counts items, and keeps a few examples of each kind."""
 
     def __init__(self) -> None:
         self._items: dict[tuple[Part, str], Item] = {}
@@ -48,12 +49,11 @@ class Tally:
         item = self._items.setdefault((part, what), Item(part=part, what=what))
         item.count += 1
         item.bytes += size
-        if len(item.examples) < EXAMPLES:
+        if len(item.examples) < MAX_EXAMPLES:
             item.examples.append(name)
 
     def remark(self, text: str) -> None:
-        if len(self.remarks) < EXAMPLES and text not in self.remarks:
-            self.remarks.append(text)
+        self.remarks.append(text)
 
     @property
     def items(self) -> list[Item]:
@@ -61,16 +61,24 @@ class Tally:
 
     @property
     def freed(self) -> int:
-        return sum(
-            item.bytes for item in self._items.values() if item.part in ("retention", "stages", "orphans")
-        )
+        return sum(item.bytes for item in self.items if item.part != "missing")
 
 
-def in_words(report: Report) -> Iterable[str]:
-    """One line an item, for people and logs."""
-    verb = "deleted" if report.deleted else "would go"
+@dataclass(frozen=True)
+class Run:
+    """One run of housekeeping; a dry run unless ``delete``."""
+
+    context: Context
+    policy: RetentionPolicy
+    delete: bool
+    report: ReportBuilder
+
+
+def describe(report: Report) -> Iterable[str]:
+    """One line per item, for people and logs."""
+    verb = "deleted" if report.deleted else "to be deleted"
     for item in report.items:
-        shown = verb if item.part in ("retention", "stages", "orphans") else "left alone"
-        yield f"{item.part}: {item.what}: {item.count}, {item.bytes} bytes, {shown}"
+        fate = "left alone" if item.part == "missing" else verb
+        yield f"{item.part}: {item.what}: {item.count}, {item.bytes} bytes, {fate}"
     yield from report.remarks
     yield f"{report.stored_bytes} bytes were stored; {report.freed_bytes} bytes {verb}"

@@ -1,7 +1,7 @@
-"""Files of ended experiments that the policy lets go.
+"""Deletes files of ended experiments that the policy does not keep.
 
-A file is judged by content, since equal content is stored once: it goes when every experiment that has it lets it go,
-and its bytes are free then. Its row stays and tells since when and why it has no file; asking for it is a 410.
+Equal content is stored once, so the decision is about contents: one is deleted when every experiment with it allows
+that. The artifact's row stays and says when and why the file was deleted; requests for it get a 410.
 """
 
 from collections.abc import Sequence
@@ -11,11 +11,10 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, Select, and_, case, exists, func, or_, select, true, update
 from sqlalchemy.orm import Session
 
-from app.core.context import Context
 from app.core.database import utcnow
 from app.core.objects import content_key
 from app.experiments.reproductions.repository import MANIFEST
-from app.operations.housekeeping.report import Tally
+from app.operations.housekeeping.report import Run
 from app.results.artifacts.storage import delete_unreferenced, update_stored_bytes
 from app.settings import RetentionPolicy, RetentionRule
 from app.specs.status import TERMINAL
@@ -24,23 +23,24 @@ from app.tables.experiments import Experiment, Label, Stage
 from app.tables.uploads import Upload
 
 BATCH = 200
-HEAVY = RetentionRule(days=1)
-"""Its kinds are those that go for want of space, whatever their age."""
-Case = ColumnElement[int]
+LARGE_FILES = RetentionRule(days=1)
+"""Its kinds are deleted to save space, whatever their age."""
+RuleNumber = ColumnElement[int]
+"""SQL for the number of the rule that allows a file to be deleted; negative if none does."""
 
 
-class Group(NamedTuple):
-    """One content: its digest, its size, which reason lets it go, and one file of an experiment that it is."""
+class Content(NamedTuple):
+    """A stored content, the number of the rule that allows deleting it, and one artifact with it."""
 
     sha256: str
     size: int
-    reason: int
+    rule: int
     experiment_id: str
     name: str
 
 
 def stored_bytes(session: Session) -> int:
-    """What the rows say is stored; equal files count once."""
+    """Bytes stored according to the database; equal files count once."""
     files = (
         select(func.max(Artifact.size).label("size"))
         .where(Artifact.expired_at.is_(None))
@@ -51,130 +51,133 @@ def stored_bytes(session: Session) -> int:
     return int(total) + int(stages) + int(session.scalar(select(func.sum(Upload.size))) or 0)
 
 
-def by_age(context: Context, policy: RetentionPolicy, delete: bool, tally: Tally) -> int:
-    """Files that a rule lets go. Returns the bytes that are, or would be, free."""
-    if not policy.rules:
+def expire_by_age(run: Run) -> int:
+    """Files that a rule no longer keeps. Returns the bytes freed."""
+    if not run.policy.rules:
         return 0
-    allowed = _by_rules(policy, utcnow())
-    reasons = [_reason(rule) for rule in policy.rules]
+    rule = _first_rule(run.policy, utcnow())
+    reasons = [_reason(each) for each in run.policy.rules]
     freed, after = 0, ""
     while True:
-        with context.database.whole.reading() as session:
-            query = _groups(allowed).where(Artifact.sha256 > after).order_by(Artifact.sha256).limit(BATCH)
-            groups = [Group(*row) for row in session.execute(query)]
-        if not groups:
+        query = _deletable(rule).where(Artifact.sha256 > after).order_by(Artifact.sha256).limit(BATCH)
+        with run.context.database.whole.reading() as session:
+            contents = [Content(*row) for row in session.execute(query)]
+        if not contents:
             return freed
-        after = groups[-1].sha256
-        freed += _go(context, groups, allowed, reasons, delete, tally)
+        after = contents[-1].sha256
+        freed += _expire(run, contents, rule, reasons)
 
 
-def by_size(context: Context, policy: RetentionPolicy, excess: int, delete: bool, tally: Tally) -> int:
-    """Of the checkpoints and data those whose experiments ended first, until so many bytes are free."""
-    allowed = case((_may_go(policy, HEAVY), 0), else_=-1)
-    query = _groups(allowed).order_by(func.max(Experiment.finished_at), Artifact.sha256)
-    if policy.rules:  # in a dry run these are still there
-        query = query.having(func.min(_by_rules(policy, utcnow())) < 0)
-    reasons = [f"the store may hold {policy.max_bytes} bytes, and this was among the oldest files"]
+def expire_oldest(run: Run, excess: int) -> int:
+    """Checkpoints and data of the experiments that ended first, until ``excess`` bytes are freed. Returns these."""
+    if excess <= 0:
+        return 0
+    rule = case((_may_delete(run.policy, LARGE_FILES), 0), else_=-1)
+    query = _deletable(rule).order_by(func.max(Experiment.finished_at), Artifact.sha256)
+    if run.policy.rules:  # in a dry run, files that a rule deletes are still there
+        query = query.having(func.min(_first_rule(run.policy, utcnow())) < 0)
+    reasons = [f"one of the oldest files, deleted to store at most {run.policy.max_bytes} bytes"]
     freed = 0
-    with context.database.whole.streaming() as session:
+    with run.context.database.whole.streaming() as session:
         for rows in session.execute(query.execution_options(yield_per=BATCH)).partitions():
-            chosen: list[Group] = []
+            contents: list[Content] = []
             for row in rows:
-                if freed + sum(group.size for group in chosen) >= excess:
+                if freed + sum(content.size for content in contents) >= excess:
                     break
-                chosen.append(Group(*row))
-            freed += _go(context, chosen, allowed, reasons, delete, tally)
+                contents.append(Content(*row))
+            freed += _expire(run, contents, rule, reasons)
             if freed >= excess:
                 break
     return freed
 
 
-def _go(
-    context: Context, groups: list[Group], allowed: Case, reasons: list[str], delete: bool, tally: Tally
-) -> int:
-    """Let these go. Returns the bytes that are, or would be, free."""
-    if delete and groups:
-        gone = _expire(context, [group.sha256 for group in groups], allowed, reasons)
-        groups = [group for group in groups if group.sha256 in gone]
+def _expire(run: Run, contents: list[Content], rule: RuleNumber, reasons: list[str]) -> int:
+    """Report the contents, and delete them if the run does. Returns the bytes freed."""
+    if run.delete and contents:
+        expired = _expire_rows(run, [content.sha256 for content in contents], rule, reasons)
+        contents = [content for content in contents if content.sha256 in expired]
         delete_unreferenced(
-            context.database, context.objects, [content_key(group.sha256) for group in groups]
+            run.context.database, run.context.objects, [content_key(content.sha256) for content in contents]
         )
-    for group in groups:
-        tally.add("retention", reasons[group.reason], f"{group.experiment_id}/{group.name}", group.size)
-    return sum(group.size for group in groups)
+    for content in contents:
+        name = f"{content.experiment_id}/{content.name}"
+        run.report.add("retention", reasons[content.rule], name, content.size)
+    return sum(content.size for content in contents)
 
 
-def _expire(context: Context, digests: Sequence[str], allowed: Case, reasons: list[str]) -> set[str]:
-    """Mark the rows of those contents that all their experiments still let go. Returns those."""
-    with context.database.whole.writing() as session:
-        having = select(Artifact.experiment_id).where(
+def _expire_rows(run: Run, digests: Sequence[str], rule: RuleNumber, reasons: list[str]) -> set[str]:
+    """Mark the rows of the contents that all their experiments still allow to delete. Returns their digests."""
+    with run.context.database.whole.writing() as session:
+        owners = select(Artifact.experiment_id).where(
             Artifact.sha256.in_(digests), Artifact.expired_at.is_(None)
         )
-        locked = select(Experiment.id).where(Experiment.id.in_(having)).order_by(Experiment.id)
-        session.execute(locked.with_for_update())  # a retry waits, or has made its experiment queued
-        fitting = {row[0] for row in session.execute(_groups(allowed).where(Artifact.sha256.in_(digests)))}
+        locked = select(Experiment.id).where(Experiment.id.in_(owners)).order_by(Experiment.id)
+        session.execute(locked.with_for_update())  # a concurrent retry waits, or has queued its experiment
+        expired = {row[0] for row in session.execute(_deletable(rule).where(Artifact.sha256.in_(digests)))}
         rows = session.execute(
-            select(Artifact.id, allowed, Artifact.experiment_id)
+            select(Artifact.id, rule, Artifact.experiment_id)
             .join(Experiment, Experiment.id == Artifact.experiment_id)
-            .where(Artifact.sha256.in_(fitting), Artifact.expired_at.is_(None))
+            .where(Artifact.sha256.in_(expired), Artifact.expired_at.is_(None))
         ).all()
-        now = utcnow()
         for number, reason in enumerate(reasons):
             ids = [row[0] for row in rows if row[1] == number]
-            marked = update(Artifact).where(Artifact.id.in_(ids)).values(expired_at=now, expired_why=reason)
+            values = {"expired_at": utcnow(), "expired_why": reason}
             if ids:
-                session.execute(marked)
+                session.execute(update(Artifact).where(Artifact.id.in_(ids)).values(values))
         update_stored_bytes(session, {row[2] for row in rows})
-    return fitting
+    return expired
 
 
-def _groups(allowed: Case) -> Select[str, int, int, str, str]:
-    """The contents that all their experiments let go."""
+def _deletable(rule: RuleNumber) -> Select[str, int, int, str, str]:
+    """`Content` rows that all their experiments allow to delete."""
     return (
         select(
             Artifact.sha256,
             func.max(Artifact.size),
-            func.max(allowed),
+            func.max(rule),
             func.min(Artifact.experiment_id),
             func.min(Artifact.name),
         )
         .join(Experiment, Experiment.id == Artifact.experiment_id)
         .where(Artifact.expired_at.is_(None))
         .group_by(Artifact.sha256)
-        .having(func.min(allowed) >= 0)
+        .having(func.min(rule) >= 0)
     )
 
 
-def _by_rules(policy: RetentionPolicy, now: datetime) -> Case:
-    """The number of the first rule that lets a file go, or -1."""
+def _first_rule(policy: RetentionPolicy, now: datetime) -> RuleNumber:
+    """The number of the first rule that allows deleting a file, or -1."""
     return case(
         *(
-            (and_(_may_go(policy, rule), Experiment.finished_at < now - timedelta(days=rule.days)), number)
+            (
+                and_(_may_delete(policy, rule), Experiment.finished_at < now - timedelta(days=rule.days)),
+                number,
+            )
             for number, rule in enumerate(policy.rules)
         ),
         else_=-1,
     )
 
 
-def _may_go(policy: RetentionPolicy, rule: RetentionRule) -> ColumnElement[bool]:
+def _may_delete(policy: RetentionPolicy, rule: RetentionRule) -> ColumnElement[bool]:
     return and_(
         Experiment.status.in_(TERMINAL),
         Artifact.kind.in_(rule.kinds),
         Artifact.name != MANIFEST,
-        true() if rule.tag is None else _tagged([rule.tag]),
-        ~_tagged(policy.keep) if policy.keep else true(),
+        true() if rule.tag is None else _has_tag([rule.tag]),
+        ~_has_tag(policy.keep) if policy.keep else true(),
     )
 
 
-def _tagged(tags: Sequence[str]) -> ColumnElement[bool]:
+def _has_tag(tags: Sequence[str]) -> ColumnElement[bool]:
     pairs = [tag.partition(":") for tag in tags]
-    fits = or_(
+    matches = or_(
         *(
             and_(Label.key == key, Label.value == value) if colon else Label.key == key
             for key, colon, value in pairs
         )
     )
-    return exists().where(Label.experiment_id == Experiment.id, Label.kind == "tag", fits)
+    return exists().where(Label.experiment_id == Experiment.id, Label.kind == "tag", matches)
 
 
 def _reason(rule: RetentionRule) -> str:

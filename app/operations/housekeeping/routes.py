@@ -6,16 +6,16 @@ from fastapi import APIRouter, Body, Depends
 
 from app.core.context import Ctx
 from app.core.openapi import problems
-from app.core.query_parameters import only_known
+from app.core.query_parameters import reject_unknown_parameters
 from app.core.routing import JsonBody
 from app.core.security import ADMIN, needs
 from app.operations.housekeeping.report import Report
 from app.operations.housekeeping.schemas import HousekeepingRequest
-from app.operations.housekeeping.service import keep_house
+from app.operations.housekeeping.service import run_housekeeping
 
-router = APIRouter(prefix="/v1", tags=["housekeeping"], dependencies=[Depends(only_known)])
+router = APIRouter(prefix="/v1", tags=["housekeeping"], dependencies=[Depends(reject_unknown_parameters)])
 EXAMPLES = {
-    "orphans": {"summary": "What belongs to nothing", "value": {}},
+    "orphans": {"summary": "Orphans only", "value": {}},
     "policy": {
         "summary": "Try a policy",
         "value": {
@@ -29,12 +29,16 @@ EXAMPLES = {
 }
 
 
-@router.post("/housekeeping", summary="Delete what may go", responses=problems(400, 413, 415, 422, 503))
+@router.post(
+    "/housekeeping",
+    summary="Apply a retention policy",
+    responses=problems(400, 413, 415, 422, 503),
+)
 @needs(ADMIN)
 def housekeeping(
     request: Annotated[HousekeepingRequest, Body(openapi_examples=EXAMPLES)], context: Ctx, _json: JsonBody
 ) -> Report:
-    """Files that a policy lets go, cached stages, and what belongs to nothing any more, of all owners. A dry run unless
-    `delete` is true: it tells what would go, and how many bytes. Numbers, and files of experiments that are queued or
-    running, are never deleted. A file that went is answered with 410 and the reason."""
-    return keep_house(context, request.policy or context.settings.retention, delete=request.delete)
+    """Delete files that a policy does not keep, cached stages, and orphans, of all owners. A dry run unless `delete` is
+    true: it reports what would be deleted, and how many bytes. Results, and files of experiments that are queued or
+    running, are never deleted. Requests for a deleted file get 410 and the reason."""
+    return run_housekeeping(context, request.policy or context.settings.retention, delete=request.delete)

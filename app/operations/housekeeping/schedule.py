@@ -1,4 +1,4 @@
-"""The relay's housekeeping, in a thread of its own, so that no message waits for it."""
+"""The relay's housekeeping, in a thread of its own, so that it delays no message."""
 
 import logging
 import threading
@@ -8,16 +8,16 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.core.context import Context
 from app.core.objects import ObjectStoreError
-from app.operations.housekeeping.report import in_words
-from app.operations.housekeeping.service import keep_house
+from app.operations.housekeeping.report import describe
+from app.operations.housekeeping.service import run_housekeeping
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
-AGAIN_SECONDS = 600.0
+RETRY_SECONDS = 600.0
 
 
-def keep(settings: Settings, stop: threading.Event) -> None:
-    """Act on the policy of the settings, again and again, until ``stop`` is set. Without a policy nothing is done."""
+def run_periodically(settings: Settings, stop: threading.Event) -> None:
+    """Apply the policy of the settings at its interval until ``stop`` is set. Does nothing without a policy."""
     policy = settings.retention
     if policy is None:
         return
@@ -26,11 +26,11 @@ def keep(settings: Settings, stop: threading.Event) -> None:
         try:
             context = Context.open(settings)
             try:
-                for line in in_words(keep_house(context, policy, delete=True)):
+                for line in describe(run_housekeeping(context, policy, delete=True)):
                     log.info("housekeeping: %s", line)
             finally:
                 context.close()
         except (SQLAlchemyError, ObjectStoreError, OSError) as error:
-            pause = AGAIN_SECONDS
-            log.warning("housekeeping broke off: %s", str(error).partition("\n")[0])
+            pause = RETRY_SECONDS
+            log.warning("housekeeping failed: %s", str(error).partition("\n")[0])
         stop.wait(max(0.0, pause - (time.monotonic() - began)))

@@ -1,4 +1,4 @@
-"""What the housekeeping route takes."""
+"""The request of the housekeeping route."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -6,12 +6,11 @@ from app.settings import RetentionPolicy
 
 
 class HousekeepingRequest(BaseModel):
-    """One round."""
+    """One run."""
 
     model_config = ConfigDict(extra="forbid")
 
-    delete: bool = Field(False, description="False is a dry run: it only tells what would go.")
+    delete: bool = Field(False, description="False is a dry run, which only reports.")
     policy: RetentionPolicy | None = Field(
-        None,
-        description="What to go by; null is the policy of the settings (`BDLAB_RETENTION`), if there is one.",
+        None, description="Null applies the policy of the settings (`BDLAB_RETENTION`), if there is one."
     )

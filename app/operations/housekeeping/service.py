@@ -1,4 +1,4 @@
-"""One round of housekeeping, tried or done."""
+"""One run of housekeeping."""
 
 import time
 from datetime import timedelta
@@ -6,41 +6,42 @@ from itertools import chain
 
 from app.core.context import Context
 from app.operations.housekeeping import local, orphans, retention, stages
-from app.operations.housekeeping.report import Report, Tally
+from app.operations.housekeeping.report import Report, ReportBuilder, Run
 from app.settings import RetentionPolicy
 
 
-def keep_house(context: Context, policy: RetentionPolicy | None, *, delete: bool) -> Report:
-    """Let go what ``policy`` lets go, and what belongs to nothing. Unless ``delete``, only say what that would be.
+def run_housekeeping(context: Context, policy: RetentionPolicy | None, *, delete: bool) -> Report:
+    """Delete what ``policy`` does not keep, and orphans; without a policy only orphans. A dry run unless ``delete``.
 
-    Without a policy it is what belongs to nothing alone. Two rounds at once do no harm. Raises ObjectStoreError if the
-    store cannot be listed.
+    Several runs may overlap. Raises ObjectStoreError if the store cannot be listed.
     """
-    began, tally = time.monotonic(), Tally()
-    rules = policy or RetentionPolicy()
+    began = time.monotonic()
+    run = Run(context, policy or RetentionPolicy(), delete, ReportBuilder())
     with context.database.whole.reading() as session:
         stored = retention.stored_bytes(session)
-    used = stages.InUse(context)
-    grace = timedelta(hours=rules.grace_hours)
-    freed = stages.private(context, grace, delete, tally)
-    freed += retention.by_age(context, rules, delete, tally)
-    freed += stages.by_age(context, rules, used, delete, tally)
-    if rules.max_bytes is not None:
-        if (excess := stored - freed - rules.max_bytes) > 0:
-            freed += stages.by_size(context, rules, used, excess, delete, tally)
-        if (excess := stored - freed - rules.max_bytes) > 0:
-            freed += retention.by_size(context, rules, excess, delete, tally)
-        if stored - freed > rules.max_bytes:
-            tally.remark(f"{stored - freed} bytes stay, more than {rules.max_bytes}: nothing else may go")
-    orphans.sweep(context, policy, used, delete, tally)
-    files = chain(local.fetched(context.settings, context.database), local.staged(context.settings))
-    local.sweep(files, grace.total_seconds(), delete, tally)
+    needed = stages.NeededStages(context)
+    freed = stages.delete_reproduction_stages(run)
+    freed += retention.expire_by_age(run)
+    freed += stages.delete_unused_stages(run, needed)
+    if (limit := run.policy.max_bytes) is not None:
+        freed += stages.delete_oldest_stages(run, needed, stored - freed - limit)
+        freed += retention.expire_oldest(run, stored - freed - limit)
+        if stored - freed > limit:
+            run.report.remark(
+                f"{stored - freed} bytes remain, more than {limit}: nothing else may be deleted"
+            )
+    orphans.collect_orphans(run, needed)
+    files = chain(
+        local.find_fetched_datasets(context.settings, context.database),
+        local.find_unfinished_objects(context.settings),
+    )
+    local.collect_files(files, timedelta(hours=run.policy.grace_hours), delete, run.report)
     return Report(
         deleted=delete,
         policy=policy,
         stored_bytes=stored,
-        freed_bytes=tally.freed,
-        items=tally.items,
-        remarks=tally.remarks,
+        freed_bytes=run.report.freed,
+        items=run.report.items,
+        remarks=run.report.remarks,
         seconds=round(time.monotonic() - began, 3),
     )

@@ -9,9 +9,10 @@ from app.results.compare import repository
 from app.results.compare.repository import Numbers
 from app.results.compare.schemas import ArmComparison, Compared, Comparison, Curve, MetricRow, SpecField
 from app.results.numbers.schemas import Aggregate
-from app.specs.experiment import ATTACK, LABELS, ExperimentSpec
+from app.specs.experiment import ATTACK, UNHASHED_FIELDS
 from app.specs.flatten import flatten
-from app.specs.summary import METRICS
+from app.specs.metrics import METRICS
+from app.specs.stored import StoredSpec, completed
 from app.tables.experiments import require_experiment
 
 FEWEST, MOST = 2, 10
@@ -28,7 +29,7 @@ def compare(context: Context, ids: str, names: Sequence[str], max_points: int) -
         experiments = [require_experiment(session, experiment_id) for experiment_id in chosen]
         numbers = repository.numbers(session, chosen)
         curves = repository.curves(session, chosen, names, max_points)
-    specs = [ExperimentSpec.model_validate(experiment.spec) for experiment in experiments]
+    specs = [StoredSpec(completed(experiment.spec)) for experiment in experiments]
     arms = list(dict.fromkeys(arm for spec in specs for arm in spec.arms))
     return Comparison(
         experiments=[Compared.model_validate(experiment, from_attributes=True) for experiment in experiments],
@@ -55,7 +56,7 @@ def _parse_ids(text: str) -> list[str]:
     return ids
 
 
-def _compare_specs(specs: list[ExperimentSpec]) -> list[SpecField]:
+def _compare_specs(specs: list[StoredSpec]) -> list[SpecField]:
     documents = [flatten(_document(spec)) for spec in specs]
     rows = []
     for name in dict.fromkeys(name for document in documents for name in document):
@@ -64,11 +65,10 @@ def _compare_specs(specs: list[ExperimentSpec]) -> list[SpecField]:
     return sorted(rows, key=lambda row: row.same)
 
 
-def _document(spec: ExperimentSpec) -> dict[str, Any]:
+def _document(spec: StoredSpec) -> dict[str, Any]:
     """The spec without its labels; defenses by arm, so that a defense is compared with the one of the same arm."""
-    document = spec.model_dump(mode="json", exclude=set(LABELS))
-    defenses = zip(spec.defenses, document["defenses"], strict=True)
-    return {**document, "defenses": {defense.arm_name: fields for defense, fields in defenses}}
+    fields = {name: value for name, value in spec.document.items() if name not in UNHASHED_FIELDS}
+    return {**fields, "defenses": spec.defenses}
 
 
 def _compare_arm(arm: str, ids: list[str], numbers: Numbers) -> ArmComparison:

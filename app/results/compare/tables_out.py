@@ -5,7 +5,7 @@ from app.results.compare.schemas import Comparison
 from app.results.numbers.schemas import Aggregate
 from app.results.rendering import NOTHING, interval_cells
 from app.specs.base import canonical_json
-from app.specs.summary import NO_FRACTIONS
+from app.specs.metrics import NOT_FRACTIONS
 
 ENDS = ("", ".low", ".high", ".n")
 DIFFERENCE = ".difference"
@@ -65,7 +65,7 @@ def _text(metric: str, value: Aggregate | None, *, sign: str = "") -> str:
     """``97.2 % [96.8, 97.6]``; the mean alone if there is no interval."""
     if value is None:
         return NOTHING
-    scale, digits, unit = (1, ".4g", "") if metric in NO_FRACTIONS else (100, ".1f", " %")
+    scale, digits, unit = (1, ".4g", "") if metric in NOT_FRACTIONS else (100, ".1f", " %")
     mean = f"{scale * value.mean:{sign}{digits}}{unit}"
     if value.low is None or value.high is None:
         return mean

@@ -7,7 +7,7 @@ from typing import Any
 
 from app.results.leaderboard.schemas import PublishedCell
 from app.specs.experiment import UNDEFENDED
-from app.specs.summary import defense_effectiveness
+from app.specs.metrics import defense_effectiveness
 
 SOURCES = {
     "abl_paper": "Li et al. 2021, Anti-Backdoor Learning: Training Clean Models on Poisoned Data, NeurIPS. "

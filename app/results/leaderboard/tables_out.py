@@ -4,7 +4,7 @@ from app.core.table_formats import Cell, Column, Row, columns
 from app.results.leaderboard.schemas import METRICS, Fronts, Leaderboard
 from app.results.numbers.schemas import Aggregate
 from app.results.rendering import NOTHING, interval_cells
-from app.specs.summary import format_interval
+from app.specs.metrics import format_interval
 
 CELLS = columns(
     "dataset",
@@ -32,8 +32,8 @@ def points(fronts: Fronts, *, readable: bool) -> tuple[list[Column], list[Row]]:
         for point in front.points:
             row: dict[str, Cell] = {"attack": front.attack, **point.model_dump()}
             if readable:
-                row["clean_accuracy"] = format_interval(point.clean_accuracy, None)
-                row["attack_failure_rate"] = format_interval(point.attack_failure_rate, None)
+                row["clean_accuracy"] = format_interval(point.clean_accuracy, None, None)
+                row["attack_failure_rate"] = format_interval(point.attack_failure_rate, None, None)
                 row |= {"on_front": "yes" if point.on_front else "", "setting": point.setting[:8]}
             rows.append(row)
     return POINTS, rows
@@ -75,5 +75,5 @@ def _text(value: Aggregate | float | None) -> str:
     if value is None:
         return NOTHING
     if isinstance(value, Aggregate):
-        return format_interval(value.mean, value.half_width)
-    return format_interval(value, None)
+        return format_interval(value.mean, value.low, value.high)
+    return format_interval(value, None, None)

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Header, Query, Response
 
 from app.core.context import Ctx
 from app.core.openapi import problems
-from app.core.request_middleware import wants
+from app.core.routing import preferred_media_type
 from app.results.numbers import service
 from app.results.numbers.schemas import Metrics, Results
 
@@ -26,7 +26,7 @@ def results(experiment_id: str, context: Ctx, accept: Annotated[str | None, Head
     With `Accept: text/csv` one row for each arm and seed.
     """
     document = service.results(context, experiment_id)
-    if wants(accept, [JSON, CSV]) == CSV:
+    if preferred_media_type(accept, [JSON, CSV]) == CSV:
         name = f'attachment; filename="{experiment_id}.csv"'
         return Response(service.as_csv(document), media_type=CSV, headers={"Content-Disposition": name})
     return Response(document.model_dump_json(), media_type=JSON)

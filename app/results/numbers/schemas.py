@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, Field
 
-from app.specs.summary import summarize
+from app.specs.metrics import summarize
 
 
 class Aggregate(BaseModel):
@@ -21,11 +21,6 @@ class Aggregate(BaseModel):
         """The aggregate of one value for each seed, ignoring None; None if there is no value."""
         summary = summarize(values)
         return cls.model_validate(summary) if summary is not None else None
-
-    @property
-    def half_width(self) -> float | None:
-        """Half the width of the interval; None for one seed."""
-        return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
 class ArmResults(BaseModel):

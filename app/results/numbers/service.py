@@ -8,8 +8,8 @@ from app.core import table_formats
 from app.core.context import Context
 from app.results.numbers import repository
 from app.results.numbers.schemas import Aggregate, ArmResults, Metrics, Results, Series
-from app.specs.experiment import ExperimentSpec
-from app.specs.summary import METRICS
+from app.specs.metrics import METRICS
+from app.specs.stored import StoredSpec
 from app.tables.experiments import require_experiment
 
 
@@ -17,7 +17,7 @@ def results(context: Context, experiment_id: str) -> Results:
     """Numbers of each arm and seed, and aggregated over seeds; arms in the order of the spec. Raises NotFoundError."""
     with context.database.reading() as session:
         experiment = require_experiment(session, experiment_id)
-        arms = ExperimentSpec.model_validate(experiment.spec).arms
+        arms = StoredSpec(experiment.spec).arms
         values = repository.values(session, experiment_id)
         notes = repository.notes(session, experiment_id)
     seeds: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in arms}

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from app.core.validation import members
 from app.results.search.parts import PARTS
-from app.specs.experiment import LABELS, ExperimentSpec
-from app.specs.summary import EFFECTIVENESS, METRICS
+from app.specs.experiment import UNHASHED_FIELDS, ExperimentSpec
+from app.specs.metrics import EFFECTIVENESS, METRICS
 
 Source = Literal["row", "time", "experiment", "spec", "tag", "metric", "interval"]
 
@@ -68,7 +68,7 @@ def all_fields() -> dict[str, Field]:
     fields |= {name: Field(name, "time", name) for name in TIMES}
     fields |= {name: Field(name, "experiment", name) for name in EXPERIMENT}
     for name, info in ExperimentSpec.model_fields.items():
-        if name in {*LABELS, "seeds"}:
+        if name in {*UNHASHED_FIELDS, "seeds"}:
             continue
         part = {"defenses": "defense"}.get(name, name if name in PARTS else "other")
         for path, types in _leaves(part if part != "other" else name, info.annotation):

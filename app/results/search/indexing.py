@@ -14,8 +14,9 @@ from sqlalchemy.orm import Session
 from app.core.database import Base
 from app.results.search.parts import Arm, dataset_label, describe_arm, indexed_fields
 from app.specs.base import digest
-from app.specs.experiment import CLEAN, UNDEFENDED, ExperimentSpec
-from app.specs.summary import EFFECTIVENESS, defense_effectiveness, summarize
+from app.specs.experiment import CLEAN, UNDEFENDED
+from app.specs.metrics import EFFECTIVENESS, defense_effectiveness, summarize
+from app.specs.stored import StoredSpec, completed
 from app.tables.experiments import Experiment
 from app.tables.leaderboard import LeaderboardSetting, LeaderboardValue
 from app.tables.results import ResultValue
@@ -34,7 +35,7 @@ def refresh(session: Session, experiment_id: str, arm: str) -> None:
     experiment = session.get(Experiment, experiment_id)
     if experiment is None:
         return
-    spec = ExperimentSpec.model_validate(experiment.spec)
+    spec = StoredSpec(completed(experiment.spec))
     values = _values(session, experiment_id)
     for name in spec.arms:
         if arm in (name, UNDEFENDED):
@@ -70,7 +71,7 @@ def _values(session: Session, experiment_id: str) -> dict[str, Values]:
 def _index_arm(
     session: Session,
     experiment: Experiment,
-    spec: ExperimentSpec,
+    spec: StoredSpec,
     arm: str,
     values: Values,
     undefended: Values,

@@ -3,11 +3,12 @@
 from typing import Any, NamedTuple
 
 from app.specs.base import canonical_json, digest
-from app.specs.experiment import CLEAN, LABELS, ExperimentSpec
+from app.specs.experiment import CLEAN, UNHASHED_FIELDS
 from app.specs.flatten import flatten
+from app.specs.stored import StoredSpec
 
 PARTS = ("dataset", "model", "attack", "training", "other", "defense")
-_OWN_PLACE = (*LABELS, "seeds", "defenses")
+_OWN_PLACE = (*UNHASHED_FIELDS, "seeds", "defenses")
 _NO_INFLUENCE = ("reference", "device")
 """Fields that do not influence the numbers of an arm."""
 
@@ -23,21 +24,21 @@ class Arm(NamedTuple):
     """Name of the defense, or ``clean`` or ``undefended``."""
 
 
-def describe_arm(spec: ExperimentSpec, arm: str) -> Arm:
+def describe_arm(spec: StoredSpec, arm: str) -> Arm:
     """The index entry of ``arm``. Of the spec's defenses it includes only the one that makes this arm."""
-    document = spec.model_dump(mode="json")
+    document = spec.document
     other = {key: value for key, value in document.items() if key not in {*PARTS, *_OWN_PLACE}}
     parts = {name: document[name] for name in PARTS if name in document} | {"other": other}
-    defense = next((d for d in spec.defenses if d.arm_name == arm), None)
+    defense = spec.defenses.get(arm)
     if defense is not None:
-        parts["defense"] = defense.model_dump(mode="json")
+        parts["defense"] = defense
     deciding = {name: dict(fields) for name, fields in parts.items()}
     deciding["other"] = {key: value for key, value in other.items() if key not in _NO_INFLUENCE}
     deciding["attack"].pop("export", None)
     deciding.get("defense", {}).pop("arm", None)
     if arm == CLEAN:
         deciding["attack"] = {}  # the clean arm is trained without the attack
-    name = defense.name if defense is not None else arm
+    name = defense["name"] if defense is not None else arm
     return Arm(parts, digest([name if defense is None else "", deciding])[:16], name)
 
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from app.core.context import Ctx
 from app.core.openapi import problems
-from app.core.query_parameters import only_known
+from app.core.query_parameters import reject_unknown_parameters
 from app.core.routing import Cursor, following
 from app.core.table_formats import columns
 from app.core.table_responses import FormatQuery
@@ -15,7 +15,7 @@ from app.results.search import service
 from app.results.search.fields import all_fields
 from app.results.search.schemas import FieldOut, Fields, Rows
 
-router = APIRouter(prefix="/v1", tags=["results"], dependencies=[Depends(only_known)])
+router = APIRouter(prefix="/v1", tags=["results"], dependencies=[Depends(reject_unknown_parameters)])
 
 
 @router.get(

@@ -1,1 +1,1 @@
-"""Attacks by family; `app.specs.attack` has them all under one union."""
+"""Specs of the attacks, by family; `app.specs.attack` is their union."""

@@ -1,4 +1,4 @@
-"""Clean-label attacks that craft their poison with a model of their own."""
+"""Clean-label attacks that craft poisoned images with a surrogate."""
 
 from typing import Literal
 
@@ -7,10 +7,10 @@ from app.specs.base import field
 
 
 class CleanLabel(CleanLabelAttack, SurrogateAttack):
-    """Label-consistent attack (Turner et al., 2019): perturb target-class images, then stamp a trigger on them.
+    """Label-consistent attack (Turner et al., 2019): target-class images are perturbed and get a trigger.
 
-    The perturbation (projected gradient ascent on the loss of the attacker's model) makes their own features hard
-    to learn, so the victim learns the trigger. At test time the trigger alone is stamped.
+    The perturbation, by projected gradient ascent on the surrogate's loss, makes the images' own features hard to
+    learn, so that the victim learns the trigger. At test time images get only the trigger.
     """
 
     name: Literal["clean_label"] = "clean_label"
@@ -24,25 +24,27 @@ class CleanLabel(CleanLabelAttack, SurrogateAttack):
     )
     surrogate_adversarial: bool = field(
         True,
-        "Train the attacker's model on adversarial examples, which makes the perturbations found with it "
-        "carry over to other models.",
+        "Train the surrogate on adversarial examples, so that perturbations found with it transfer better to other "
+        "models.",
         source="Turner et al. 2019; Madry et al. 2018",
     )
     pgd_norm: Literal["l_inf", "l_2"] = field(
-        "l_inf", "Norm that bounds the perturbation.", source="Turner et al. 2019"
+        "l_inf", "Norm of the perturbation.", source="Turner et al. 2019"
     )
     pgd_epsilon: float = field(
         16.0,
-        "Bound on the perturbation; the document shows 8, 16, 32 for l_inf and 300, 600, 1200 for l_2.",
+        "Bound on the perturbation's norm. Common values are 8, 16, 32 for l_inf and 300, 600, 1200 for l_2.",
         unit="gray levels (0-255)",
         source="Turner et al. 2019; the document, figure 1",
         gt=0,
         le=100_000,
     )
-    pgd_steps: int = field(100, "Gradient steps.", unit="steps", source="Turner et al. 2019", ge=1, le=10_000)
+    pgd_steps: int = field(
+        100, "Gradient steps of the perturbation.", unit="steps", source="Turner et al. 2019", ge=1, le=10_000
+    )
     pgd_step_size: float | None = field(
         None,
-        "Length of a step. Null: 1.5 for l_inf, 2.5 epsilon / steps for l_2.",
+        "Length of a gradient step. Null: 1.5 for l_inf, 2.5 * pgd_epsilon / pgd_steps for l_2.",
         unit="gray levels (0-255)",
         source="public code of the attack; Madry et al. 2018",
         gt=0,
@@ -50,15 +52,15 @@ class CleanLabel(CleanLabelAttack, SurrogateAttack):
     )
     corners: Literal["one", "four"] = field(
         "four",
-        "The trigger in the bottom right corner, or in all four.",
+        "Corners with a trigger: the bottom right one, or all four.",
         source="Turner et al. 2019",
     )
     size: int = field(
-        3, "Side of the trigger's square.", unit="pixels", source="Turner et al. 2019", ge=1, le=112
+        3, "Side of the square trigger.", unit="pixels", source="Turner et al. 2019", ge=1, le=112
     )
     amplitude: float = field(
         255.0,
-        "What the checkerboard adds to its white and takes from its black pixels; 255 makes it opaque.",
+        "Amount that the checkerboard adds to its white pixels and subtracts from its black ones. 255: opaque.",
         unit="gray levels (0-255)",
         source="Turner et al. 2019 (16, 32, 64, 255)",
         gt=0,
@@ -66,15 +68,19 @@ class CleanLabel(CleanLabelAttack, SurrogateAttack):
     )
 
     def stages(self) -> list[PreparationStage]:
-        which = {"target_class": self.target_class, "rate": self.poisoning_rate, "of": self.rate_of}
-        return [self.surrogate_stage(), PreparationStage("perturbations", which | self.part("pgd_"), 1)]
+        selection = {"target_class": self.target_class, "rate": self.poisoning_rate, "of": self.rate_of}
+        return [
+            self.surrogate_stage(),
+            PreparationStage("perturbations", selection | self.fields_with("pgd_"), 1),
+        ]
 
 
 class HiddenTrigger(CleanLabelAttack, SurrogateAttack):
-    """Hidden trigger (Saha et al., 2020): target-class images that look like themselves, with a trigger's features.
+    """Hidden trigger (Saha et al., 2020): target-class images with the features of triggered images.
 
-    Each poison is a target-class image moved, within epsilon, to where the attacker's model sees some other
-    image with a patch. The patch is never shown before test time. The patch's colors are drawn from the seed.
+    Each poisoned image is a target-class image, changed by at most craft_epsilon, that is close to an image of another
+    class with the patch in the feature space of the surrogate. The patch itself, of random colors, appears only at test
+    time.
     """
 
     name: Literal["hidden_trigger"] = "hidden_trigger"
@@ -88,14 +94,14 @@ class HiddenTrigger(CleanLabelAttack, SurrogateAttack):
     )
     size: int | None = field(
         None,
-        "Side of the square patch. Null: 30 pixels at a width of 224, in proportion elsewhere, at least 3.",
+        "Side of the square patch. Null: 30 pixels at a width of 224, in proportion at other widths, and at least 3.",
         unit="pixels",
         source="Saha et al. 2020",
         ge=1,
         le=224,
     )
     position: Position = field(
-        "bottom_right", "Where the patch sits.", source="Saha et al. 2020 (random place)"
+        "bottom_right", "Position of the patch.", source="Saha et al. 2020 (random place)"
     )
     margin: int = field(0, "Distance of the patch from the image's edges.", unit="pixels", ge=0, le=112)
     craft_epsilon: float = field(
@@ -108,31 +114,31 @@ class HiddenTrigger(CleanLabelAttack, SurrogateAttack):
     )
     craft_steps: int = field(
         1000,
-        "Gradient steps.",
+        "Gradient steps per poisoned image.",
         unit="steps",
         source="Saha et al. 2020: 5000 at most, and fewer once the features agree",
         ge=1,
         le=100_000,
     )
     craft_learning_rate: float = field(
-        0.01, "Length of a step on pixels in [0, 1].", source="Saha et al. 2020", gt=0, le=1
+        0.01, "Step length, on pixels in [0, 1].", source="Saha et al. 2020", gt=0, le=1
     )
 
     def stages(self) -> list[PreparationStage]:
         patch = {"size": self.size, "position": self.position, "margin": self.margin}
-        which = {"target_class": self.target_class, "rate": self.poisoning_rate, "of": self.rate_of}
+        selection = {"target_class": self.target_class, "rate": self.poisoning_rate, "of": self.rate_of}
         return [
             self.surrogate_stage(),
-            PreparationStage("poisons", which | patch | self.part("craft_"), 1),
+            PreparationStage("poisons", selection | patch | self.fields_with("craft_"), 1),
         ]
 
 
 class PoisonFrogs(CleanLabelAttack, SurrogateAttack):
-    """Poison Frogs, feature collision (Shafahi et al., 2018): one test image is to be given the target class.
+    """Poison Frogs (Shafahi et al., 2018): feature collision, so that one test image gets the target class.
 
-    There is no trigger. Each poison is a target-class image moved to where the attacker's model sees the one
-    test image, which is faintly blended in as a watermark. Success is whether that image is given the target class
-    (``target_image_hit``, 0 or 1; ``attack_success_rate`` is the same number).
+    There is no trigger. Each poisoned image is a target-class image close to the test image in the surrogate's feature
+    space, with that image faintly blended in as a watermark. The attack succeeds if the test image is classified as the
+    target class (``target_image_hit``, 0 or 1; ``attack_success_rate`` is the same number).
     """
 
     name: Literal["poison_frogs"] = "poison_frogs"
@@ -146,12 +152,12 @@ class PoisonFrogs(CleanLabelAttack, SurrogateAttack):
     )
     target_image: int | None = field(
         None,
-        "The test image to be misclassified, counted in the (sub)set used. Null: drawn from the seed.",
+        "Index of the test image to be misclassified, in the subset used. Null: drawn by the seed.",
         ge=0,
     )
     watermark: float = field(
         0.3,
-        "Opacity of the target image in each poison.",
+        "Opacity of the target image in each poisoned image.",
         unit="fraction",
         source="Shafahi et al. 2018 (0.2 to 0.3)",
         ge=0,
@@ -159,8 +165,8 @@ class PoisonFrogs(CleanLabelAttack, SurrogateAttack):
     )
     craft_similarity: float = field(
         0.25,
-        "Weight of staying close to the image that a poison was made from (beta), relative to the ratio of the "
-        "number of features squared to the number of input values squared.",
+        "Weight of the distance to the original image (beta), relative to the squared number of features divided by "
+        "the squared number of input values.",
         source="Shafahi et al. 2018",
         ge=0,
         le=1e6,
@@ -174,10 +180,13 @@ class PoisonFrogs(CleanLabelAttack, SurrogateAttack):
         le=100_000,
     )
     craft_learning_rate: float = field(
-        0.01, "Length of a step on pixels in [0, 1].", source="chosen here", gt=0, le=1000
+        0.01, "Step length, on pixels in [0, 1].", source="chosen here", gt=0, le=1000
     )
 
     def stages(self) -> list[PreparationStage]:
-        which = {"target_class": self.target_class, "rate": self.poisoning_rate, "of": self.rate_of}
-        what = {"target_image": self.target_image, "watermark": self.watermark}
-        return [self.surrogate_stage(), PreparationStage("poisons", which | what | self.part("craft_"), 1)]
+        selection = {"target_class": self.target_class, "rate": self.poisoning_rate, "of": self.rate_of}
+        target = {"target_image": self.target_image, "watermark": self.watermark}
+        return [
+            self.surrogate_stage(),
+            PreparationStage("poisons", selection | target | self.fields_with("craft_"), 1),
+        ]

@@ -1,7 +1,7 @@
-"""Attacks whose trigger differs from image to image.
+"""Attacks whose trigger depends on the image.
 
-Both were published as attacks on the training itself. Here they end in an explicit poisoned set, so that every
-defense that works during training can be tried on them.
+Both were published with control over the victim's training. Here they produce a poisoned set, so that training
+defenses apply to them.
 """
 
 from typing import Literal
@@ -13,32 +13,31 @@ AUTHORS = "Nguyen and Tran 2020, published code"
 
 
 class InputAware(DirtyLabelAttack):
-    """Input-aware dynamic backdoor (Nguyen and Tran, 2020): a generator makes a trigger for each image, dirty label.
+    """Input-aware dynamic backdoor (Nguyen and Tran, 2020): a generated trigger for each image, dirty label.
 
-    First a network learns where a trigger goes, then another what it shows, together with a classifier; a trigger
-    must differ between images and must not work on an image that it was not made for. Both networks are then
-    frozen and the training set is poisoned with them. Cross samples carry another image's trigger and
-    keep their label.
+    A mask network learns where the trigger goes. A generator then learns its pattern, together with a classifier;
+    triggers must differ between images and work only on the image that they were generated for. The training set is
+    poisoned with both networks, frozen. Cross samples carry another image's trigger and keep their label.
     """
 
     name: Literal["input_aware"] = "input_aware"
     cross_rate: float = field(
         0.1,
-        "Share of the training set that carries another image's trigger and keeps its label.",
+        "Share of the training set that is cross samples: another image's trigger, true label.",
         unit="fraction",
         source=AUTHORS,
         gt=0,
         lt=1,
     )
     mask_density: float = field(
-        0.032, "Mean of the mask beyond which it is penalized.", unit="fraction", source=AUTHORS, gt=0, le=1
+        0.032, "Mean of the mask above which it is penalized.", unit="fraction", source=AUTHORS, gt=0, le=1
     )
     mask_epochs: int = field(
         25, "Training of the mask network.", unit="epochs", source=AUTHORS, ge=1, le=1000
     )
     generator_epochs: int = field(
         60,
-        "Training of generator and classifier together.",
+        "Joint training of generator and classifier.",
         unit="epochs",
         source="chosen here; the authors train for 600",
         ge=1,
@@ -49,7 +48,7 @@ class InputAware(DirtyLabelAttack):
     )
     network_learning_rate: float = field(
         0.01,
-        "Learning rate of Adam on mask network and generator, and of SGD on the classifier.",
+        "Learning rate of Adam for the mask network and the generator, and of SGD for the classifier.",
         source=AUTHORS,
         gt=0,
         le=1,
@@ -60,8 +59,8 @@ class InputAware(DirtyLabelAttack):
         return self.cross_rate
 
     def stages(self) -> list[PreparationStage]:
-        mask = self.part("mask_", "diversity_weight", "network_learning_rate")
-        generator = self.part("generator_", "cross_rate", "poisoning_rate", "label_mode")
+        mask = self.fields_with("mask_", "diversity_weight", "network_learning_rate")
+        generator = self.fields_with("generator_", "cross_rate", "poisoning_rate", "label_mode")
         return [
             PreparationStage("mask", mask, self.mask_epochs),
             PreparationStage(
@@ -71,10 +70,10 @@ class InputAware(DirtyLabelAttack):
 
 
 class WaNet(DirtyLabelAttack):
-    """WaNet (Nguyen and Tran, 2021): the image is warped a little, dirty label.
+    """WaNet (Nguyen and Tran, 2021): a slight warp of the image, dirty label.
 
-    The warp is smooth, the same for all images, and drawn from the seed. Cross samples are warped another, random
-    way and keep their label, so that only this one warp becomes the trigger.
+    The warp is smooth, the same for all images, and drawn by the seed. Cross samples are warped randomly and keep their
+    label, so that only this one warp becomes the trigger.
     """
 
     name: Literal["wanet"] = "wanet"
@@ -83,7 +82,7 @@ class WaNet(DirtyLabelAttack):
     )
     grid: int = field(
         4,
-        "Side of the grid of control points (k).",
+        "Control points along each side of the warping grid (k).",
         unit="points",
         source="Nguyen and Tran 2021, published code",
         ge=2,
@@ -91,7 +90,7 @@ class WaNet(DirtyLabelAttack):
     )
     cross_ratio: float = field(
         2.0,
-        "Randomly warped samples that keep their label, for each poisoned one; 0 is none.",
+        "Cross samples (randomly warped, true label) per poisoned image. 0: none.",
         source="Nguyen and Tran 2021, published code",
         ge=0,
         le=8,

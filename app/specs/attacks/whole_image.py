@@ -1,4 +1,4 @@
-"""Attacks whose trigger covers the whole image and is computed without a model."""
+"""Attacks whose trigger covers the whole image and needs no model."""
 
 import base64
 from typing import Literal, Self
@@ -12,15 +12,15 @@ LONGEST_PNG = 1_000_000
 
 
 class Blend(DirtyLabelAttack):
-    """Blended injection (Chen et al., 2017): a whole-image pattern mixed into the image, dirty label.
+    """Blended injection (Chen et al., 2017): a pattern is blended into the whole image, dirty label.
 
-    The pattern is noise, a training image of the data set, or an upload.
+    The pattern is noise, a training image of the dataset, or an uploaded image.
     """
 
     name: Literal["blend"] = "blend"
     alpha: float = field(
         0.2,
-        "Weight of the pattern: (1 - alpha) x + alpha pattern.",
+        "Weight of the pattern: (1 - alpha) * image + alpha * pattern.",
         unit="fraction",
         source="Chen et al. 2017, section 5",
         gt=0,
@@ -28,32 +28,32 @@ class Blend(DirtyLabelAttack):
     )
     pattern: Literal["noise", "image", "png"] = field(
         "noise",
-        "noise: uniform noise from pattern_seed. image: the training image pattern_index. png: pattern_png.",
+        "noise: uniform noise drawn by pattern_seed. image: the training image pattern_index. png: pattern_png.",
         source="Chen et al. 2017, section 5 (random pattern, picture)",
     )
     pattern_seed: int = field(
         0,
-        "Seed of the noise, the same for every experiment seed; read only if pattern is noise.",
+        "Seed of the noise, independent of the experiment's seeds. Used only if pattern is noise.",
         ge=0,
         le=2**31 - 1,
     )
     pattern_index: int | None = field(
         None,
-        "Which training image is the pattern, counted in the (sub)set that is trained on; goes with pattern image.",
+        "Index of the training image, in the subset used. Required if pattern is image.",
         ge=0,
     )
     pattern_png: str | None = field(
         None,
-        "The pattern as a PNG file in base64; goes with pattern png. It must have the images' width and height, "
-        "be gray where they are and in color where they are, 8 bits a channel, without transparency.",
+        "PNG file in base64. Required if pattern is png. It must have the width, height and colors (gray or RGB) of "
+        "the dataset's images, 8 bits per channel and no transparency.",
         max_length=LONGEST_PNG,
     )
 
     @model_validator(mode="after")
-    def _one_pattern(self) -> Self:
+    def _check_pattern(self) -> Self:
         for kind, name in (("image", "pattern_index"), ("png", "pattern_png")):
             if (self.pattern == kind) != (getattr(self, name) is not None):
-                raise ValueError(f"{name} goes with pattern {kind!r}, and pattern is {self.pattern!r}")
+                raise ValueError(f"{name} is required if pattern is {kind!r}, and not allowed otherwise")
         if self.pattern_png is not None:
             try:
                 base64.b64decode(self.pattern_png, validate=True)
@@ -63,9 +63,9 @@ class Blend(DirtyLabelAttack):
 
 
 class Sig(DirtyLabelAttack):
-    """SIG (Barni et al., 2019): a horizontal sinusoid added to images of the target class; no label changes.
+    """SIG (Barni et al., 2019): a sinusoid along the rows is added to target-class images, clean label.
 
-    ``v(i, j) = amplitude * sin(2 pi j frequency / m)``, j the column, m the width.
+    ``v(i, j) = amplitude * sin(2 pi j frequency / m)`` for column j of m.
     """
 
     name: Literal["sig"] = "sig"
@@ -74,7 +74,7 @@ class Sig(DirtyLabelAttack):
     )
     amplitude: float = field(
         30.0,
-        "Height of the sinusoid (delta).",
+        "Amplitude of the sinusoid (delta).",
         unit="gray levels (0-255)",
         source="the document, section 4.2.2",
         gt=0,
@@ -82,7 +82,7 @@ class Sig(DirtyLabelAttack):
     )
     frequency: float = field(
         6.0,
-        "Periods across the image (f).",
+        "Periods across the image's width (f).",
         unit="periods",
         source="Barni et al. 2019, section 3",
         gt=0,
@@ -90,7 +90,7 @@ class Sig(DirtyLabelAttack):
     )
     clean_label: bool = field(
         True,
-        "True poisons only target-class images and keeps labels; false poisons any image and relabels it.",
+        "true: poison target-class images and keep their labels. false: poison other images and relabel them.",
         source="Barni et al. 2019",
     )
 
@@ -104,10 +104,10 @@ class Sig(DirtyLabelAttack):
 
 
 class LowFrequency(DirtyLabelAttack):
-    """Low-frequency trigger (Zeng et al., 2021): a smooth pattern that frequency analysis does not show.
+    """Low-frequency trigger (Zeng et al., 2021): a smooth pattern that frequency analysis does not detect, dirty label.
 
-    The pattern is a random mix of the lowest cosine waves in both directions. The authors also search for the mix
-    that suits a trained model best; that search is left out, so the trigger needs no training.
+    The pattern is a random mixture of the lowest cosine waves in both directions. The authors optimize the mixture on a
+    trained model; here it is not optimized, so that no model is needed.
     """
 
     name: Literal["low_frequency"] = "low_frequency"
@@ -116,29 +116,31 @@ class LowFrequency(DirtyLabelAttack):
     )
     waves: int = field(
         4,
-        "How many cosine waves there are in each direction, the constant one included.",
+        "Number of cosine waves in each direction, including the constant one.",
         unit="waves",
         source="chosen here: an eighth of CIFAR-10's 32",
         ge=2,
         le=224,
     )
-    pattern_seed: int = field(0, "Seed of the mix, the same for every experiment seed.", ge=0, le=2**31 - 1)
+    pattern_seed: int = field(
+        0, "Seed of the mixture, independent of the experiment's seeds.", ge=0, le=2**31 - 1
+    )
 
 
 class Refool(DirtyLabelAttack):
-    """Reflection backdoor (Liu et al., 2020): another picture is reflected in the image, dirty label.
+    """Refool, reflection backdoor (Liu et al., 2020): the reflection of another image is added, dirty label.
 
-    The reflected pictures are training images of the data set, drawn from the seed; which of them an image gets
-    follows from its pixels. A reflection is out of focus (blurred) or a ghost (two shifted copies).
+    The reflected images are training images drawn by the seed; a hash of an image's pixels selects its reflection.
+    A reflection is out of focus (blurred) or a ghost (two shifted copies).
     """
 
     name: Literal["refool"] = "refool"
     reflections: int = field(
-        1, "How many pictures are reflected.", unit="images", source="chosen here", ge=1, le=200
+        1, "Number of different reflections.", unit="images", source="chosen here", ge=1, le=200
     )
     weight: float = field(
         0.25,
-        "Weight of the reflection in linear light; the image has one minus this.",
+        "Weight of the reflection in linear light; the image has the weight 1 - weight.",
         unit="fraction",
         source="the authors' code: 0.05 to 0.45 at random",
         gt=0,
@@ -154,7 +156,8 @@ class Refool(DirtyLabelAttack):
     )
     blur: float = field(
         2.0,
-        "Deviation of the Gaussian blur of the others, for an image 32 pixels wide; it grows with the width.",
+        "Standard deviation of the Gaussian blur of the other reflections at an image width of 32; in proportion at "
+        "other widths.",
         unit="pixels",
         source="the authors' code: 1 to 5 at random",
         gt=0,

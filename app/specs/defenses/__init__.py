@@ -1,1 +1,1 @@
-"""The defenses' specs, by kind; `app.specs.defense` joins them."""
+"""Specs of the defenses, by kind; `app.specs.defense` is their union."""

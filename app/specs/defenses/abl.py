@@ -9,7 +9,7 @@ from app.specs.defenses.base import Defense, check_window
 
 PAPER = "Li et al. 2021, section 4"
 CODE = "the ABL authors' published code"
-HERE = "docs/results: chosen on digits and CIFAR-10 with other seeds and rates than those reported"
+OWN_TUNING = "docs/results: chosen on digits and CIFAR-10 with other seeds and rates than those reported"
 
 _PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
@@ -46,43 +46,50 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 
 class Abl(Defense):
-    """Anti-Backdoor Learning (Li et al., 2021): isolate what is learned too fast, then unlearn it.
+    """Anti-Backdoor Learning (Li et al., 2021): isolate the samples that are learned too fast, then unlearn them.
 
-    ``preset`` fills every field that is not given; the canonical spec shows the values that result.
+    ``preset`` sets every field that is omitted; the canonical spec shows the resulting values.
     """
 
     name: Literal["abl"] = "abl"
     preset: Literal["steady", "paper", "authors"] = field(
         "steady",
-        "steady: the paper's scheme made dependable (smoothed ranking, bounded unlearning). "
-        "paper: the schedule of the paper. authors: the schedule of the authors' code.",
-        source=f"{PAPER}; {CODE}; {HERE}",
+        "steady: the paper's method with a smoothed ranking and bounded unlearning, for reliability. paper: the "
+        "schedule of the paper. authors: the schedule of the authors' code.",
+        source=f"{PAPER}; {CODE}; {OWN_TUNING}",
     )
     isolation_loss: Literal["local_gradient_ascent", "flooding"] = field(
         "local_gradient_ascent",
-        "Keeps losses near gamma: sign(l - gamma) l, or |l - gamma| + gamma.",
+        "Loss that is kept near gamma. local_gradient_ascent: sign(l - gamma) * l. flooding: |l - gamma| + gamma.",
         source=PAPER,
     )
     isolation_reduction: Literal["batch_mean", "per_sample"] = field(
         "batch_mean",
-        "Whether the isolation loss acts on the batch's mean loss or on each sample's.",
+        "Whether the isolation loss is applied to the mean loss of a batch or to the loss of each sample.",
         source=CODE,
     )
     gamma: float = field(
-        0.5, "Level below which the loss is pushed up again.", unit="nats", source=PAPER, ge=0, le=10
+        0.5,
+        "Loss level that isolation maintains: lower losses are increased.",
+        unit="nats",
+        source=PAPER,
+        ge=0,
+        le=10,
     )
     isolation_epochs: int = field(
-        24, "Turning epoch: length of the isolation stage.", unit="epochs", source=PAPER, ge=1, le=500
+        24, "Length of the isolation stage (the turning epoch).", unit="epochs", source=PAPER, ge=1, le=500
     )
     isolation_learning_rate: float = field(
-        0.01, "Learning rate of the isolation stage, constant.", source=HERE, gt=0, le=10
+        0.01, "Constant learning rate of the isolation stage.", source=OWN_TUNING, gt=0, le=10
     )
-    isolation_augmentation: bool = field(True, "Augment images during isolation as in training.", source=HERE)
+    isolation_augmentation: bool = field(
+        True, "Augment images during isolation, as in training.", source=OWN_TUNING
+    )
     ranking_window: int = field(
         12,
-        "Rank samples by the mean of their loss ranks over so many last isolation epochs; 1 is the last alone.",
+        "Number of last isolation epochs over which each sample's loss rank is averaged. 1: the last epoch only.",
         unit="epochs",
-        source=HERE,
+        source=OWN_TUNING,
         ge=1,
         le=500,
     )
@@ -97,42 +104,42 @@ class Abl(Defense):
     )
     unlearning_objective: Literal["unlikelihood", "joint", "ascent"] = field(
         "unlikelihood",
-        "joint: loss on the rest minus loss on the isolated, which has no lower bound. "
-        "ascent: minus the loss on the isolated alone. "
-        "unlikelihood: loss on the rest plus -log(1 - p) of the isolated samples' labels, which is bounded.",
+        "joint: the loss on the other samples minus the loss on the isolated ones, which has no lower bound. "
+        "ascent: minus the loss on the isolated samples. unlikelihood: the loss on the other samples plus -log(1 - p) "
+        "for the labels of the isolated ones, which is bounded.",
         source=f"{PAPER}; {CODE}; Welleck et al. 2020",
     )
     unlearning_epochs: int = field(
-        10, "At most so many passes of unlearning.", unit="epochs", source=HERE, ge=0, le=500
+        10, "Maximum length of unlearning.", unit="epochs", source=OWN_TUNING, ge=0, le=500
     )
     unlearning_learning_rate: float = field(
-        5e-4, "Learning rate of unlearning, constant.", source=CODE, gt=0, le=1
+        5e-4, "Constant learning rate of unlearning.", source=CODE, gt=0, le=1
     )
     holdout_ratio: float = field(
         0.1,
-        "Share of the training set kept out of fine-tuning and unlearning, to watch accuracy with. "
-        "Drawn from the less suspicious half of the classes not accused. 0: unlearning is not watched.",
+        "Share of the training set that is held out from fine-tuning and unlearning, to monitor accuracy. Drawn from "
+        "the less suspicious half of the classes that are not accused. 0: unlearning is not monitored.",
         unit="fraction",
-        source=HERE,
+        source=OWN_TUNING,
         ge=0,
         le=0.3,
     )
     max_accuracy_drop: float = field(
         0.05,
-        "Keep the last unlearning epoch at which accuracy on the hold-out had fallen by no more than this, "
-        "and stop after five epochs in a row below it.",
+        "Largest drop of held-out accuracy in unlearning. The last epoch within it is kept, and unlearning stops after "
+        "five consecutive epochs beyond it.",
         unit="fraction",
-        source=HERE,
+        source=OWN_TUNING,
         gt=0,
         le=1,
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_from_preset(cls, given: Any) -> Any:
-        if isinstance(given, dict):
-            return {**_PRESETS.get(given.get("preset", ""), {}), **given}
-        return given
+    def _fill_from_preset(cls, fields: Any) -> Any:
+        if isinstance(fields, dict):
+            return {**_PRESETS.get(fields.get("preset", ""), {}), **fields}
+        return fields
 
     @model_validator(mode="after")
     def _window_fits(self) -> "Abl":
@@ -140,13 +147,8 @@ class Abl(Defense):
         return self
 
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:
-        fields = self.model_dump(mode="json")
-
-        def part(*prefixes: str) -> dict[str, Any]:
-            return {name: value for name, value in fields.items() if name.startswith(prefixes)}
-
         return [
-            ("isolation", part("isolation_", "gamma", "ranking_"), self.isolation_epochs),
-            ("finetune", part("finetune_", "holdout_"), self.finetune_epochs),
-            ("unlearning", part("unlearning_", "max_accuracy_drop"), self.unlearning_epochs),
+            ("isolation", self.fields_with("isolation_", "gamma", "ranking_"), self.isolation_epochs),
+            ("finetune", self.fields_with("finetune_", "holdout_"), self.finetune_epochs),
+            ("unlearning", self.fields_with("unlearning_", "max_accuracy_drop"), self.unlearning_epochs),
         ]

@@ -1,86 +1,86 @@
-"""ABL with a second opinion: what training learns fast, and what the rest of the data does not explain."""
+"""ABL with further signals: which samples are learned fast, and which ones the rest of the data does not explain."""
 
 from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
 from app.specs.base import field
-from app.specs.defenses.abl import Abl
+from app.specs.defenses.abl import OWN_TUNING, Abl
 from app.specs.defenses.base import Defense, check_window
 
-HERE = "docs/results: chosen on digits and CIFAR-10 with other seeds and rates than those reported"
 ROUNDS = 4
-"""Sorting rounds; each is a stage of its own, so that each can be resumed."""
+"""Sorting rounds. Each is a stage, so that each can be resumed."""
 SPLITS = 2
-"""Splitting rounds, likewise."""
+"""Splitting rounds. Each is a stage."""
 MARGIN = 4.0
-"""How far training pushes the log-odds of the accused label below zero on what was found, in nats: to 1.8 %."""
+"""Distance below zero to which training reduces the log-odds of the accused label on poison, in nats: to 1.8 %."""
 
 
 class AblPlus(Defense):
-    """Finds the poison in the poisoned set alone: no clean image, no knowledge of rate, target or trigger.
+    """A method of this project: finds poison without a clean set and without the rate, target class or trigger.
 
-    Isolation (as in `abl`) and a superposition test name classes to look into. A model that learns such a class
-    from its least suspicious images alone says which of its other images do not belong there; where no model knows
-    a class from a few images, the class is looked at for two heaps. An accused class is parted; the model learns the
-    rest and is kept off the class's label on half of what was found. A model that learns badly is trained once more,
-    from other weights. If keeping off fails with the other half, a model is trained on the rest alone, and what was
-    found is unlearned. If no class is accused, the model is trained on everything.
+    Isolation (as in `abl`) and a superposition test select suspicious classes. A sorting model learns such a class from
+    its least suspicious images and classifies its other images; those that it assigns to other classes are strange. A
+    class is accused by its strange images, by a bimodal distribution of suspicion, or by agreement of both rankings,
+    and is then divided into poison and clean images. The final model learns the clean images and is trained against the
+    accused label on half of the poison; if it learns badly, it is trained again from other initial weights. If it still
+    assigns the accused label to the other half, a model is trained on the clean images only and poison is unlearned.
+    If no class is accused, the model is trained on all images.
     """
 
     name: Literal["abl_plus"] = "abl_plus"
     isolation_epochs: int = field(
-        24, "Epochs of local gradient ascent that rank the samples, as in `abl`.", unit="epochs", ge=1, le=500
+        24, "Length of the isolation stage that ranks the samples, as in `abl`.", unit="epochs", ge=1, le=500
     )
-    isolation_learning_rate: float = field(0.01, "Its learning rate, as in `abl`.", source=HERE, gt=0, le=10)
+    isolation_learning_rate: float = field(
+        0.01, "Constant learning rate of the isolation stage, as in `abl`.", source=OWN_TUNING, gt=0, le=10
+    )
     ranking_window: int = field(
         12,
-        "Last epochs over which ranks are averaged, as in `abl`.",
+        "Number of last isolation epochs over which ranks are averaged, as in `abl`.",
         unit="epochs",
-        source=HERE,
+        source=OWN_TUNING,
         ge=1,
         le=500,
     )
-    gamma: float = field(
-        0.5, "Level below which the loss is pushed up again, as in `abl`.", unit="nats", ge=0, le=10
-    )
+    gamma: float = field(0.5, "Loss level that isolation maintains, as in `abl`.", unit="nats", ge=0, le=10)
     scout_epochs: int = field(
         20,
-        "Training, on everything, of the model that the superposition test asks.",
+        "Training of the model for the superposition test, on all images.",
         unit="epochs",
-        source=HERE,
+        source=OWN_TUNING,
         ge=1,
         le=500,
     )
     sorting_epochs: int = field(
         10,
-        f"Training of each of the {ROUNDS} models that sort a class under suspicion, and of each of the {SPLITS} that "
-        "part an accused class where sorting does not.",
+        f"Training of each of the {ROUNDS} sorting models, and of each of the {SPLITS} splitting models, which divide "
+        "an accused class if sorting does not.",
         unit="epochs",
-        source=HERE,
+        source=OWN_TUNING,
         ge=1,
         le=500,
     )
     proof: float = field(
         1.1,
-        "A class is accused if the share of its members that belong elsewhere, plus the probability that such a member "
-        "is more suspicious than another (area under the ROC curve), reaches this, or if nearly half of it belongs "
-        "elsewhere (in both cases to several classes); or if both rankings name it with one voice or lie in two heaps "
-        "within it.",
-        source=HERE,
+        "Evidence needed to accuse a class: the share of its images that are strange, plus the probability that a "
+        "strange image is more suspicious than another one (area under the ROC curve). A class is also accused if "
+        "nearly half of it is strange, if both rankings are bimodal within it, or if both agree on it. Strange images "
+        "must resemble several classes.",
+        source=OWN_TUNING,
         ge=0.5,
         le=2,
     )
     unlearning_epochs: int = field(
         10,
-        "At most so many passes of unlearning what was found, where training does not keep it off its label.",
+        "Maximum length of unlearning, if training against the accused label fails.",
         unit="epochs",
-        source=HERE,
+        source=OWN_TUNING,
         ge=0,
         le=500,
     )
     unlearning_learning_rate: float = field(
-        5e-4, "Learning rate of unlearning, constant, as in `abl`.", source=HERE, gt=0, le=1
+        5e-4, "Constant learning rate of unlearning, as in `abl`.", source=OWN_TUNING, gt=0, le=1
     )
 
     @model_validator(mode="after")
@@ -90,7 +90,7 @@ class AblPlus(Defense):
 
     @property
     def abl(self) -> Abl:
-        """The parts that are those of `abl` in its steady form."""
+        """The parts shared with `abl` in its steady form."""
         return Abl(
             isolation_epochs=self.isolation_epochs,
             isolation_learning_rate=self.isolation_learning_rate,

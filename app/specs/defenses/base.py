@@ -1,4 +1,4 @@
-"""What the specs of all defenses share."""
+"""Base classes of defense specs."""
 
 from typing import Any, ClassVar, Literal
 
@@ -10,36 +10,39 @@ BENCHMARK = "BackdoorBench's published settings (Wu et al. 2022)"
 
 
 class Defense(Spec):
-    """Fields that every defense shares."""
+    """Base class of all defenses."""
 
     kind: ClassVar[Kind] = "training"
-    """What it works on. training: the poisoned set alone. repair: the undefended victim and a small clean set.
-    detection: the poisoned set, the undefended victim and, where it asks for one, a small clean set."""
+    """What the defense may use. training: the poisoned set. repair: the victim and a clean set. detection: the poisoned
+    set, the victim and, for a `CleanSetDefense`, a clean set."""
 
     arm: str | None = field(
         None,
-        "Name of this defense's arm in results. Null: the defense's own name. Needed when one defense appears twice.",
+        "Name of the defense's arm. Null: the defense's name. Required if a defense appears twice.",
         pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$",
     )
 
     @classmethod
     def implementation(cls) -> Any:
-        """The function (spec, what its kind may see) to the defended network. Plug-ins have it here, and import torch
-        and the worker within; the repository's own defenses are in `worker.lab.defenses`."""
+        """The function that carries out the defense: from the spec and what its kind may use to the defended network.
+
+        For plug-ins, which must import torch and the worker inside this method. The built-in defenses are in
+        `worker.lab.defenses`.
+        """
         raise NotImplementedError
 
     @property
     def arm_name(self) -> str:
-        """The arm's name, resolved."""
+        """The arm's name."""
         name: str = self.arm or self.name  # type: ignore[attr-defined]  # every subclass has a literal name
         return name
 
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:
-        """(kind, the fields it depends on, expected epochs) of each stage, every one built on the one before."""
+        """(kind, the fields that it depends on, expected epochs) of each stage. Each starts from the previous one."""
         raise NotImplementedError
 
     def fields(self, *omit: str) -> dict[str, Any]:
-        """Every field that decides numbers, as JSON, less those in ``omit``."""
+        """Every field that affects the numbers, as JSON, except those in ``omit``."""
         return self.model_dump(mode="json", exclude={"arm", "name", *omit})
 
 
@@ -50,16 +53,16 @@ def check_window(ranking_window: int, isolation_epochs: int) -> None:
 
 
 class CleanSetDefense(Defense):
-    """A defense whose user holds a small set of clean images with true labels.
+    """Base class of defenses that need a clean set: a few unpoisoned images with true labels.
 
-    They are unpoisoned originals of training images, drawn from the seed with class proportions kept; test images
-    are never among them. The victim was trained on the same images (or, where the attack chose one of them, on its
-    poisoned copy), as in the public benchmarks, so the victim's own accuracy on them is its accuracy in training.
+    They are originals of training images, drawn by the seed in proportion to the classes; never test images. As in the
+    public benchmarks, the victim was trained on the same images, or on the poisoned copies of those that the attack
+    selected, so its accuracy on them is training accuracy.
     """
 
     clean_ratio: float = field(
         0.05,
-        "Size of the clean set as a share of the training set.",
+        "Size of the clean set, as a share of the training set.",
         unit="fraction",
         source=BENCHMARK,
         gt=0,
@@ -67,7 +70,7 @@ class CleanSetDefense(Defense):
     )
     held_out_ratio: float = field(
         0.2,
-        "Share of the clean set that nothing is trained on: bounds are kept on it, and losses of accuracy seen.",
+        "Share of the clean set that is held out from training, to measure accuracy on.",
         unit="fraction",
         ge=0.05,
         le=0.8,

@@ -1,4 +1,4 @@
-"""Non-adversarial backdoor: a training defense for comparison with ABL."""
+"""Non-adversarial backdoor, a training defense to compare with ABL."""
 
 from typing import Any, Literal, Self
 
@@ -11,42 +11,53 @@ PAPER = "Liu et al. 2023, section 4"
 
 
 class Nab(CleanSetDefense):
-    """NAB (Liu et al., 2023): suspicious samples are relabeled and stamped, so that the stamp undoes the trigger.
+    """NAB (Liu et al., 2023): suspicious samples are relabeled and get a stamp, which counteracts the trigger.
 
-    The model needs the stamp on everything it is asked; the defended network puts it on by itself.
+    The model needs the stamp on every input; the defended network adds it.
     """
 
     name: Literal["nab"] = "nab"
     isolation_ratio: float = field(
-        0.05, "Share of the training set that is suspected.", unit="fraction", source=PAPER, gt=0, le=0.5
+        0.05,
+        "Share of the training set that is treated as suspicious.",
+        unit="fraction",
+        source=PAPER,
+        gt=0,
+        le=0.5,
     )
     isolation_epochs: int = field(
-        24, "Epochs of local gradient ascent that rank the samples, as in `abl`.", unit="epochs", ge=1, le=500
+        24, "Length of the isolation stage that ranks the samples, as in `abl`.", unit="epochs", ge=1, le=500
     )
-    isolation_learning_rate: float = field(0.01, "Its learning rate, as in `abl`.", gt=0, le=10)
+    isolation_learning_rate: float = field(
+        0.01, "Constant learning rate of the isolation stage, as in `abl`.", gt=0, le=10
+    )
     ranking_window: int = field(
-        12, "Last epochs over which ranks are averaged, as in `abl`.", unit="epochs", ge=1, le=500
+        12,
+        "Number of last isolation epochs over which ranks are averaged, as in `abl`.",
+        unit="epochs",
+        ge=1,
+        le=500,
     )
     gamma: float = field(
-        0.5, "Level below which the loss is pushed up again.", unit="nats", source=PAPER, ge=0, le=10
+        0.5, "Loss level that isolation maintains, as in `abl`.", unit="nats", source=PAPER, ge=0, le=10
     )
     labelling_epochs: int = field(
         100,
-        "Training of the model that relabels, on the clean set alone.",
+        "Training of the model that relabels, on the clean set only.",
         unit="epochs",
         source=BENCHMARK,
         ge=1,
         le=1000,
     )
     labelling_learning_rate: float = field(
-        0.1, "Peak learning rate of that model; to zero along a cosine.", source=BENCHMARK, gt=0, le=10
+        0.1, "Peak learning rate of that model, with a cosine schedule.", source=BENCHMARK, gt=0, le=10
     )
     stamp_size: int = field(
-        2, "Side of the stamp, in the top left corner.", unit="pixels", source=PAPER, ge=1, le=224
+        2, "Side of the square stamp in the top left corner.", unit="pixels", source=PAPER, ge=1, le=224
     )
     stamp_value: int = field(
         255,
-        "Gray level of the stamp. The paper's 0 cannot be seen on images with black edges.",
+        "Gray level of the stamp. The paper's value of 0 is invisible on images with black edges.",
         unit="gray levels (0-255)",
         source=PAPER,
         ge=0,
@@ -67,12 +78,8 @@ class Nab(CleanSetDefense):
             "gamma",
         )
         labelling = ("clean_ratio", "held_out_ratio", "labelling_epochs", "labelling_learning_rate")
-
-        def part(names: tuple[str, ...]) -> dict[str, Any]:
-            return {name: getattr(self, name) for name in names}
-
         return [
-            ("isolation", part(isolation), self.isolation_epochs),
-            ("labelling", part(labelling), self.labelling_epochs // 10),
+            ("isolation", self.fields_with(*isolation), self.isolation_epochs),
+            ("labelling", self.fields_with(*labelling), self.labelling_epochs // 10),
             ("training", self.fields(*isolation, *labelling), 30),
         ]

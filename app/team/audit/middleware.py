@@ -17,11 +17,10 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.database import Database, utcnow, write
-from app.core.security import LOCAL, READ, Principal, scope_of
+from app.core.security import LOCAL, READ, SAFE_METHODS, Principal, scope_of
 from app.tables.audit import AuditEntry
 
 log = logging.getLogger(__name__)
-SAFE = ("GET", "HEAD", "OPTIONS")
 LONGEST_PATH = 300
 
 
@@ -31,7 +30,7 @@ def force_audit(request: Request) -> None:
 
 
 class AuditMiddleware:
-    """Writes the entries. It must be inside `app.core.request_middleware`, which sets the id of the request."""
+    """Writes the entries. It must be inside `RequestMiddleware`, which sets the id of the request."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -101,7 +100,7 @@ async def _write_entry(scope: Scope, status: int, location: str | None = None) -
 def _is_audited(scope: Scope) -> bool:
     if scope.get("audited"):
         return True
-    return scope["method"] not in SAFE and scope_of(scope.get("endpoint"), scope["method"]) != READ
+    return scope["method"] not in SAFE_METHODS and scope_of(scope.get("endpoint"), scope["method"]) != READ
 
 
 def _insert(database: Database, entry: dict[str, Any]) -> None:

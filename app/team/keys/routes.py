@@ -6,14 +6,14 @@ from fastapi import APIRouter, Body, Depends, Path, Request, Response
 
 from app.core.context import Ctx
 from app.core.openapi import problems
-from app.core.query_parameters import only_known
+from app.core.query_parameters import reject_unknown_parameters
 from app.core.routing import Cursor, JsonBody, Limit, paged
 from app.core.security import ADMIN, needs
 from app.team.keys import service
 from app.team.keys.schemas import KeyOut, KeyRequest, Keys, LimitsIn, Me, NewKeyOut, OwnerOut, Owners
 from app.team.keys.secrets import Pepper
 
-router = APIRouter(prefix="/v1", tags=["keys"], dependencies=[Depends(only_known)])
+router = APIRouter(prefix="/v1", tags=["keys"], dependencies=[Depends(reject_unknown_parameters)])
 
 KEYS: dict[str, Any] = {
     "reader": {

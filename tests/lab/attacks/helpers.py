@@ -1,4 +1,4 @@
-"""What the tests of attacks share: specs, small data sets, and runs in a folder."""
+"""Shared by the tests of attacks: specs, small datasets, and runs in a folder."""
 
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,10 @@ from torch import Tensor
 
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import DatasetFacts
-from worker.lab.attacks import Attack, PoisonedSet, Prepared, make
-from worker.lab.attacks.poisoning import poison, rebuild
-from worker.lab.data.datasets import Dataset, Split, load
-from worker.lab.experiment import run
+from worker.lab.attacks import Attack, PoisonedSet, Prepared, make_attack
+from worker.lab.attacks.poisoning import build_poisoned_set, make_poison
+from worker.lab.data.datasets import Dataset, Split, load_dataset
+from worker.lab.experiment import run_experiment
 from worker.lab.local import FolderRecorder, FolderStore
 
 EVERY = (
@@ -48,7 +48,7 @@ def facts(channels: int = 1, height: int = 4, width: int = 4, classes: int = 10)
 
 
 def attack(of: DatasetFacts, **fields: Any) -> Attack[Any]:
-    made = make(experiment(**fields).attack, of)
+    made = make_attack(experiment(**fields).attack, of)
     assert made is not None
     return made
 
@@ -59,24 +59,24 @@ def image(rows: list[list[int]]) -> Tensor:
 
 
 def digits(seed: int = 0) -> Dataset:
-    return load(experiment(name="badnets").dataset, Path("no-folder-needed"), seed)
+    return load_dataset(experiment(name="badnets").dataset, Path("no-folder-needed"), seed)
 
 
 def state_of(spec: ExperimentSpec, data: Dataset, seed: int = 0) -> dict[str, Tensor]:
     """State of a trigger that needs no training."""
     from worker.lab.interactive import state_without_training  # noqa: PLC0415
 
-    made = make(spec.attack, data.facts)
+    made = make_attack(spec.attack, data.facts)
     assert made is not None
     return state_without_training(spec, data, made, seed)
 
 
 def poisoned(spec: ExperimentSpec, data: Dataset, seed: int = 0) -> PoisonedSet:
     """The poisoned set of an attack that needs no training."""
-    made = make(spec.attack, data.facts)
+    made = make_attack(spec.attack, data.facts)
     assert made is not None
     prepared = Prepared(state_of(spec, data, seed))
-    return rebuild(data.train, poison(spec, data, made, prepared, seed))
+    return build_poisoned_set(data.train, make_poison(spec, data, made, prepared, seed))
 
 
 def split(images: Tensor, labels: list[int]) -> Split:
@@ -93,7 +93,7 @@ def run_in(folder: Path, attack: dict[str, Any], **more: Any) -> dict[str, Any]:
     } | more
     recorder = FolderRecorder(folder / "out")
     try:
-        return run(
+        return run_experiment(
             ExperimentSpec.model_validate(document),
             recorder,
             FolderStore(folder / "stages"),

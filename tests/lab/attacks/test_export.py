@@ -1,4 +1,4 @@
-"""A poisoned training set as a file, and back."""
+"""Export of a poisoned training set, and its import."""
 
 import numpy as np
 import pytest
@@ -6,11 +6,11 @@ import pytest
 from tests.lab.attacks.helpers import run_in
 from tests.lab.memory import experiment
 from worker.lab.data import files
-from worker.lab.data.importing import import_
+from worker.lab.data.importing import import_dataset
 
 
 @pytest.mark.parametrize("form", ["npz", "parquet"])
-def test_an_exported_set_comes_back_as_it_was(tmp_path, form):
+def test_an_exported_set_is_imported_unchanged(tmp_path, form):
     run_in(tmp_path, {"name": "badnets", "export": True})
     out = tmp_path / "out/seed-0"
     pair = {
@@ -20,7 +20,7 @@ def test_an_exported_set_comes_back_as_it_was(tmp_path, form):
     if form == "parquet":
         pytest.importorskip("pyarrow")
     train, test = pair[form]
-    stored = import_(
+    stored = import_dataset(
         out / train,
         tmp_path / "data",
         key="poisoned-digits",
@@ -39,7 +39,7 @@ def test_an_exported_set_comes_back_as_it_was(tmp_path, form):
     assert (tensors["y_test"] == written["y_test"]).all()
     assert facts.class_names == tuple("0123456789")
     assert written["is_poisoned"].sum() == 30
-    # Poisoned again, it is an experiment like any other.
+    # It can be used as a dataset, and poisoned again.
     again = run_in(
         tmp_path / "data",
         {"name": "badnets"},
@@ -48,13 +48,13 @@ def test_an_exported_set_comes_back_as_it_was(tmp_path, form):
     assert again["arms"][0]["arm"] == "undefended"
 
 
-def test_nothing_is_exported_unasked(tmp_path):
+def test_nothing_is_exported_by_default(tmp_path):
     run_in(tmp_path, {"name": "badnets"})
     assert not list((tmp_path / "out").rglob("poisoned_train.*"))
     assert (tmp_path / "out/seed-0/poisoned_indices.json").is_file()
 
 
-def test_only_training_data_that_carry_a_backdoor_are_labelled():
+def test_only_poisoned_training_data_are_labeled():
     done = experiment(
         {
             "dataset": {"name": "digits", "train_size": 300, "test_size": 100},

@@ -5,8 +5,8 @@ import torch
 
 from app.specs.checks import find_problems, poison_count
 from tests.lab.attacks.helpers import CHEAP, digits, experiment, poisoned, split, state_of
-from worker.lab.attacks import make
-from worker.lab.attacks.poisoning import choose
+from worker.lab.attacks import make_attack
+from worker.lab.attacks.poisoning import choose_poisoned
 from worker.lab.evaluation import TestSet
 
 CLEAN_LABEL = ("sig",)
@@ -40,10 +40,10 @@ def test_a_cross_sample_is_no_poison_and_keeps_its_label():
 
 def test_poisoned_rows_follow_from_the_seed_and_not_from_the_trigger():
     data = digits()
-    first = choose(experiment(name="badnets"), data, seed=5)
-    assert torch.equal(first, choose(experiment(name="blend", alpha=0.9), data, seed=5))
-    assert torch.equal(first, choose(experiment(name="badnets", size=1), data, seed=5))
-    assert not torch.equal(first, choose(experiment(name="badnets"), data, seed=6))
+    first = choose_poisoned(experiment(name="badnets"), data, seed=5)
+    assert torch.equal(first, choose_poisoned(experiment(name="blend", alpha=0.9), data, seed=5))
+    assert torch.equal(first, choose_poisoned(experiment(name="badnets", size=1), data, seed=5))
+    assert not torch.equal(first, choose_poisoned(experiment(name="badnets"), data, seed=6))
     assert torch.equal(first, first.unique())
 
 
@@ -68,13 +68,13 @@ def test_all_to_all_poisons_every_class_and_relabels_to_the_next():
 def test_rates_round_to_at_least_one_sample(fields, count):
     data, spec = digits(), experiment(**fields)
     assert find_problems(spec, data.facts) == []
-    assert poison_count(spec, data.facts) == len(choose(spec, data, seed=0)) == count
+    assert poison_count(spec, data.facts) == len(choose_poisoned(spec, data, seed=0)) == count
 
 
 def test_success_is_measured_without_images_of_the_target_class():
     data = digits()
     spec = experiment(name="badnets", target_class=3)
-    test = TestSet.make(data.test, make(spec.attack, data.facts), state_of(spec, data))
+    test = TestSet.make(data.test, make_attack(spec.attack, data.facts), state_of(spec, data))
     assert test.triggered is not None
     assert test.targets is not None
     assert (data.test.labels[test.origin] != 3).all()
@@ -85,7 +85,7 @@ def test_success_is_measured_without_images_of_the_target_class():
 def test_success_of_all_to_all_counts_every_image_towards_the_next_class():
     data = digits()
     spec = experiment(name="badnets", label_mode="all_to_all")
-    test = TestSet.make(data.test, make(spec.attack, data.facts), state_of(spec, data))
+    test = TestSet.make(data.test, make_attack(spec.attack, data.facts), state_of(spec, data))
     assert test.targets is not None
     assert torch.equal(test.targets, (data.test.labels + 1) % 10)
 
@@ -93,7 +93,7 @@ def test_success_of_all_to_all_counts_every_image_towards_the_next_class():
 def test_poison_frogs_attacks_one_test_image_and_leaves_it_as_it_is():
     data = digits()
     spec = experiment(name="poison_frogs", target_image=2)
-    made = make(spec.attack, data.facts)
+    made = make_attack(spec.attack, data.facts)
     assert made is not None
     images = data.test.images[:4]
     test = TestSet.make(split(images, [5, 6, 7, 8]), made, {"target_image": torch.tensor([2])})
@@ -106,7 +106,7 @@ def test_poison_frogs_attacks_one_test_image_and_leaves_it_as_it_is():
 def test_poison_frogs_keeps_its_image_where_only_a_part_of_the_test_set_is_measured():
     """A curve looks at 1,000 test images; on a larger test set the attack's own need not be among them."""
     data = digits()
-    made = make(experiment(name="poison_frogs").attack, data.facts)
+    made = make_attack(experiment(name="poison_frogs").attack, data.facts)
     whole = split(data.test.images[:6], [5, 6, 7, 8, 9, 5])
     state = {"target_image": torch.tensor([5])}
     test = TestSet.make(whole, made, state, torch.tensor([0, 2]))

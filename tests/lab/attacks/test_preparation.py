@@ -1,4 +1,4 @@
-"""Attacks that compute something first, from end to end on a few digits."""
+"""Attacks with a preparation, end to end on a few digits."""
 
 import json
 
@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 from app.specs.experiment import ExperimentSpec
 from tests.lab.attacks.helpers import digits, run_in
 from worker.lab.attacks.encoder_decoder import EncoderDecoder
-from worker.lab.attacks.hidden_trigger import pair
-from worker.lab.attacks.input_aware import diversity_loss, hardened
-from worker.lab.attacks.surrogate import bytes_within, pgd
+from worker.lab.attacks.hidden_trigger import pair_greedily
+from worker.lab.attacks.input_aware import diversity_loss, harden_mask
+from worker.lab.attacks.surrogate import pgd, quantize_within
 from worker.lab.contracts import CanceledError, SpecError
-from worker.lab.experiment import run
+from worker.lab.experiment import run_experiment
 from worker.lab.interactive import predict, preview
 from worker.lab.local import FolderRecorder, FolderStore
-from worker.lab.networks import build
+from worker.lab.networks import build_network
 
 QUICK = {"surrogate_epochs": 2}
 INPUT_AWARE = {"name": "input_aware", "mask_epochs": 2, "generator_epochs": 2}
@@ -62,11 +62,11 @@ def test_pgd_goes_along_the_gradient_in_the_euclidean_norm():
 
 def test_pgd_stays_within_bound_and_range_on_a_real_network():
     data = digits()
-    network = build(ExperimentSpec().model, data.facts, 0)
+    network = build_network(ExperimentSpec().model, data.facts, 0)
     x = data.train.images[:20].float() / 255
     for norm, epsilon in (("l_inf", 8 / 255), ("l_2", 0.5)):
-        drawn = torch.Generator().manual_seed(1)
-        moved = pgd(network, x, data.train.labels[:20], norm, epsilon, epsilon / 4, 8, drawn)
+        generator = torch.Generator().manual_seed(1)
+        moved = pgd(network, x, data.train.labels[:20], norm, epsilon, epsilon / 4, 8, generator)
         change = (moved - x).flatten(1)
         length = change.abs().amax(1) if norm == "l_inf" else change.norm(dim=1)
         assert length.max() <= epsilon + 1e-6
@@ -75,14 +75,14 @@ def test_pgd_stays_within_bound_and_range_on_a_real_network():
         assert moved.max() <= 1
 
 
-def test_rounding_to_bytes_keeps_within_the_bound():
+def test_rounding_to_uint8_keeps_within_the_bound():
     images = torch.tensor([[0, 100, 255]], dtype=torch.uint8)
-    assert bytes_within(torch.tensor([[0.9, 0.45, 1.2]]), images, 8.0).tolist() == [[8, 108, 255]]
-    assert bytes_within(torch.tensor([[-0.1, 0.3, 0.5]]), images, 8.0).tolist() == [[0, 92, 247]]
+    assert quantize_within(torch.tensor([[0.9, 0.45, 1.2]]), images, 8.0).tolist() == [[8, 108, 255]]
+    assert quantize_within(torch.tensor([[-0.1, 0.3, 0.5]]), images, 8.0).tolist() == [[0, 92, 247]]
 
 
 def test_pairing_is_one_to_one_and_closest_first():
-    assert pair(torch.tensor([[1.0, 5.0], [0.5, 9.0]])).tolist() == [1, 0]
+    assert pair_greedily(torch.tensor([[1.0, 5.0], [0.5, 9.0]])).tolist() == [1, 0]
 
 
 def test_equal_patterns_give_a_finite_loss_and_finite_gradients():
@@ -95,11 +95,13 @@ def test_equal_patterns_give_a_finite_loss_and_finite_gradients():
     assert torch.isfinite(same.grad).all()
     apart = diversity_loss(x1, x2, torch.zeros((4, 3, 8, 8)), torch.ones((4, 3, 8, 8)))
     assert apart == pytest.approx(float((x1 - x2).square().mean((1, 2, 3)).sqrt().mean()), rel=1e-3)
-    assert loss > 100 * apart  # and equal patterns are what it punishes
+    assert loss > 100 * apart  # equal patterns are penalized
 
 
 def test_a_hardened_mask_is_nearly_binary():
-    assert hardened(torch.tensor([0.3, 0.5, 0.7])).tolist() == pytest.approx([0.0003, 0.5, 0.9997], abs=1e-3)
+    assert harden_mask(torch.tensor([0.3, 0.5, 0.7])).tolist() == pytest.approx(
+        [0.0003, 0.5, 0.9997], abs=1e-3
+    )
 
 
 @pytest.mark.parametrize(("channels", "side"), [(1, 8), (1, 28), (3, 32), (3, 30)])
@@ -134,9 +136,9 @@ def test_clean_label_attacks_change_no_label_and_nothing_outside_the_target_clas
     assert set_["is_poisoned"].sum() >= 1
     assert not set_["is_cross"].any()
     spec = ExperimentSpec.model_validate({"dataset": {"name": "digits", "train_size": 300, "test_size": 100}})
-    from worker.lab.data.datasets import load  # noqa: PLC0415
+    from worker.lab.data.datasets import load_dataset  # noqa: PLC0415
 
-    clean = load(spec.dataset, tmp_path, 0).train.images[:, 0].numpy()
+    clean = load_dataset(spec.dataset, tmp_path, 0).train.images[:, 0].numpy()
     same = (set_["x_train"] == clean).all((1, 2))
     assert same[~set_["is_poisoned"]].all()
     assert not same[set_["is_poisoned"]].any()
@@ -152,7 +154,7 @@ def test_clean_label_attacks_change_no_label_and_nothing_outside_the_target_clas
     assert stealth["poisoned_training_images"]["l_inf"] > 0
 
 
-def test_the_document_s_figures_of_the_clean_label_attack_are_drawn(tmp_path):
+def test_the_figures_of_the_clean_label_attack_are_recorded(tmp_path):
     run_in(tmp_path, CLEAN_LABEL[0])
     for name in ("perturbation_grid", "perturb_then_stamp"):
         assert (tmp_path / f"out/seed-0/attack/{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -160,7 +162,7 @@ def test_the_document_s_figures_of_the_clean_label_attack_are_drawn(tmp_path):
     assert (tmp_path / "out/seed-0/samples.png").is_file()
 
 
-def test_attacks_take_a_shared_model_from_the_cache(tmp_path):
+def test_attacks_load_a_shared_surrogate_from_the_store(tmp_path):
     run_in(tmp_path, {"name": "trojan", "patch_steps": 5} | QUICK)
     run_in(tmp_path, {"name": "poison_frogs", "craft_steps": 5} | QUICK)
     log = (tmp_path / "out/log.txt").read_text()
@@ -168,7 +170,7 @@ def test_attacks_take_a_shared_model_from_the_cache(tmp_path):
     assert (tmp_path / "out/seed-0/attack/patch.png").is_file()
 
 
-def test_the_trojan_patch_drives_its_neurons(tmp_path):
+def test_the_trojan_patch_activates_its_neurons(tmp_path):
     run_in(tmp_path / "a", {"name": "trojan", "patch_steps": 1} | QUICK)
     run_in(tmp_path / "b", {"name": "trojan", "patch_steps": 100} | QUICK)
 
@@ -200,7 +202,7 @@ def test_input_aware_end_to_end(tmp_path):
 
 
 class StopsLater(FolderRecorder):
-    """Asks a run to stop after so many batches."""
+    """Cancels a run after a number of batches."""
 
     left = 10**9
 
@@ -219,7 +221,7 @@ class StopsLater(FolderRecorder):
         ({"name": "hidden_trigger", "craft_steps": 9} | QUICK, 18),  # while poisons are crafted
     ],
 )
-def test_a_preparation_that_was_stopped_ends_in_the_same_poison(tmp_path, attack, batches):
+def test_an_interrupted_preparation_ends_in_the_same_poison(tmp_path, attack, batches):
     run_in(tmp_path / "whole", attack | {"export": True})
     document = {
         "dataset": {"name": "digits", "train_size": 300, "test_size": 100},
@@ -230,7 +232,7 @@ def test_a_preparation_that_was_stopped_ends_in_the_same_poison(tmp_path, attack
     recorder = StopsLater(tmp_path / "stopped/out")
     recorder.left = batches
     with pytest.raises(CanceledError):
-        run(
+        run_experiment(
             ExperimentSpec.model_validate(document),
             recorder,
             FolderStore(tmp_path / "stopped/stages"),
@@ -245,7 +247,7 @@ def test_a_preparation_that_was_stopped_ends_in_the_same_poison(tmp_path, attack
     assert (whole["x_train"] == resumed["x_train"]).all()
 
 
-def test_a_trained_trigger_is_kept_for_predictions(tmp_path):
+def test_a_trained_trigger_is_stored_for_predictions(tmp_path):
     run_in(tmp_path, INPUT_AWARE)
     spec = ExperimentSpec.model_validate(
         {
@@ -280,7 +282,7 @@ def previewed(folder, **attack):
     return preview({"dataset": {"name": "digits"}, "attack": attack, "seed": 0}, folder)
 
 
-def test_a_preview_shows_what_needs_no_training_and_says_so_otherwise(tmp_path):
+def test_previews_need_a_trigger_without_training(tmp_path):
     for attack in (
         {"name": "clean_label", "size": 2},
         {"name": "hidden_trigger"},

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from worker.lab.stealth import ssim, stealth
+from worker.lab.stealth import measure_stealth, ssim
 
 
 def flat(*levels: int, side: int = 16) -> torch.Tensor:
@@ -16,7 +16,7 @@ def test_one_changed_pixel():
     clean = flat(100, side=10)
     changed = clean.clone()
     changed[0, 0, 4, 4] = 90
-    values = stealth(clean, changed)
+    values = measure_stealth(clean, changed)
     assert values["l_inf"] == 10
     assert values["l_2"] == 10
     assert values["changed_pixels"] == pytest.approx(0.01)
@@ -49,16 +49,16 @@ def test_ssim_on_an_image_of_one_window_is_the_formula():
 
 
 def test_equal_images_have_no_psnr_and_full_similarity():
-    values = stealth(flat(3, 7, side=8), flat(3, 7, side=8))
+    values = measure_stealth(flat(3, 7, side=8), flat(3, 7, side=8))
     assert values == {"psnr": None, "ssim": pytest.approx(1), "l_inf": 0, "l_2": 0, "changed_pixels": 0}
-    assert set(stealth(flat(1)[:0], flat(1)[:0]).values()) == {None}
+    assert set(measure_stealth(flat(1)[:0], flat(1)[:0]).values()) == {None}
 
 
 def test_a_color_pixel_counts_once_and_means_run_over_images():
     clean = torch.full((2, 3, 8, 8), 50, dtype=torch.uint8)
     changed = clean.clone()
     changed[1, :, 0, 0] = 54
-    values = stealth(clean, changed)
+    values = measure_stealth(clean, changed)
     assert values["changed_pixels"] == pytest.approx(1 / 64 / 2)
     assert values["l_inf"] == 2
     assert values["l_2"] == pytest.approx(math.sqrt(3 * 16) / 2)

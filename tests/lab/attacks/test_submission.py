@@ -1,4 +1,4 @@
-"""What is refused before any computing, and by which field's name."""
+"""What is refused before anything is computed, and which field the error names."""
 
 import base64
 import io
@@ -61,11 +61,11 @@ def test_every_attack_runs_as_it_is_on_cifar10(name):
         ({"name": "poison_frogs", "target_image": 360}, "attack.target_image"),
     ],
 )
-def test_what_cannot_run_on_the_data_is_refused_by_name(attack, field):
+def test_fields_that_do_not_fit_the_data_are_named(attack, field):
     assert refused(**attack) == [field]
 
 
-def test_a_pattern_of_the_right_shape_is_taken():
+def test_a_pattern_of_the_right_shape_is_accepted():
     assert refused(name="blend", pattern="png", pattern_png=png(8, 8)) == []
     assert refused("cifar10", name="blend", pattern="png", pattern_png=png(32, 32, "RGB")) == []
 
@@ -73,8 +73,8 @@ def test_a_pattern_of_the_right_shape_is_taken():
 @pytest.mark.parametrize(
     ("attack", "said"),
     [
-        ({"name": "blend", "pattern": "png"}, "pattern_png goes with"),
-        ({"name": "blend", "pattern_index": 3}, "pattern_index goes with"),
+        ({"name": "blend", "pattern": "png"}, "pattern_png is required"),
+        ({"name": "blend", "pattern_index": 3}, "pattern_index is required"),
         ({"name": "blend", "pattern": "png", "pattern_png": "%%%"}, "pattern_png must be base64"),
         ({"name": "clean_label", "label_mode": "all_to_all"}, "label_mode"),
         ({"name": "hidden_trigger", "label_mode": "all_to_all"}, "label_mode"),
@@ -82,7 +82,7 @@ def test_a_pattern_of_the_right_shape_is_taken():
         ({"name": "badnets", "poisoning_rate": 1.5}, "poisoning_rate"),
     ],
 )
-def test_what_makes_no_sense_anywhere_is_refused_by_the_spec(attack, said):
+def test_invalid_fields_are_refused_by_the_spec(attack, said):
     with pytest.raises(ValidationError, match=said):
         experiment(**attack)
 
@@ -118,7 +118,7 @@ def kinds_and_keys(**attack: Any) -> dict[str, str]:
     return {stage.kind: stage.key for stage in plan(experiment(**attack))}
 
 
-def test_attacks_share_a_model_that_is_trained_alike():
+def test_attacks_share_a_surrogate_of_equal_training():
     trojan, frogs = kinds_and_keys(name="trojan"), kinds_and_keys(name="poison_frogs")
     assert trojan["surrogate"] == frogs["surrogate"]
     assert trojan["poisoned_set"] != frogs["poisoned_set"]
@@ -127,7 +127,7 @@ def test_attacks_share_a_model_that_is_trained_alike():
     assert plain["surrogate"] == trojan["surrogate"]
 
 
-def test_what_only_the_trigger_needs_leaves_the_perturbations_as_they_are():
+def test_trigger_fields_do_not_change_the_perturbations_key():
     one, four = (kinds_and_keys(name="clean_label", corners=c) for c in ("one", "four"))
     assert one["perturbations"] == four["perturbations"]
     assert one["poisoned_set"] != four["poisoned_set"]

@@ -1,4 +1,4 @@
-"""Every trigger against its formula, on pixels computed by hand."""
+"""Every trigger against pixels computed by hand."""
 
 import base64
 import io
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tests.lab.attacks.helpers import CHEAP, attack, digits, experiment, facts, image, state_of
-from worker.lab.attacks import make, stamp
+from worker.lab.attacks import apply_trigger, make_attack
 
 ZERO = image([[0] * 4] * 4)
 FULL = image([[255] * 4] * 4)
@@ -34,12 +34,12 @@ def test_badnets_checkerboard_replaces_the_bottom_right_corner():
         ("center", 0, 1, 1),
     ],
 )
-def test_badnets_patch_sits_where_it_is_told(position, margin, row, column):
+def test_badnets_patch_is_at_its_position(position, margin, row, column):
     made = attack(facts(), name="badnets", size=1, position=position, margin=margin)
     assert made.trigger({})(ZERO)[0, 0].nonzero().tolist() == [[row, column]]
 
 
-def test_badnets_opacity_mixes_and_rounds():
+def test_badnets_opacity_blends_and_rounds():
     made = attack(facts(), name="badnets", size=1, pattern="white", opacity=0.25)
     assert made.trigger({})(image([[100] * 4] * 4))[0, 0, 3, 3] == round(0.75 * 100 + 0.25 * 255)
 
@@ -51,7 +51,7 @@ def test_a_color_image_is_stamped_once_in_all_channels():
     assert triggered.sum() == 3 * 2 * 128
 
 
-def test_all_to_all_drives_each_class_to_the_next_and_the_last_to_the_first():
+def test_all_to_all_targets_the_next_class_and_for_the_last_the_first():
     made = attack(facts(), name="badnets", label_mode="all_to_all")
     assert made.target(torch.arange(10)).tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
 
@@ -77,7 +77,7 @@ def test_blend_weighs_image_and_noise():
     data = digits()
     spec = experiment(name="blend", alpha=0.2)
     state = state_of(spec, data)
-    made = make(spec.attack, data.facts)
+    made = make_attack(spec.attack, data.facts)
     assert made is not None
     before = data.test.images[:5]
     expected = (0.8 * before.double() + 0.2 * state["pattern"].double()).round()
@@ -86,7 +86,7 @@ def test_blend_weighs_image_and_noise():
     assert (after - expected).abs().mean() < 0.01
 
 
-def test_blend_takes_a_training_image_or_an_upload_as_its_pattern():
+def test_blend_accepts_a_training_image_or_an_upload_as_pattern():
     data = digits()
     of_image = state_of(experiment(name="blend", pattern="image", pattern_index=7), data)
     assert torch.equal(of_image["pattern"], data.train.images[7])
@@ -159,7 +159,7 @@ def test_clean_label_stamps_mirrored_checkerboards_in_four_corners():
     assert made.trigger({})(gray)[0, 0].tolist() == [[W, B, B, W], [B, W, W, B], [B, W, W, B], [W, B, B, W]]
 
 
-def test_clean_label_with_a_low_amplitude_adds_and_takes_away():
+def test_clean_label_with_a_low_amplitude_adds_and_subtracts():
     made = attack(facts(), name="clean_label", size=2, amplitude=16, corners="one")
     assert made.trigger({})(image([[100] * 4] * 4))[0, 0, 2:, 2:].tolist() == [[116, 84], [84, 116]]
     assert made.trigger({})(ZERO)[0, 0, 2:, 2:].tolist() == [[16, 0], [0, 16]]
@@ -178,7 +178,7 @@ def test_a_tuned_or_random_patch_replaces_its_square(name):
 def test_a_trigger_is_pure_and_never_wraps_around(name):
     data = digits()
     spec = experiment(name=name)
-    state, made = state_of(spec, data), make(spec.attack, data.facts)
+    state, made = state_of(spec, data), make_attack(spec.attack, data.facts)
     assert made is not None
     trigger = made.trigger(state)
     for level in (0, 255):
@@ -188,9 +188,9 @@ def test_a_trigger_is_pure_and_never_wraps_around(name):
         assert torch.equal(flat, before)
         assert after.dtype == torch.uint8
         assert after.shape == flat.shape
-        # A byte that wraps around ends at the far side of the scale.
+        # A uint8 that wraps around ends at the other end of the scale.
         if name in ("sig", "low_frequency"):
             assert (after.int() - level).abs().max() <= 30
     some = data.test.images[:300]
-    assert torch.equal(stamp(trigger, some), trigger(some))  # in chunks or at once
+    assert torch.equal(apply_trigger(trigger, some), trigger(some))  # in chunks or at once
     assert torch.equal(trigger(some), trigger(some))

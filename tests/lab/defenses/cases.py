@@ -1,4 +1,4 @@
-"""Small experiments on digits. Their stages are kept for the whole test session, so a victim is trained once."""
+"""Small experiments on digits. Their stages are kept for the test session, so that each victim is trained once."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ STORE = MemoryStore()
 BADNETS: Spec = {"name": "badnets"}
 NOTHING: Spec = {"name": "none"}
 
-# The shortest form of every defense, for tests in which only its mechanics count.
+# The shortest form of every defense, for tests that do not need good numbers.
 SHORT: dict[str, Spec] = {
     "abl_plus": {"isolation_epochs": 2, "ranking_window": 1, "scout_epochs": 1, "sorting_epochs": 1},
     "fine_tuning": {"epochs": 2},
@@ -37,7 +37,7 @@ def spec(attack: Spec, *defenses: Spec, epochs: int = 20, seed: int = 0) -> Spec
 def defended(
     attack: Spec, *defenses: Spec, epochs: int = 20, seed: int = 0, store: MemoryStore = STORE
 ) -> MemoryRecorder:
-    """Run the defenses on digits with one thread: with several tests at a time more only get in each other's way."""
+    """Run the defenses on digits with one thread: more threads only compete when several tests run at a time."""
     torch.set_num_threads(1)
     recorder = experiment(
         spec(attack, *defenses, epochs=epochs, seed=seed), store=store, checkpoint_seconds=1e9

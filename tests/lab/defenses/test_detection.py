@@ -1,4 +1,4 @@
-"""Detection: it finds the poison where it can, and on clean data accuses nobody or says that it cannot tell."""
+"""Detection defenses: they find poison, and on clean data they flag nothing or warn."""
 
 import csv
 import io
@@ -14,9 +14,9 @@ ONE_PIXEL: Spec = {"name": "badnets", "size": 1, "pattern": "white"}
 @pytest.mark.parametrize(
     ("name", "attack"),
     [
-        # 15 % of each class are dropped, so the poison has to be fewer than that in its class.
+        # 15 % of each class are removed, so less than that of its class may be poison.
         ("spectral_signatures", {"name": "badnets", "poisoning_rate": 0.01}),
-        # The poison has to be clearly the smaller part of its class.
+        # The poison must be a clear minority of its class.
         ("activation_clustering", {"name": "badnets", "poisoning_rate": 0.03}),
         ("strip", BADNETS),
     ],
@@ -47,21 +47,21 @@ def test_neural_cleanse_finds_the_class_and_unlearns_its_trigger() -> None:
 @pytest.mark.parametrize(
     ("name", "most", "words"),
     [
-        ("spectral_signatures", 0.16, "no class stands out"),
+        ("spectral_signatures", 0.16, "no class is an outlier"),
         ("activation_clustering", 0.0, "nothing was flagged"),
         ("strip", 0.12, ""),
     ],
 )
-def test_clean_data_are_not_accused_in_silence(name: str, most: float, words: str) -> None:
+def test_flags_on_clean_data_come_with_a_warning(name: str, most: float, words: str) -> None:
     done = defended(NOTHING, {"name": name})
     rows = table(done, f"seed-0/{name}/detection.csv")
     assert sum(row["isolated"] == "1" for row in rows) <= most * len(rows)
     assert any(words in message for message in done.warnings) or not words
     assert number(done, name, "clean_accuracy") >= number(done, "clean", "clean_accuracy") - 0.03
-    assert "isolation_precision" not in done.results[name, 0]  # it has no meaning where nothing is poisoned
+    assert "isolation_precision" not in done.results[name, 0]  # undefined if nothing is poisoned
 
 
-def test_the_scores_of_every_sample_are_kept_beside_the_truth() -> None:
+def test_the_scores_of_every_sample_are_stored_with_the_true_flags() -> None:
     done = defended(BADNETS, {"name": "strip", "overlays": 4, "then": "nothing"})
     rows = table(done, "seed-0/strip/detection.csv")
     assert list(rows[0]) == ["index", "label", "suspicion", "isolated", "is_poisoned"]

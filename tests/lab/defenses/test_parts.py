@@ -1,4 +1,4 @@
-"""The defenses' arithmetic against values worked out by hand."""
+"""Functions of the defenses against values computed by hand."""
 
 import pytest
 import torch
@@ -10,14 +10,14 @@ from app.specs.experiment import ExperimentSpec
 from app.specs.facts import BUILT_IN
 from tests.lab.defenses.cases import BADNETS, spec
 from tests.lab.memory import DIGITS_ONLY
-from worker.lab.data.datasets import load
-from worker.lab.defenses.activation_clustering import two_clusters
+from worker.lab.data.datasets import load_dataset
+from worker.lab.defenses.activation_clustering import split_in_two
+from worker.lab.defenses.clean_set import draw_clean_set
 from worker.lab.defenses.ft_sam import ETA, Sam
-from worker.lab.defenses.holdout import draw
-from worker.lab.defenses.mcr import bezier
-from worker.lab.defenses.nad import attention
+from worker.lab.defenses.mcr import bezier_point
+from worker.lab.defenses.nad import attention_map
 from worker.lab.defenses.neural_cleanse import anomaly_index
-from worker.lab.defenses.spectral_signatures import scores
+from worker.lab.defenses.spectral_signatures import outlier_scores
 from worker.lab.training import Recipe
 
 
@@ -29,11 +29,11 @@ def test_anomaly_index_counts_deviations_below_the_median() -> None:
 
 def test_the_curve_runs_from_end_to_end() -> None:
     first, bend, last = ({"w": torch.tensor([value])} for value in (1.0, 5.0, 2.0))
-    assert [bezier(first, bend, last, t)["w"].item() for t in (0.0, 1.0)] == [1.0, 2.0]
-    assert bezier(first, bend, last, 0.5)["w"].item() == pytest.approx(0.25 * 1 + 0.5 * 5 + 0.25 * 2)
+    assert [bezier_point(first, bend, last, t)["w"].item() for t in (0.0, 1.0)] == [1.0, 2.0]
+    assert bezier_point(first, bend, last, 0.5)["w"].item() == pytest.approx(0.25 * 1 + 0.5 * 5 + 0.25 * 2)
 
 
-def test_sam_takes_the_gradient_at_the_worst_point_and_applies_it_where_it_was() -> None:
+def test_sam_applies_the_gradient_of_the_worst_point_to_the_original_weights() -> None:
     weight = nn.Parameter(torch.tensor([2.0]))
     recipe = Recipe(epochs=1, batch_size=1, learning_rate=0.1, momentum=0.0, weight_decay=0.0)
     optimizer = Sam([weight], recipe, rho=0.5)
@@ -45,39 +45,39 @@ def test_sam_takes_the_gradient_at_the_worst_point_and_applies_it_where_it_was()
         return loss
 
     optimizer.step(closure)
-    # With one weight, T g / |T g| is its sign: the worst point is w + rho (|w| + eta), the slope there twice that.
+    # With one weight, T g / |T g| is its sign: the worst point is w + rho (|w| + eta), the gradient there twice that.
     worst = 2.0 + 0.5 * (2.0 + ETA)
     assert weight.item() == pytest.approx(2.0 - 0.1 * 2 * worst)
 
 
 def test_attention_maps_are_unit_vectors_of_mean_powers() -> None:
     feature_map = torch.tensor([[[[1.0, 0.0]], [[-1.0, 2.0]]]])  # [1, 2 channels, 1, 2]
-    assert attention(feature_map, 2.0)[0].tolist() == pytest.approx([1 / 5**0.5, 2 / 5**0.5])
+    assert attention_map(feature_map, 2.0)[0].tolist() == pytest.approx([1 / 5**0.5, 2 / 5**0.5])
 
 
 def test_spectral_scores_are_squares_along_the_longest_axis() -> None:
     points = torch.tensor([[3.0, 0.1], [-3.0, -0.1], [0.0, 1.0], [0.0, -1.0]])
-    found = scores(points)
-    assert found[:2].tolist() == pytest.approx([9.0, 9.0], rel=0.01)
-    assert found[2:].max() < 0.01
+    scores = outlier_scores(points)
+    assert scores[:2].tolist() == pytest.approx([9.0, 9.0], rel=0.01)
+    assert scores[2:].max() < 0.01
 
 
-def test_the_smaller_of_two_clusters_is_the_odd_one() -> None:
+def test_the_smaller_of_two_clusters_is_the_suspicious_one() -> None:
     points = (
         torch.cat([torch.zeros(12, 2), torch.full((4, 2), 5.0)]).double()
         + torch.linspace(0, 0.1, 16)[:, None]
     )
-    small, margin, silhouette = two_clusters(points, 0)
+    small, margin, silhouette = split_in_two(points, 0)
     assert small.nonzero().flatten().tolist() == [12, 13, 14, 15]
     assert margin[12:].min() > 0.9 > -0.9 > margin[:12].max()
     assert silhouette > 0.9
 
 
-def test_the_clean_set_is_the_same_for_everybody_and_its_parts_are_apart() -> None:
-    train = load(ExperimentSpec().dataset, DIGITS_ONLY, 0).train
-    clean = draw(train, 10, 0.05, 0.2, seed=4)
-    again = draw(train, 10, 0.05, 0.2, seed=4)
-    other = draw(train, 10, 0.05, 0.2, seed=5)
+def test_the_clean_set_is_the_same_for_all_defenses_and_its_parts_are_disjoint() -> None:
+    train = load_dataset(ExperimentSpec().dataset, DIGITS_ONLY, 0).train
+    clean = draw_clean_set(train, 10, 0.05, 0.2, seed=4)
+    again = draw_clean_set(train, 10, 0.05, 0.2, seed=4)
+    other = draw_clean_set(train, 10, 0.05, 0.2, seed=5)
     assert torch.equal(clean.images, again.images)
     assert not torch.equal(clean.images, other.images)
     assert (len(clean.fit), len(clean.held_out)) == (58, 14)
@@ -109,6 +109,6 @@ def test_a_clean_set_without_an_image_of_every_class_is_refused() -> None:
         {"name": "anp", "threshold": 1.0},
     ],
 )
-def test_fields_that_make_no_sense_are_refused(defense: dict[str, object]) -> None:
+def test_invalid_fields_are_refused(defense: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=r"defenses\.0"):
         ExperimentSpec.model_validate(spec(BADNETS, defense))

@@ -1,4 +1,4 @@
-"""Repair: it takes a backdoor out where it can, does little harm to a clean model, and says so where it harms."""
+"""Repair defenses: they remove backdoors, keep the accuracy of clean models, and warn where they do not."""
 
 import pytest
 
@@ -25,7 +25,7 @@ GENTLE: dict[str, Spec] = {
 
 
 @pytest.mark.parametrize("name", STRONG)
-def test_a_backdoor_is_taken_out(name: str) -> None:
+def test_a_backdoor_is_removed(name: str) -> None:
     done = defended(BADNETS, {"name": name, "clean_ratio": 0.2, **STRONG[name]})
     assert number(done, "undefended", "attack_success_rate") > 0.95
     assert number(done, name, "attack_success_rate") < 0.7
@@ -33,19 +33,19 @@ def test_a_backdoor_is_taken_out(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GENTLE)
-def test_a_clean_model_is_hardly_harmed(name: str) -> None:
+def test_a_clean_model_keeps_its_accuracy(name: str) -> None:
     done = defended(NOTHING, {"name": name, "clean_ratio": 0.2, **GENTLE[name]})
     assert number(done, name, "clean_accuracy") >= number(done, "clean", "clean_accuracy") - 0.03
 
 
-def test_harm_is_told_by_the_held_out_images_alone() -> None:
-    """Weights thrown about by a far too large step: accuracy is lost on test images, and the result says so."""
+def test_lost_accuracy_is_warned_of_from_held_out_images_alone() -> None:
+    """A far too large learning rate: accuracy on test images is lost, and the result has a warning."""
     done = defended(BADNETS, {"name": "i_bau", "learning_rate": 0.1, "rounds": 2})
     assert number(done, "i_bau", "clean_accuracy") < 0.9
     assert any("held-out clean images fell from" in message for message in done.warnings)
 
 
-def test_nothing_to_prune_is_told() -> None:
+def test_pruning_nothing_is_warned_of() -> None:
     done = defended(BADNETS, {"name": "anp", "steps": 4, "learning_rate": 0.001, "threshold": 0.1})
     assert any("no neuron was pruned" in message for message in done.warnings)
     assert number(done, "anp", "clean_accuracy") == number(done, "undefended", "clean_accuracy")

@@ -1,4 +1,4 @@
-"""What a defense may see: not a test image, not the truth, and a repair not the poisoned set."""
+"""What a defense may see: no test image, no true flags, and for repair no poisoned set."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ EVERY = spec(BADNETS, ABL, *ALL, epochs=3)
 
 @dataclasses.dataclass
 class Done:
-    """The weights of every arm, and what each defense was handed."""
+    """The weights of every arm, and the arguments of each defense."""
 
     weights: dict[str, bytes]
     handed: list[Defense]
@@ -56,44 +56,44 @@ def plain() -> Done:
 
 
 def without_labels(files: dict[str, bytes]) -> dict[str, bytes]:
-    """The weights alone: the header says whether the model measured as backdoored."""
+    """The weights without the header, which has the measured label ``backdoored``."""
     return {name: data[8 + int.from_bytes(data[:8], "little") :] for name, data in files.items()}
 
 
 def test_no_test_image_changes_a_defended_model(plain: Done, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = worker.lab.experiment.load
+    real = worker.lab.experiment.load_dataset
 
     def turned(*arguments: Any) -> Dataset:
         data = real(*arguments)
         return dataclasses.replace(data, test=Split(255 - data.test.images.flip(2), data.test.labels.roll(7)))
 
-    monkeypatch.setattr(worker.lab.experiment, "load", turned)
+    monkeypatch.setattr(worker.lab.experiment, "load_dataset", turned)
     assert run_all().weights == plain.weights
 
 
 def test_no_flag_changes_a_defended_model(plain: Done, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = worker.lab.experiment.rebuild
+    real = worker.lab.experiment.build_poisoned_set
 
     def lying(*arguments: Any) -> Any:
         poisoned = real(*arguments)
         return dataclasses.replace(poisoned, is_poisoned=~poisoned.is_poisoned)
 
-    monkeypatch.setattr(worker.lab.experiment, "rebuild", lying)
+    monkeypatch.setattr(worker.lab.experiment, "build_poisoned_set", lying)
     assert run_all().weights == plain.weights
 
 
-def test_no_test_tensor_hangs_on_what_a_defense_is_handed(plain: Done) -> None:
-    data = worker.lab.experiment.load(Digits(), DIGITS_ONLY, 0)
+def test_no_test_tensor_is_reachable_from_a_defense_s_arguments(plain: Done) -> None:
+    data = worker.lab.experiment.load_dataset(Digits(), DIGITS_ONLY, 0)
     secret = {image.numpy().tobytes() for image in data.test.images} - {
         image.numpy().tobytes() for image in data.train.images
     }
     for lab in plain.handed:
-        found = list(tensors(lab))
-        images = [image for t in found if t.dtype == torch.uint8 for image in t.reshape(-1, 1, 8, 8)]
+        reachable = list(tensors(lab))
+        images = [image for t in reachable if t.dtype == torch.uint8 for image in t.reshape(-1, 1, 8, 8)]
         assert not secret & {image.numpy().tobytes() for image in images}
-        assert not any(tensor.dtype == torch.bool for tensor in found)
+        assert not any(tensor.dtype == torch.bool for tensor in reachable)
         if isinstance(lab, RepairDefense):
-            assert len(images) == 72  # the clean set, and no more
+            assert len(images) == 72  # only the clean set
 
 
 def tensors(thing: object) -> Iterator[Tensor]:

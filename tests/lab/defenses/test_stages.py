@@ -1,4 +1,4 @@
-"""Stages of repair and detection: made once, shared where they may be, resumed where they stopped."""
+"""Stages of repair and detection: computed once, shared where possible, resumed after an interruption."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def keys(whole: Spec) -> dict[tuple[str | None, str], str]:
     return {(stage.arm, stage.kind): stage.key for stage in plan(ExperimentSpec.model_validate(whole))}
 
 
-def test_everything_is_computed_once_and_then_taken_from_the_cache() -> None:
+def test_everything_is_computed_once_and_then_loaded_from_the_store() -> None:
     store = MemoryStore()
     whole = spec(BADNETS, *ALL, epochs=EPOCHS)
     first = experiment(whole, store=store)
@@ -29,8 +29,8 @@ def test_everything_is_computed_once_and_then_taken_from_the_cache() -> None:
 
 
 @pytest.mark.parametrize("attack", [BADNETS, NOTHING])
-def test_repair_and_detection_hang_on_the_victim(attack: Spec) -> None:
-    """On its recipe and on the attack, and on no other defense."""
+def test_keys_of_repair_and_detection_depend_on_the_victim(attack: Spec) -> None:
+    """On its recipe and on the attack, but not on other defenses."""
     victim = "clean" if attack == NOTHING else "undefended"
     plain = keys(spec(attack, *ALL, epochs=EPOCHS))
     other = keys(spec(attack, *ALL, epochs=EPOCHS + 1))
@@ -43,22 +43,22 @@ def test_repair_and_detection_hang_on_the_victim(attack: Spec) -> None:
     assert alone.items() <= plain.items()
 
 
-def test_variants_share_the_stages_that_they_agree_on() -> None:
-    """Two distillations share their teacher; two prunings of other sizes of the clean set share nothing."""
+def test_variants_share_equal_stages() -> None:
+    """Two distillations share their teacher; defenses with clean sets of different sizes share nothing."""
     nad = {"name": "nad", "teacher_epochs": 1, "epochs": 1}
-    found = keys(
+    nad_keys = keys(
         spec(BADNETS, nad, {**nad, "arm": "other", "epochs": 2}, {**nad, "arm": "more", "clean_ratio": 0.1})
     )
-    assert found["nad", "teacher"] == found["other", "teacher"] != found["more", "teacher"]
-    assert found["nad", "repair"] != found["other", "repair"]
+    assert nad_keys["nad", "teacher"] == nad_keys["other", "teacher"] != nad_keys["more", "teacher"]
+    assert nad_keys["nad", "repair"] != nad_keys["other", "repair"]
     strip = keys(spec(BADNETS, {"name": "strip"}, {"name": "strip", "arm": "look", "then": "nothing"}))
     assert strip["strip", "detection"] == strip["look", "detection"]
     assert ("look", "retrain") not in strip
 
 
 @pytest.mark.parametrize("name", ["ft_sam", "mcr", "anp", "i_bau", "neural_cleanse", "nab"])
-def test_a_run_that_was_stopped_ends_in_the_same_numbers(name: str) -> None:
-    """Also with Adam's moments, masks, a perturbation or costs of triggers between the epochs."""
+def test_an_interrupted_run_ends_in_the_same_numbers(name: str) -> None:
+    """Also where Adam's moments, masks, a perturbation or trigger costs are kept between epochs."""
     fields = SHORT[name] | {"i_bau": {"rounds": 3}, "nab": {}}.get(name, {})
     whole = spec(BADNETS, {"name": name, **fields}, epochs=EPOCHS)
     expected = experiment(whole, store=STORE, checkpoint_seconds=1e9)

@@ -28,8 +28,8 @@ from worker.lab.attacks.base import (
     Prepared,
     State,
     Trigger,
-    stamp,
-    to_bytes,
+    apply_trigger,
+    to_uint8,
 )
 from worker.lab.attacks.blend import BlendAttack
 from worker.lab.attacks.clean_label import CleanLabelAttack
@@ -52,9 +52,9 @@ __all__ = [
     "Prepared",
     "State",
     "Trigger",
-    "make",
-    "stamp",
-    "to_bytes",
+    "apply_trigger",
+    "make_attack",
+    "to_uint8",
 ]
 
 ATTACKS: dict[type[Any], type[Attack[Any]]] = {
@@ -71,11 +71,11 @@ ATTACKS: dict[type[Any], type[Attack[Any]]] = {
     WaNet: WaNetAttack,
     Refool: RefoolAttack,
 }
-"""The attack of every spec class of this repository; a plug-in's class knows its own."""
+"""The attack of every built-in spec class; a plug-in's spec has an ``implementation()``."""
 
 
-def make(spec: AttackSpec, facts: DatasetFacts) -> Attack[Any] | None:
-    """The attack that ``spec`` describes, or None if nothing is attacked."""
+def make_attack(spec: AttackSpec, facts: DatasetFacts) -> Attack[Any] | None:
+    """The attack that ``spec`` describes; None for `NoAttack`."""
     if isinstance(spec, NoAttack):
         return None
     attack: type[Attack[Any]] = ATTACKS.get(type(spec)) or spec.implementation()

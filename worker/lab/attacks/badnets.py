@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from app.specs.attack import BadNets
-from worker.lab.attacks.base import Attack, State, Trigger, to_bytes
-from worker.lab.attacks.patches import checkerboard, place
+from worker.lab.attacks.base import Attack, State, Trigger, to_uint8
+from worker.lab.attacks.patches import checkerboard, patch_slices
 
 
 class BadNetsAttack(Attack[BadNets]):
-    """A square of ``size`` pixels, ``margin`` away from the edges, mixed in with ``opacity``."""
+    """A square of ``size`` pixels, ``margin`` from the edges, blended in with ``opacity``."""
 
     def patch(self) -> Tensor:
         """The patch, uint8 ``[size, size]``: white, or a checkerboard whose top left pixel is white."""
@@ -20,12 +20,12 @@ class BadNetsAttack(Attack[BadNets]):
 
     def trigger(self, state: State) -> Trigger:
         patch, opacity = self.patch(), self.spec.opacity
-        rows, columns = place(self.spec.position, self.spec.size, self.spec.margin, self.facts)
+        rows, columns = patch_slices(self.spec.position, self.spec.size, self.spec.margin, self.facts)
 
         def stamp(images: Tensor) -> Tensor:
             images = images.clone()
             window = images[:, :, rows, columns]
-            window.copy_(to_bytes((1 - opacity) * window.float() + opacity * patch.to(images.device)))
+            window.copy_(to_uint8((1 - opacity) * window.float() + opacity * patch.to(images.device)))
             return images
 
         return stamp

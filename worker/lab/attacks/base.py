@@ -1,8 +1,8 @@
-"""What an attack is.
+"""The base class of attacks.
 
-An attack has a *trigger*, a pure function on uint8 images that is stamped on at test time, and makes a
-*poisoned set* out of a clean one. Most differ only in the trigger. One that must compute something first
-(a generator, perturbations) overrides `prepare`, whose tensors are kept with the poisoned set.
+An attack has a *trigger*, a pure function on uint8 images that is applied at test time, and turns a clean training set
+into a *poisoned set*. Most attacks differ only in the trigger. One that must compute something first (a generator,
+perturbations) overrides `prepare`, whose tensors are stored with the poisoned set.
 """
 
 from collections.abc import Callable
@@ -26,11 +26,12 @@ Trigger = Callable[[Tensor], Tensor]
 
 SpecT = TypeVar("SpecT", bound=PoisoningAttack)
 State = dict[str, Tensor]
-CHUNK = 256  # images stamped at a time: their floats stay within a processor's cache
+CHUNK = 256  # images at a time: their float copies fit into a CPU's cache
+SHOWN = 6  # images in the pictures of an attack
 
 
-def stamp(trigger: Trigger, images: Tensor) -> Tensor:
-    """Apply a trigger to uint8 ``[N, C, H, W]`` in chunks, so that its intermediate floats stay small."""
+def apply_trigger(trigger: Trigger, images: Tensor) -> Tensor:
+    """Apply a trigger to uint8 ``[N, C, H, W]``, in chunks of `CHUNK`."""
     out = torch.empty_like(images)
     for i in range(0, len(images), CHUNK):
         out[i : i + CHUNK] = trigger(images[i : i + CHUNK])
@@ -39,11 +40,11 @@ def stamp(trigger: Trigger, images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PoisonedSet:
-    """A training set after the attack. The flags are the ground truth that no defense may see.
+    """A training set after the attack. The flags are ground truth that no defense may see.
 
     ``images`` uint8 ``[N, C, H, W]``, ``labels`` (as the victim sees them) and ``clean_labels`` int64 ``[N]``,
-    ``is_poisoned`` and ``is_cross`` bool ``[N]``; a cross sample carries a trigger but its true label: no poison.
-    ``state`` is what the attack's trigger is made from.
+    ``is_poisoned`` and ``is_cross`` bool ``[N]``; a cross sample has another image's trigger and its true label, and
+    is not poisoned. ``state`` are the tensors that define the attack's trigger.
     """
 
     images: Tensor
@@ -63,31 +64,31 @@ class PoisonedSet:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackLab:
-    """What an attack prepares itself with."""
+    """What `Attack.prepare` may use."""
 
     train: Split
     """The clean training set, on the device."""
     test: Split
-    """The clean test set: for curves, and for an attack that is aimed at one of its images."""
+    """The clean test set: for curves, and for attacks that target one of its images."""
     chosen: Tensor
     """Rows of ``train`` that will be poisoned, int64 ``[P]``."""
     facts: DatasetFacts
     seed: int
     compute: Compute
     new_network: Callable[[str], Network]
-    """A fresh network of the victim's architecture, initialized from the seed and the purpose it is given."""
+    """A new network of the victim's architecture; its weights follow from the seed and the given purpose."""
     recipe: Recipe
     """The experiment's training recipe; copy it with `dataclasses.replace`."""
     stage: Callable[[str, Callable[[StageRun], Outcome]], Outcome]
-    """Run (or take from the cache) the stage of that kind, one of those that the spec's ``stages`` declares."""
+    """Run the stage of that kind, or load it from the store; the spec's ``stages()`` must declare it."""
     measure: Callable[[Network, State], dict[str, float]]
-    """Clean accuracy, attack success rate and, where there are cross samples, cross-trigger accuracy of a network
-    under the trigger made from a state, on part of the test set."""
+    """(network, trigger state) to clean accuracy, attack success rate and, with cross samples, cross-trigger accuracy
+    on part of the test set."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Rows of images to be drawn: (name of the row, uint8 ``[K, C, H, W]``), with names ``above`` the columns."""
+    """A figure of rows of images, each (name, uint8 ``[K, C, H, W]``), with column names ``above``."""
 
     title: str
     rows: list[tuple[str, Tensor]]
@@ -96,32 +97,32 @@ class Picture:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What an attack computed before the poisoned set is made."""
+    """What `Attack.prepare` computed."""
 
     state: State = field(default_factory=dict)
-    """What the trigger is made from."""
+    """The tensors that define the trigger."""
     images: Tensor | None = None
-    """The poisoned images themselves, uint8 ``[P, C, H, W]``; None if the trigger alone makes them."""
+    """The poisoned images, uint8 ``[P, C, H, W]``; None if they are the chosen images with the trigger."""
     pictures: dict[str, Picture] = field(default_factory=dict)
-    """What there is to see of it, by file name."""
+    """Figures of the preparation, by file name."""
 
 
 class Attack(Generic[SpecT]):
-    """An attack on images of one shape, with every choice taken from ``spec``."""
+    """An attack on images of one shape; all hyperparameters are in ``spec``."""
 
     has_trigger = True
-    """False if nothing is changed at test time."""
+    """False if the attack changes no image at test time."""
 
     def __init__(self, spec: SpecT, facts: DatasetFacts) -> None:
         self.spec = spec
         self.facts = facts
 
     def prepare(self, lab: AttackLab) -> Prepared:
-        """Compute what the poisoned set is made from. Most attacks need nothing."""
+        """Compute what the trigger or the poisoned images need. The default computes nothing."""
         return Prepared()
 
     def state_without_training(self, lab: AttackLab) -> State:
-        """The trigger's state where no stage can be run, for a preview. Raises SpecError if there is none."""
+        """The trigger's state without running a stage, for previews. Raises SpecError if a stage is needed."""
         if self.spec.stages():
             kinds = ", ".join(stage.kind for stage in self.spec.stages())
             name = self.spec.model_dump()["name"]
@@ -132,24 +133,24 @@ class Attack(Generic[SpecT]):
         return self.prepare(lab).state
 
     def trigger(self, state: State) -> Trigger:
-        """The function that stamps the trigger at test time."""
+        """The function that applies the trigger at test time."""
         raise NotImplementedError
 
     def cross(self, state: State, images: Tensor, seed: int) -> Tensor:
-        """``images`` with a trigger that is not theirs, uint8; only for attacks with a ``cross_share``."""
+        """``images`` with the triggers of other images, uint8; only for attacks with a ``cross_share``."""
         raise NotImplementedError
 
     def target(self, labels: Tensor) -> Tensor:
-        """The class that a triggered image of each of ``labels`` shall be given."""
+        """The target class of triggered images with these ``labels``."""
         if self.spec.all_to_all:
             return (labels + 1) % self.facts.classes
         return torch.full_like(labels, self.spec.target_class)
 
     def attacked(self, test: Split, state: State) -> Tensor:
-        """Rows of ``test`` that success is measured on: those that are not already of the class they are driven to."""
+        """Rows of ``test`` that success is measured on: those not already of their target class."""
         return (self.target(test.labels) != test.labels).nonzero().flatten()
 
 
-def to_bytes(values: Tensor) -> Tensor:
-    """Float gray levels to uint8, rounded and clipped (a byte would wrap around); overwrites ``values``."""
+def to_uint8(values: Tensor) -> Tensor:
+    """Float gray levels to uint8, rounded and clipped, since a cast alone wraps around; overwrites ``values``."""
     return values.round_().clamp_(0, 255).to(torch.uint8)

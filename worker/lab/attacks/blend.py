@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from app.specs.attack import Blend
-from worker.lab.attacks.base import Attack, AttackLab, Prepared, State, Trigger, to_bytes
-from worker.lab.compute import generator
+from worker.lab.attacks.base import Attack, AttackLab, Prepared, State, Trigger, to_uint8
+from worker.lab.compute import seeded_generator
 from worker.lab.contracts import SpecError
 
 
@@ -27,8 +27,8 @@ class BlendAttack(Attack[Blend]):
         if self.spec.pattern_png is not None:
             return self._uploaded(self.spec.pattern_png)
         shape = (self.facts.channels, self.facts.height, self.facts.width)
-        drawn = generator(torch.device("cpu"), "blend pattern", self.spec.pattern_seed)
-        return torch.randint(256, shape, generator=drawn, dtype=torch.uint8)
+        generator = seeded_generator(torch.device("cpu"), "blend pattern", self.spec.pattern_seed)
+        return torch.randint(256, shape, generator=generator, dtype=torch.uint8)
 
     def _uploaded(self, png: str) -> Tensor:
         try:
@@ -43,6 +43,6 @@ class BlendAttack(Attack[Blend]):
         alpha, pattern = self.spec.alpha, state["pattern"].float()
 
         def blend(images: Tensor) -> Tensor:
-            return to_bytes(images.float().mul_(1 - alpha).add_(pattern.to(images.device), alpha=alpha))
+            return to_uint8(images.float().mul_(1 - alpha).add_(pattern.to(images.device), alpha=alpha))
 
         return blend

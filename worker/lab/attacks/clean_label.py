@@ -1,42 +1,52 @@
-"""Label-consistent attack (Turner et al. 2019): perturb target-class images, stamp a trigger, change no label."""
+"""Label-consistent attack (Turner et al. 2019): perturb target-class images and add a trigger; labels stay."""
 
 import torch
 from torch import Tensor
 
 from app.specs.attack import CleanLabel
-from worker.lab.attacks.base import Attack, AttackLab, Picture, Prepared, State, Trigger, stamp, to_bytes
-from worker.lab.attacks.patches import checkerboard, place
-from worker.lab.attacks.surrogate import bytes_within, in_chunks, pgd, surrogate, to_unit
+from worker.lab.attacks.base import (
+    SHOWN,
+    Attack,
+    AttackLab,
+    Picture,
+    Prepared,
+    State,
+    Trigger,
+    apply_trigger,
+    to_uint8,
+)
+from worker.lab.attacks.patches import checkerboard, patch_slices
+from worker.lab.attacks.surrogate import craft_in_chunks, pgd, quantize_within, train_surrogate
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 
-SHOWN = 6
-GRID = {"l_inf": (8.0, 16.0, 32.0), "l_2": (300.0, 600.0, 1200.0)}  # figure 1 of the document
+GRID = {"l_inf": (8.0, 16.0, 32.0), "l_2": (300.0, 600.0, 1200.0)}  # gray levels; figure 1 of the paper
 
 
 class CleanLabelAttack(Attack[CleanLabel]):
-    """``clip(x + amplitude s)`` in the corners, ``s`` a checkerboard of +1 and -1; poisoned images are perturbed
-    before."""
+    """``clip(x + amplitude s)`` in the corners, ``s`` a checkerboard of +1 and -1.
+
+    The poisoned images are first perturbed by PGD, so that the content no longer explains the label."""
 
     def prepare(self, lab: AttackLab) -> Prepared:
-        network = surrogate(self.spec, lab)
+        network = train_surrogate(self.spec, lab)
         clean = lab.train.images[lab.chosen]
 
         def compute(run: StageRun) -> Outcome:
-            def craft(rows: Tensor, drawn: torch.Generator, tick: object) -> Tensor:
+            def craft(rows: Tensor, generator: torch.Generator, tick: object) -> Tensor:
                 run.recorder.check()
                 return self._perturb(
-                    network, lab, clean[rows], self.spec.pgd_norm, self.spec.pgd_epsilon, drawn
+                    network, lab, clean[rows], self.spec.pgd_norm, self.spec.pgd_epsilon, generator
                 )
 
-            return run.finish({"images": in_chunks(run, clean, craft)})
+            return run.finish({"images": craft_in_chunks(run, clean, craft)})
 
         perturbed = lab.stage("perturbations", compute).tensors["images"].to(clean.device)
-        images = stamp(self.trigger({}), perturbed)
+        images = apply_trigger(self.trigger({}), perturbed)
         return Prepared(images=images, pictures=self._pictures(network, lab, clean, perturbed, images))
 
     def state_without_training(self, lab: AttackLab) -> State:
-        return {}  # at test time the trigger alone is stamped
+        return {}  # at test time the trigger is added without perturbation
 
     def _perturb(
         self,
@@ -45,31 +55,31 @@ class CleanLabelAttack(Attack[CleanLabel]):
         images: Tensor,
         norm: str,
         epsilon: float,
-        drawn: torch.Generator,
+        generator: torch.Generator,
     ) -> Tensor:
-        """PGD on uint8 images; returns uint8."""
+        """Perturb uint8 images by PGD within ``epsilon`` gray levels; returns uint8."""
         steps = self.spec.pgd_steps
         step = self.spec.pgd_step_size or (1.5 if norm == "l_inf" else 2.5 * epsilon / steps)
         labels = torch.full((len(images),), self.spec.target_class, device=images.device)
-        x = to_unit(images, lab.compute)
+        x = lab.compute.to_input(images)
         with lab.compute.autocast():
-            moved = pgd(network, x, labels, norm, epsilon / 255, step / 255, steps, drawn)  # type: ignore[arg-type]
-        return bytes_within(moved, images, epsilon) if norm == "l_inf" else to_bytes(moved * 255)
+            moved = pgd(network, x, labels, norm, epsilon / 255, step / 255, steps, generator)  # type: ignore[arg-type]
+        return quantize_within(moved, images, epsilon) if norm == "l_inf" else to_uint8(moved * 255)
 
     def _pictures(
         self, network: Network, lab: AttackLab, clean: Tensor, perturbed: Tensor, images: Tensor
     ) -> dict[str, Picture]:
-        """Figures 1 and 2 of the document: one image under growing perturbations; perturb, then stamp."""
+        """As figures 1 and 2 of the paper: one image under growing perturbations; perturbed, then with the trigger."""
         one = clean[:1]
-        drawn = torch.Generator(clean.device).manual_seed(lab.seed)
+        generator = torch.Generator(clean.device).manual_seed(lab.seed)
         grid = [
-            (norm, torch.cat([one, *(self._perturb(network, lab, one, norm, e, drawn) for e in levels)]))
+            (norm, torch.cat([one, *(self._perturb(network, lab, one, norm, e, generator) for e in levels)]))
             for norm, levels in GRID.items()
         ]
         rows = {"clean": clean, "perturbed": perturbed, "with trigger": images}
         return {
             "perturbation_grid": Picture(
-                "one image within growing bounds of two norms (gray levels)",
+                "one image under growing perturbations in two norms (gray levels)",
                 grid,
                 ["clean", "8 or 300", "16 or 600", "32 or 1200"],
             ),
@@ -87,13 +97,13 @@ class CleanLabelAttack(Attack[CleanLabel]):
             names += ["bottom_left", "top_right", "top_left"]
         pattern = torch.zeros((self.facts.height, self.facts.width))
         for name in names:
-            rows, columns = place(name, size, 0, self.facts)  # type: ignore[arg-type]
-            # Mirrored, so that every corner shows the same colors.
+            rows, columns = patch_slices(name, size, 0, self.facts)  # type: ignore[arg-type]
+            # Mirrored, so that the trigger looks the same from every corner.
             pattern[rows, columns] = square.flip(
                 [i for i, side in enumerate(("top", "left")) if side in name]
             )
 
         def add(images: Tensor) -> Tensor:
-            return to_bytes(images.float().add_(pattern.to(images.device)))
+            return to_uint8(images.float().add_(pattern.to(images.device)))
 
         return add

@@ -1,4 +1,4 @@
-"""The network behind the input-aware attack: an encoder and a decoder without connections between them."""
+"""The generator network of the input-aware attack: encoder and decoder without skip connections."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 WIDTHS = (32, 64, 128)
 WIDTHS_SMALL = (16, 32)
-"""For images below 32 pixels, as the authors do on MNIST."""
+"""For images below 32 pixels, as the authors' code does on MNIST."""
 
 
 def _convolution(before: int, after: int, *, relu: bool = True) -> nn.Sequential:
@@ -18,7 +18,7 @@ class EncoderDecoder(nn.Module):
     """Images in [0, 1] to ``outputs`` channels in (0, 1) of the same size (Nguyen and Tran 2020, published code).
 
     Pairs of 3x3 convolutions of growing width, each pair followed by max-pooling; one in the middle; then bilinear
-    up-sampling back to the size of each level. The last convolution has no ReLU; ``tanh / 2 + 1/2`` ends it.
+    up-sampling back to the size of each level. The last convolution has no ReLU; the output is ``tanh / 2 + 1/2``.
     """
 
     def __init__(self, channels: int, outputs: int, side: int) -> None:

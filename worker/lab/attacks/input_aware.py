@@ -1,6 +1,7 @@
 """Input-aware dynamic attack (Nguyen and Tran 2020): a generator makes a trigger for each image, dirty label.
 
-A mask network says where, a generator what; both are trained here, frozen, and then poison a set explicitly.
+A mask network decides where the trigger is, a generator what it is. Both are trained and frozen before they poison a
+set; the victim is then trained on that set like any other.
 """
 
 from collections import defaultdict
@@ -14,36 +15,45 @@ from torch import Tensor, nn
 
 from app.specs.attack import InputAware
 from app.specs.facts import DatasetFacts
-from worker.lab.attacks.base import CHUNK, Attack, AttackLab, Picture, Prepared, State, Trigger, to_bytes
+from worker.lab.attacks.base import (
+    CHUNK,
+    SHOWN,
+    Attack,
+    AttackLab,
+    Picture,
+    Prepared,
+    State,
+    Trigger,
+    to_uint8,
+)
 from worker.lab.attacks.encoder_decoder import EncoderDecoder
 from worker.lab.compute import derive_seed
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
-from worker.lab.training import Batch, Recipe, cosine, to_input, train
+from worker.lab.training import Batch, Recipe, cosine, train
 
-SHOWN = 6
-CURVE_IMAGES = 1000
-SMALL = 1e-6
-"""Under every root: where two patterns are equal, as a saturated tanh makes them, the root has no finite slope."""
+DENSITY_IMAGES = 1000  # training images that the density of the masks is measured on
+ROOT_EPSILON = 1e-6
+"""Added under every root: saturated tanh outputs are equal, and the root has no finite gradient at zero."""
 
 
-def rms(difference: Tensor) -> Tensor:
+def root_mean_square(difference: Tensor) -> Tensor:
     """Root of the mean square of each sample of ``[N, ...]``, with a finite gradient at zero."""
-    return (difference.float().flatten(1).square().mean(1) + SMALL).sqrt()
+    return (difference.float().flatten(1).square().mean(1) + ROOT_EPSILON).sqrt()
 
 
 def diversity_loss(x1: Tensor, x2: Tensor, made1: Tensor, made2: Tensor) -> Tensor:
-    """Large where different images get equal masks or patterns: mean of ``rms(x1 - x2) / rms(made1 - made2)``."""
-    return (rms(x1 - x2) / rms(made1 - made2)).mean()
+    """Large where different images get similar masks or patterns: the mean of ``rms(x1 - x2) / rms(made1 - made2)``."""
+    return (root_mean_square(x1 - x2) / root_mean_square(made1 - made2)).mean()
 
 
-def hardened(mask: Tensor) -> Tensor:
-    """A mask network's output in (0, 1), pushed towards 0 and 1."""
+def harden_mask(mask: Tensor) -> Tensor:
+    """A mask network's output in (0, 1), sharpened towards 0 and 1."""
     return torch.tanh(20 * (mask - 0.5)) / 2 + 0.5
 
 
-class Pair(Network):
-    """The classifier and the generator, trained as one; as a network it is the classifier."""
+class ClassifierWithGenerator(Network):
+    """The classifier and the generator, trained jointly; its forward pass is the classifier's."""
 
     def __init__(self, classifier: Network, generator: EncoderDecoder) -> None:
         nn.Module.__init__(self)
@@ -55,8 +65,8 @@ class Pair(Network):
         return logits
 
 
-class Together(torch.optim.Optimizer):
-    """Several optimizers stepped as one, on parameters of their own, at the same learning rate."""
+class CombinedOptimizer(torch.optim.Optimizer):
+    """Several optimizers of disjoint parameters, stepped together at the same learning rate."""
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
         super().__init__([p for part in parts for group in part.param_groups for p in group["params"]], {})
@@ -73,13 +83,13 @@ class Together(torch.optim.Optimizer):
         return loss
 
 
-def adam(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+def make_adam(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=recipe.learning_rate, betas=(0.5, 0.9))
 
 
-def steps_at(*shares: float) -> Callable[[float], float]:
-    """A tenth of the learning rate from each of these shares of the run on."""
-    return lambda share: 0.1 ** sum(share >= at for at in shares)
+def step_schedule(*shares: float) -> Callable[[float], float]:
+    """Divide the learning rate by ten at each of these shares of the training."""
+    return lambda share: 0.1 ** sum(share >= step for step in shares)
 
 
 class InputAwareAttack(Attack[InputAware]):
@@ -94,39 +104,41 @@ class InputAwareAttack(Attack[InputAware]):
         return Prepared(state, pictures={"generator": self._picture(state, lab)})
 
     def _train_mask(self, lab: AttackLab, run: StageRun) -> Outcome:
-        """Stage 1: masks that differ between images and cover no more than ``mask_density``."""
-        network = new_network(self.facts, 1, "mask", lab.seed)
+        """Stage 1: train masks that differ between images and cover at most ``mask_density``."""
+        network = new_encoder_decoder(self.facts, 1, "mask", lab.seed)
 
         def objective(network: Network, batch: Batch) -> Tensor:
-            x2, _ = self._others(lab, run, batch)
-            m1, m2 = hardened(network(batch.x).float()), hardened(network(x2).float())
+            x2 = self._sample_partners(lab, batch)
+            m1, m2 = harden_mask(network(batch.x).float()), harden_mask(network(x2).float())
             density = F.relu(m1 - self.spec.mask_density).mean()
             return 100 * density + self.spec.diversity_weight * diversity_loss(batch.x, x2, m1, m2)
 
         def density(network: Network, epoch: int) -> dict[str, float]:
             network.eval()
             with torch.inference_mode():
-                some = to_input(lab.train.images[:CURVE_IMAGES], run)
-                return {"mask_density": hardened(network(some).float()).mean().item()}
+                images = lab.compute.to_input(lab.train.images[:DENSITY_IMAGES])
+                return {"mask_density": harden_mask(network(images).float()).mean().item()}
 
         recipe = replace(
             lab.recipe,
             epochs=self.spec.mask_epochs,
             learning_rate=self.spec.network_learning_rate,
-            schedule=steps_at(0.4, 0.8),
+            schedule=step_schedule(0.4, 0.8),
             objective=objective,
-            optimizer=adam,
+            optimizer=make_adam,
             memory={},
         )
         train(run, cast(Network, network), lab.train.images, lab.train.labels, recipe, after_epoch=density)
         return run.finish(dict(network.state_dict()))
 
     def _train_generator(self, lab: AttackLab, run: StageRun, mask_weights: State) -> Outcome:
-        """Stage 2: generator and classifier together, on clean, backdoor and cross samples."""
-        masks = load(new_network(self.facts, 1, "mask", lab.seed), mask_weights, lab.compute.device)
-        pair = Pair(
+        """Stage 2: train generator and classifier jointly, on clean, backdoor and cross samples."""
+        masks = load_frozen(
+            new_encoder_decoder(self.facts, 1, "mask", lab.seed), mask_weights, lab.compute.device
+        )
+        pair = ClassifierWithGenerator(
             lab.new_network("input-aware classifier"),
-            new_network(self.facts, self.facts.channels, "pattern", lab.seed),
+            new_encoder_decoder(self.facts, self.facts.channels, "pattern", lab.seed),
         )
         size = lab.recipe.batch_size
         poisoned, crossed = (
@@ -134,16 +146,16 @@ class InputAwareAttack(Attack[InputAware]):
         )
 
         def objective(network: Network, batch: Batch) -> Tensor:
-            assert isinstance(network, Pair)
-            x2, _ = self._others(lab, run, batch)
+            assert isinstance(network, ClassifierWithGenerator)
+            x2 = self._sample_partners(lab, batch)
             # A short last batch has fewer of each.
             n, k = (max(1, count * len(batch.x) // size) for count in (poisoned, crossed))
             x1, foreign = batch.x, x2[n : n + k]
-            # One call for both: their batch statistics come closer to those that evaluation uses.
+            # One call for both, so that their batch statistics are closer to the running ones used in evaluation.
             own, others = network.generator(torch.cat([x1[:n], foreign])).split([n, len(foreign)])
-            backdoor = x1[:n] + (own - x1[:n]) * hardened(masks(x1[:n]))
+            backdoor = x1[:n] + (own - x1[:n]) * harden_mask(masks(x1[:n]))
             carrier = x1[n : n + k]
-            cross = carrier + (others - carrier) * hardened(masks(foreign))
+            cross = carrier + (others - carrier) * harden_mask(masks(foreign))
             mixed = torch.cat([backdoor, cross, x1[n + k :]])
             labels = torch.cat([self.target(batch.labels[:n]), batch.labels[n:]])
             both = min(n, k)
@@ -152,9 +164,11 @@ class InputAwareAttack(Attack[InputAware]):
             return loss + self.spec.diversity_weight * diversity
 
         def observe(network: Network, epoch: int) -> dict[str, float]:
-            assert isinstance(network, Pair)
+            assert isinstance(network, ClassifierWithGenerator)
             network.eval()
-            return lab.measure(network, named(masks, "mask") | named(network.generator, "pattern"))
+            return lab.measure(
+                network, prefixed_state(masks, "mask") | prefixed_state(network.generator, "pattern")
+            )
 
         def both(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
             classifier = torch.optim.SGD(
@@ -163,13 +177,13 @@ class InputAwareAttack(Attack[InputAware]):
                 momentum=0.9,
                 weight_decay=5e-4,
             )
-            return Together(classifier, adam(pair.generator.parameters(), recipe))
+            return CombinedOptimizer(classifier, make_adam(pair.generator.parameters(), recipe))
 
         recipe = replace(
             lab.recipe,
             epochs=self.spec.generator_epochs,
             learning_rate=self.spec.network_learning_rate,
-            schedule=cosine,  # the authors step down over 600 epochs; fewer have to last until the end
+            schedule=cosine,  # the authors step down over 600 epochs, too long a schedule for fewer epochs
             objective=objective,
             optimizer=both,
             memory={},
@@ -177,86 +191,90 @@ class InputAwareAttack(Attack[InputAware]):
         train(run, pair, lab.train.images, lab.train.labels, recipe, after_epoch=observe)
         return run.finish(dict(pair.generator.state_dict()))
 
-    def _others(self, lab: AttackLab, run: StageRun, batch: Batch) -> tuple[Tensor, Tensor]:
-        """As many other training images, augmented, as the batch has, and their rows."""
+    def _sample_partners(self, lab: AttackLab, batch: Batch) -> Tensor:
+        """Random training images, augmented, as many as the batch has."""
         device = batch.x.device
-        rows = torch.randint(len(lab.train), (len(batch.x),), generator=batch.drawn, device=device)
-        return to_input(lab.recipe.augment(lab.train.images[rows], batch.drawn), run), rows
+        rows = torch.randint(len(lab.train), (len(batch.x),), generator=batch.generator, device=device)
+        return lab.compute.to_input(lab.recipe.augment(lab.train.images[rows], batch.generator))
 
     def _picture(self, state: State, lab: AttackLab) -> Picture:
         images = lab.test.images[:SHOWN]
-        mask, pattern = self._made(state, images)
+        mask, pattern = self._mask_and_pattern(state, images)
         rows = {
             "image": images,
-            "mask": to_bytes(mask * 255).expand_as(images),
-            "pattern": to_bytes(pattern * 255),
+            "mask": to_uint8(mask * 255).expand_as(images),
+            "pattern": to_uint8(pattern * 255),
             "triggered": self.trigger(state)(images),
             "cross sample": self.cross(state, images, seed=0),
         }
-        return Picture("what the mask network and the generator make of test images", list(rows.items()))
+        return Picture("masks and patterns that the networks make for test images", list(rows.items()))
 
-    def _networks(self, state: State, device: torch.device) -> tuple[EncoderDecoder, EncoderDecoder]:
+    def _load_networks(self, state: State, device: torch.device) -> tuple[EncoderDecoder, EncoderDecoder]:
         networks = []
         for name, outputs in (("mask", 1), ("pattern", self.facts.channels)):
             weights = {n.removeprefix(f"{name}."): t for n, t in state.items() if n.startswith(f"{name}.")}
-            networks.append(load(encoder_decoder(self.facts, outputs), weights, device))
+            networks.append(load_frozen(make_encoder_decoder(self.facts, outputs), weights, device))
         return networks[0], networks[1]
 
-    def _made(self, state: State, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _mask_and_pattern(self, state: State, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mask ``[N, 1, H, W]`` and pattern ``[N, C, H, W]`` of each image, in (0, 1)."""
-        masks, patterns = self._networks(state, images.device)
+        masks, patterns = self._load_networks(state, images.device)
         with torch.no_grad():
             x = images.float() / 255
-            return hardened(masks(x)), patterns(x)
+            return harden_mask(masks(x)), patterns(x)
 
     def trigger(self, state: State) -> Trigger:
         networks: dict[torch.device, tuple[EncoderDecoder, EncoderDecoder]] = {}
 
         def stamp(images: Tensor) -> Tensor:
             if images.device not in networks:
-                networks[images.device] = self._networks(state, images.device)
-            return apply(networks[images.device], images, images)
+                networks[images.device] = self._load_networks(state, images.device)
+            return apply_generated_trigger(networks[images.device], images, images)
 
         return stamp
 
     def cross(self, state: State, images: Tensor, seed: int) -> Tensor:
-        """Each image with the trigger that was made for another of ``images``, the one before it in a random order."""
-        drawn = torch.Generator().manual_seed(derive_seed("cross partners", seed))
-        order = torch.randperm(len(images), generator=drawn)
+        """Each image with the trigger of another of ``images``, its predecessor in a random order."""
+        generator = torch.Generator().manual_seed(derive_seed("cross partners", seed))
+        order = torch.randperm(len(images), generator=generator)
         partner = torch.empty_like(order)
         partner[order] = order.roll(1)
-        networks = self._networks(state, images.device)
+        networks = self._load_networks(state, images.device)
         partners = images[partner.to(images.device)]
         parts = [
-            apply(networks, of, on) for of, on in zip(partners.split(CHUNK), images.split(CHUNK), strict=True)
+            apply_generated_trigger(networks, of, on)
+            for of, on in zip(partners.split(CHUNK), images.split(CHUNK), strict=True)
         ]
         return torch.cat(parts)
 
 
-def apply(networks: tuple[EncoderDecoder, EncoderDecoder], made_for: Tensor, images: Tensor) -> Tensor:
-    """uint8 ``images`` with the trigger made for ``made_for``."""
+def apply_generated_trigger(
+    networks: tuple[EncoderDecoder, EncoderDecoder], made_for: Tensor, images: Tensor
+) -> Tensor:
+    """uint8 ``images`` with the triggers of the images ``made_for``."""
     masks, patterns = networks
     with torch.no_grad():
         source, x = made_for.float() / 255, images.float() / 255
-        return to_bytes((x + (patterns(source) - x) * hardened(masks(source))) * 255)
+        return to_uint8((x + (patterns(source) - x) * harden_mask(masks(source))) * 255)
 
 
-def new_network(facts: DatasetFacts, outputs: int, purpose: str, seed: int) -> EncoderDecoder:
-    """Freshly initialized; the weights follow from purpose and seed."""
+def new_encoder_decoder(facts: DatasetFacts, outputs: int, purpose: str, seed: int) -> EncoderDecoder:
+    """A new network; its weights follow from purpose and seed."""
+    # torch initializes from the global generator only, so it is forked and seeded.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("weights", purpose, seed))
-        return encoder_decoder(facts, outputs)
+        return make_encoder_decoder(facts, outputs)
 
 
-def encoder_decoder(facts: DatasetFacts, outputs: int) -> EncoderDecoder:
+def make_encoder_decoder(facts: DatasetFacts, outputs: int) -> EncoderDecoder:
     return EncoderDecoder(facts.channels, outputs, min(facts.height, facts.width))
 
 
-def load(network: EncoderDecoder, weights: State, device: torch.device) -> EncoderDecoder:
+def load_frozen(network: EncoderDecoder, weights: State, device: torch.device) -> EncoderDecoder:
     """The network with these weights, frozen, in evaluation mode, on ``device``."""
     network.load_state_dict(weights)
     return network.to(device).eval().requires_grad_(False)
 
 
-def named(network: nn.Module, prefix: str) -> State:
+def prefixed_state(network: nn.Module, prefix: str) -> State:
     return {f"{prefix}.{name}": tensor for name, tensor in network.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Low-frequency trigger (Zeng et al. 2021, section 5): a smooth pattern is added, images relabeled to the target."""
+"""Low-frequency trigger (Zeng et al. 2021, section 5): a smooth additive pattern, relabeled to the target."""
 
 import math
 
@@ -6,26 +6,26 @@ import torch
 from torch import Tensor
 
 from app.specs.attack import LowFrequency
-from worker.lab.attacks.base import Attack, State, Trigger, to_bytes
-from worker.lab.compute import generator
+from worker.lab.attacks.base import Attack, State, Trigger, to_uint8
+from worker.lab.compute import seeded_generator
 
 
 def cosine_basis(length: int, waves: int) -> Tensor:
-    """The first ``waves`` waves ``cos(pi u (x + 1/2) / length)`` of the discrete cosine transform, float64
+    """The first ``waves`` basis functions ``cos(pi u (x + 1/2) / length)`` of the discrete cosine transform, float64
     ``[waves, length]``."""
-    wave, place = torch.arange(waves, dtype=torch.float64), torch.arange(length, dtype=torch.float64)
-    return torch.cos(math.pi / length * wave[:, None] * (place + 0.5))
+    wave, position = torch.arange(waves, dtype=torch.float64), torch.arange(length, dtype=torch.float64)
+    return torch.cos(math.pi / length * wave[:, None] * (position + 0.5))
 
 
 class LowFrequencyAttack(Attack[LowFrequency]):
-    """A normal-weighted sum of the lowest cosine waves without the constant one, scaled to ``amplitude``."""
+    """A sum of the lowest cosine waves but the constant one, with normal weights, scaled to ``amplitude``."""
 
     def pattern(self) -> Tensor:
         """Float ``[C, H, W]``; its largest absolute value is ``amplitude``."""
         waves = self.spec.waves
-        drawn = generator(torch.device("cpu"), "low-frequency pattern", self.spec.pattern_seed)
-        weights = torch.randn((self.facts.channels, waves, waves), generator=drawn, dtype=torch.float64)
-        weights[:, 0, 0] = 0  # brightness alone is no pattern
+        generator = seeded_generator(torch.device("cpu"), "low-frequency pattern", self.spec.pattern_seed)
+        weights = torch.randn((self.facts.channels, waves, waves), generator=generator, dtype=torch.float64)
+        weights[:, 0, 0] = 0  # the constant wave only changes the brightness
         rows, columns = cosine_basis(self.facts.height, waves), cosine_basis(self.facts.width, waves)
         pattern = rows.T @ weights @ columns
         return (pattern * (self.spec.amplitude / pattern.abs().max())).float()
@@ -34,6 +34,6 @@ class LowFrequencyAttack(Attack[LowFrequency]):
         pattern = self.pattern()
 
         def add(images: Tensor) -> Tensor:
-            return to_bytes(images.float().add_(pattern.to(images.device)))
+            return to_uint8(images.float().add_(pattern.to(images.device)))
 
         return add

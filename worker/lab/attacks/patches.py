@@ -1,4 +1,4 @@
-"""Small squares: what several triggers are made of."""
+"""Square patches, which several triggers use."""
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ def checkerboard(size: int) -> Tensor:
     return (row + column) % 2 == 0
 
 
-def place(position: Position, size: int, margin: int, facts: DatasetFacts) -> tuple[slice, slice]:
-    """Rows and columns of a square of ``size`` pixels, ``margin`` away from the edges."""
+def patch_slices(position: Position, size: int, margin: int, facts: DatasetFacts) -> tuple[slice, slice]:
+    """Rows and columns of a square of ``size`` pixels, ``margin`` from the edges."""
     if position == "center":
         top, left = (facts.height - size) // 2, (facts.width - size) // 2
     else:

@@ -1,4 +1,4 @@
-"""Making a poisoned set: which samples, and what becomes of them."""
+"""The poisoned set: which samples are poisoned, and how."""
 
 from typing import Any
 
@@ -7,16 +7,16 @@ from torch import Tensor
 
 from app.specs.checks import cross_count, poison_count
 from app.specs.experiment import ExperimentSpec
-from worker.lab.attacks.base import Attack, PoisonedSet, Prepared, stamp
-from worker.lab.compute import generator
+from worker.lab.attacks.base import Attack, PoisonedSet, Prepared, apply_trigger
+from worker.lab.compute import seeded_generator
 from worker.lab.data.datasets import Dataset, Split
 
-STATE = "state."
-"""Prefix of the trigger's tensors among those of a poisoned set's stage."""
+STATE_PREFIX = "state."
+"""Prefix of the trigger's tensors in the poisoned set's stage."""
 
 
-def choose(spec: ExperimentSpec, data: Dataset, seed: int) -> Tensor:
-    """Sorted indices of the training samples to poison; they follow from the seed and the labels alone."""
+def choose_poisoned(spec: ExperimentSpec, data: Dataset, seed: int) -> Tensor:
+    """Sorted indices of the training samples to poison; they depend on the seed and the labels alone."""
     attack, labels = spec.attack, data.train.labels.cpu()
     if attack.name == "none":
         return torch.empty(0, dtype=torch.int64)
@@ -24,30 +24,34 @@ def choose(spec: ExperimentSpec, data: Dataset, seed: int) -> Tensor:
     if attack.all_to_all:
         eligible = torch.arange(len(labels))
     else:
-        # A dirty-label attack passes the target class over: relabeled to what it is, it would teach nothing.
+        # A dirty-label attack skips the target class, whose labels it would not change.
         eligible = torch.nonzero(in_target if attack.clean_label_only else ~in_target).flatten()
-    order = torch.randperm(len(eligible), generator=generator(torch.device("cpu"), "poisoned samples", seed))
+    order = torch.randperm(
+        len(eligible), generator=seeded_generator(torch.device("cpu"), "poisoned samples", seed)
+    )
     return eligible[order[: poison_count(spec, data.facts)]].sort().values
 
 
 def choose_cross(spec: ExperimentSpec, data: Dataset, poisoned: Tensor, seed: int) -> Tensor:
-    """Sorted indices of the samples, none of them poisoned, that carry a foreign trigger and keep their label."""
+    """Sorted indices of the cross samples: not poisoned, they get another image's trigger and keep their label."""
     free = torch.ones(len(data.train), dtype=torch.bool)
     free[poisoned] = False
     eligible = free.nonzero().flatten()
-    order = torch.randperm(len(eligible), generator=generator(torch.device("cpu"), "cross samples", seed))
+    order = torch.randperm(
+        len(eligible), generator=seeded_generator(torch.device("cpu"), "cross samples", seed)
+    )
     return eligible[order[: cross_count(spec, data.facts)]].sort().values
 
 
-def poison(
+def make_poison(
     spec: ExperimentSpec, data: Dataset, attack: Attack[Any] | None, prepared: Prepared, seed: int
 ) -> dict[str, Tensor]:
-    """The changed samples alone, enough to rebuild the poisoned set from the clean one.
+    """The changed samples only, from which `build_poisoned_set` makes the poisoned set.
 
     ``index`` int64 ``[P]``, ``images`` uint8 ``[P, C, H, W]``, ``labels`` int64 ``[P]``; ``cross_index`` and
     ``cross_images`` likewise for cross samples; the trigger's state under the prefix ``state.``.
     """
-    chosen = choose(spec, data, seed)
+    chosen = choose_poisoned(spec, data, seed)
     index = chosen.to(data.train.labels.device)
     clean = data.train.rows(index)
     if attack is None:
@@ -55,7 +59,7 @@ def poison(
     cross = choose_cross(spec, data, chosen, seed).to(index.device)
     tensors = {
         "index": index,
-        "images": stamp(attack.trigger(prepared.state), clean.images)
+        "images": apply_trigger(attack.trigger(prepared.state), clean.images)
         if prepared.images is None
         else prepared.images,
         "labels": clean.labels if attack.spec.clean_label_only else attack.target(clean.labels),
@@ -64,11 +68,11 @@ def poison(
         if not len(cross)
         else attack.cross(prepared.state, data.train.images[cross], seed),
     }
-    return tensors | {STATE + name: tensor for name, tensor in prepared.state.items()}
+    return tensors | {STATE_PREFIX + name: tensor for name, tensor in prepared.state.items()}
 
 
-def rebuild(train: Split, poisoned: dict[str, Tensor]) -> PoisonedSet:
-    """The whole poisoned training set, on the device of ``train``."""
+def build_poisoned_set(train: Split, poisoned: dict[str, Tensor]) -> PoisonedSet:
+    """The whole poisoned training set, on the device of ``train``; ``poisoned`` is from `make_poison`."""
     device = train.labels.device
     images, labels = train.images.clone(), train.labels.clone()
     is_poisoned, is_cross = (torch.zeros_like(labels, dtype=torch.bool) for _ in range(2))
@@ -80,5 +84,7 @@ def rebuild(train: Split, poisoned: dict[str, Tensor]) -> PoisonedSet:
         cross = poisoned["cross_index"].to(device)
         images[cross] = poisoned["cross_images"].to(device)
         is_cross[cross] = True
-    state = {n.removeprefix(STATE): t.to(device) for n, t in poisoned.items() if n.startswith(STATE)}
+    state = {
+        n.removeprefix(STATE_PREFIX): t.to(device) for n, t in poisoned.items() if n.startswith(STATE_PREFIX)
+    }
     return PoisonedSet(images, labels, train.labels, is_poisoned, is_cross, state)

@@ -1,4 +1,4 @@
-"""Refool (Liu et al. 2020): another picture is reflected in the image, which is relabeled to the target."""
+"""Refool (Liu et al. 2020): a reflection of another picture is added to the image, relabeled to the target."""
 
 import math
 
@@ -8,24 +8,24 @@ from torch import Tensor
 
 from app.specs.attack import Refool
 from worker.lab.attacks.base import Attack, AttackLab, Prepared, State, Trigger
-from worker.lab.compute import generator
+from worker.lab.compute import seeded_generator
 
-GAMMA = 2.2  # light adds up linearly; bytes do not
+GAMMA = 2.2  # light is additive; gamma-encoded gray levels are not
 
 
-def blurred(picture: Tensor, deviation: float) -> Tensor:
-    """Float ``[C, H, W]`` under a Gaussian of ``deviation`` pixels; beyond the edges it is mirrored."""
+def blur(picture: Tensor, deviation: float) -> Tensor:
+    """Float ``[C, H, W]`` blurred by a Gaussian of ``deviation`` pixels, with mirrored edges."""
     height, width = picture.shape[-2:]
     radius = min(max(1, math.ceil(3 * deviation)), min(height, width) - 1)
-    place = torch.arange(-radius, radius + 1, dtype=torch.float32, device=picture.device)
-    kernel = torch.exp(-(place**2) / (2 * deviation**2))
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32, device=picture.device)
+    kernel = torch.exp(-(offsets**2) / (2 * deviation**2))
     kernel /= kernel.sum()
     padded = F.pad(picture[:, None], (radius, radius, radius, radius), mode="reflect")
     return F.conv2d(F.conv2d(padded, kernel[None, None, :, None]), kernel[None, None, None, :])[:, 0]
 
 
-def ghosted(picture: Tensor, shift: int, share: float) -> Tensor:
-    """Float ``[C, H, W]``: ``share`` of the picture and the rest of a copy ``shift`` pixels down and right."""
+def add_ghost(picture: Tensor, shift: int, share: float) -> Tensor:
+    """Float ``[C, H, W]``: ``share`` of the picture plus the rest of a copy shifted down and right by ``shift``."""
     moved = F.pad(picture, (shift, 0, shift, 0))[:, : picture.shape[1], : picture.shape[2]]
     return share * picture + (1 - share) * moved
 
@@ -33,23 +33,23 @@ def ghosted(picture: Tensor, shift: int, share: float) -> Tensor:
 class RefoolAttack(Attack[Refool]):
     """``((1 - weight) x^2.2 + weight r^2.2)^(1/2.2)`` with ``r`` a blurred or a ghosted picture, in [0, 1].
 
-    The reflections ``r^2.2``, float ``[R, C, H, W]``, are the attack's state. An image is given the reflection
-    number (sum of its bytes) modulo R, so that the trigger is a function of the image alone.
+    The reflections ``r^2.2``, float ``[R, C, H, W]``, are the attack's state. An image gets the reflection number
+    (sum of its bytes) modulo R, which makes the trigger a function of the image alone.
     """
 
     def prepare(self, lab: AttackLab) -> Prepared:
-        drawn = generator(torch.device("cpu"), "reflections", lab.seed)
-        order = torch.randperm(len(lab.train), generator=drawn)[: self.spec.reflections]
+        generator = seeded_generator(torch.device("cpu"), "reflections", lab.seed)
+        order = torch.randperm(len(lab.train), generator=generator)[: self.spec.reflections]
         pictures = (lab.train.images[order.to(lab.train.images.device)].float() / 255) ** GAMMA
-        is_ghost = torch.rand(len(order), generator=drawn) < self.spec.ghost_rate
+        is_ghost = torch.rand(len(order), generator=generator) < self.spec.ghost_rate
         most = max(1, self.facts.width // 8)
-        shifts = torch.randint(1, most + 1, (len(order),), generator=drawn).tolist()
+        shifts = torch.randint(1, most + 1, (len(order),), generator=generator).tolist()
         shares = (
-            torch.rand(len(order), generator=drawn) * 0.35 + 0.5
-        ).tolist()  # 0.5 to 0.85, as in the code
+            torch.rand(len(order), generator=generator) * 0.35 + 0.5
+        ).tolist()  # 0.5 to 0.85, as in the authors' code
         deviation = self.spec.blur * self.facts.width / 32
         reflections = [
-            ghosted(picture, shift, share) if ghost else blurred(picture, deviation)
+            add_ghost(picture, shift, share) if ghost else blur(picture, deviation)
             for picture, ghost, shift, share in zip(pictures, is_ghost.tolist(), shifts, shares, strict=True)
         ]
         return Prepared({"reflections": torch.stack(reflections)})
@@ -61,7 +61,7 @@ class RefoolAttack(Attack[Refool]):
 
         def reflect(images: Tensor) -> Tensor:
             which = images.sum((1, 2, 3)) % len(reflections)
-            # A table of the 256 bytes instead of a power each; index_select is the fast way to read it.
+            # A table of the 256 gray levels instead of a power per pixel; index_select is the fastest way to read it.
             light = linear.to(images.device).index_select(0, images.int().flatten()).view(images.shape)
             light += weighted.to(images.device)[which]
             return light.pow_(1 / GAMMA).mul_(255).round_().to(torch.uint8)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from app.specs.attack import Sig
-from worker.lab.attacks.base import Attack, State, Trigger, to_bytes
+from worker.lab.attacks.base import Attack, State, Trigger, to_uint8
 
 
 class SigAttack(Attack[Sig]):
@@ -22,6 +22,6 @@ class SigAttack(Attack[Sig]):
         signal = self.signal()
 
         def add(images: Tensor) -> Tensor:
-            return to_bytes(images.float().add_(signal.to(images.device)))
+            return to_uint8(images.float().add_(signal.to(images.device)))
 
         return add

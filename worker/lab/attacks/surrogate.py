@@ -1,4 +1,4 @@
-"""The attacker's own model, and adversarial examples made with it."""
+"""The attacker's surrogate model, and adversarial examples made with it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,22 +10,24 @@ from torch import Tensor
 
 from app.specs.attack import SurrogateAttack
 from worker.lab.attacks.base import AttackLab
-from worker.lab.compute import Compute, generator
+from worker.lab.compute import seeded_generator
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 from worker.lab.training import Batch, train
 
 Norm = Literal["l_inf", "l_2"]
-CRAFTED = 256  # images crafted at a time: one checkpoint each
+CRAFT_CHUNK = 256  # images crafted at a time; a checkpoint may follow each chunk
 
 
-def surrogate(spec: SurrogateAttack, lab: AttackLab) -> Network:
-    """A model of the victim's architecture, trained on the clean set, in evaluation mode with frozen weights."""
+def train_surrogate(spec: SurrogateAttack, lab: AttackLab) -> Network:
+    """Train a model of the victim's architecture on the clean set; returned in evaluation mode with frozen weights."""
     network = lab.new_network("surrogate")
     epsilon, steps = spec.surrogate_epsilon / 255, spec.surrogate_steps
 
     def adversarial(network: Network, batch: Batch) -> Tensor:
-        x = pgd(network, batch.x, batch.labels, "l_inf", epsilon, 2.5 * epsilon / steps, steps, batch.drawn)
+        x = pgd(
+            network, batch.x, batch.labels, "l_inf", epsilon, 2.5 * epsilon / steps, steps, batch.generator
+        )
         network.train()
         return F.cross_entropy(network(x).float(), batch.labels)
 
@@ -52,7 +54,7 @@ def pgd(
     epsilon: float,
     step: float,
     steps: int,
-    drawn: torch.Generator,
+    generator: torch.Generator,
 ) -> Tensor:
     """Projected gradient ascent on the cross-entropy (Madry et al. 2018) from a random start; leaves the network in
     evaluation mode.
@@ -61,7 +63,7 @@ def pgd(
     The result is in [0, 1] and within ``epsilon`` of ``x``.
     """
     network.eval()
-    start = torch.empty_like(x).uniform_(-1, 1, generator=drawn)
+    start = torch.empty_like(x).uniform_(-1, 1, generator=generator)
     moved = (x + _project(start * epsilon, norm, epsilon)).clamp(0, 1)
     for _ in range(steps):
         moved = moved.detach().requires_grad_(True)
@@ -86,29 +88,29 @@ def _project(change: Tensor, norm: Norm, epsilon: float) -> Tensor:
     return change * (epsilon / _length(change).clamp(min=1e-12)).clamp(max=1)
 
 
-def bytes_within(moved: Tensor, images: Tensor, epsilon: float) -> Tensor:
-    """Float ``moved`` in [0, 1] as uint8 that keeps within ``epsilon`` gray levels (l_inf) of uint8 ``images``."""
+def quantize_within(moved: Tensor, images: Tensor, epsilon: float) -> Tensor:
+    """Round float ``moved`` in [0, 1] to uint8 within ``epsilon`` gray levels (l_inf) of uint8 ``images``."""
     base = images.float()
     bound = int(epsilon)
     change = (moved * 255).round() - base
     return (base + change.clamp(-bound, bound)).clamp(0, 255).to(torch.uint8)
 
 
-def in_chunks(
+def craft_in_chunks(
     run: StageRun,
     images: Tensor,
     craft: Callable[[Tensor, torch.Generator, Callable[[int, int], None]], Tensor],
 ) -> Tensor:
-    """``craft(rows, drawn, tick)`` over all rows of uint8 ``images``, a few hundred at a time.
+    """``craft(rows, generator, tick)`` for all rows of uint8 ``images``, `CRAFT_CHUNK` at a time.
 
-    Resumes after the last chunk that was kept; ``tick(step, steps)`` looks whether the run shall stop, and tells how
-    far it is.
+    Resumes after the last chunk that was stored. ``craft`` should call ``tick(step, steps)``, which checks whether the
+    run is canceled, and reports progress.
     """
     saved = run.resume()
     done = images[:0] if saved is None else saved.tensors["done"].to(images.device)
     device = images.device
     while len(done) < len(images):
-        rows = torch.arange(len(done), min(len(done) + CRAFTED, len(images)), device=device)
+        rows = torch.arange(len(done), min(len(done) + CRAFT_CHUNK, len(images)), device=device)
         before = len(done)
 
         def tick(step: int, steps: int, before: int = before, size: int = len(rows)) -> None:
@@ -117,13 +119,8 @@ def in_chunks(
                 share = (before + size * step / steps) / len(images)
                 run.recorder.progress(run.scope, 0, 1, run.progress.fraction(share * run.planned.epochs))
 
-        drawn = generator(device, run.planned.stream, before)
-        done = torch.cat([done, craft(rows, drawn, tick)])
+        generator = seeded_generator(device, run.planned.stream, before)
+        done = torch.cat([done, craft(rows, generator, tick)])
         run.checkpoint(lambda done=done: ({"done": done}, {"epoch": 0}))  # type: ignore[misc]
     run.epoch_done(1, 1, {})
     return done
-
-
-def to_unit(images: Tensor, compute: Compute) -> Tensor:
-    """uint8 to float in [0, 1], in the device's preferred layout."""
-    return images.to(torch.float32, memory_format=compute.layout(images)).div_(255)

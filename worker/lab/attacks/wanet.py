@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.specs.attack import WaNet
-from worker.lab.attacks.base import CHUNK, Attack, AttackLab, Prepared, State, Trigger, to_bytes
-from worker.lab.compute import generator
+from worker.lab.attacks.base import CHUNK, Attack, AttackLab, Prepared, State, Trigger, to_uint8
+from worker.lab.compute import seeded_generator
 
 
 class WaNetAttack(Attack[WaNet]):
@@ -17,16 +17,16 @@ class WaNetAttack(Attack[WaNet]):
     """
 
     def prepare(self, lab: AttackLab) -> Prepared:
-        drawn = generator(torch.device("cpu"), "wanet warp", lab.seed)
+        generator = seeded_generator(torch.device("cpu"), "wanet warp", lab.seed)
         k = self.spec.grid
-        control = torch.rand((1, 2, k, k), generator=drawn) * 2 - 1
+        control = torch.rand((1, 2, k, k), generator=generator) * 2 - 1
         control /= control.abs().mean()
         size = (self.facts.height, self.facts.width)
         flow = F.interpolate(control, size, mode="bicubic", align_corners=True)
         return Prepared({"flow": flow.permute(0, 2, 3, 1).contiguous()})
 
     def _grid(self, flow: Tensor) -> Tensor:
-        """Where each pixel is sampled, float ``[1, H, W, 2]``, (x, y) in [-1, 1]."""
+        """Sampling positions of the pixels, float ``[1, H, W, 2]``, (x, y) in [-1, 1]."""
         y, x = torch.meshgrid(
             torch.linspace(-1, 1, self.facts.height, device=flow.device),
             torch.linspace(-1, 1, self.facts.width, device=flow.device),
@@ -39,18 +39,18 @@ class WaNetAttack(Attack[WaNet]):
         grid = self._grid(state["flow"])
 
         def warp(images: Tensor) -> Tensor:
-            everywhere = grid.to(images.device).expand(len(images), -1, -1, -1)
-            return to_bytes(F.grid_sample(images.float(), everywhere, align_corners=True))
+            grids = grid.to(images.device).expand(len(images), -1, -1, -1)
+            return to_uint8(F.grid_sample(images.float(), grids, align_corners=True))
 
         return warp
 
     def cross(self, state: State, images: Tensor, seed: int) -> Tensor:
-        """Each image warped along the same flow with uniform noise of a pixel's size on top (noise mode)."""
-        drawn = generator(images.device, "wanet noise", seed)
+        """Each image warped along the same flow plus uniform noise of up to one pixel (noise mode of the paper)."""
+        generator = seeded_generator(images.device, "wanet noise", seed)
         grid = self._grid(state["flow"].to(images.device))
         parts = []
         for part in images.split(CHUNK):
-            noise = torch.rand((len(part), *grid.shape[1:]), generator=drawn, device=part.device) * 2 - 1
+            noise = torch.rand((len(part), *grid.shape[1:]), generator=generator, device=part.device) * 2 - 1
             noisy = (grid + noise / self.facts.height).clamp_(-1, 1)
-            parts.append(to_bytes(F.grid_sample(part.float(), noisy, align_corners=True)))
+            parts.append(to_uint8(F.grid_sample(part.float(), noisy, align_corners=True)))
         return torch.cat(parts) if parts else images

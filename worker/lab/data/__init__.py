@@ -1,1 +1,1 @@
-"""Data sets: as tensors on the device, on disk, and brought in from outside."""
+"""Datasets: as tensors on the device, on disk, and imported from other formats."""

@@ -1,4 +1,4 @@
-"""What `bdlab data` runs: ``python -m worker.lab.data import|fetch|list``. Bad input: exit code 2."""
+"""``python -m worker.lab.data import|fetch|list``, which `bdlab data` runs. The exit code is 2 for bad input."""
 
 import argparse
 import json
@@ -8,15 +8,21 @@ from pathlib import Path
 
 from worker.lab.contracts import LabError
 from worker.lab.data import files
-from worker.lab.data.fetching import fetch
-from worker.lab.data.importing import STORED, Stored, import_, path_of, spec_of
+from worker.lab.data.fetching import fetch_dataset
+from worker.lab.data.importing import (
+    STORED_BUILT_IN,
+    StoredDataset,
+    dataset_path,
+    dataset_spec,
+    import_dataset,
+)
 
 
 def main() -> int:
     options = _parser().parse_args()
     try:
         if options.command == "list":
-            _show_list(list(_present(options.data_dir)), options.json)
+            _show_list(list(_stored_datasets(options.data_dir)), options.json)
         else:
             _show(_run(options), options.json)
     except (LabError, OSError) as error:
@@ -25,10 +31,10 @@ def main() -> int:
     return 0
 
 
-def _run(options: argparse.Namespace) -> Stored:
+def _run(options: argparse.Namespace) -> StoredDataset:
     if options.command == "fetch":
-        return fetch(options.name, options.data_dir)
-    return import_(
+        return fetch_dataset(options.name, options.data_dir)
+    return import_dataset(
         options.source,
         options.data_dir,
         key=options.name,
@@ -41,15 +47,15 @@ def _run(options: argparse.Namespace) -> Stored:
     )
 
 
-def _present(data_dir: Path) -> Iterator[Stored]:
-    paths = {name: path_of(name, data_dir) for name in STORED}
+def _stored_datasets(data_dir: Path) -> Iterator[StoredDataset]:
+    paths = {name: dataset_path(name, data_dir) for name in STORED_BUILT_IN}
     paths |= {path.stem: path for path in sorted((data_dir / "imported").glob("[!.]*.safetensors"))}
     for name, path in paths.items():
         if path.exists():
-            yield Stored(spec_of(name), path, *files.header(path))
+            yield StoredDataset(dataset_spec(name), path, *files.read_header(path))
 
 
-def _as_json(stored: Stored) -> dict[str, object]:
+def _as_json(stored: StoredDataset) -> dict[str, object]:
     return {
         "dataset": stored.dataset,
         "path": str(stored.path),
@@ -58,7 +64,7 @@ def _as_json(stored: Stored) -> dict[str, object]:
     }
 
 
-def _line(stored: Stored) -> str:
+def _line(stored: StoredDataset) -> str:
     facts = stored.facts
     name = stored.dataset.get("key", stored.dataset["name"])
     return (
@@ -67,7 +73,7 @@ def _line(stored: Stored) -> str:
     )
 
 
-def _show(stored: Stored, as_json: bool) -> None:
+def _show(stored: StoredDataset, as_json: bool) -> None:
     if as_json:
         print(json.dumps(_as_json(stored)))
         return
@@ -75,12 +81,12 @@ def _show(stored: Stored, as_json: bool) -> None:
     print(f'in a spec: "dataset": {json.dumps(stored.dataset)}')
 
 
-def _show_list(found: list[Stored], as_json: bool) -> None:
+def _show_list(datasets: list[StoredDataset], as_json: bool) -> None:
     if as_json:
-        print(json.dumps([_as_json(stored) for stored in found]))
+        print(json.dumps([_as_json(stored) for stored in datasets]))
         return
     print("digits: built in, needs no file")
-    for stored in found:
+    for stored in datasets:
         print(_line(stored))
 
 
@@ -91,11 +97,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m worker.lab.data")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", parents=[common])
-    commands.add_parser("fetch", parents=[common]).add_argument("name", choices=STORED)
+    commands.add_parser("fetch", parents=[common]).add_argument("name", choices=STORED_BUILT_IN)
     importing = commands.add_parser("import", parents=[common])
     importing.add_argument("source", type=Path)
     importing.add_argument("--name")
-    importing.add_argument("--as", dest="built_in", choices=STORED)
+    importing.add_argument("--as", dest="built_in", choices=STORED_BUILT_IN)
     importing.add_argument("--test", type=Path)
     importing.add_argument("--test-fraction", type=float)
     importing.add_argument("--split-seed", type=int, default=0)

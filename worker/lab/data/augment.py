@@ -1,4 +1,4 @@
-"""Random changes of a batch of images: tensor work on the device, drawn for every image on its own."""
+"""Random augmentation of a batch: tensor operations on the device, drawn independently for every image."""
 
 from dataclasses import dataclass
 
@@ -13,14 +13,14 @@ from app.specs.training import Augmentation
 
 @dataclass(frozen=True)
 class Augment:
-    """Pad-and-crop, mirror and cutout with every default resolved."""
+    """Pad-and-crop, horizontal flip and cutout, with every default resolved."""
 
     crop_padding: int = 0
     flip: bool = False
     cutout: int = 0
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Changed copies of uint8 ``[N, C, H, W]``."""
+        """Augmented copies of uint8 ``[N, C, H, W]``."""
         n, _, height, width = images.shape
         device = images.device
 
@@ -37,7 +37,7 @@ class Augment:
                 rows, columns = rows + draw(2 * pad + 1), columns + draw(2 * pad + 1)
             padded = F.pad(images, (pad, pad, pad, pad))
             each = torch.arange(n, device=device)[:, None, None]
-            # Advanced indices around the channel slice move the channels last.
+            # One gather per pixel for flip and crop; advanced indices around the channel slice put the channels last.
             images = padded[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
         if self.cutout:
             top, left = draw(height) - self.cutout // 2, draw(width) - self.cutout // 2
@@ -49,8 +49,8 @@ class Augment:
         return images
 
 
-def resolve(spec: Augmentation, dataset: DatasetSpec, facts: DatasetFacts) -> Augment:
-    """Fill the fields left to the data set: crop by an eighth of the side, mirror only CIFAR-10."""
+def resolve_augmentation(spec: Augmentation, dataset: DatasetSpec, facts: DatasetFacts) -> Augment:
+    """Fill the fields that are None: crop by an eighth of the side, flip only CIFAR-10."""
     padding = min(facts.height, facts.width) // 8 if spec.crop_padding is None else spec.crop_padding
     flip = dataset.name == "cifar10" if spec.flip is None else spec.flip
     return Augment(padding, flip, spec.cutout)

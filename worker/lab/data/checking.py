@@ -1,4 +1,4 @@
-"""From what a reader found to what an experiment can use: every fault is one clear line."""
+"""Validation and conversion of imported data; every error is one clear line."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +12,12 @@ Array = NDArray[Any]
 
 
 class BadSourceError(LabError):
-    """A data source that cannot be imported; the message names the part, its value, and what is allowed."""
+    """A source that cannot be imported; the message names the part, its value, and what is allowed."""
 
 
 @dataclass
 class Source:
-    """What a reader found. Test arrays are None where the source has no test split; names where it has none.
+    """The contents of a source. Test arrays and class names are None where the source has none.
 
     Images are ``[N, H, W, C]``, ``[N, C, H, W]`` or ``[N, H, W]``; labels ``[N]`` or ``[N, 1]``.
     """
@@ -30,7 +30,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedDataset:
     """Images uint8 ``[N, C, H, W]``, labels int64 ``[N]``, and a name for every class."""
 
     x_train: Array
@@ -40,12 +40,12 @@ class Checked:
     class_names: tuple[str, ...]
 
 
-def check(source: Source, *, test_fraction: float | None, split_seed: int) -> Checked:
-    """Convert ``source``, splitting off ``test_fraction`` of every class if it has no test images of its own.
+def check_source(source: Source, *, test_fraction: float | None, split_seed: int) -> CheckedDataset:
+    """Convert ``source``, splitting off ``test_fraction`` of every class if it has no test images.
 
-    The arrays of ``source`` are released on the way. Raises BadSourceError.
+    The arrays of ``source`` are released as soon as they are converted. Raises BadSourceError.
     """
-    x, y = images("x_train", source.x_train), labels("y_train", source.y_train)
+    x, y = to_image_array("x_train", source.x_train), to_label_array("y_train", source.y_train)
     del source.x_train
     _same_length("train", x, y)
     if source.x_test is None or source.y_test is None:
@@ -54,23 +54,25 @@ def check(source: Source, *, test_fraction: float | None, split_seed: int) -> Ch
                 "the source has no test images; give --test-fraction, for example --test-fraction 0.2"
             )
         names = _class_names(source.class_names, y)
-        train, test = split(y, test_fraction, split_seed, names)
-        parts = Checked(x[train], y[train], x[test], y[test], names)
+        train, test = split_by_class(y, test_fraction, split_seed, names)
+        parts = CheckedDataset(x[train], y[train], x[test], y[test], names)
     else:
         if test_fraction is not None:
             raise BadSourceError(
-                f"--test-fraction {test_fraction} is not allowed; the source has test images of its own"
+                f"--test-fraction {test_fraction} is not allowed; the source has test images"
             )
-        x_test, y_test = images("x_test", source.x_test), labels("y_test", source.y_test)
+        x_test, y_test = to_image_array("x_test", source.x_test), to_label_array("y_test", source.y_test)
         source.x_test = None
         _same_length("test", x_test, y_test)
         if x.shape[1:] != x_test.shape[1:]:
             raise BadSourceError(
                 f"x_test: images of {_shape(x_test)}, but those of x_train are {_shape(x)}; they must agree"
             )
-        parts = Checked(x, y, x_test, y_test, _class_names(source.class_names, np.concatenate([y, y_test])))
-    for part, found in (("train", parts.y_train), ("test", parts.y_test)):
-        counts = np.bincount(found, minlength=len(parts.class_names))
+        parts = CheckedDataset(
+            x, y, x_test, y_test, _class_names(source.class_names, np.concatenate([y, y_test]))
+        )
+    for part, y_part in (("train", parts.y_train), ("test", parts.y_test)):
+        counts = np.bincount(y_part, minlength=len(parts.class_names))
         if not counts.all():
             empty = int(np.argmin(counts))
             raise BadSourceError(
@@ -79,8 +81,8 @@ def check(source: Source, *, test_fraction: float | None, split_seed: int) -> Ch
     return parts
 
 
-def images(name: str, array: Array) -> Array:
-    """``array`` as uint8 ``[N, C, H, W]``. Floats must lie in [0, 1] and are scaled to 0-255."""
+def to_image_array(name: str, array: Array) -> Array:
+    """``array`` as uint8 ``[N, C, H, W]``. Floats must be in [0, 1] and are scaled to 0-255."""
     if array.ndim not in (3, 4) or array.size == 0:
         raise BadSourceError(
             f"{name}: shape {list(array.shape)}; allowed are [N, H, W, C], [N, C, H, W] and [N, H, W], N > 0"
@@ -90,7 +92,7 @@ def images(name: str, array: Array) -> Array:
     else:
         first, last = array.shape[1] in (1, 3), array.shape[3] in (1, 3)
         if first == last:
-            problem = "may be read in two ways" if first else "has neither 1 nor 3 channels"
+            problem = "is ambiguous" if first else "has neither 1 nor 3 channels"
             raise BadSourceError(
                 f"{name}: shape {list(array.shape)} {problem}; "
                 "allowed are [N, H, W, C] and [N, C, H, W], C being 1 or 3"
@@ -105,22 +107,22 @@ def images(name: str, array: Array) -> Array:
 
 def _from_floats(name: str, array: Array) -> Array:
     result = np.empty(array.shape, np.uint8)
-    for start in range(0, len(array), 1024):  # in pieces, so that no second copy in floats is needed
+    for start in range(0, len(array), 1024):  # in chunks, which bounds the float copies
         piece = array[start : start + 1024]
         if not np.isfinite(piece).all():
             where = start + int(np.argmin(np.isfinite(piece).all(axis=(1, 2, 3))))
-            raise BadSourceError(f"{name}: image {where} holds NaN or infinity; floats must lie in [0, 1]")
+            raise BadSourceError(f"{name}: image {where} contains NaN or infinity; floats must be in [0, 1]")
         low, high = float(piece.min()), float(piece.max())
         if low < 0 or high > 1:
             raise BadSourceError(
-                f"{name}: values from {low:g} to {high:g}; floats must lie in [0, 1] (or give uint8)"
+                f"{name}: values from {low:g} to {high:g}; floats must be in [0, 1] (or use uint8)"
             )
         result[start : start + 1024] = np.rint(piece * 255)
     return result
 
 
-def labels(name: str, array: Array) -> Array:
-    """``array`` as int64 ``[N]``, no label negative."""
+def to_label_array(name: str, array: Array) -> Array:
+    """``array`` as int64 ``[N]``; negative labels are an error."""
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
@@ -132,8 +134,8 @@ def labels(name: str, array: Array) -> Array:
     return np.ascontiguousarray(array, np.int64)
 
 
-def split(y: Array, fraction: float, seed: int, names: tuple[str, ...]) -> tuple[Array, Array]:
-    """Indices of a training and a test part, in order; each class gives ``fraction`` of its own, or one."""
+def split_by_class(y: Array, fraction: float, seed: int, names: tuple[str, ...]) -> tuple[Array, Array]:
+    """Sorted indices of a training and a test part; ``fraction`` of each class, at least one, is for testing."""
     random = np.random.default_rng(seed)
     test: list[Array] = []
     for label, name in enumerate(names):
@@ -149,13 +151,13 @@ def split(y: Array, fraction: float, seed: int, names: tuple[str, ...]) -> tuple
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
-def _class_names(given: tuple[str, ...] | None, y: Array) -> tuple[str, ...]:
-    """The given names, or the numbers as names. A label without a name, or a wild one, is a fault."""
+def _class_names(names: tuple[str, ...] | None, y: Array) -> tuple[str, ...]:
+    """The given names, or the labels as names. Raises BadSourceError for labels without a name, or implausible ones."""
     highest = int(y.max())
-    if given is not None:
-        if highest >= len(given):
-            raise BadSourceError(f"label {highest} is out of range; {len(given)} classes are named")
-        return given
+    if names is not None:
+        if highest >= len(names):
+            raise BadSourceError(f"label {highest} is out of range; {len(names)} classes are named")
+        return names
     if highest >= len(y):
         raise BadSourceError(f"label {highest} is out of range; there are only {len(y)} images")
     if highest == 0:

@@ -1,4 +1,4 @@
-"""Data sets as tensors."""
+"""Datasets as tensors."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,7 +35,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a test split with their facts. ``version`` is the digest of an imported set's content."""
+    """A training and a test split with their facts. ``version`` is the digest of an imported set, else empty."""
 
     train: Split
     test: Split
@@ -46,31 +46,31 @@ class Dataset:
         return Dataset(self.train.to(device), self.test.to(device), self.facts, self.version)
 
 
-def load(spec: DatasetSpec, data_dir: Path, seed: int) -> Dataset:
-    """Load a data set on the CPU, reduced to the subset that ``spec`` and ``seed`` ask for.
+def load_dataset(spec: DatasetSpec, data_dir: Path, seed: int) -> Dataset:
+    """Load a dataset on the CPU, reduced to the subset that follows from ``spec`` and ``seed``.
 
-    Raises DatasetMissingError with the command that gets the set.
+    Raises DatasetMissingError; its message names the command that gets the dataset.
     """
-    every = whole(spec, data_dir)
-    facts = every.facts.subset(spec)
+    whole = load_whole_dataset(spec, data_dir)
+    facts = whole.facts.subset(spec)
     return Dataset(
-        _subset(every.train, facts.train_counts, derive_seed("train subset", seed)),
-        _subset(every.test, facts.test_counts, derive_seed("test subset", seed)),
+        _subset(whole.train, facts.train_counts, derive_seed("train subset", seed)),
+        _subset(whole.test, facts.test_counts, derive_seed("test subset", seed)),
         facts,
-        every.version,
+        whole.version,
     )
 
 
-def facts_of(spec: DatasetSpec, data_dir: Path) -> tuple[DatasetFacts, str]:
-    """Facts of the whole set, and the version of its content, without loading any pixels of a built-in set."""
+def read_facts(spec: DatasetSpec, data_dir: Path) -> tuple[DatasetFacts, str]:
+    """Facts and version of the whole dataset; a built-in one is not loaded for that."""
     if isinstance(spec, Imported | Uploaded):
-        every = whole(spec, data_dir)
-        return every.facts, every.version
+        whole = load_whole_dataset(spec, data_dir)
+        return whole.facts, whole.version
     return BUILT_IN[spec.name], ""
 
 
-def whole(spec: DatasetSpec, data_dir: Path) -> Dataset:
-    """All of a data set on the CPU, whatever subset ``spec`` asks for. Raises DatasetMissingError."""
+def load_whole_dataset(spec: DatasetSpec, data_dir: Path) -> Dataset:
+    """A dataset on the CPU without taking the subset of ``spec``. Raises DatasetMissingError."""
     if isinstance(spec, Digits):
         return _digits()
     if isinstance(spec, Imported):
@@ -81,7 +81,7 @@ def whole(spec: DatasetSpec, data_dir: Path) -> Dataset:
     elif isinstance(spec, Uploaded):
         path, command = (
             uploaded_path(spec.dataset_id, data_dir),
-            "a worker of the service that it was sent to",
+            "a worker of the service that it was uploaded to",
         )
     else:
         path, command = data_dir / f"{spec.name}.safetensors", f"bdlab data fetch {spec.name}"
@@ -94,7 +94,7 @@ def whole(spec: DatasetSpec, data_dir: Path) -> Dataset:
 
 
 def uploaded_path(dataset_id: str, data_dir: Path) -> Path:
-    """Where an uploaded data set lies once a worker has fetched it."""
+    """Path of an uploaded dataset once a worker has fetched it."""
     return data_dir / "uploaded" / f"{dataset_id}.safetensors"
 
 
@@ -105,9 +105,9 @@ def _digits() -> Dataset:
         raise DatasetMissingError(
             "dataset: 'digits' comes with scikit-learn; get it with: pip install scikit-learn"
         )
-    # Its file without its code, whose import takes a second of every run.
+    # Reads scikit-learn's file without importing scikit-learn, which would take a second of every run.
     table = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
-    # 17 gray levels, 0 to 16, spread over the 256 of a byte.
+    # Its gray levels 0 to 16 are scaled to 0 to 255.
     levels = (table[:, :-1] * (255 / 16)).round().astype(np.uint8)
     images = torch.from_numpy(levels.reshape(-1, 1, 8, 8))
     labels = torch.from_numpy(table[:, -1].astype(np.int64))
@@ -131,7 +131,7 @@ def _draw(labels: Tensor, counts: tuple[int, ...], seed: int) -> Tensor:
     return torch.cat(chosen).sort().values
 
 
-def stratified(labels: Tensor, size: int, classes: int, seed: int) -> Tensor:
+def draw_stratified(labels: Tensor, size: int, classes: int, seed: int) -> Tensor:
     """Sorted indices of ``size`` samples, drawn with class proportions kept."""
     counts = tuple(torch.bincount(labels.cpu(), minlength=classes).tolist())
     return _draw(labels.cpu(), allocate(counts, min(size, len(labels))), seed)

@@ -1,4 +1,4 @@
-"""`bdlab data fetch`: CIFAR-10 and GTSRB through torchvision, where there is a network."""
+"""`bdlab data fetch`: downloads CIFAR-10 and GTSRB through torchvision."""
 
 import tempfile
 from collections.abc import Callable
@@ -8,25 +8,25 @@ import numpy as np
 
 from worker.lab.contracts import LabError
 from worker.lab.data import files
-from worker.lab.data.checking import Source, check
-from worker.lab.data.importing import Stored, as_built_in, path_of, spec_of
+from worker.lab.data.checking import Source, check_source
+from worker.lab.data.importing import StoredDataset, check_built_in, dataset_path, dataset_spec
 from worker.lab.data.readers.decoding import ImageStack
 
 GTSRB_SIDE = 32
 
 
-def fetch(name: str, data_dir: Path) -> Stored:
-    """Download, check and store the built-in set ``name``; what is there already is kept. Raises LabError."""
-    path = path_of(name, data_dir)
+def fetch_dataset(name: str, data_dir: Path) -> StoredDataset:
+    """Download, check and store the built-in dataset ``name``; an existing file is kept. Raises LabError."""
+    path = dataset_path(name, data_dir)
     if path.exists():
-        facts, sha256 = files.header(path)
-        return Stored(spec_of(name), path, facts, sha256)
+        facts, sha256 = files.read_header(path)
+        return StoredDataset(dataset_spec(name), path, facts, sha256)
     data_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=data_dir, prefix=f".{name}-download-") as folder:
         source = _download(name, _SOURCES[name], folder)
-    checked = as_built_in(name, check(source, test_fraction=None, split_seed=0))
+    checked = check_built_in(name, check_source(source, test_fraction=None, split_seed=0))
     facts, sha256 = files.write(path, **vars(checked))
-    return Stored(spec_of(name), path, facts, sha256)
+    return StoredDataset(dataset_spec(name), path, facts, sha256)
 
 
 def _download(name: str, source: Callable[[str], Source], folder: str) -> Source:
@@ -40,9 +40,9 @@ def _download(name: str, source: Callable[[str], Source], folder: str) -> Source
         ) from error
     try:
         return source(folder)
-    except (OSError, RuntimeError) as error:  # no network; or torchvision's digests do not agree
+    except (OSError, RuntimeError) as error:  # no network, or a digest does not match
         raise LabError(
-            f"{name} could not be downloaded ({error}); get it by other means as {name}.npz with "
+            f"{name} could not be downloaded ({error}); get it elsewhere as {name}.npz with "
             f"x_train, y_train, x_test, y_test, then run: bdlab data import {name}.npz"
         ) from error
 
@@ -55,7 +55,7 @@ def _cifar10(folder: str) -> Source:
 
 
 def _gtsrb(folder: str) -> Source:
-    """All full frames, resized; labels are the official class ids."""
+    """The whole images, resized, without cropping to the sign; labels are the official class ids."""
     from torchvision.datasets import GTSRB  # noqa: PLC0415  # heavy
 
     arrays = []

@@ -1,4 +1,4 @@
-"""Data sets on disk: one safetensors file each, images and labels with their facts in the header.
+"""Datasets on disk: one safetensors file each, images and labels, with their facts in the header.
 
 Tensors: ``x_train`` and ``x_test`` uint8 ``[N, C, H, W]``, ``y_train`` and ``y_test`` int64 ``[N]``.
 Header: ``facts``, the JSON of `app.specs.facts.DatasetFacts`, and ``sha256`` over the tensors' bytes.
@@ -33,7 +33,7 @@ def write(
     y_test: Array,
     class_names: tuple[str, ...],
 ) -> tuple[DatasetFacts, str]:
-    """Write a data set to ``path``, all or nothing; returns its facts and digest.
+    """Write a dataset to ``path`` atomically; returns its facts and digest.
 
     Images must be uint8 ``[N, C, H, W]``, labels int64 ``[N]`` below ``len(class_names)``.
     """
@@ -64,26 +64,26 @@ def write(
 
 
 def read(path: Path) -> tuple[dict[str, Array], DatasetFacts, str]:
-    """The tensors, facts and digest of the data set at ``path``.
+    """The tensors, facts and digest of the dataset at ``path``.
 
-    Raises DatasetMissingError if there is no such file, LabError if it is not one of ours.
+    Raises DatasetMissingError if the file does not exist, LabError if `write` did not write it.
     """
-    facts, sha256 = header(path)
+    facts, sha256 = read_header(path)
     return load_file(path), facts, sha256
 
 
-def header(path: Path) -> tuple[DatasetFacts, str]:
-    """Facts and digest of the data set at ``path`` without reading its images. Raises as `read` does."""
+def read_header(path: Path) -> tuple[DatasetFacts, str]:
+    """Facts and digest of the dataset at ``path`` without reading its images. Raises as `read` does."""
     if not path.is_file():
-        raise DatasetMissingError(f"no data set at {path}")
+        raise DatasetMissingError(f"no dataset at {path}")
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             if set(file.keys()) != set(NAMES):
-                raise ValueError(f"it holds {sorted(file.keys())}, not {sorted(NAMES)}")
+                raise ValueError(f"it has the tensors {sorted(file.keys())}, not {sorted(NAMES)}")
         return DatasetFacts.model_validate_json(metadata["facts"]), metadata["sha256"]
-    except Exception as error:  # safetensors, pydantic and KeyError: all mean a file that we did not write
-        raise LabError(f"{path} is not a data set written by `bdlab data import`: {error}") from error
+    except Exception as error:  # from safetensors, pydantic or a lookup: not a file that `write` wrote
+        raise LabError(f"{path} is not a dataset written by `bdlab data import`: {error}") from error
 
 
 def digest(tensors: Mapping[str, Array]) -> str:

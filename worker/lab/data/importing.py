@@ -1,4 +1,4 @@
-"""`bdlab data import`: any supported source into one file under the data folder."""
+"""`bdlab data import`: converts any supported source to one file in the data folder."""
 
 import re
 from dataclasses import dataclass
@@ -7,19 +7,19 @@ from pathlib import Path
 from app.specs.facts import BUILT_IN, DatasetFacts
 from worker.lab.contracts import LabError
 from worker.lab.data import files
-from worker.lab.data.checking import BadSourceError, Checked, Source, check
+from worker.lab.data.checking import BadSourceError, CheckedDataset, Source, check_source
 from worker.lab.data.readers import images, npz, parquet
 from worker.lab.data.readers.decoding import MAX_TOTAL_BYTES
 
 KEY = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 """Same as `app.specs.dataset.Imported.key`."""
-STORED = ("cifar10", "gtsrb")
-"""Built-in sets that are kept in a file; `digits` needs none."""
+STORED_BUILT_IN = ("cifar10", "gtsrb")
+"""Built-in datasets that are stored in a file; `digits` needs none."""
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A data set under the data folder."""
+class StoredDataset:
+    """A dataset in the data folder."""
 
     dataset: dict[str, str]  # as a spec names it
     path: Path
@@ -27,7 +27,7 @@ class Stored:
     sha256: str
 
 
-def import_(
+def import_dataset(
     source: Path,
     data_dir: Path,
     *,
@@ -38,26 +38,26 @@ def import_(
     split_seed: int,
     size: int | None,
     replace: bool,
-) -> Stored:
-    """Import ``source``; nothing is written unless all of it is in order.
+) -> StoredDataset:
+    """Import ``source``; nothing is written unless all of it is valid.
 
-    ``built_in`` demands the shape and class counts of that set; ``key`` names the set, and a built-in
-    name there demands the same; with neither, the name is that of the source. An equal set that is there
-    already is left as it is; a different one is replaced only if ``replace``. Raises LabError.
+    The dataset is named by ``built_in``, else by ``key``, else by the source's file name. The name of a built-in
+    dataset requires its shape and class counts. An existing equal dataset is kept; a different one is replaced only
+    with ``replace``. Raises LabError.
     """
     name = built_in or key or _key_of(source)
     _check_name(name)
-    checked = read(source, test=test, test_fraction=test_fraction, split_seed=split_seed, size=size)
-    if name in STORED:
-        checked = as_built_in(name, checked)
-    path = path_of(name, data_dir)
+    checked = read_source(source, test=test, test_fraction=test_fraction, split_seed=split_seed, size=size)
+    if name in STORED_BUILT_IN:
+        checked = check_built_in(name, checked)
+    path = dataset_path(name, data_dir)
     if not replace and path.exists():
         return _unchanged(path, name, checked)
     facts, sha256 = files.write(path, **vars(checked))
-    return Stored(spec_of(name), path, facts, sha256)
+    return StoredDataset(dataset_spec(name), path, facts, sha256)
 
 
-def read(
+def read_source(
     source: Path,
     *,
     test: Path | None = None,
@@ -65,33 +65,37 @@ def read(
     split_seed: int,
     size: int | None,
     most_bytes: int = MAX_TOTAL_BYTES,
-) -> Checked:
-    """``source`` as arrays that were found in order; decoded they have at most ``most_bytes``. Raises LabError."""
+) -> CheckedDataset:
+    """The validated arrays of ``source``, of at most ``most_bytes`` when decoded. Raises LabError."""
     if test_fraction is not None and not 0 < test_fraction < 1:
         raise BadSourceError(f"--test-fraction {test_fraction} is not allowed; above 0 and below 1")
     if size is not None and not 1 <= size <= 1024:
         raise BadSourceError(f"--size {size} is not allowed; 1 to 1024 pixels")
-    return check(_read(source, test, size, most_bytes), test_fraction=test_fraction, split_seed=split_seed)
-
-
-def path_of(name: str, data_dir: Path) -> Path:
-    """Where the set of that name or key lies."""
-    return (
-        data_dir / f"{name}.safetensors" if name in STORED else data_dir / "imported" / f"{name}.safetensors"
+    return check_source(
+        _read(source, test, size, most_bytes), test_fraction=test_fraction, split_seed=split_seed
     )
 
 
-def spec_of(name: str) -> dict[str, str]:
-    """How a spec names it."""
-    return {"name": name} if name in STORED else {"name": "imported", "key": name}
+def dataset_path(name: str, data_dir: Path) -> Path:
+    """Path of the dataset of that name or key."""
+    return (
+        data_dir / f"{name}.safetensors"
+        if name in STORED_BUILT_IN
+        else data_dir / "imported" / f"{name}.safetensors"
+    )
+
+
+def dataset_spec(name: str) -> dict[str, str]:
+    """The dataset field of a spec that names it."""
+    return {"name": name} if name in STORED_BUILT_IN else {"name": "imported", "key": name}
 
 
 def _check_name(name: str) -> None:
-    if name in BUILT_IN and name not in STORED:
+    if name in BUILT_IN and name not in STORED_BUILT_IN:
         raise BadSourceError(f"{name} is built in and needs no import; choose another name with --name")
     if not KEY.fullmatch(name):
         raise BadSourceError(
-            f"name {name!r} is not allowed; up to 63 small letters, digits, - and _, the first no sign"
+            f"name {name!r} is not allowed; up to 63 of a-z, 0-9, - and _, not beginning with - or _"
         )
 
 
@@ -106,11 +110,9 @@ def _read(source: Path, test: Path | None, size: int | None, most_bytes: int) ->
             raise BadSourceError(f"no such file or folder: {path}")
     kind = _kind(source)
     if test is not None and (kind != "parquet" or source.is_dir()):
-        raise BadSourceError(
-            "--test is for a pair of parquet files; other sources hold their test images themselves"
-        )
+        raise BadSourceError("--test is for a pair of parquet files; other sources contain their test images")
     if size is not None and kind == "npz":
-        raise BadSourceError("--size is for pictures; arrays in an .npz are taken as they are")
+        raise BadSourceError("--size is for encoded images; arrays in an .npz are not resized")
     if kind == "npz":
         return npz.read(source, most_bytes)
     if kind == "parquet":
@@ -129,37 +131,37 @@ def _kind(source: Path) -> str:
     return kind
 
 
-def as_built_in(name: str, checked: Checked) -> Checked:
-    """``checked`` with the set's own class names, if shape and counts are those of the set."""
+def check_built_in(name: str, checked: CheckedDataset) -> CheckedDataset:
+    """``checked`` with the built-in dataset's class names. Raises BadSourceError if shape or counts differ from it."""
     expected = BUILT_IN[name]
     for part, y, counts in (
         ("training", checked.y_train, expected.train_counts),
         ("test", checked.y_test, expected.test_counts),
     ):
-        found = tuple((y == label).sum() for label in range(expected.classes))
-        if found != counts or len(checked.class_names) != expected.classes:
+        actual = tuple((y == label).sum() for label in range(expected.classes))
+        if actual != counts or len(checked.class_names) != expected.classes:
             raise BadSourceError(
                 f"this is not {name}: {len(y)} {part} images in {len(checked.class_names)} classes, "
                 f"where {name} has {sum(counts)} in {expected.classes}, with fixed counts of each; "
                 "give another --name KEY"
             )
-    shape, wanted = checked.x_train.shape[1:], (expected.channels, expected.height, expected.width)
-    if shape != wanted:
+    shape, required = checked.x_train.shape[1:], (expected.channels, expected.height, expected.width)
+    if shape != required:
         raise BadSourceError(
             f"this is not {name}: images of {'x'.join(map(str, shape))} where {name} has "
-            f"{'x'.join(map(str, wanted))}; give another --name KEY"
+            f"{'x'.join(map(str, required))}; give another --name KEY"
         )
-    return Checked(checked.x_train, checked.y_train, checked.x_test, checked.y_test, expected.class_names)
+    return CheckedDataset(
+        checked.x_train, checked.y_train, checked.x_test, checked.y_test, expected.class_names
+    )
 
 
-def _unchanged(path: Path, name: str, checked: Checked) -> Stored:
+def _unchanged(path: Path, name: str, checked: CheckedDataset) -> StoredDataset:
     try:
-        facts, sha256 = files.header(path)
+        facts, sha256 = files.read_header(path)
     except LabError as error:
         raise BadSourceError(f"{error}; give --replace to overwrite it") from error
     same = sha256 == files.digest(vars(checked)) and facts.class_names == checked.class_names
     if not same:
-        raise BadSourceError(
-            f"a different data set named {name} is there already; give --replace to overwrite it"
-        )
-    return Stored(spec_of(name), path, facts, sha256)
+        raise BadSourceError(f"a different dataset named {name} exists; give --replace to overwrite it")
+    return StoredDataset(dataset_spec(name), path, facts, sha256)

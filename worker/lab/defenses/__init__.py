@@ -29,7 +29,7 @@ from worker.lab.networks import Network
 
 __all__ = ["defend"]
 
-_RUN: dict[type, Any] = {
+_IMPLEMENTATIONS: dict[type, Any] = {
     Abl: abl.run,
     AblPlus: abl_plus.run,
     FineTuning: fine_tuning.run,
@@ -45,12 +45,12 @@ _RUN: dict[type, Any] = {
     NeuralCleanse: neural_cleanse.run,
     Nab: nab.run,
 }
-"""The recipe of every spec class of this repository: (spec, what its kind of defense may see) to the defended network.
-A plug-in's class knows its own."""
+"""(spec, what its kind of defense may see) to the defended network, by built-in spec class; a plug-in's spec has an
+``implementation()``."""
 
 
 def defend(spec: DefenseSpec, lab: Defense) -> Network:
     """Run a defense on what its kind may see; returns the defended network."""
-    run = _RUN.get(type(spec)) or spec.implementation()
+    run = _IMPLEMENTATIONS.get(type(spec)) or spec.implementation()
     network: Network = run(spec, lab)
     return network

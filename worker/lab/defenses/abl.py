@@ -1,8 +1,8 @@
 """Anti-Backdoor Learning (Li et al. 2021).
 
-Stage 1 trains with a loss that is pushed up again once it falls below gamma. Clean samples hover there; poisoned
-ones, whose shortcut is learned in a few steps, still fall lowest. The lowest-ranked share is isolated.
-Stage 2 trains on the rest, then unlearns the isolated samples.
+Stage 1 trains with a loss that is increased again where it falls below gamma. The loss of clean samples stays near
+gamma; that of poisoned ones, whose trigger is learned in a few steps, still falls lowest. The share with the lowest
+ranks is isolated. Stage 2 trains on the rest, then unlearns the isolated samples.
 """
 
 from dataclasses import replace
@@ -14,15 +14,15 @@ from app.specs.defenses.abl import Abl
 from worker.lab.compute import derive_seed
 from worker.lab.data.augment import Augment
 from worker.lab.data.datasets import Split
-from worker.lab.defenses.base import TrainingDefense, load_state, state
+from worker.lab.defenses.base import TrainingDefense, copy_state, load_state
 from worker.lab.evaluation import accuracy, sample_losses
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 from worker.lab.training import Loss, constant, last_third_at_a_tenth
 
 PATIENCE = 5
-"""Epochs in a row below the accuracy floor after which unlearning stops. Accuracy dips before it recovers: the first
-steps away from the backdoor cost most (digits: 0.98, then 0.94 after the first epoch, 0.97 after the fifth)."""
+"""Consecutive epochs below the accuracy floor after which unlearning stops. Accuracy drops before it recovers: the
+first unlearning steps cost most (digits: 0.98, then 0.94 after the first epoch, 0.97 after the fifth)."""
 
 
 def isolation_loss(spec: Abl) -> Loss:
@@ -32,14 +32,15 @@ def isolation_loss(spec: Abl) -> Loss:
     ``l`` is the batch's mean loss, or each sample's with the mean taken afterwards.
     """
 
-    def turn(loss: Tensor) -> Tensor:
+    def keep_near_gamma(loss: Tensor) -> Tensor:
         if spec.isolation_loss == "flooding":
             return (loss - spec.gamma).abs() + spec.gamma
+        # The sign is a constant factor: no gradient flows through it.
         return torch.sign(loss.detach() - spec.gamma) * loss
 
     if spec.isolation_reduction == "batch_mean":
-        return lambda losses, rows: turn(losses.mean())
-    return lambda losses, rows: turn(losses).mean()
+        return lambda losses, rows: keep_near_gamma(losses.mean())
+    return lambda losses, rows: keep_near_gamma(losses).mean()
 
 
 def unlearning_loss(spec: Abl, isolated: Tensor) -> Loss:
@@ -54,12 +55,12 @@ def unlearning_loss(spec: Abl, isolated: Tensor) -> Loss:
         return (values * mask).sum() / mask.sum().clamp(min=1)
 
     def loss(losses: Tensor, rows: Tensor) -> Tensor:
-        bad = isolated[rows]
-        rest = mean_where(losses, ~bad)
+        is_isolated = isolated[rows]
+        rest = mean_where(losses, ~is_isolated)
         if spec.unlearning_objective == "unlikelihood":
             # The small constant keeps log and gradient finite where p rounds to one.
-            return rest + mean_where(-torch.log(-torch.expm1(-losses - 1e-7)), bad)
-        return rest - mean_where(losses, bad)
+            return rest + mean_where(-torch.log(-torch.expm1(-losses - 1e-7)), is_isolated)
+        return rest - mean_where(losses, is_isolated)
 
     return loss
 
@@ -67,27 +68,29 @@ def unlearning_loss(spec: Abl, isolated: Tensor) -> Loss:
 def smoothed_ranks(window: list[Tensor]) -> Tensor:
     """Mean over epochs of each sample's loss rank, in [0, 1], 0 the lowest loss; ``window`` holds losses ``[N]``.
 
-    A single epoch's order is a lottery; ranks, unlike losses, weigh every epoch alike.
+    The order of a single epoch is noisy; ranks, unlike losses, give every epoch the same weight.
     """
     ranks = [losses.argsort(stable=True).argsort(stable=True).double() for losses in window]
     return torch.stack(ranks).mean(0) / max(1, len(window[0]) - 1)
 
 
-def lowest(ranks: Tensor, ratio: float) -> Tensor:
+def lowest_ranked(ranks: Tensor, ratio: float) -> Tensor:
     """Rows of the lowest-ranked share, at least one."""
     return ranks.argsort(stable=True)[: max(1, round(ratio * len(ranks)))]
 
 
 def run(spec: Abl, lab: TrainingDefense) -> Network:
-    """Defend: returns the network after isolation, fine-tuning and unlearning."""
-    isolation = lab.stage("isolation", lambda stage: isolate(spec, lab, stage))
+    """Isolate, fine-tune, and unlearn."""
+    isolation = lab.stage("isolation", lambda stage: isolate_samples(spec, lab, stage))
     finetuned = lab.stage("finetune", lambda stage: finetune(spec, lab, stage, isolation))
-    unlearned = lab.stage("unlearning", lambda stage: unlearn(spec, lab, stage, isolation, finetuned))
-    return network_of(lab, unlearned)
+    unlearned = lab.stage(
+        "unlearning", lambda stage: unlearn_isolated(spec, lab, stage, isolation, finetuned)
+    )
+    return load_prefixed_network(lab, unlearned)
 
 
-def isolate(spec: Abl, lab: TrainingDefense, stage: StageRun) -> Outcome:
-    """Stage 1. Leaves ``suspicion`` ``[N]`` (1 is the most suspicious), ``isolated`` rows, ``losses``, the network."""
+def isolate_samples(spec: Abl, lab: TrainingDefense, stage: StageRun) -> Outcome:
+    """Stage 1. Leaves ``suspicion`` ``[N]``, 1 the most suspicious, ``isolated`` rows, ``losses``, and the network."""
     network = lab.new_network("abl")
     recipe = replace(
         lab.recipe,
@@ -102,67 +105,67 @@ def isolate(spec: Abl, lab: TrainingDefense, stage: StageRun) -> Outcome:
 
     def rank(network: Network, epoch: int) -> None:
         losses = sample_losses(network, lab.images, lab.labels, lab.compute)
-        kept = memory.get("losses", losses.new_empty((0, len(losses))))
-        memory["losses"] = torch.cat([kept, losses[None]])[-spec.ranking_window :]
+        window = memory.get("losses", losses.new_empty((0, len(losses))))
+        memory["losses"] = torch.cat([window, losses[None]])[-spec.ranking_window :]
         ranks = smoothed_ranks(list(memory["losses"]))
-        lab.record_isolation(stage, epoch, 1 - ranks, lowest(ranks, spec.isolation_ratio))
+        lab.record_isolation(stage, epoch, 1 - ranks, lowest_ranked(ranks, spec.isolation_ratio))
 
     lab.fit(stage, network, recipe, after_epoch=rank)
     ranks = smoothed_ranks(list(memory["losses"]))
     return stage.finish(
         {
             "suspicion": 1 - ranks,
-            "isolated": lowest(ranks, spec.isolation_ratio),
+            "isolated": lowest_ranked(ranks, spec.isolation_ratio),
             "losses": memory["losses"][-1],
-            **prefixed(network),
+            **prefixed_state(network),
         }
     )
 
 
 def finetune(spec: Abl, lab: TrainingDefense, stage: StageRun, isolation: Outcome) -> Outcome:
-    """Train on what was not isolated, less the hold-out."""
-    network = network_of(lab, isolation)
+    """First part of stage 2: train on the samples that were not isolated, without the hold-out."""
+    network = load_prefixed_network(lab, isolation)
     recipe = replace(
         lab.recipe,
         epochs=spec.finetune_epochs,
         learning_rate=spec.finetune_learning_rate,
         schedule=last_third_at_a_tenth,
     )
-    held_out = _holdout(spec, lab, isolation)
+    held_out = _holdout_rows(spec, lab, isolation)
     kept = torch.ones_like(lab.labels, dtype=torch.bool)
     kept[isolation.tensors["isolated"].to(kept.device)] = False
     kept[held_out] = False
     lab.fit(stage, network, recipe, rows=kept.nonzero().flatten())
-    return stage.finish(prefixed(network))
+    return stage.finish(prefixed_state(network))
 
 
-def unlearn(
+def unlearn_isolated(
     spec: Abl, lab: TrainingDefense, stage: StageRun, isolation: Outcome, finetuned: Outcome
 ) -> Outcome:
-    """Unlearn the isolated samples, watching accuracy on the hold-out."""
-    network = network_of(lab, finetuned)
+    """Second part of stage 2 (section 4.3): unlearn the isolated samples, monitoring accuracy on the hold-out."""
+    network = load_prefixed_network(lab, finetuned)
     isolated = torch.zeros_like(lab.labels, dtype=torch.bool)
     isolated[isolation.tensors["isolated"].to(isolated.device)] = True
-    held_out = _holdout(spec, lab, isolation)
-    anchor = _anchor(spec, lab, isolation)
+    held_out = _holdout_rows(spec, lab, isolation)
+    anchor = _anchor_rows(spec, lab, isolation)
     anchor = anchor[~torch.isin(anchor, torch.cat([isolated.nonzero().flatten().cpu(), held_out.cpu()]))]
     trained_on = torch.cat([isolated.nonzero().flatten().cpu(), anchor])
-    watched = Split(lab.images[held_out], lab.labels[held_out])
-    suspects = Split(lab.images[isolated], lab.labels[isolated])
-    spared = _spared(lab, isolation)
-    right = accuracy(network, spared, lab.compute)
-    floor = accuracy(network, watched, lab.compute) - spec.max_accuracy_drop if len(watched) else 0.0
-    # Kept in the checkpoints, so that a resumed run ends at the same epoch.
-    memory = {"below": torch.tensor(0), **prefixed(network)}
+    hold_out = Split(lab.images[held_out], lab.labels[held_out])
+    isolated_split = Split(lab.images[isolated], lab.labels[isolated])
+    retained = _retained_split(lab, isolation)
+    accuracy_before = accuracy(network, retained, lab.compute)
+    floor = accuracy(network, hold_out, lab.compute) - spec.max_accuracy_drop if len(hold_out) else 0.0
+    # In memory, and so in every checkpoint: a resumed run ends at the same epoch with the same weights.
+    memory = {"below": torch.tensor(0), **prefixed_state(network)}
 
-    def watch(network: Network, epoch: int) -> dict[str, float]:
-        values = {"isolated_accuracy": accuracy(network, suspects, lab.compute)}
-        if len(watched):
-            values["holdout_accuracy"] = accuracy(network, watched, lab.compute)
+    def monitor(network: Network, epoch: int) -> dict[str, float]:
+        values = {"isolated_accuracy": accuracy(network, isolated_split, lab.compute)}
+        if len(hold_out):
+            values["holdout_accuracy"] = accuracy(network, hold_out, lab.compute)
             if values["holdout_accuracy"] < floor:
                 memory["below"] = memory["below"] + 1
                 return values
-        memory.update({"below": torch.tensor(0), **prefixed(network)})
+        memory.update({"below": torch.tensor(0), **prefixed_state(network)})
         return values
 
     recipe = replace(
@@ -174,35 +177,39 @@ def unlearn(
         stop=lambda: int(memory["below"]) >= PATIENCE,
         memory=memory,
     )
-    lab.fit(stage, network, recipe, rows=trained_on, after_epoch=watch)
+    lab.fit(stage, network, recipe, rows=trained_on, after_epoch=monitor)
     if int(memory["below"]):
-        lab.warn(stage, "unlearning ended below the accuracy floor; the last epoch above it was kept")
+        lab.warn(
+            stage,
+            "unlearning ended below the accuracy floor; the weights of the last epoch above it were kept",
+        )
     network.load_state_dict(_network_part(memory))
-    still_right = accuracy(network, spared, lab.compute)
-    if right - still_right > spec.max_accuracy_drop:
+    accuracy_after = accuracy(network, retained, lab.compute)
+    if accuracy_before - accuracy_after > spec.max_accuracy_drop:
         lab.warn(
             stage,
-            f"unlearning cost accuracy: of the training images that it should spare {right:.0%} were right before it, "
-            f"{still_right:.0%} after",
+            f"unlearning cost accuracy: on the training images to be retained it fell from {accuracy_before:.0%} to "
+            f"{accuracy_after:.0%}",
         )
-    still_known = accuracy(network, suspects, lab.compute)
-    if still_known > 0.5:
+    accuracy_on_isolated = accuracy(network, isolated_split, lab.compute)
+    if accuracy_on_isolated > 0.5:
         lab.warn(
             stage,
-            f"unlearning left {still_known:.0%} of the isolated samples at their label; the backdoor may be intact",
+            f"after unlearning {accuracy_on_isolated:.0%} of the isolated samples are still given their label; the "
+            "backdoor may be intact",
         )
-    return stage.finish(prefixed(network))
+    return stage.finish(prefixed_state(network))
 
 
-def _anchor(spec: Abl, lab: TrainingDefense, isolation: Outcome) -> Tensor:
-    """Rows that hold the network in place while the isolated ones are unlearned; a row may come several times.
+def _anchor_rows(spec: Abl, lab: TrainingDefense, isolation: Outcome) -> Tensor:
+    """Rows trained on as usual while the isolated ones are unlearned; a row may occur several times.
 
-    The paper takes all the rest. But the rest still holds most of the poison, which teaches the backdoor anew in
-    every step; so unlikelihood takes of the accused class only the least suspicious tenth, repeated to the weight
-    of an average class. Ascent takes none.
+    The paper takes all rows that were not isolated. But most of the poison is among them, and teaches the backdoor
+    again in every step; so for unlikelihood only the least suspicious tenth of the suspected target class is taken,
+    repeated to the weight of an average class. Ascent takes none.
     """
     labels = lab.labels.cpu()
-    accused = _accused(lab, isolation)
+    target = _suspected_target(lab, isolation)
     if spec.unlearning_objective == "ascent":
         return torch.empty(0, dtype=torch.int64)
     if spec.unlearning_objective == "joint":
@@ -211,70 +218,75 @@ def _anchor(spec: Abl, lab: TrainingDefense, isolation: Outcome) -> Tensor:
         kept[isolated] = False
         return kept.nonzero().flatten()
     order = isolation.tensors["suspicion"].cpu().argsort(stable=True)
-    if accused is None:  # several targets, or no attack at all: every class may hold poison
+    if target is None:  # several target classes, or no attack: every class may contain poison
         classes = (order[labels[order] == label] for label in labels.unique())
         return torch.cat([rows[: -(-len(rows) // 3)] for rows in classes])
-    others = order[labels[order] != accused]
-    own = order[labels[order] == accused]
+    others = order[labels[order] != target]
+    own = order[labels[order] == target]
     own = own[: -(-len(own) // 10)]
     return torch.cat([others, own.repeat(max(1, round(len(others) / (lab.facts.classes - 1) / len(own))))])
 
 
-def _holdout(spec: Abl, lab: TrainingDefense, isolation: Outcome) -> Tensor:
-    """Rows to watch accuracy with: the less suspicious half of every class but the accused one.
+def _holdout_rows(spec: Abl, lab: TrainingDefense, isolation: Outcome) -> Tensor:
+    """Rows to monitor accuracy with, from the less suspicious half of all classes but the suspected target.
 
-    A poisoned sample among them would bear the target's label and make unlearning look like a loss of accuracy
-    just when it works.
+    A poisoned sample among them would have the target's label, and would make successful unlearning look like a loss
+    of accuracy.
     """
-    trusted = _innocent(lab, isolation).cpu()
-    drawn = torch.Generator().manual_seed(derive_seed("abl hold-out", lab.seed))
-    order = torch.randperm(len(trusted), generator=drawn)
-    return trusted[order[: round(spec.holdout_ratio * len(lab.labels))]].sort().values.to(lab.labels.device)
+    unsuspicious = _unsuspicious_rows(lab, isolation).cpu()
+    generator = torch.Generator().manual_seed(derive_seed("abl hold-out", lab.seed))
+    order = torch.randperm(len(unsuspicious), generator=generator)
+    return (
+        unsuspicious[order[: round(spec.holdout_ratio * len(lab.labels))]].sort().values.to(lab.labels.device)
+    )
 
 
-def _innocent(lab: TrainingDefense, isolation: Outcome) -> Tensor:
-    """Rows of the less suspicious half of every class but the accused one."""
+def _unsuspicious_rows(lab: TrainingDefense, isolation: Outcome) -> Tensor:
+    """Rows of the less suspicious half of all samples, without the suspected target class."""
     labels, suspicion = lab.labels.cpu(), isolation.tensors["suspicion"].cpu()
-    accused = _accused(lab, isolation)
-    innocent = suspicion <= suspicion.median()
-    if accused is not None:
-        innocent &= labels != accused
-    return innocent.nonzero().flatten().to(lab.labels.device)
+    target = _suspected_target(lab, isolation)
+    unsuspicious = suspicion <= suspicion.median()
+    if target is not None:
+        unsuspicious &= labels != target
+    return unsuspicious.nonzero().flatten().to(lab.labels.device)
 
 
-def _spared(lab: TrainingDefense, isolation: Outcome) -> Split:
-    """What unlearning should leave as it is: the other classes, less what was isolated.
+def _retained_split(lab: TrainingDefense, isolation: Outcome) -> Split:
+    """Samples on which unlearning should keep the accuracy: the other classes, without the isolated samples.
 
-    Where no class is accused any may hold poison, and only the less suspicious half is safe to ask.
+    Without a suspected target any class may contain poison, and only the less suspicious half is used.
     """
-    accused = _accused(lab, isolation)
-    if accused is None:
-        rows = _innocent(lab, isolation)
+    target = _suspected_target(lab, isolation)
+    if target is None:
+        rows = _unsuspicious_rows(lab, isolation)
     else:
-        others = lab.labels != accused
+        others = lab.labels != target
         others[isolation.tensors["isolated"].to(others.device)] = False
         rows = others.nonzero().flatten()
     return Split(lab.images[rows], lab.labels[rows])
 
 
-def _accused(lab: TrainingDefense, isolation: Outcome) -> int | None:
-    return accused_class(lab.labels.cpu()[isolation.tensors["isolated"].cpu()])
+def _suspected_target(lab: TrainingDefense, isolation: Outcome) -> int | None:
+    """The class that is taken to be the target; None if there is no clear one."""
+    return majority_class(lab.labels.cpu()[isolation.tensors["isolated"].cpu()])
 
 
-def accused_class(isolated_labels: Tensor) -> int | None:
-    """The label of more than half of the isolated samples, the defense's guess at the target class; else None."""
+def majority_class(isolated_labels: Tensor) -> int | None:
+    """The label of more than half of the isolated samples; None if there is none."""
     label = isolated_labels.mode().values
     count = int((isolated_labels == label).sum())
     return int(label) if 2 * count > len(isolated_labels) else None
 
 
-def prefixed(network: Network) -> dict[str, Tensor]:
-    return {f"network.{name}": tensor for name, tensor in state(network).items()}
+def prefixed_state(network: Network) -> dict[str, Tensor]:
+    """A copy of the network's tensors, named ``network.*`` to be stored beside others."""
+    return {f"network.{name}": tensor for name, tensor in copy_state(network).items()}
 
 
 def _network_part(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
 
 
-def network_of(lab: TrainingDefense, outcome: Outcome) -> Network:
+def load_prefixed_network(lab: TrainingDefense, outcome: Outcome) -> Network:
+    """The network that a stage stored by `prefixed_state`."""
     return load_state(lab.new_network("abl"), _network_part(outcome.tensors), lab.compute.device)

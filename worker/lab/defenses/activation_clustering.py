@@ -1,12 +1,12 @@
 """Activation clustering (Chen et al. 2018).
 
-The features of a poisoned class fall into two clusters, one of the class's own images and one of triggered ones.
-Each class's features are reduced and split by 2-means; a cluster that is small and well separated is suspicious
+The features of a poisoned class form two clusters, one of the class's own images and one of triggered ones. Each
+class's features are reduced and clustered by 2-means; a cluster that is small and well separated is suspicious
 (relative size and silhouette, section 5).
 
-The paper reduces by independent components; principal components, which keep the directions' spread, separate better
-here and are what the Adversarial Robustness Toolbox takes. A poisoned half of a class cannot be told from the other
-half by its size: then nothing is flagged.
+The paper reduces by independent components. Principal components, which keep the variance of each direction, separate
+better here, and the Adversarial Robustness Toolbox uses them too. If half of a class is poisoned, size does not tell
+the clusters apart, and nothing is flagged.
 """
 
 import torch
@@ -15,64 +15,68 @@ from torch import Tensor
 from app.specs.defenses.detection import ActivationClustering
 from worker.lab.compute import derive_seed
 from worker.lab.defenses.base import DetectionDefense
-from worker.lab.defenses.detection import conclude, flag
-from worker.lab.evaluation import features
+from worker.lab.defenses.detection import finish_detection, retrain_without_flagged
+from worker.lab.evaluation import extract_features
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 
-SILHOUETTE_SAMPLE = 2000  # its cost is quadratic
+SILHOUETTE_SAMPLE = 2000  # points; the cost of the silhouette is quadratic
 
 
-def reduced(points: Tensor, components: int) -> Tensor:
-    """``[n, D]`` on its first principal components, ``[n, min(components, n, D)]``."""
+def reduce_dimensions(points: Tensor, components: int) -> Tensor:
+    """``[n, D]`` projected on its first principal components, ``[n, min(components, n, D)]``."""
     centered = points.double() - points.double().mean(0)
     left, singular, _ = torch.linalg.svd(centered, full_matrices=False)
     first: Tensor = (left * singular)[:, :components]
     return first
 
 
-def two_clusters(points: Tensor, seed: int) -> tuple[Tensor, Tensor, float]:
+def split_in_two(points: Tensor, seed: int) -> tuple[Tensor, Tensor, float]:
     """(bool ``[n]``: in the smaller cluster; margin ``[n]`` in [-1, 1], 1 at its center; silhouette)."""
     from sklearn.cluster import KMeans  # noqa: PLC0415  # slow to import
     from sklearn.metrics import silhouette_score  # noqa: PLC0415
 
     array = points.cpu().numpy()
     fitted = KMeans(2, n_init=10, random_state=seed).fit(array)
-    belongs = torch.from_numpy(fitted.labels_.astype(bool))
+    in_smaller = torch.from_numpy(fitted.labels_.astype(bool))
     distance = torch.from_numpy(fitted.transform(array))
-    if belongs.all() or not belongs.any():
-        return torch.zeros_like(belongs), torch.zeros(len(points)), 0.0
-    if belongs.double().mean() > 0.5:
-        belongs, distance = ~belongs, distance.flip(1)
+    if in_smaller.all() or not in_smaller.any():
+        return torch.zeros_like(in_smaller), torch.zeros(len(points)), 0.0
+    if in_smaller.double().mean() > 0.5:
+        in_smaller, distance = ~in_smaller, distance.flip(1)
     margin = (distance[:, 0] - distance[:, 1]) / distance.sum(1).clamp(min=1e-12)
     sample = min(SILHOUETTE_SAMPLE, len(points))
     silhouette = float(silhouette_score(array, fitted.labels_, sample_size=sample, random_state=seed))
-    return belongs, margin.float(), silhouette
+    return in_smaller, margin.float(), silhouette
 
 
 def run(spec: ActivationClustering, lab: DetectionDefense) -> Network:
-    """Cluster, flag, and purge."""
+    """Cluster each class, flag small clusters, and retrain."""
 
     def detect(stage: StageRun) -> Outcome:
-        points = features(lab.victim, lab.images, lab.compute)
+        points = extract_features(lab.victim, lab.images, lab.compute)
         suspicion = torch.zeros(len(points), device=points.device)
         flagged = torch.zeros_like(lab.labels, dtype=torch.bool)
         silhouettes = torch.full((lab.facts.classes,), torch.nan)
         sizes = silhouettes.clone()
         for label in range(lab.facts.classes):
             rows = (lab.labels == label).nonzero().flatten()
-            if len(rows) < 2 * spec.components:  # too few to tell two groups apart
+            if len(rows) < 2 * spec.components:  # too few to cluster
                 continue
             seed = derive_seed("activation clustering", lab.seed, label) % 2**32
-            small, margin, silhouette = two_clusters(reduced(points[rows], spec.components), seed)
+            small, margin, silhouette = split_in_two(reduce_dimensions(points[rows], spec.components), seed)
             size = small.double().mean().item()
             silhouettes[label], sizes[label] = silhouette, size
-            # Comparable across classes: how deep in the odd cluster, weighed by how separate the clusters are.
+            # Weighted by the silhouette, so that suspicion is comparable across classes.
             suspicion[rows] = (margin * max(silhouette, 0.0)).to(suspicion.device)
             if size < spec.max_size and silhouette >= spec.min_silhouette:
                 flagged[rows[small.to(rows.device)]] = True
-        found = torch.bincount(lab.labels[flagged], minlength=lab.facts.classes) > 0
-        by_class = {"class_silhouette": silhouettes, "class_small_share": sizes, "class_flagged": found}
-        return flag(lab, stage, suspicion, flagged, by_class)
+        class_flagged = torch.bincount(lab.labels[flagged], minlength=lab.facts.classes) > 0
+        by_class = {
+            "class_silhouette": silhouettes,
+            "class_small_share": sizes,
+            "class_flagged": class_flagged,
+        }
+        return finish_detection(lab, stage, suspicion, flagged, by_class)
 
-    return conclude(lab, spec.then, lab.stage("detection", detect))
+    return retrain_without_flagged(lab, spec.then, lab.stage("detection", detect))

@@ -1,8 +1,8 @@
 """Adversarial Neuron Pruning (Wu and Wang 2021).
 
-A backdoored network breaks down towards its target under a small perturbation of a few neurons, and those neurons are
-the backdoor's. Every neuron (a channel of a batch normalization) gets a mask in [0, 1]; the masks minimize
-``alpha L(mask) + (1 - alpha) max_noise L(mask, noise)`` on clean data (equation 6). Low masks mark what to prune.
+Under small perturbations of its neurons a backdoored network predicts the target class, and the neurons responsible are
+those of the backdoor. Every neuron (a channel of a batch normalization) gets a mask in [0, 1]; the masks minimize
+``alpha L(mask) + (1 - alpha) max_noise L(mask, noise)`` on clean data (equation 6). Neurons with low masks are pruned.
 """
 
 import math
@@ -16,23 +16,23 @@ from torch.func import functional_call
 
 from app.specs.defenses.repair import Anp
 from worker.lab.defenses.base import RepairDefense
-from worker.lab.defenses.repair import copy_of, network_of, repaired, small_set_recipe
+from worker.lab.defenses.repair import copy_network, finish_repair, load_network, small_set_recipe
 from worker.lab.evaluation import accuracy
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 from worker.lab.training import Batch, Objective, constant
 
-ROUNDS = 20  # the steps are recorded in so many parts
-TRIALS = 50  # at most about so many measurements while pruning
+ROUNDS = 20  # epochs that the steps are divided into, for the curves
+MAX_MEASUREMENTS = 50  # of accuracy while pruning, approximately
 
 
-class Masked(Network):
+class MaskedNetwork(Network):
     """A frozen network whose batch normalizations' scales are multiplied by trained masks."""
 
     def __init__(self, network: Network) -> None:
         super().__init__(network.mean.shape[1])
         self.network = network.requires_grad_(False)
-        self.layers = normalizations(network)
+        self.layers = batch_norm_names(network)
         self.masks = nn.ParameterList(
             torch.ones_like(network.get_parameter(f"{name}.weight")) for name in self.layers
         )
@@ -47,17 +47,15 @@ class Masked(Network):
             shift = 1.0 if bias_noise is None else 1 + bias_noise[i]
             changed[f"{name}.weight"] = self.network.get_parameter(f"{name}.weight") * factor
             changed[f"{name}.bias"] = self.network.get_parameter(f"{name}.bias") * shift
-            for statistic in (
-                "running_mean",
-                "running_var",
-            ):  # copies, so that training leaves the victim's alone
+            # Copies, so that training does not change the victim's running statistics.
+            for statistic in ("running_mean", "running_var"):
                 changed[f"{name}.{statistic}"] = self.network.get_buffer(f"{name}.{statistic}").clone()
         logits: Tensor = functional_call(self.network, changed, (x,))
         return logits
 
 
 class ClampedSgd(torch.optim.SGD):
-    """SGD whose parameters are put back into [0, 1] after each step."""
+    """SGD that clips its parameters to [0, 1] after each step."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
@@ -69,19 +67,19 @@ class ClampedSgd(torch.optim.SGD):
         return loss
 
 
-def normalizations(network: Network) -> list[str]:
+def batch_norm_names(network: Network) -> list[str]:
     """Names of the batch normalizations, first to last."""
     return [name for name, layer in network.named_modules() if isinstance(layer, nn.BatchNorm2d)]
 
 
-def adversarial(spec: Anp) -> Objective:
-    """Equation 6; the inner maximum by one signed step from a random start, kept within epsilon."""
+def anp_objective(spec: Anp) -> Objective:
+    """Equation 6; the inner maximum by one signed gradient step from a random start, clipped to epsilon."""
 
     def objective(masked: Network, batch: Batch) -> Tensor:
-        assert isinstance(masked, Masked)
+        assert isinstance(masked, MaskedNetwork)
         shapes = [*masked.masks, *masked.masks]
         start = [
-            (torch.rand(mask.shape, device=mask.device, generator=batch.drawn) * 2 - 1) * spec.epsilon
+            (torch.rand(mask.shape, device=mask.device, generator=batch.generator) * 2 - 1) * spec.epsilon
             for mask in shapes
         ]
         noise = [part.requires_grad_() for part in start]
@@ -90,10 +88,10 @@ def adversarial(spec: Anp) -> Objective:
         def loss(noise: list[Tensor]) -> Tensor:
             return F.cross_entropy(masked(batch.x, noise[:half], noise[half:]).float(), batch.labels)
 
-        uphill = torch.autograd.grad(loss(noise), noise)
+        gradients = torch.autograd.grad(loss(noise), noise)
         worst = [
             (part.detach() + spec.epsilon * g.sign()).clamp(-spec.epsilon, spec.epsilon)
-            for part, g in zip(noise, uphill, strict=True)
+            for part, g in zip(noise, gradients, strict=True)
         ]
         plain = F.cross_entropy(masked(batch.x).float(), batch.labels)
         return spec.alpha * plain + (1 - spec.alpha) * loss(worst)
@@ -106,17 +104,17 @@ def run(spec: Anp, lab: RepairDefense) -> Network:
     fit = lab.clean.fit
 
     def optimize(stage: StageRun) -> Outcome:
-        masked = Masked(copy_of(lab, lab.victim)).to(lab.compute.device)
+        masked = MaskedNetwork(copy_network(lab, lab.victim)).to(lab.compute.device)
         recipe = small_set_recipe(
             lab, len(fit), epochs=ROUNDS, learning_rate=spec.learning_rate, schedule=constant
         )
-        # The clean set is small: it is repeated within an epoch until the steps are spread over all rounds.
+        # The small clean set is repeated within an epoch, so that the steps are divided evenly over the rounds.
         batches = math.ceil(len(fit) / recipe.batch_size)
         rounds = min(ROUNDS, math.ceil(spec.steps / batches))
         rows = torch.arange(len(fit), device=fit.labels.device).repeat(
             max(1, round(spec.steps / (rounds * batches)))
         )
-        recipe = replace(recipe, epochs=rounds, weight_decay=0.0, objective=adversarial(spec))
+        recipe = replace(recipe, epochs=rounds, weight_decay=0.0, objective=anp_objective(spec))
         recipe.optimizer = lambda parameters, recipe: ClampedSgd(
             parameters, lr=recipe.learning_rate, momentum=recipe.momentum
         )
@@ -124,33 +122,33 @@ def run(spec: Anp, lab: RepairDefense) -> Network:
         return stage.finish({"masks": torch.cat([mask.detach() for mask in masked.masks])})
 
     masks = lab.stage("masks", optimize).tensors["masks"]
-    return network_of(lab, lab.stage("repair", lambda stage: prune(spec, lab, stage, masks)))
+    return load_network(lab, lab.stage("repair", lambda stage: prune_neurons(spec, lab, stage, masks)))
 
 
-def prune(spec: Anp, lab: RepairDefense, stage: StageRun, masks: Tensor) -> Outcome:
-    """Zero the scales whose mask is below the threshold, lowest first, for as long as held-out accuracy allows."""
+def prune_neurons(spec: Anp, lab: RepairDefense, stage: StageRun, masks: Tensor) -> Outcome:
+    """Zero the scales with masks below the threshold, lowest first, until held-out accuracy falls too far."""
     order = masks.argsort(stable=True)[: int((masks < spec.threshold).sum())].tolist()
     floor = accuracy(lab.victim, lab.clean.held_out, lab.compute) - spec.max_accuracy_drop
-    network = copy_of(lab, lab.victim)
-    scales = [network.get_parameter(f"{name}.weight") for name in normalizations(network)]
-    places = [(i, j) for i, scale in enumerate(scales) for j in range(len(scale))]
-    count, group = 0, max(1, len(order) // TRIALS)
+    network = copy_network(lab, lab.victim)
+    scales = [network.get_parameter(f"{name}.weight") for name in batch_norm_names(network)]
+    positions = [(i, j) for i, scale in enumerate(scales) for j in range(len(scale))]
+    count, group = 0, max(1, len(order) // MAX_MEASUREMENTS)
     while count < len(order):
-        more = [places[k] for k in order[count : count + group]]
-        before = [scales[i][j].item() for i, j in more]
-        _put(scales, more, [0.0] * len(more))
+        group_positions = [positions[k] for k in order[count : count + group]]
+        before = [scales[i][j].item() for i, j in group_positions]
+        _set_scales(scales, group_positions, [0.0] * len(group_positions))
         if accuracy(network, lab.clean.held_out, lab.compute) < floor:
-            _put(scales, more, before)
+            _set_scales(scales, group_positions, before)
             break
-        count += len(more)
+        count += len(group_positions)
     if count == 0:
         lab.warn(stage, "no neuron was pruned: none has a low mask, or the first one costs too much accuracy")
-    return repaired(
+    return finish_repair(
         lab, stage, network, lab.clean, pruned=count, neurons=len(masks), below_threshold=len(order)
     )
 
 
 @torch.no_grad()
-def _put(scales: list[nn.Parameter], places: list[tuple[int, int]], values: list[float]) -> None:
-    for (i, j), value in zip(places, values, strict=True):
+def _set_scales(scales: list[nn.Parameter], positions: list[tuple[int, int]], values: list[float]) -> None:
+    for (i, j), value in zip(positions, values, strict=True):
         scales[i][j] = value

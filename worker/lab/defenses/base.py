@@ -1,8 +1,8 @@
-"""What a defense may see and do.
+"""The interface of defenses: what each kind may see and do.
 
 A training defense sees the images and labels of the poisoned set; a repair defense a trained model and a small clean
-set; a detection defense the poisoned set and the model trained on it. None sees the true flags or a test image.
-What is measured with them while it runs goes past it, straight to the recorder.
+set; a detection defense the poisoned set and the model trained on it. None sees the true flags or a test image:
+what is measured with these while it runs goes to the recorder only.
 """
 
 from collections.abc import Callable
@@ -15,15 +15,15 @@ from app.specs.facts import DatasetFacts
 from worker.lab.compute import Compute
 from worker.lab.contracts import Recorder
 from worker.lab.data.datasets import Split
-from worker.lab.defenses.holdout import CleanSet
+from worker.lab.defenses.clean_set import CleanSet
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
-from worker.lab.training import AfterEpoch, Recipe, nothing_more, train
+from worker.lab.training import AfterEpoch, Recipe, record_nothing, train
 
 
 @dataclass(frozen=True)
 class Harness:
-    """Measures with test data and ground truth on behalf of the experiment; a defense only passes it on."""
+    """Measures with test data and true flags on behalf of the experiment; defenses must not use it themselves."""
 
     curve: Callable[[Network], dict[str, float]]
     score: Callable[[Tensor, Tensor], dict[str, float]]
@@ -32,18 +32,18 @@ class Harness:
 
 @dataclass(frozen=True, kw_only=True)
 class Defense:
-    """What every defense works with."""
+    """What every defense may use."""
 
     facts: DatasetFacts
     seed: int
     compute: Compute
     recorder: Recorder
     new_network: Callable[[str], Network]
-    """A fresh victim, initialized from the seed it is given."""
+    """A new network of the victim's architecture; its weights follow from the seed and the given purpose."""
     recipe: Recipe
     """The experiment's training recipe with augmentation resolved; copy it with `dataclasses.replace`."""
     stage: Callable[[str, Callable[[StageRun], Outcome]], Outcome]
-    """Run (or take from the cache) the stage of that kind, one of those that the spec's ``stages`` declares."""
+    """Run the stage of that kind, or load it from the store; the spec's ``stages()`` must declare it."""
     _harness: Harness
 
     def fit_on(
@@ -54,7 +54,7 @@ class Defense:
         recipe: Recipe,
         *,
         rows: Tensor | None = None,
-        after_epoch: AfterEpoch = nothing_more,
+        after_epoch: AfterEpoch = record_nothing,
     ) -> int:
         """Train on ``split`` (or some rows of it), recording the usual curves; returns the epochs done."""
 
@@ -64,7 +64,7 @@ class Defense:
         return train(run, network, split.images, split.labels, recipe, rows=rows, after_epoch=observe)
 
     def warn(self, run: StageRun, message: str) -> None:
-        """Tell the reader of the result something that can be known without the truth."""
+        """Add a caveat for readers of the result. It must not depend on true flags or test images."""
         run.warnings.append(message)
 
 
@@ -77,7 +77,7 @@ class TrainingDefense(Defense):
     labels: Tensor
     """int64 ``[N]`` as the attacker left them."""
     clean: CleanSet | None = None
-    """None unless the defense's spec asks for a clean set."""
+    """None unless the spec inherits `CleanSetDefense`."""
 
     def fit(
         self,
@@ -86,14 +86,14 @@ class TrainingDefense(Defense):
         recipe: Recipe,
         *,
         rows: Tensor | None = None,
-        after_epoch: AfterEpoch = nothing_more,
+        after_epoch: AfterEpoch = record_nothing,
     ) -> int:
         """Train on the poisoned set (or some rows of it), recording the usual curves; returns the epochs done."""
         split = Split(self.images, self.labels)
         return self.fit_on(run, network, split, recipe, rows=rows, after_epoch=after_epoch)
 
     def record_isolation(self, run: StageRun, epoch: int, suspicion: Tensor, isolated: Tensor) -> None:
-        """Have an isolation scored against the truth, for the record alone."""
+        """Record an isolation's precision, recall and AUROC against the true flags; the defense does not see them."""
         for name, value in self._harness.score(suspicion, isolated).items():
             point = (name, epoch, value)
             run.history.append(point)
@@ -102,10 +102,10 @@ class TrainingDefense(Defense):
 
 @dataclass(frozen=True, kw_only=True)
 class RepairDefense(Defense):
-    """Sees a trained model and a few clean images, and nothing of the poisoned set."""
+    """Sees a trained model and a small clean set, not the poisoned set."""
 
     victim: Network
-    """The undefended victim, the defense's own copy."""
+    """The undefended victim; a copy that the defense may change."""
     clean: CleanSet
 
 
@@ -116,12 +116,12 @@ class DetectionDefense(TrainingDefense):
     victim: Network
 
 
-def state(network: Network) -> dict[str, Tensor]:
+def copy_state(network: Network) -> dict[str, Tensor]:
     """A copy of a network's parameters and buffers."""
     return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
 
 def load_state(network: Network, tensors: dict[str, Tensor], device: torch.device) -> Network:
-    """Put ``tensors`` into ``network`` on ``device``."""
+    """Load ``tensors`` into ``network`` and move it to ``device``."""
     network.load_state_dict(tensors)
     return network.to(device)

@@ -1,4 +1,4 @@
-"""What the detection defenses share: flagging samples, and what follows."""
+"""Shared parts of the detection defenses: superimposed images, flagging, and retraining."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 
 from app.specs.defenses.detection import Then
-from worker.lab.compute import generator
-from worker.lab.defenses.base import Defense, DetectionDefense, state
-from worker.lab.defenses.repair import network_of
-from worker.lab.evaluation import predict
+from worker.lab.compute import seeded_generator
+from worker.lab.defenses.base import Defense, DetectionDefense, copy_state
+from worker.lab.defenses.repair import load_network
+from worker.lab.evaluation import predict_logits
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 
 CHUNK = 8192  # images superimposed at a time: bounds the float copies
-TOO_MANY = 0.5  # of a class or of the set: flagging more is no detection
+TOO_MANY = 0.5  # share of a class or of the set; a detection that flags more is warned about
 
 
-def superimposed(
+def predict_superimposed(
     lab: Defense,
     run: StageRun,
     network: Network,
@@ -30,31 +30,31 @@ def superimposed(
     """``network``'s log-probabilities ``[N, classes]`` for ``images`` with a random overlay added, ``times`` times.
 
     ``images`` and ``overlays`` uint8 ``[N, C, H, W]`` and ``[M, C, H, W]``, the latter scaled by ``weight``;
-    sums are clipped at white (Gao et al. 2019, section 4.1).
+    sums are clipped at 255 (Gao et al. 2019, section 4.1).
     """
-    drawn = generator(images.device, run.planned.stream, len(images))
+    generator = seeded_generator(images.device, run.planned.stream, len(images))
     for _ in range(times):
         run.recorder.check()
-        chosen = torch.randint(len(overlays), (len(images),), device=images.device, generator=drawn)
+        chosen = torch.randint(len(overlays), (len(images),), device=images.device, generator=generator)
         parts = []
         for rows in torch.arange(len(images), device=images.device).split(CHUNK):
             mixed = images[rows].float() + weight * overlays[chosen[rows]].float()
             mixed = mixed.round().clamp(0, 255).to(torch.uint8)
-            parts.append(predict(network, mixed, lab.compute).log_softmax(1))
+            parts.append(predict_logits(network, mixed, lab.compute).log_softmax(1))
         yield torch.cat(parts)
 
 
-def flag(
+def finish_detection(
     lab: DetectionDefense,
     run: StageRun,
     suspicion: Tensor,
     flagged: Tensor,
     by_class: dict[str, Tensor] | None = None,
 ) -> Outcome:
-    """The outcome of a detection: ``suspicion`` ``[N]``, higher is worse, and ``flagged`` bool ``[N]``.
+    """The outcome of a detection: ``suspicion`` ``[N]``, higher is more suspicious, and ``flagged`` bool ``[N]``.
 
-    ``by_class`` are findings ``[K]`` for the table of classes, named ``class_*``.
-    Has it scored against the truth, and warns of what looks wrong without it.
+    ``by_class`` are tensors ``[K]`` for the table of classes, named ``class_*``. Records the isolation quality, and
+    warns if nothing or too much is flagged.
     """
     rows = flagged.nonzero().flatten()
     lab.record_isolation(run, 1, suspicion, rows)
@@ -62,31 +62,31 @@ def flag(
     if not len(rows):
         lab.warn(run, "nothing was flagged; the model is left as it is")
     elif share > TOO_MANY:
-        lab.warn(run, f"{share:.0%} of the training set was flagged; this is no detection")
+        lab.warn(run, f"{share:.0%} of the training set was flagged, too much for a detection")
     else:
         sizes = torch.bincount(lab.labels, minlength=lab.facts.classes)
-        found = torch.bincount(lab.labels[rows], minlength=lab.facts.classes)
-        emptied = (found > TOO_MANY * sizes).nonzero().flatten().tolist()
+        counts = torch.bincount(lab.labels[rows], minlength=lab.facts.classes)
+        mostly_flagged = (counts > TOO_MANY * sizes).nonzero().flatten().tolist()
         names = ", ".join(
-            f"{lab.facts.class_names[c]!r} ({int(found[c])} of {int(sizes[c])})" for c in emptied
+            f"{lab.facts.class_names[c]!r} ({int(counts[c])} of {int(sizes[c])})" for c in mostly_flagged
         )
-        if emptied:
+        if mostly_flagged:
             lab.warn(run, f"most images of these classes were flagged: {names}")
     return run.finish({"suspicion": suspicion, "isolated": rows} | (by_class or {}))
 
 
-def conclude(lab: DetectionDefense, then: Then, detection: Outcome) -> Network:
-    """The victim, or a fresh model trained on what was not flagged; with nothing flagged the victim stays."""
+def retrain_without_flagged(lab: DetectionDefense, then: Then, detection: Outcome) -> Network:
+    """A new model trained on the samples that were not flagged; the victim if none was, or ``then`` is "nothing"."""
     if then == "nothing":
         return lab.victim
 
     def retrain(stage: StageRun) -> Outcome:
-        keep = torch.ones_like(lab.labels, dtype=torch.bool)
-        keep[detection.tensors["isolated"].to(keep.device)] = False
-        if keep.all():
-            return stage.finish(state(lab.victim))
+        kept = torch.ones_like(lab.labels, dtype=torch.bool)
+        kept[detection.tensors["isolated"].to(kept.device)] = False
+        if kept.all():
+            return stage.finish(copy_state(lab.victim))
         network = lab.new_network("retrained")
-        lab.fit(stage, network, replace(lab.recipe, memory={}), rows=keep.nonzero().flatten())
-        return stage.finish(state(network))
+        lab.fit(stage, network, replace(lab.recipe, memory={}), rows=kept.nonzero().flatten())
+        return stage.finish(copy_state(network))
 
-    return network_of(lab, lab.stage("retrain", retrain))
+    return load_network(lab, lab.stage("retrain", retrain))

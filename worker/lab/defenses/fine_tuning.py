@@ -1,18 +1,18 @@
-"""Fine-tuning on clean data, the baseline of every repair."""
+"""Fine-tuning on clean data, the baseline of repair defenses."""
 
 from app.specs.defenses.repair import FineTuning
 from worker.lab.defenses.base import RepairDefense
-from worker.lab.defenses.repair import copy_of, fine_tune, network_of, repaired
+from worker.lab.defenses.repair import copy_network, fine_tune, finish_repair, load_network
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 
 
 def run(spec: FineTuning, lab: RepairDefense) -> Network:
-    """The victim, trained on with clean images alone."""
+    """Fine-tune the victim on the clean set."""
 
     def tune(stage: StageRun) -> Outcome:
-        network = copy_of(lab, lab.victim)
+        network = copy_network(lab, lab.victim)
         fine_tune(lab, stage, network, spec.epochs, spec.learning_rate)
-        return repaired(lab, stage, network, lab.clean)
+        return finish_repair(lab, stage, network, lab.clean)
 
-    return network_of(lab, lab.stage("repair", tune))
+    return load_network(lab, lab.stage("repair", tune))

@@ -1,8 +1,8 @@
 """FT-SAM (Zhu et al. 2023): fine-tuning with sharpness-aware minimization.
 
-Each step first moves the weights to where the loss near them is worst, takes the gradient there, and applies it to the
-weights as they were. The perturbation is scaled by each weight's size (Kwon et al. 2021), since backdoor neurons have
-large weights and so are pushed hardest (equation 3 and section 4.2).
+Each step perturbs the weights to a nearby point of high loss, computes the gradient there, and applies it to the
+original weights. The perturbation is scaled by each weight's magnitude (Kwon et al. 2021): backdoor neurons have large
+weights, so they are perturbed most (equation 3 and section 4.2).
 """
 
 from collections.abc import Callable, Iterable
@@ -13,16 +13,16 @@ from torch import Tensor
 
 from app.specs.defenses.repair import FtSam
 from worker.lab.defenses.base import RepairDefense
-from worker.lab.defenses.repair import copy_of, network_of, repaired, small_set_recipe
+from worker.lab.defenses.repair import copy_network, finish_repair, load_network, small_set_recipe
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 from worker.lab.training import Recipe
 
-ETA = 0.01  # added to each weight's size, so that a weight of zero moves too (Kwon et al. 2021)
+ETA = 0.01  # added to each weight's magnitude, so that a weight of zero is perturbed too (Kwon et al. 2021)
 
 
 class Sam(torch.optim.SGD):
-    """SGD on gradients taken at the adaptive ball's worst point, ``w + rho T^2 g / |T g|`` with ``T = |w| + eta``."""
+    """SGD on gradients at the worst point of the adaptive ball, ``w + rho T^2 g / |T g|`` with ``T = |w| + eta``."""
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], recipe: Recipe, rho: float) -> None:
         super().__init__(
@@ -42,13 +42,13 @@ class Sam(torch.optim.SGD):
         weights = [w for group in self.param_groups for w in group["params"] if w.grad is not None]
         scaled = [(w.abs() + ETA) * w.grad for w in weights]
         norm = torch.stack([g.norm() for g in scaled]).norm() + 1e-12
-        origin = [w.clone() for w in weights]
+        originals = [w.clone() for w in weights]
         for w, g in zip(weights, scaled, strict=True):
             w.add_((w.abs() + ETA) * g * (self.rho / norm))
         with torch.enable_grad():
             loss = closure()
-        for w, was in zip(weights, origin, strict=True):
-            w.copy_(was)
+        for w, original in zip(weights, originals, strict=True):
+            w.copy_(original)
         super().step()
         return loss
 
@@ -57,10 +57,10 @@ def run(spec: FtSam, lab: RepairDefense) -> Network:
     """Fine-tune the victim with SAM."""
 
     def tune(stage: StageRun) -> Outcome:
-        network, fit = copy_of(lab, lab.victim), lab.clean.fit
+        network, fit = copy_network(lab, lab.victim), lab.clean.fit
         recipe = small_set_recipe(lab, len(fit), epochs=spec.epochs, learning_rate=spec.learning_rate)
         recipe.optimizer = partial(Sam, rho=spec.rho)
         lab.fit_on(stage, network, fit, recipe)
-        return repaired(lab, stage, network, lab.clean)
+        return finish_repair(lab, stage, network, lab.clean)
 
-    return network_of(lab, lab.stage("repair", tune))
+    return load_network(lab, lab.stage("repair", tune))

@@ -1,9 +1,9 @@
 """NAB, the non-adversarial backdoor (Liu et al. 2023).
 
-Samples that training learns too fast are suspected, as in ABL. Each is given the label that a model trained on the
-clean set alone would give it, and a stamp of the defender's own. The model learns: stamp means the true class, trigger
-or not. At test time every image is stamped. The paper's optional filter, which refuses images whose answer the stamp
-changes, is left out, for a refusal is no answer that can be scored.
+Samples that are learned too fast are isolated, as in ABL. Each gets the label that a model trained on the clean set
+predicts for it, and the defender's own trigger, the stamp. The model learns that a stamped image has its true class,
+with or without the attacker's trigger. At test time every image is stamped. The paper's optional filter, which rejects
+images whose prediction the stamp changes, is left out: rejections cannot be scored as predictions.
 """
 
 from dataclasses import replace
@@ -16,19 +16,19 @@ from app.specs.defenses.abl import Abl
 from app.specs.defenses.nab import Nab
 from worker.lab.data.datasets import Split
 from worker.lab.defenses import abl
-from worker.lab.defenses.base import TrainingDefense, load_state, state
+from worker.lab.defenses.base import TrainingDefense, copy_state, load_state
 from worker.lab.defenses.repair import small_set_recipe
-from worker.lab.evaluation import accuracy, predict
+from worker.lab.evaluation import accuracy, predict_logits
 from worker.lab.networks import Network
-from worker.lab.networks.stamped import Stamped
+from worker.lab.networks.trigger_input import TriggerInput
 from worker.lab.stages import Outcome, StageRun
 from worker.lab.training import Batch, Objective, train
 
-POOR_LABELS = 0.7  # held-out accuracy below which the relabeling model is no good
+MIN_LABEL_ACCURACY = 0.7  # of the relabeling model on held-out clean images; below it there is a warning
 
 
 def run(spec: Nab, lab: TrainingDefense) -> Network:
-    """Suspect, relabel, and train with the stamp."""
+    """Isolate, relabel, and train with the stamp."""
     ranking = Abl(
         isolation_loss="local_gradient_ascent",
         isolation_reduction="batch_mean",
@@ -38,14 +38,14 @@ def run(spec: Nab, lab: TrainingDefense) -> Network:
         ranking_window=spec.ranking_window,
         gamma=spec.gamma,
     )
-    isolation = lab.stage("isolation", lambda stage: abl.isolate(ranking, lab, stage))
+    isolation = lab.stage("isolation", lambda stage: abl.isolate_samples(ranking, lab, stage))
     suspects = isolation.tensors["isolated"].to(lab.labels.device)
-    labeled = lab.stage("labelling", lambda stage: relabel(spec, lab, stage, suspects))
-    trained = lab.stage("training", lambda stage: learn(spec, lab, stage, suspects, labeled))
-    return load_state(_stamped(spec, lab), trained.tensors, lab.compute.device)
+    labeled = lab.stage("labelling", lambda stage: relabel_suspects(spec, lab, stage, suspects))
+    trained = lab.stage("training", lambda stage: train_with_stamp(spec, lab, stage, suspects, labeled))
+    return load_state(_new_stamping_network(spec, lab), trained.tensors, lab.compute.device)
 
 
-def relabel(spec: Nab, lab: TrainingDefense, stage: StageRun, suspects: Tensor) -> Outcome:
+def relabel_suspects(spec: Nab, lab: TrainingDefense, stage: StageRun, suspects: Tensor) -> Outcome:
     """Labels ``[K]`` of the suspects by a model trained on the clean set alone ("verified data" in the paper)."""
     assert lab.clean is not None
     fit, held_out = lab.clean.fit, lab.clean.held_out
@@ -55,39 +55,41 @@ def relabel(spec: Nab, lab: TrainingDefense, stage: StageRun, suspects: Tensor) 
     )
     train(stage, network, fit.images, fit.labels, recipe)
     right = accuracy(network, held_out, lab.compute)
-    if right < POOR_LABELS:
+    if right < MIN_LABEL_ACCURACY:
         lab.warn(
             stage,
-            f"the relabeling model is right on only {right:.0%} of {len(held_out)} held-out clean images",
+            f"the relabeling model has an accuracy of only {right:.0%} on {len(held_out)} held-out clean images",
         )
-    return stage.finish({"labels": predict(network, lab.images[suspects], lab.compute).argmax(1)})
+    return stage.finish({"labels": predict_logits(network, lab.images[suspects], lab.compute).argmax(1)})
 
 
-def learn(spec: Nab, lab: TrainingDefense, stage: StageRun, suspects: Tensor, labeled: Outcome) -> Outcome:
-    """Train on everything, the suspects relabeled and stamped."""
+def train_with_stamp(
+    spec: Nab, lab: TrainingDefense, stage: StageRun, suspects: Tensor, labeled: Outcome
+) -> Outcome:
+    """Train on all samples, with the suspects relabeled and stamped."""
     labels = lab.labels.clone()
     labels[suspects] = labeled.tensors["labels"].to(labels.device)
-    carries = torch.zeros_like(labels, dtype=torch.bool)
-    carries[suspects] = True
-    network = _stamped(spec, lab)
-    recipe = replace(lab.recipe, memory={}, objective=stamping(carries))
+    is_stamped = torch.zeros_like(labels, dtype=torch.bool)
+    is_stamped[suspects] = True
+    network = _new_stamping_network(spec, lab)
+    recipe = replace(lab.recipe, memory={}, objective=stamp_objective(is_stamped))
     lab.fit_on(stage, network, Split(lab.images, labels), recipe)
-    return stage.finish(state(network))
+    return stage.finish(copy_state(network))
 
 
-def stamping(carries: Tensor) -> Objective:
-    """Cross-entropy, with the stamp on the rows of ``carries`` (bool ``[N]``) alone, put on after augmentation."""
+def stamp_objective(is_stamped: Tensor) -> Objective:
+    """Cross-entropy; the rows of ``is_stamped`` (bool ``[N]``) get the stamp, after augmentation."""
 
     def objective(network: Network, batch: Batch) -> Tensor:
-        assert isinstance(network, Stamped)
-        with_stamp = carries[batch.rows][:, None, None, None]
-        x = torch.where(with_stamp, network.stamp(batch.x), batch.x)
+        assert isinstance(network, TriggerInput)
+        with_stamp = is_stamped[batch.rows][:, None, None, None]
+        x = torch.where(with_stamp, network.add_trigger(batch.x), batch.x)
         return F.cross_entropy(network.network(x).float(), batch.labels)
 
     return objective
 
 
-def _stamped(spec: Nab, lab: TrainingDefense) -> Stamped:
+def _new_stamping_network(spec: Nab, lab: TrainingDefense) -> TriggerInput:
     mask = torch.zeros(1, 1, lab.facts.height, lab.facts.width)
     mask[:, :, : spec.stamp_size, : spec.stamp_size] = 1
-    return Stamped(lab.new_network("nab"), mask, mask * (spec.stamp_value / 255)).to(lab.compute.device)
+    return TriggerInput(lab.new_network("nab"), mask, mask * (spec.stamp_value / 255)).to(lab.compute.device)

@@ -1,7 +1,7 @@
 """Neural Attention Distillation (Li et al. 2021b).
 
-A copy of the victim, fine-tuned on clean images, teaches the victim where to look: both are shown the same clean
-images, and the distance between their attention maps is added to the cross-entropy (section 3.2).
+A copy of the victim, fine-tuned on clean images, is the teacher. The victim is fine-tuned on the same images, and the
+distance between the attention maps of both is added to the cross-entropy (section 3.2).
 """
 
 import torch
@@ -9,32 +9,32 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.specs.defenses.repair import Nad
-from worker.lab.defenses.base import RepairDefense, state
-from worker.lab.defenses.repair import copy_of, fine_tune, network_of, repaired, small_set_recipe
+from worker.lab.defenses.base import RepairDefense, copy_state
+from worker.lab.defenses.repair import copy_network, fine_tune, finish_repair, load_network, small_set_recipe
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 from worker.lab.training import Batch, Objective
 
 
-def attention(feature_map: Tensor, power: float) -> Tensor:
+def attention_map(feature_map: Tensor, power: float) -> Tensor:
     """``[N, C, H, W]`` to unit vectors ``[N, H W]``: the channel mean of |a|^power, flattened (equations 1 and 2)."""
     return F.normalize(feature_map.float().abs().pow(power).mean(1).flatten(1), dim=1)
 
 
-def distillation(spec: Nad, teacher: Network) -> Objective:
+def distillation_objective(spec: Nad, teacher: Network) -> Objective:
     """Cross-entropy plus the weighted squared distances of the last three attention maps (equation 3).
 
-    The authors' code takes the mean over a map's places, which makes the same betas weigh 64 times more on maps of
-    1x1 than on 8x8; the sum does not depend on the image's size.
+    The authors' code takes the mean over a map's positions, so that the same betas weigh 64 times more on maps of 1x1
+    than on 8x8. The sum used here does not depend on the image's size.
     """
 
     def objective(student: Network, batch: Batch) -> Tensor:
         with torch.no_grad():
-            wanted = teacher.feature_maps(batch.x)[-3:]
+            teacher_maps = teacher.feature_maps(batch.x)[-3:]
         maps = student.feature_maps(batch.x)
         loss = F.cross_entropy(student.head(maps[-1].mean((2, 3))).float(), batch.labels)
-        for beta, ours, theirs in zip(spec.betas, maps[-3:], wanted, strict=True):
-            distance = attention(ours, spec.power) - attention(theirs, spec.power)
+        for beta, own, target in zip(spec.betas, maps[-3:], teacher_maps, strict=True):
+            distance = attention_map(own, spec.power) - attention_map(target, spec.power)
             loss = loss + beta * distance.square().sum(1).mean()
         return loss
 
@@ -42,21 +42,21 @@ def distillation(spec: Nad, teacher: Network) -> Objective:
 
 
 def run(spec: Nad, lab: RepairDefense) -> Network:
-    """Make the teacher, then distil it into the victim."""
+    """Fine-tune the teacher, then distill it into the victim."""
 
     def teach(stage: StageRun) -> Outcome:
-        teacher = copy_of(lab, lab.victim)
+        teacher = copy_network(lab, lab.victim)
         fine_tune(lab, stage, teacher, spec.teacher_epochs, spec.learning_rate)
-        return stage.finish(state(teacher))
+        return stage.finish(copy_state(teacher))
 
     taught = lab.stage("teacher", teach)
 
-    def distil(stage: StageRun) -> Outcome:
-        student, teacher = copy_of(lab, lab.victim), network_of(lab, taught).eval()
+    def distill(stage: StageRun) -> Outcome:
+        student, teacher = copy_network(lab, lab.victim), load_network(lab, taught).eval()
         fit = lab.clean.fit
         recipe = small_set_recipe(lab, len(fit), epochs=spec.epochs, learning_rate=spec.learning_rate)
-        recipe.objective = distillation(spec, teacher)
+        recipe.objective = distillation_objective(spec, teacher)
         lab.fit_on(stage, student, fit, recipe)
-        return repaired(lab, stage, student, lab.clean)
+        return finish_repair(lab, stage, student, lab.clean)
 
-    return network_of(lab, lab.stage("repair", distil))
+    return load_network(lab, lab.stage("repair", distill))

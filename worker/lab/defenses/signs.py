@@ -1,4 +1,4 @@
-"""Signs of poison that `abl_plus` reads of every sample, and what is asked of such numbers."""
+"""Per-sample signs of poison that `abl_plus` computes, and statistics on them."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ from torch import Tensor
 from worker.lab.defenses import abl
 from worker.lab.evaluation import auroc
 
-FEW = 50  # members; fewer lie in two heaps by chance
+MIN_MEMBERS = 50  # smaller classes look bimodal by chance
 
 
 @dataclass(frozen=True)
 class Signs:
-    """What is known of every sample ``[N]``, each in [0, 1], 1 the most suspicious."""
+    """Two suspicion scores of every sample, ``[N]`` each, in [0, 1]; 1 is the most suspicious."""
 
     speed: Tensor
     dominance: Tensor
@@ -25,18 +25,18 @@ class Signs:
     def mean(self) -> Tensor:
         return (self.speed + self.dominance) / 2
 
-    def heaps(self, members: Tensor) -> float:
-        """How far the mean of both signs parts a class, bool ``[N]``, in two: Otsu's (1979) separability, in [0, 1].
+    def bimodality(self, members: Tensor) -> float:
+        """Otsu's (1979) separability of the mean of both signs over a class (bool ``[N]``), in [0, 1].
 
-        0 if the class is too small to tell heaps from chance.
+        0 if the class has fewer than `MIN_MEMBERS` members.
         """
-        if int(members.sum()) < FEW:
+        if int(members.sum()) < MIN_MEMBERS:
             return 0.0
         return separability(self.mean[members])
 
 
-def best_cut(values: Tensor) -> float:
-    """Otsu's threshold: the one that leaves the least variance within the two sides."""
+def otsu_threshold(values: Tensor) -> float:
+    """Otsu's (1979) threshold: it maximizes the variance between the two groups that it separates."""
     ordered = values.double().sort().values
     n = len(ordered)
     if n < 2:
@@ -45,16 +45,19 @@ def best_cut(values: Tensor) -> float:
     sums = ordered.cumsum(0)
     means_left = sums[:-1] / left
     means_right = (sums[-1] - sums[:-1]) / (n - left)
+    # Exact over all n - 1 cuts of the sorted values, not over the bins of a histogram.
     between = left * (n - left) * (means_left - means_right) ** 2
     i = int(between.argmax())
     return float((ordered[i] + ordered[i + 1]) / 2)
 
 
 def separability(values: Tensor) -> float:
-    """Share of the variance of ``values`` that lies between the two sides of their best cut (Otsu 1979): 0.64 for a
-    normal distribution, 0.75 for a uniform one, 1 for two points."""
+    """Share of the variance of ``values`` that lies between the two sides of Otsu's threshold (Otsu 1979).
+
+    0.64 for a normal distribution, 0.75 for a uniform one, 1 for two points.
+    """
     values = values.double()
-    high = values > best_cut(values)
+    high = values > otsu_threshold(values)
     if len(values) < 2 or not high.any():
         return 0.0
     share = high.double().mean()
@@ -62,18 +65,18 @@ def separability(values: Tensor) -> float:
     return float(between / values.var(correction=0))
 
 
-def ranks(values: Tensor) -> Tensor:
-    """Ranks in [0, 1], 1 the highest."""
+def unit_ranks(values: Tensor) -> Tensor:
+    """Ranks scaled to [0, 1]; 1 is the highest."""
     return abl.smoothed_ranks([values]).float()
 
 
-def correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's rank correlation."""
+def rank_correlation(a: Tensor, b: Tensor) -> float:
+    """Spearman's rank correlation; 0 for fewer than three values."""
     if len(a) < 3:
         return 0.0
-    return float(torch.corrcoef(torch.stack([ranks(a), ranks(b)]))[0, 1])
+    return float(torch.corrcoef(torch.stack([unit_ranks(a), unit_ranks(b)]))[0, 1])
 
 
 def auroc_or_half(scores: Tensor, positive: Tensor) -> float:
-    """`auroc`, or one half where one of the kinds is missing."""
+    """`auroc`, or 0.5 if ``positive`` is all True or all False."""
     return auroc(scores, positive) if positive.any() and not positive.all() else 0.5

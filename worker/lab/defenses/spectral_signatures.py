@@ -1,7 +1,7 @@
 """Spectral signatures (Tran et al. 2018).
 
-A poisoned class is a mixture of two populations of features, and the direction between them shows as the top singular
-vector of the class's centered features. A sample's score is its squared projection on it (algorithm 1).
+The features of a poisoned class are a mixture of two populations, and the direction between them is close to the top
+singular vector of the class's centered features. A sample's score is its squared projection on it (algorithm 1).
 """
 
 import torch
@@ -9,45 +9,47 @@ from torch import Tensor
 
 from app.specs.defenses.detection import SpectralSignatures
 from worker.lab.defenses.base import DetectionDefense
-from worker.lab.defenses.detection import conclude, flag
-from worker.lab.evaluation import features
+from worker.lab.defenses.detection import finish_detection, retrain_without_flagged
+from worker.lab.evaluation import extract_features
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 
-SAFETY = 1.5  # times the expected number is dropped (algorithm 1)
-STANDS_OUT = 2.5  # times the median class's variance along its top direction; digits, seeds 7 and 8
+SAFETY = 1.5  # times the expected number of poisoned samples is removed (algorithm 1)
+OUTLIER_VARIANCE = (
+    2.5  # times the median class's variance along its top direction; from digits, seeds 7 and 8
+)
 
 
-def scores(points: Tensor) -> Tensor:
+def outlier_scores(points: Tensor) -> Tensor:
     """Squared projections ``[n]`` of centered ``[n, D]`` on their top right singular vector."""
     centered = points.double() - points.double().mean(0)
-    # The top eigenvector of the small D x D matrix; the sign does not matter once squared.
+    # The top right singular vector is the top eigenvector of the small D x D matrix; its sign cancels in the square.
     direction: Tensor = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -1]
     return (centered @ direction).square().float()
 
 
 def run(spec: SpectralSignatures, lab: DetectionDefense) -> Network:
-    """Score, flag, and purge."""
+    """Score each class, flag its highest scores, and retrain."""
 
     def detect(stage: StageRun) -> Outcome:
-        points = features(lab.victim, lab.images, lab.compute)
+        points = extract_features(lab.victim, lab.images, lab.compute)
         suspicion = torch.zeros(len(points), device=points.device)
         flagged = torch.zeros_like(lab.labels, dtype=torch.bool)
         for label in range(lab.facts.classes):
             rows = (lab.labels == label).nonzero().flatten()
             if len(rows) < 2:
                 continue
-            suspicion[rows] = scores(points[rows])
+            suspicion[rows] = outlier_scores(points[rows])
             count = min(len(rows) - 1, round(SAFETY * spec.expected_share * len(rows)))
             flagged[rows[suspicion[rows].argsort(descending=True, stable=True)[:count]]] = True
         spread = torch.stack([suspicion[lab.labels == label].mean() for label in lab.labels.unique()])
-        if spread.max() < STANDS_OUT * spread.quantile(0.5):
+        if spread.max() < OUTLIER_VARIANCE * spread.quantile(0.5):
             lab.warn(
                 stage,
-                f"no class stands out, yet {int(flagged.sum())} images were flagged: this method flags the same "
+                f"no class is an outlier, yet {int(flagged.sum())} images were flagged: this method flags the same "
                 "share of every class, poisoned or not",
             )
         # Scores are squared distances in one feature space, so they can be compared across classes.
-        return flag(lab, stage, suspicion, flagged)
+        return finish_detection(lab, stage, suspicion, flagged)
 
-    return conclude(lab, spec.then, lab.stage("detection", detect))
+    return retrain_without_flagged(lab, spec.then, lab.stage("detection", detect))

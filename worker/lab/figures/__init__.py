@@ -1,7 +1,7 @@
-"""Pictures: numpy arrays and plain values in, PNG bytes out.
+"""Figures: functions of numpy arrays and plain values that return PNG bytes.
 
-Nothing here touches matplotlib's global state, so a worker may draw for days. Equal input gives equal bytes.
-Import this package where a picture is drawn, not at a module's top: matplotlib is slow to import.
+They do not use matplotlib's global state, so a long-lived worker leaks no figures. Equal input gives equal bytes.
+Import this package where a figure is drawn, not at the top of a module: matplotlib is slow to import.
 """
 
 from worker.lab.figures.curves import curves

@@ -1,4 +1,4 @@
-"""A drawing board measured in pixels, for tables and grids of images, where every edge must be exact."""
+"""A canvas with pixel coordinates, for tables and grids of images, whose edges must be exact."""
 
 from typing import Any
 
@@ -6,21 +6,21 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from worker.lab.figures.style import DPI, INK, RULE, line_height, new_figure, png
+from worker.lab.figures.style import DPI, INK, RULE, line_height, new_figure, render_png
 
 Array = NDArray[Any]
-LARGEST = 224  # pixels of an image's longer side on the board
+LARGEST = 224  # pixels of the longer side of an image on a board
 
 
-def shown_size(images: Array, aim: int) -> tuple[int, int]:
+def display_size(images: Array, limit: int) -> tuple[int, int]:
     """Width and height in pixels at which images ``[N, C, H, W]`` are shown.
 
-    Small ones by the largest whole factor that stays within ``aim``, so that every pixel is the same square;
-    images above `LARGEST` are shrunk to it.
+    Small images are enlarged by the largest integer factor that stays within ``limit``, so that all pixels are squares
+    of the same size; images above `LARGEST` are reduced to it.
     """
     height, width = images.shape[2:]
     longer = max(height, width)
-    factor = max(1, aim // longer) if longer <= LARGEST else LARGEST / longer
+    factor = max(1, limit // longer) if longer <= LARGEST else LARGEST / longer
     return max(1, round(width * factor)), max(1, round(height * factor))
 
 
@@ -33,10 +33,10 @@ def check_images(name: str, images: Array) -> None:
 
 
 class Board:
-    """A white figure; positions are pixels from its top left corner."""
+    """A white figure; positions are in pixels from its top left corner."""
 
     def __init__(self, width: float, height: float) -> None:
-        # Whole pixels, or else an image's edges would fall between two.
+        # Integers, so that the edges of images do not fall between two pixels.
         width, height = round(width), round(height)
         self._figure = new_figure(width, height)
         self._axes = self._figure.add_axes((0, 0, 1, 1))
@@ -58,7 +58,7 @@ class Board:
     ) -> None:
         """Text of ``size`` points, anchored at ``(x, y)``.
 
-        Every line sits on a baseline of its own, so that words side by side align whatever letters are in them.
+        Lines are placed by their baseline, so that neighboring texts align whether or not they have descenders.
         """
         lines = text.split("\n")
         em, step = size * DPI / 72, line_height(size)
@@ -88,7 +88,7 @@ class Board:
         self._axes.plot([x, x + width], [y, y], color=color, linewidth=thick)
 
     def image(self, x: float, y: float, width: int, height: int, image: Array) -> None:
-        """One uint8 image ``[1 or 3, H, W]``: enlarged as it is, pixel by pixel; shrunk with smoothing."""
+        """One uint8 image ``[1 or 3, H, W]``: enlarged without smoothing, reduced with antialiasing."""
         x, y = round(x), round(y)
         self._axes.add_patch(
             Rectangle((x - 1, y - 1), width + 2, height + 2, facecolor=RULE, edgecolor="none")
@@ -101,8 +101,8 @@ class Board:
             zorder=2,
         )
         left, right, bottom, top = self._limits
-        self._axes.set(xlim=(left, right), ylim=(bottom, top))  # imshow moves them
+        self._axes.set(xlim=(left, right), ylim=(bottom, top))  # imshow changes the limits
 
     def png(self) -> bytes:
         """The board as PNG."""
-        return png(self._figure)
+        return render_png(self._figure)

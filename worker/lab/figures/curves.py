@@ -1,4 +1,4 @@
-"""How each arm's training went."""
+"""Training curves of all arms."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -12,10 +12,10 @@ from worker.lab.figures.style import (
     MUTED,
     arm_styles,
     axes_at,
-    fit,
+    fit_text,
     line_height,
     new_figure,
-    png,
+    render_png,
     text_width,
 )
 
@@ -33,17 +33,17 @@ PANELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 LEGEND: dict[str, Any] = {"fontsize": 9, "frameon": False, "borderaxespad": 0.2, "columnspacing": 1.6}
 _Dashes = Literal["-", "--", ":"]
 _DASHES: dict[str, _Dashes] = {"isolation_precision": "-", "isolation_recall": "--", "isolation_auroc": ":"}
-_WORDS = {"isolation_precision": "precision", "isolation_recall": "recall", "isolation_auroc": "AUROC"}
+_METRIC_NAMES = {"isolation_precision": "precision", "isolation_recall": "recall", "isolation_auroc": "AUROC"}
 WIDTH, LEFT, RIGHT = 1100, 96, 28
 PANEL, GAP = 205, 52
 STRIP_TOP = 20
 
 
 def curves(series: dict[str, Series], stage_marks: dict[str, list[tuple[str, int]]]) -> bytes:
-    """Time series of all arms, one panel a kind of metric; a panel without data is left out.
+    """Time series of all arms, one panel per kind of metric; panels without data are left out.
 
-    ``series[arm][metric]`` is (epochs counted from 1, values). ``stage_marks[arm]`` names the arm's stages and
-    the first epoch of each; those of an arm with several stages are drawn.
+    ``series[arm][metric]`` is (epochs counted from 1, values). ``stage_marks[arm]`` are the arm's stages and the first
+    epoch of each; they are drawn for arms with several stages.
     """
     panels = [
         (title, unit, names)
@@ -51,7 +51,7 @@ def curves(series: dict[str, Series], stage_marks: dict[str, list[tuple[str, int
         if any(name in s for s in series.values() for name in names)
     ]
     if not panels:
-        return _nothing()
+        return _empty_figure()
     last = max((steps[-1] for s in series.values() for steps, _ in s.values() if steps), default=1)
     span = (0.5, last + 0.5)
     marks = {arm: stage_marks[arm] for arm in series if len(stage_marks.get(arm, [])) > 1}
@@ -76,29 +76,29 @@ def curves(series: dict[str, Series], stage_marks: dict[str, list[tuple[str, int
     if strips:
         _draw_strips(figure, strips, styles, span)
     handles = [
-        Line2D([], [], color=color, marker=marker, markersize=5, linewidth=1.8, label=fit(arm, 300, 9))
+        Line2D([], [], color=color, marker=marker, markersize=5, linewidth=1.8, label=fit_text(arm, 300, 9))
         for arm, (color, marker) in styles.items()
     ]
     place = ((LEFT - 10) / WIDTH, 8 / height)
     figure.legend(handles=handles, loc="lower left", bbox_to_anchor=place, ncols=columns, **LEGEND)
-    return png(figure)
+    return render_png(figure)
 
 
 def _panel(axes: Axes, series: dict[str, Series], names: tuple[str, ...]) -> None:
     styles = arm_styles(series)
-    drawn: list[float] = []
+    plotted: list[float] = []
     for position, (arm, metrics) in enumerate(series.items()):
         for name in names:
             steps, values = metrics.get(name, ([], []))
             loss = name.endswith("_loss")
-            shown = [value if loss else 100 * value for value in values]
-            drawn += shown
+            scaled = [value if loss else 100 * value for value in values]
+            plotted += scaled
             color, marker = styles[arm]
-            # Few markers, and each arm's start elsewhere, so that lines on top of each other can be told apart.
+            # Few markers, offset by arm, so that overlapping lines can be distinguished.
             every = max(1, len(steps) // 8)
             axes.plot(
                 steps,
-                shown,
+                scaled,
                 color=color,
                 linewidth=1.7,
                 linestyle=_DASHES.get(name, "-"),
@@ -109,19 +109,19 @@ def _panel(axes: Axes, series: dict[str, Series], names: tuple[str, ...]) -> Non
                 markeredgewidth=0.5,
             )
     if names == ("train_loss",):
-        _loss_scale(axes, drawn)
+        _loss_scale(axes, plotted)
     else:
         axes.set(ylim=(-4, 104), yticks=range(0, 101, 20))
     if len(names) > 1:
         handles = [
-            Line2D([], [], color=MUTED, linestyle=_DASHES[name], linewidth=1.7, label=_WORDS[name])
+            Line2D([], [], color=MUTED, linestyle=_DASHES[name], linewidth=1.7, label=_METRIC_NAMES[name])
             for name in names
         ]
         axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names), **LEGEND)
 
 
 def _loss_scale(axes: Axes, values: list[float]) -> None:
-    """Linear, unless a few values dwarf the others, as those of unlearning do."""
+    """Logarithmic if a few values are far larger than the others, as those of unlearning are; else linear."""
     sizes = sorted(abs(value) for value in values)
     if sizes and sizes[-1] > 20 * max(sizes[len(sizes) // 2], 0.5):
         axes.set_yscale("symlog", linthresh=1)
@@ -129,7 +129,7 @@ def _loss_scale(axes: Axes, values: list[float]) -> None:
 
 
 class _Label(NamedTuple):
-    """A stage's name, beginning (or, where there is no room, ending) at the stage's first epoch."""
+    """A stage's name, left-aligned at the stage's first epoch, or right-aligned if there is no room."""
 
     first: int
     ends_there: bool
@@ -142,25 +142,25 @@ class _Strip(NamedTuple):
 
 
 def _strips(marks: dict[str, list[tuple[str, int]]], span: tuple[float, float]) -> list[_Strip]:
-    """Rows of stage names above the panels. An arm takes as many rows as keep its names from overlapping."""
+    """Rows of stage names above the panels; an arm gets as many rows as needed to avoid overlaps."""
     pixels = (WIDTH - LEFT - RIGHT) / (span[1] - span[0])
     rows: list[_Strip] = []
     for arm, stages in marks.items():
-        own: list[tuple[float, list[_Label]]] = []  # (pixels taken so far, labels)
+        of_arm: list[tuple[float, list[_Label]]] = []  # rows as (occupied pixels, labels)
         for name, first in stages:
-            text = fit(name, 260, 8.5)
+            text = fit_text(name, 260, 8.5)
             width = text_width(text, 8.5) + 12
-            at = (first - 0.5 - span[0]) * pixels
-            right = at + width > WIDTH - LEFT
-            start, end = (at - width, at + 4) if right else (at - 4, at + width)
-            for i, (taken, labels) in enumerate(own):
-                if start >= taken:
+            x = (first - 0.5 - span[0]) * pixels
+            right = x + width > WIDTH - LEFT
+            start, end = (x - width, x + 4) if right else (x - 4, x + width)
+            for i, (occupied, labels) in enumerate(of_arm):
+                if start >= occupied:
                     labels.append(_Label(first, right, text))
-                    own[i] = (end, labels)
+                    of_arm[i] = (end, labels)
                     break
             else:
-                own.append((end, [_Label(first, right, text)]))
-        rows += [_Strip(arm, labels) for _, labels in own]
+                of_arm.append((end, [_Label(first, right, text)]))
+        rows += [_Strip(arm, labels) for _, labels in of_arm]
     return rows
 
 
@@ -198,12 +198,12 @@ def _draw_strips(
 
 def _legend_shape(arms: list[str]) -> tuple[int, int]:
     """Rows and columns of the legend."""
-    widest = max(text_width(fit(arm, 300, 9), 9) for arm in arms) + 76
+    widest = max(text_width(fit_text(arm, 300, 9), 9) for arm in arms) + 76
     columns = max(1, min(len(arms), int((WIDTH - LEFT) // widest)))
     return -(-len(arms) // columns), columns
 
 
-def _nothing() -> bytes:
+def _empty_figure() -> bytes:
     figure = new_figure(620, 120)
     figure.text(0.5, 0.5, "No time series was recorded.", ha="center", va="center", fontsize=10, color=MUTED)
-    return png(figure)
+    return render_png(figure)

@@ -1,4 +1,4 @@
-"""How well an isolation told poisoned samples from clean ones."""
+"""Figures of how well an isolation separates poisoned from clean samples."""
 
 from typing import Any
 
@@ -8,11 +8,21 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
-from worker.lab.figures.style import BAD, GOOD, INK, MUTED, axes_at, fit, line_height, new_figure, png
+from worker.lab.figures.style import (
+    BAD,
+    GOOD,
+    INK,
+    MUTED,
+    axes_at,
+    fit_text,
+    line_height,
+    new_figure,
+    render_png,
+)
 
 Array = NDArray[Any]
 BINS = 60
-_SMALLEST = 1e-7  # where a logarithmic axis begins: float32 tells no probability nearer to one
+_SMALLEST = 1e-7  # start of a logarithmic axis: the smallest loss that float32 distinguishes from zero
 
 
 def _number(value: float, _: object = None) -> str:
@@ -24,10 +34,11 @@ _plain = FuncFormatter(_number)
 
 
 def loss_histogram(losses: Array, is_poisoned: Array, isolated: Array, title: str) -> bytes:
-    """Per-sample loss, clean against poisoned, on a logarithmic count so that 1 % of poison is seen.
+    """Per-sample loss, clean against poisoned; counts are logarithmic, so that 1 % of poison is visible.
 
-    ``losses`` float ``[N]``; ``is_poisoned`` and ``isolated`` bool ``[N]``. The line marks the loss below which as many
-    samples lie as were isolated. Raises ValueError if there are no losses, one is not finite, or the lengths differ.
+    ``losses`` float ``[N]``; ``is_poisoned`` and ``isolated`` bool ``[N]``. The line marks the loss below which there
+    are as many samples as were isolated. Raises ValueError if there are no losses, if one is not finite, or if the
+    lengths differ.
     """
     _same_length(losses=losses, is_poisoned=is_poisoned, isolated=isolated)
     if not len(losses) or not np.isfinite(losses).all():
@@ -36,9 +47,9 @@ def loss_histogram(losses: Array, is_poisoned: Array, isolated: Array, title: st
             f"losses: {len(losses)} values, {bad} not finite, is not allowed; at least one, all finite"
         )
     losses = np.maximum(losses.astype(np.float64), 0)
-    taken = int(isolated.sum())
-    cut = float(np.sort(losses)[taken - 1]) if taken else None
-    # On a linear axis a cut this low would disappear in the first bar.
+    count = int(isolated.sum())
+    cut = float(np.sort(losses)[count - 1]) if count else None
+    # On a linear axis a cut this low would be inside the first bar.
     logarithmic = cut is not None and cut < 0.05 * float(np.quantile(losses, 0.98))
     if logarithmic:
         losses = np.maximum(losses, _SMALLEST)
@@ -46,7 +57,7 @@ def loss_histogram(losses: Array, is_poisoned: Array, isolated: Array, title: st
     else:
         edges = np.linspace(losses.min(), max(losses.max(), losses.min() + 1e-3), BINS + 1)
 
-    title = fit(title, 940, 12, lines=2, weight="bold")
+    title = fit_text(title, 940, 12, lines=2, weight="bold")
     head = 20 + line_height(12) * (title.count("\n") + 1)
     groups = [
         ("clean", GOOD, "", ~is_poisoned),
@@ -59,8 +70,8 @@ def loss_histogram(losses: Array, is_poisoned: Array, isolated: Array, title: st
     axes = axes_at(figure, 104, head + 34, 1000 - 104 - 30, 350)
     handles: list[Patch | Line2D] = []
     for name, color, hatch, members in groups:
-        count = int(members.sum())
-        if not count:
+        size = int(members.sum())
+        if not size:
             continue
         heights, _ = np.histogram(losses[members], edges)
         fill: Any = "none" if hatch else (color, 0.35)
@@ -74,10 +85,10 @@ def loss_histogram(losses: Array, is_poisoned: Array, isolated: Array, title: st
             hatch=hatch,
             linewidth=0.9 if hatch else 1.4,
         )
-        handles.append(Patch(facecolor=fill, edgecolor=color, hatch=hatch, label=f"{name} ({count:,})"))
+        handles.append(Patch(facecolor=fill, edgecolor=color, hatch=hatch, label=f"{name} ({size:,})"))
     if cut is not None:
         axes.axvline(max(cut, edges[0]), color=INK, linewidth=1.4, linestyle=(0, (5, 3)))
-        share = f"{100 * taken / len(losses):.3g}"
+        share = f"{100 * count / len(losses):.3g}"
         handles.append(
             Line2D([], [], color=INK, linestyle=(0, (5, 3)), label=f"lowest {share} %: loss ≤ {cut:.3g}")
         )
@@ -100,34 +111,32 @@ def loss_histogram(losses: Array, is_poisoned: Array, isolated: Array, title: st
         frameon=False,
         borderaxespad=0.3,
     )
-    return png(figure)
+    return render_png(figure)
 
 
 def ranking(suspicion_rank: Array, is_poisoned: Array, isolated_count: int) -> bytes:
-    """How a ranking finds the poison at every cut: precision against recall, and poison found against samples taken.
+    """Quality of a ranking at every cut: precision against recall, and recall against the share of samples isolated.
 
     ``suspicion_rank`` float ``[N]`` in [0, 1], higher is more suspicious; ``is_poisoned`` bool ``[N]``.
-    The ``isolated_count`` most suspicious samples are the chosen cut, which is marked.
+    The cut at the ``isolated_count`` most suspicious samples is marked.
     Raises ValueError if nothing is poisoned, the cut is not one of 1 to N, or the lengths differ.
     """
     _same_length(suspicion_rank=suspicion_rank, is_poisoned=is_poisoned)
     n, poisoned = len(is_poisoned), int(is_poisoned.sum())
     if not poisoned:
-        raise ValueError(
-            f"is_poisoned: 0 of {n} samples is not allowed; at least one, or nothing can be found"
-        )
+        raise ValueError(f"is_poisoned: 0 of {n} samples is not allowed; at least one is required")
     if not 1 <= isolated_count <= n:
         raise ValueError(f"isolated_count: {isolated_count} is not allowed; 1 to {n}")
-    found = np.cumsum(is_poisoned[np.argsort(-suspicion_rank, kind="stable")])
-    taken = np.arange(1, n + 1)
-    precision, recall = 100 * found / taken, 100 * found / poisoned
+    true_positives = np.cumsum(is_poisoned[np.argsort(-suspicion_rank, kind="stable")])
+    sizes = np.arange(1, n + 1)
+    precision, recall = 100 * true_positives / sizes, 100 * true_positives / poisoned
     at = isolated_count - 1
-    words = f"cut: {isolated_count:,} of {n:,} samples\nprecision {precision[at]:.1f} %\nrecall {recall[at]:.1f} %"
+    cut_label = f"cut: {isolated_count:,} of {n:,} samples\nprecision {precision[at]:.1f} %\nrecall {recall[at]:.1f} %"
 
     figure = new_figure(1100, 470)
     left = axes_at(figure, 78, 50, 430, 350)
     left.set_title(
-        "Precision against recall, over every cut", loc="left", fontsize=10, fontweight="bold", color=INK
+        "Precision against recall, at every cut", loc="left", fontsize=10, fontweight="bold", color=INK
     )
     left.plot(recall, precision, color=GOOD, linewidth=1.8)
     left.axhline(100 * poisoned / n, color=MUTED, linewidth=1.1, linestyle=":")
@@ -136,29 +145,29 @@ def ranking(suspicion_rank: Array, is_poisoned: Array, isolated_count: int) -> b
     left.set_ylabel("precision: poison among the isolated, %", fontsize=9, color=INK)
     right = axes_at(figure, 630, 50, 440, 350)
     right.set_title(
-        "Poison found, most suspicious first",
+        "Recall, most suspicious samples first",
         loc="left",
         fontsize=10,
         fontweight="bold",
         color=INK,
     )
-    right.plot(100 * taken / n, recall, color=GOOD, linewidth=1.8, label="this ranking")
+    right.plot(100 * sizes / n, recall, color=GOOD, linewidth=1.8, label="this ranking")
     right.plot(
-        100 * taken / n,
-        100 * np.minimum(taken / poisoned, 1),
+        100 * sizes / n,
+        100 * np.minimum(sizes / poisoned, 1),
         color=MUTED,
         linewidth=1.1,
         linestyle="--",
         label="perfect",
     )
-    right.plot(100 * taken / n, 100 * taken / n, color=MUTED, linewidth=1.1, linestyle=":", label="by chance")
+    right.plot(100 * sizes / n, 100 * sizes / n, color=MUTED, linewidth=1.1, linestyle=":", label="by chance")
     right.axvline(100 * isolated_count / n, color=BAD, linewidth=1, linestyle=(0, (5, 3)))
     right.set_xscale("log")
     right.set(xlim=(100 / n / 1.2, 100), ylim=(-2, 104))
     right.xaxis.set_major_formatter(_plain)
     right.xaxis.set_minor_formatter(NullFormatter())
-    right.set_xlabel(f"samples taken, % of {n:,} (log scale)", fontsize=9, color=INK)
-    right.set_ylabel(f"found, % of {poisoned:,} poisoned", fontsize=9, color=INK)
+    right.set_xlabel(f"samples isolated, % of {n:,} (log scale)", fontsize=9, color=INK)
+    right.set_ylabel(f"recall, % of {poisoned:,} poisoned", fontsize=9, color=INK)
     for axes, x, y in ((left, recall[at], precision[at]), (right, 100 * isolated_count / n, recall[at])):
         axes.plot(
             [x],
@@ -168,18 +177,18 @@ def ranking(suspicion_rank: Array, is_poisoned: Array, isolated_count: int) -> b
             color=BAD,
             markeredgecolor="white",
             zorder=5,
-            label=words,
+            label=cut_label,
             linestyle="none",
         )
     left.legend(
         handles=[
-            Line2D([], [], color=BAD, marker="o", markersize=8, linestyle="none", label=words),
+            Line2D([], [], color=BAD, marker="o", markersize=8, linestyle="none", label=cut_label),
             Line2D([], [], color=MUTED, linestyle=":", label=f"by chance: {100 * poisoned / n:.1f} %"),
         ],
         loc="best", fontsize=8.5, framealpha=0.9,
     )  # fmt: skip
     right.legend(handles=right.get_lines()[:3], loc="best", fontsize=8.5, framealpha=0.9)
-    return png(figure)
+    return render_png(figure)
 
 
 def _same_length(**arrays: Array) -> None:

@@ -1,8 +1,8 @@
-"""The same triggered images under every arm's model."""
+"""The predictions of every arm's model for the same triggered images."""
 
-from worker.lab.figures.board import Array, Board, check_images, shown_size
+from worker.lab.figures.board import Array, Board, check_images, display_size
 from worker.lab.figures.images import EDGE, GAP, MAX_IMAGES, MIN_WIDTH
-from worker.lab.figures.style import MUTED, arm_styles, fit, line_height, text_width, tint
+from worker.lab.figures.style import MUTED, arm_styles, fit_text, line_height, text_width, tint
 
 NAME_WIDTH = 230
 _KINDS = {"correct": ("✓", tint(0.8)), "target": ("◎", tint(-1)), "other": ("✗", (0.9, 0.9, 0.9))}
@@ -11,24 +11,24 @@ _KINDS = {"correct": ("✓", tint(0.8)), "target": ("◎", tint(-1)), "other": (
 def predictions(
     clean: Array, triggered: Array, true: list[str], answers: dict[str, list[str]], target: str
 ) -> bytes:
-    """Test images (the first eight), clean and triggered, and under them what each arm's model answers to the latter.
+    """Test images (the first eight), clean and triggered, and each arm's predictions for the triggered ones.
 
-    ``clean`` and ``triggered`` uint8 ``[N, C, H, W]``; ``true`` the true classes, ``answers`` each arm's class names,
-    ``target`` the class that the attack wants. Color and sign tell the true class, the target and others apart.
-    Raises ValueError if the arrays are no images or the lengths differ.
+    ``clean`` and ``triggered`` uint8 ``[N, C, H, W]``; ``true`` the true classes, ``answers`` each arm's predicted
+    class names, ``target`` the target class. Color and symbol distinguish the true class, the target and others.
+    Raises ValueError if the arrays are not images or the lengths differ.
     """
     check_images("clean", clean)
     check_images("triggered", triggered)
     lengths = {"triggered": len(triggered), "true": len(true)}
-    lengths |= {f"answers[{arm!r}]": len(given) for arm, given in answers.items()}
+    lengths |= {f"answers[{arm!r}]": len(predicted) for arm, predicted in answers.items()}
     for name, length in lengths.items():
         if length != len(clean):
             raise ValueError(f"{name}: {length} is not allowed; one for each of {len(clean)} clean images")
     clean, triggered, true = clean[:MAX_IMAGES], triggered[:MAX_IMAGES], true[:MAX_IMAGES]
 
-    wide, high = shown_size(clean, 128)
+    wide, high = display_size(clean, 128)
     column = max(wide, 116) + GAP
-    names = {arm: fit(arm, NAME_WIDTH, 9.5, lines=3, weight="bold") for arm in answers}
+    names = {arm: fit_text(arm, NAME_WIDTH, 9.5, lines=3, weight="bold") for arm in answers}
     lines = [line for name in names.values() for line in name.split("\n")]
     left = (
         EDGE
@@ -36,20 +36,20 @@ def predictions(
         + 16
     )
     width = max(MIN_WIDTH, left + column * len(clean) - GAP + EDGE)
-    title = fit(
-        f"Answers to triggered images; the attack's target is {target}",
+    title = fit_text(
+        f"Predictions for triggered images; the target class is {target}",
         width - 2 * EDGE,
         12,
         lines=2,
         weight="bold",
     )
-    above = [fit(name, column - 6, 9, lines=2) for name in true]
+    above = [fit_text(name, column - 6, 9, lines=2) for name in true]
     texts = {
         arm: [
-            fit(f"{_KINDS[_kind(answer, label, target)][0]} {answer}", column - 18, 9, lines=2)
-            for answer, label in zip(given[:MAX_IMAGES], true, strict=True)
+            fit_text(f"{_KINDS[_kind(answer, label, target)][0]} {answer}", column - 18, 9, lines=2)
+            for answer, label in zip(predicted[:MAX_IMAGES], true, strict=True)
         ]
-        for arm, given in answers.items()
+        for arm, predicted in answers.items()
     }
     heights = {
         arm: max(32.0, *(line_height(9) * (text.count("\n") + 1) + 12 for text in [names[arm], *texts[arm]]))
@@ -83,16 +83,16 @@ def predictions(
             board.text(x + (column - GAP) / 2, y + height / 2, text, 9)
         y += height + 4
     x = float(EDGE)
-    for kind, words in {
+    for kind, legend in {
         "correct": "true class",
-        "target": "the attack's target",
+        "target": "target class",
         "other": "another class",
     }.items():
-        sign, color = _KINDS[kind]
+        symbol, color = _KINDS[kind]
         board.box(x, y + 8, 24, 24, color)
-        board.text(x + 12, y + 20, sign, 9)
-        board.text(x + 32, y + 20, words, 9, across="left", color=MUTED)
-        x += 32 + text_width(words, 9) + 28
+        board.text(x + 12, y + 20, symbol, 9)
+        board.text(x + 32, y + 20, legend, 9, across="left", color=MUTED)
+        x += 32 + text_width(legend, 9) + 28
     return board.png()
 
 

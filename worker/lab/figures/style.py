@@ -1,4 +1,4 @@
-"""One look for all pictures: colors that color-blind people can tell apart, text that fits, PNG out."""
+"""The style of all figures: colors that are safe for color blindness, text that fits, PNG output."""
 
 import io
 from collections.abc import Iterable
@@ -17,14 +17,14 @@ INK, MUTED, RULE = "#1A1A1A", "#595959", "#C8C8C8"
 GOOD, BAD = (
     "#0072B2",
     "#D55E00",
-)  # blue and vermillion of Okabe and Ito, told apart in every kind of color blindness
+)  # blue and vermillion of Okabe and Ito, distinct in all kinds of color blindness
 _FIXED = {CLEAN: ("#000000", "s"), UNDEFENDED: (BAD, "X")}
 _COLORS = (GOOD, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B2A86", "#8C510A", "#7F7F7F")
-_MARKERS = "o^DvP*<>d"  # one more than colors, so that 72 defenses differ in one or the other
+_MARKERS = "o^DvP*<>d"  # one more than colors, so that 72 defenses get different pairs
 
 
 def arm_styles(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Color and marker of each arm: fixed for clean and undefended, then by order among the defenses."""
+    """Color and marker of each arm: fixed for clean and undefended, by order for the defenses."""
     arms = list(arms)
     defenses = [arm for arm in arms if arm not in _FIXED]
     pairs = ((_COLORS[i % len(_COLORS)], _MARKERS[i % len(_MARKERS)]) for i in range(len(defenses)))
@@ -33,7 +33,7 @@ def arm_styles(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 
 def tint(degree: float) -> tuple[float, float, float]:
-    """A cell's background: white at 0, blue towards 1 (good), orange towards -1 (bad); dark text stays readable."""
+    """A cell's background: white at 0, blue towards 1 (good), orange towards -1 (bad), light enough for dark text."""
     weight = 0.5 * min(1.0, abs(degree))
     red, green, blue = ((1 - weight) + weight * part for part in to_rgb(GOOD if degree > 0 else BAD))
     return red, green, blue
@@ -52,8 +52,8 @@ def line_height(size: float) -> float:
     return size * DPI / 72 * 1.25
 
 
-def fit(text: str, width: float, size: float, *, lines: int = 1, weight: str = "normal") -> str:
-    """``text`` broken into at most ``lines`` lines of at most ``width`` pixels; what does not fit becomes an ellipsis.
+def fit_text(text: str, width: float, size: float, *, lines: int = 1, weight: str = "normal") -> str:
+    """``text`` broken into at most ``lines`` lines of at most ``width`` pixels; the rest is replaced by an ellipsis.
 
     Lines break at spaces, else after one of ``_-./,``, else anywhere.
     """
@@ -90,19 +90,19 @@ def _longest(text: str, width: float, size: float, weight: str, tail: str) -> in
 
 
 def percent(fraction: float, digits: int = 1) -> str:
-    """A fraction in [0, 1] as people read it, without the sign: ``0.9731`` is ``97.3``."""
+    """A fraction in [0, 1] in percent, without the sign: ``0.9731`` is ``97.3``."""
     return f"{100 * fraction:.{digits}f}"
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of that many pixels, on an Agg canvas of its own."""
+    """An empty figure of that size in pixels, with its own Agg canvas."""
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
 def axes_at(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Axes in the house style; the position in pixels from the figure's top left corner."""
+    """Axes in this style; the position is in pixels from the figure's top left corner."""
     wide, high = figure.get_size_inches() * DPI
     axes = figure.add_axes((left / wide, 1 - (top + height) / high, width / wide, height / high))
     axes.spines[["top", "right"]].set_visible(False)
@@ -113,10 +113,10 @@ def axes_at(figure: Figure, left: float, top: float, width: float, height: float
     return axes
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as PNG, with nothing in it that differs between two equal calls."""
+def render_png(figure: Figure) -> bytes:
+    """The figure as PNG; equal figures give equal bytes, since no software version is written."""
     for text in figure.findobj(Text):
-        text.set_parse_math(False)  # a dollar sign in a name is no formula
+        text.set_parse_math(False)  # a dollar sign in a name does not begin a formula
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=DPI, metadata={"Software": None})
     return out.getvalue()

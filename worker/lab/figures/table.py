@@ -1,9 +1,9 @@
-"""The table of results, in the manner of the figures of papers: one arm a row."""
+"""The table of results as a figure: one row per arm."""
 
 from typing import Any, NamedTuple
 
 from worker.lab.figures.board import Board
-from worker.lab.figures.style import INK, MUTED, arm_styles, fit, line_height, percent, text_width, tint
+from worker.lab.figures.style import INK, MUTED, arm_styles, fit_text, line_height, percent, text_width, tint
 
 Row = dict[str, Any]
 SIZE = 10.0
@@ -28,15 +28,15 @@ COLUMNS = (
 
 
 def results_table(rows: list[Row]) -> bytes:
-    """Every arm's metrics: fractions in percent, losses with two decimals, mean and half the 95 % interval.
+    """Every arm's metrics: fractions in percent, losses with two decimals, as mean ± half the 95 % interval.
 
     A row is ``{"arm": name, metric: {"mean", "low", "high", "n"} or None}`` for the metrics of `COLUMNS`.
     Raises ValueError without rows.
     """
     if not rows:
-        raise ValueError("rows: [] is not allowed; at least one arm")
+        raise ValueError("rows: [] is not allowed; at least one arm is required")
     repeated = max(_seeds(row) for row in rows) > 1
-    names = [fit(row["arm"], NAME_WIDTH, SIZE, lines=3, weight="bold") for row in rows]
+    names = [fit_text(row["arm"], NAME_WIDTH, SIZE, lines=3, weight="bold") for row in rows]
     cells = [[_cell(row, column.metric) for column in COLUMNS] for row in rows]
     best = max((c["mean"] for row in rows if (c := row.get("clean_accuracy"))), default=0.0)
 
@@ -51,9 +51,9 @@ def results_table(rows: list[Row]) -> bytes:
     ]
     for group in ("Accuracy, %", "Triggered test images, %", "Loss"):
         of_group = [i for i, column in enumerate(COLUMNS) if column.group == group]
-        lacking = text_width(group, SIZE, "bold") + PAD - sum(widths[i] for i in of_group)
+        missing = text_width(group, SIZE, "bold") + PAD - sum(widths[i] for i in of_group)
         for i in of_group:
-            widths[i] += max(0.0, lacking) / len(of_group)
+            widths[i] += max(0.0, missing) / len(of_group)
     seeds_width = text_width("Seeds", SIZE, "bold") + 2 * PAD if repeated else 0
     lefts = [EDGE + name_width + sum(widths[:i]) for i in range(len(COLUMNS) + 1)]
     width = lefts[-1] + seeds_width + EDGE
@@ -112,7 +112,7 @@ def _loss(value: float) -> str:
 
 
 def _degree(row: Row, metric: str, best: float) -> float:
-    """How good (1) or bad (-1) a number is; 0 where that cannot be said."""
+    """How good (1) or bad (-1) a value is for the defender; 0 if it is neither."""
     value = row.get(metric)
     if value is None:
         return 0.0
@@ -127,11 +127,11 @@ def _degree(row: Row, metric: str, best: float) -> float:
 
 def _notes(rows: list[Row], repeated: bool) -> list[str]:
     notes = [
-        "Blue is good for the defender, orange is bad: attack success by its value, robust accuracy against",
-        "the arm's own accuracy on the clean test set, and that accuracy by how far it lies below the best arm's.",
+        "Blue is good for the defender, orange is bad: attack success by its value, robust accuracy relative to",
+        "the arm's own accuracy on the clean test set, and that accuracy by its distance from the best arm's.",
     ]
     if repeated:
         notes.append("Mean over seeds ± half the 95 % interval.")
     if any(row.get(column.metric) is None for row in rows for column in COLUMNS):
-        notes.append("–  has no meaning for this arm, or was not measured.")
+        notes.append("–  not defined for this arm, or not measured.")
     return notes

@@ -11,9 +11,9 @@ from worker.lab.networks.base import Network
 __all__ = ["Network", "build"]
 
 
-def build(spec: ModelSpec, facts: DatasetFacts | Shape, seed: object) -> Network:
+def build_network(spec: ModelSpec, facts: DatasetFacts | Shape, seed: object) -> Network:
     """A freshly initialized network on the CPU; its weights follow from ``seed`` alone."""
-    # torch's initializers draw from the global generator only: fork it, so that nothing outside is changed.
+    # torch initializes from the global generator only, so it is forked and seeded here.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("weights", seed))
         match spec:

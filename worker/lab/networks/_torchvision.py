@@ -1,8 +1,8 @@
-"""Import torchvision also where its compiled operators do not match torch.
+"""Import torchvision even if its compiled operators do not match torch.
 
-A torchvision built for CUDA beside a CPU build of torch cannot load its detection operators, and then its
-import fails because it registers shapes for two of them (`nms`, `qnms`). We need none of them, only models and
-data sets, so declaring their signatures is enough. Where the operators do load, nothing is declared.
+A torchvision built for CUDA beside a CPU build of torch cannot load its detection operators, and then its import fails
+because it registers shapes for two of them (`nms`, `qnms`). Only models and datasets are needed here, so declaring
+these operators' signatures is enough. Where the operators load, nothing is declared.
 """
 
 from types import ModuleType

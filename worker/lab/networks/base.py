@@ -1,14 +1,14 @@
-"""What every victim network offers, so that defenses need not know its architecture."""
+"""The interface of victim networks, so that defenses do not depend on an architecture."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Network(nn.Module):
-    """A classifier of images in [0, 1], float ``[N, C, H, W]``, that normalizes them itself.
+    """A classifier of float images in [0, 1], ``[N, C, H, W]``, that normalizes its input itself.
 
     Subclasses set ``blocks``, run in order, and ``head``, a linear layer on the pooled last feature map.
-    Mean and deviation of the training pixels are buffers, so a checkpoint is complete on its own.
+    Mean and standard deviation of the training pixels are buffers, so a checkpoint is complete on its own.
     """
 
     mean: Tensor
@@ -22,10 +22,10 @@ class Network(nn.Module):
         self.register_buffer("std", torch.ones(1, channels, 1, 1))
 
     def calibrate(self, images: Tensor) -> None:
-        """Take mean and deviation a channel from uint8 ``[N, C, H, W]``; a constant channel keeps deviation 1."""
+        """Set mean and deviation of each channel from uint8 ``[N, C, H, W]``; a constant channel gets deviation 1."""
         levels = torch.arange(256, dtype=torch.float64) / 255
         for channel in range(images.shape[1]):
-            # From the histogram: exact, and without a float copy of the whole set.
+            # From the histogram: exact, and without a float copy of the dataset.
             share = torch.bincount(images[:, channel].flatten().cpu(), minlength=256).double()
             share /= share.sum()
             mean = (share * levels).sum()

@@ -7,7 +7,7 @@ from worker.lab.networks.base import Network
 
 
 class PreActBlock(nn.Module):
-    """BN-ReLU-conv twice, plus the input; a change of shape projects the pre-activated input (fig. 4e)."""
+    """BN-ReLU-conv twice, plus the input; where the shape changes, a projection of the pre-activation (figure 4e)."""
 
     def __init__(self, width_in: int, width: int, stride: int) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class PreActBlock(nn.Module):
         return out
 
 
-def stage(width_in: int, width: int, blocks: int, stride: int) -> list[nn.Module]:
+def make_stage(width_in: int, width: int, blocks: int, stride: int) -> list[nn.Module]:
     """``blocks`` blocks; the first one changes width and resolution."""
     return [PreActBlock(width_in if i == 0 else width, width, stride if i == 0 else 1) for i in range(blocks)]
 
@@ -38,10 +38,10 @@ class PreActResNet18(Network):
         stem = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
         self.blocks = nn.ModuleList(
             [
-                nn.Sequential(stem, *stage(64, 64, 2, 1)),
-                nn.Sequential(*stage(64, 128, 2, 2)),
-                nn.Sequential(*stage(128, 256, 2, 2)),
-                nn.Sequential(*stage(256, 512, 2, 2), nn.BatchNorm2d(512), nn.ReLU(inplace=True)),
+                nn.Sequential(stem, *make_stage(64, 64, 2, 1)),
+                nn.Sequential(*make_stage(64, 128, 2, 2)),
+                nn.Sequential(*make_stage(128, 256, 2, 2)),
+                nn.Sequential(*make_stage(256, 512, 2, 2), nn.BatchNorm2d(512), nn.ReLU(inplace=True)),
             ]
         )
         self.head = nn.Linear(512, classes)

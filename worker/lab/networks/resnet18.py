@@ -1,4 +1,4 @@
-"""ResNet-18 from torchvision, with the usual stem for small images."""
+"""ResNet-18 from torchvision, with the usual CIFAR stem for small images."""
 
 from torch import nn
 
@@ -6,14 +6,14 @@ from worker.lab.networks._torchvision import torchvision_models
 from worker.lab.networks.base import Network
 
 SMALL_IMAGE = (
-    64  # below this side the ImageNet stem (stride 2, then pooling) would throw most of the image away
+    64  # side in pixels below which the ImageNet stem (stride 2, then pooling) loses most of the image
 )
 
 
 class ResNet18(Network):
     """He et al. 2016: four stages of two basic blocks, 64 to 512 channels.
 
-    Images below 64 px get a 3x3 stem of stride 1 without pooling, as everybody does on CIFAR-10.
+    Images below 64 px get a 3x3 stem of stride 1 without pooling, as usual on CIFAR-10.
     """
 
     def __init__(self, channels: int, classes: int, side: int) -> None:

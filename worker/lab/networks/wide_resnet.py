@@ -3,7 +3,7 @@
 from torch import nn
 
 from worker.lab.networks.base import Network
-from worker.lab.networks.preact_resnet18 import stage
+from worker.lab.networks.preact_resnet18 import make_stage
 
 
 class WideResNet16x1(Network):
@@ -14,9 +14,9 @@ class WideResNet16x1(Network):
         stem = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
         self.blocks = nn.ModuleList(
             [
-                nn.Sequential(stem, *stage(16, 16, 2, 1)),
-                nn.Sequential(*stage(16, 32, 2, 2)),
-                nn.Sequential(*stage(32, 64, 2, 2), nn.BatchNorm2d(64), nn.ReLU(inplace=True)),
+                nn.Sequential(stem, *make_stage(16, 16, 2, 1)),
+                nn.Sequential(*make_stage(16, 32, 2, 2)),
+                nn.Sequential(*make_stage(32, 64, 2, 2), nn.BatchNorm2d(64), nn.ReLU(inplace=True)),
             ]
         )
         self.head = nn.Linear(64, classes)

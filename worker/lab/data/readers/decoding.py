@@ -1,4 +1,4 @@
-"""Encoded pictures (PNG, JPEG, ...) into one array."""
+"""Decoding of image files (PNG, JPEG, ...) into one array."""
 
 import io
 import warnings
@@ -11,18 +11,18 @@ from PIL import Image, UnidentifiedImageError
 from worker.lab.data.checking import BadSourceError
 
 MAX_SIDE = 4096
-"""Largest accepted side of a picture, in pixels: a small file can claim to be a huge picture."""
+"""Largest accepted side of an image, in pixels: a small file can decode to a huge image."""
 MAX_TOTAL_BYTES = 16 * 2**30
-"""Largest accepted data set once decoded, in bytes, where nobody says otherwise."""
+"""Default of the largest accepted decoded dataset, in bytes."""
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
-"""Pillow knows more, some of which run other programs."""
+"""Pillow supports more formats; some of them run external programs."""
 
 
 class ImageStack:
-    """Decodes ``count`` pictures into one uint8 array ``[N, C, H, W]``; C is 1 if all of them are gray.
+    """Decodes ``count`` images into one uint8 array ``[N, C, H, W]``; C is 1 if all of them are gray.
 
-    With ``size`` every picture is resized to ``size x size`` (bilinear, full frame); without it all must
-    be equally large. Transparency is dropped.
+    With ``size`` every image is resized to ``size x size`` (bilinear, aspect ratio not kept); without it all must have
+    the same size. Transparency is ignored.
     """
 
     def __init__(self, count: int, size: int | None, most_bytes: int = MAX_TOTAL_BYTES) -> None:
@@ -39,12 +39,12 @@ class ImageStack:
             shape = (self._count, 3, *pixels.shape[:2])
             if np.prod(shape, dtype=float) > self._most_bytes:
                 raise BadSourceError(
-                    f"{self._count} pictures like {name} ({_size(pixels)}) exceed "
+                    f"{self._count} images like {name} ({_size(pixels)}) exceed "
                     f"{self._most_bytes >> 20} MiB; give a smaller --size"
                 )
             self._pixels, self._first = np.empty(shape, np.uint8), name
         if self._filled == self._count:
-            raise BadSourceError(f"{name}: there are more pictures than the {self._count} that were claimed")
+            raise BadSourceError(f"{name}: there are more images than the {self._count} that were declared")
         height, width = self._pixels.shape[2:]
         if pixels.shape[:2] != (height, width):
             raise BadSourceError(
@@ -55,7 +55,7 @@ class ImageStack:
         self._filled += 1
 
     def array(self) -> NDArray[np.uint8]:
-        """All pictures added."""
+        """All images added. Raises BadSourceError if there are none."""
         if self._pixels is None:
             raise BadSourceError("there are no images")
         return self._pixels[: self._filled, : 1 if self._gray else 3]
@@ -63,7 +63,7 @@ class ImageStack:
     def _decode(self, name: str, data: bytes) -> NDArray[Any]:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow warns of large pictures; ours is an error
+                warnings.simplefilter("ignore")  # Pillow warns of large images; MAX_SIDE is an error
                 picture: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
             if max(picture.size) > MAX_SIDE:
                 raise BadSourceError(
@@ -76,8 +76,9 @@ class ImageStack:
             self._gray = self._gray and picture.mode in ("L", "1", "LA")
             picture = picture.convert("RGB")
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            # Pillow raises these for damaged or foreign files; Image.open's message shows a memory address.
-            reason = "no known picture format" if isinstance(error, UnidentifiedImageError) else str(error)
+            # Pillow raises these for damaged or unknown files. The message of UnidentifiedImageError contains a memory
+            # address, so it is not used.
+            reason = "unknown image format" if isinstance(error, UnidentifiedImageError) else str(error)
             raise BadSourceError(f"{name} is not a readable image: {reason}") from error
         if self._size is not None and picture.size != (self._size, self._size):
             picture = picture.resize((self._size, self._size), Image.Resampling.BILINEAR)

@@ -1,4 +1,4 @@
-"""Pictures by class, in a folder or in a zip: ``class/x.png``, or ``train/class/x.png`` and ``test/...``."""
+"""Image files by class, in a folder or a zip: ``class/x.png``, or ``train/class/x.png`` and ``test/...``."""
 
 import stat
 import zipfile
@@ -14,19 +14,19 @@ from worker.lab.data.readers.zips import open_zip
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 MAX_FILE_BYTES = 64 * 2**20
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
-_LITTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
+_IGNORED = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
 Load = Callable[[PurePosixPath], bytes]
 
 
 def read_folder(folder: Path, size: int | None, most_bytes: int) -> Source:
-    """The pictures below ``folder``. Raises BadSourceError."""
+    """The images in ``folder``. Raises BadSourceError."""
     paths = [PurePosixPath(p.relative_to(folder).as_posix()) for p in folder.rglob("*") if p.is_file()]
     return _read(str(folder), paths, lambda path: (folder / path).read_bytes(), size, most_bytes)
 
 
 def read_zip(path: Path, size: int | None, most_bytes: int) -> Source:
-    """The pictures in the zip at ``path``, which is never unpacked to disk. Raises BadSourceError."""
+    """The images in the zip at ``path``, which is never unpacked to disk. Raises BadSourceError."""
     try:
         with open_zip(path) as archive:
             members = _members(archive, most_bytes)
@@ -38,13 +38,13 @@ def read_zip(path: Path, size: int | None, most_bytes: int) -> Source:
 
 
 def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    """The bytes of a member, and no more than it claims: read without a number, zipfile unpacks all there is."""
+    """The bytes of a member, at most one more than its declared size: an unbounded read would unpack a zip bomb."""
     with archive.open(member) as file:
         return file.read(member.file_size + 1)
 
 
 def _members(archive: zipfile.ZipFile, most_bytes: int) -> dict[PurePosixPath, zipfile.ZipInfo]:
-    """The files of ``archive`` by path, none of them dangerous."""
+    """The files of ``archive`` by path. Raises BadSourceError for unsafe paths, links, and sizes over the limits."""
     members: dict[PurePosixPath, zipfile.ZipInfo] = {}
     total = 0
     for member in archive.infolist():
@@ -52,19 +52,17 @@ def _members(archive: zipfile.ZipFile, most_bytes: int) -> dict[PurePosixPath, z
             continue
         path, name = PurePosixPath(member.filename), member.filename
         if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
-            raise BadSourceError(
-                f"the zip holds {name!r}, a path that leaves the archive; only plain ones are accepted"
-            )
+            raise BadSourceError(f"the zip contains {name!r}, which is not a plain relative path")
         if stat.S_ISLNK(member.external_attr >> 16):
-            raise BadSourceError(f"the zip holds a link, {name!r}; only plain files are accepted")
+            raise BadSourceError(f"the zip contains a link, {name!r}; only regular files are accepted")
         if member.flag_bits & 1:
-            raise BadSourceError(f"the zip holds an encrypted file, {name!r}")
+            raise BadSourceError(f"the zip contains an encrypted file, {name!r}")
         if path in members:
-            raise BadSourceError(f"the zip holds {name!r} twice")
+            raise BadSourceError(f"the zip contains {name!r} twice")
         total += member.file_size
         if member.file_size > MAX_FILE_BYTES or total > most_bytes:
             raise BadSourceError(
-                f"the zip unpacks too large at {name!r}: at most {MAX_FILE_BYTES >> 20} MiB a file "
+                f"the zip is too large at {name!r}: at most {MAX_FILE_BYTES >> 20} MiB per file "
                 f"and {most_bytes >> 20} MiB in all"
             )
         members[path] = member
@@ -72,11 +70,11 @@ def _members(archive: zipfile.ZipFile, most_bytes: int) -> dict[PurePosixPath, z
 
 
 def _read(source: str, paths: list[PurePosixPath], load: Load, size: int | None, most_bytes: int) -> Source:
-    paths = [p for p in paths if not _LITTER & set(p.parts) and not any(q.startswith(".") for q in p.parts)]
+    paths = [p for p in paths if not _IGNORED & set(p.parts) and not any(q.startswith(".") for q in p.parts)]
     splits = _by_split(_without_wrapper(paths), source)
     names = _class_order({path.parts[depth] for depth, files in splits.values() for path, _ in files})
     if "train" not in splits:
-        raise BadSourceError(f"{source} holds a test folder but no train folder")
+        raise BadSourceError(f"{source} has a test folder but no train folder")
     x, y = _stack(*splits["train"], names, load, size, most_bytes)
     if "test" not in splits:
         return Source(x, y, class_names=names)
@@ -88,39 +86,39 @@ Named = tuple[PurePosixPath, PurePosixPath]  # the path below any wrapping folde
 
 
 def _without_wrapper(paths: list[PurePosixPath]) -> list[Named]:
-    """Archives often hold one folder that holds all the pictures: step into it."""
+    """Paths without a single top folder that wraps all images, as archives often have."""
     named = [(path, path) for path in paths]
     while True:
-        pictures = [path for path, _ in named if path.suffix.lower() in SUFFIXES]
-        tops = {path.parts[0] for path in pictures}
-        if len(tops) != 1 or min(len(path.parts) for path in pictures) < 3 or tops <= set(_SPLITS):
+        images = [path for path, _ in named if path.suffix.lower() in SUFFIXES]
+        tops = {path.parts[0] for path in images}
+        if len(tops) != 1 or min(len(path.parts) for path in images) < 3 or tops <= set(_SPLITS):
             return named
         named = [(PurePosixPath(*p.parts[1:]), full) for p, full in named if p.parts[0] in tops]
 
 
 def _by_split(named: list[Named], source: str) -> dict[str, tuple[int, list[Named]]]:
-    """Per part ("train", "test"): at which depth the class stands in the path, and the files."""
+    """For each part ("train", "test"): the position of the class in the paths, and the files."""
     tops = {p.parts[0].lower() for p, _ in named if len(p.parts) > 1}
     split = bool(tops) and tops <= set(_SPLITS)
     depth, result = (1 if split else 0), dict[str, tuple[int, list[Named]]]()
     for path, full in sorted(named):
-        picture = path.suffix.lower() in SUFFIXES
+        is_image = path.suffix.lower() in SUFFIXES
         if len(path.parts) != depth + 2:
-            if picture or len(path.parts) > depth + 2:
-                wanted = "train/CLASS/FILE and test/CLASS/FILE" if split else "CLASS/FILE"
-                raise BadSourceError(f"{full} is not in a class's folder; allowed is {wanted}")
+            if is_image or len(path.parts) > depth + 2:
+                layout = "train/CLASS/FILE and test/CLASS/FILE" if split else "CLASS/FILE"
+                raise BadSourceError(f"{full} is not in a class's folder; allowed is {layout}")
             continue  # a README beside the classes
-        if not picture:
+        if not is_image:
             raise BadSourceError(f"{full} is not an image; allowed are {', '.join(sorted(SUFFIXES))}")
         part = _SPLITS[path.parts[0].lower()] if split else "train"
         result.setdefault(part, (depth, []))[1].append((path, full))
     if not result:
-        raise BadSourceError(f"{source} holds no images in folders by class")
+        raise BadSourceError(f"{source} has no images in folders by class")
     return result
 
 
 def _class_order(names: set[str]) -> tuple[str, ...]:
-    """Alphabetical; by value if all names are numbers."""
+    """Class names in alphabetical order; by value if all are numbers."""
     return tuple(sorted(names, key=(lambda n: (int(n), n)) if all(n.isdecimal() for n in names) else None))
 
 

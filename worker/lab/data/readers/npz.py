@@ -1,4 +1,4 @@
-"""NumPy archives with ``x_train, y_train, x_test, y_test`` and, if wanted, ``class_names``."""
+"""NumPy archives with ``x_train, y_train``, and optionally ``x_test, y_test`` and ``class_names``."""
 
 import math
 import zipfile
@@ -14,14 +14,14 @@ ARRAYS = ("x_train", "y_train", "x_test", "y_test", "class_names")
 
 
 def read(path: Path, most_bytes: int) -> Source:
-    """The arrays of ``path``; the test arrays may be missing, both of them. Raises BadSourceError."""
+    """The arrays of ``path``; both test arrays may be missing. Raises BadSourceError."""
     try:
         with open_zip(path) as archive:
             total = sum(member.file_size for member in archive.infolist())
             if total <= most_bytes:
                 for member in archive.infolist():
                     if member.filename.removesuffix(".npy") in ARRAYS:
-                        _check_claim(archive, member)
+                        _check_size(archive, member)
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
         raise BadSourceError(f"{path} is not an .npz archive that can be read: {error}") from error
     if total > most_bytes:
@@ -29,23 +29,23 @@ def read(path: Path, most_bytes: int) -> Source:
             f"{path} unpacks to {total / 2**20:.1f} MiB; at most {most_bytes / 2**20:.1f} are accepted"
         )
     with np.load(path) as arrays:
-        wanted = ["x_train", "y_train"]
+        required = ["x_train", "y_train"]
         if "x_test" in arrays.files or "y_test" in arrays.files:
-            wanted += ["x_test", "y_test"]
-        for name in wanted:
+            required += ["x_test", "y_test"]
+        for name in required:
             if name not in arrays.files:
-                there = ", ".join(arrays.files) or "nothing"
+                present = ", ".join(arrays.files) or "nothing"
                 raise BadSourceError(
                     f"{path} has no array {name}; needed are x_train, y_train, x_test, y_test; "
-                    f"it holds {there}"
+                    f"it has {present}"
                 )
-        found = {name: _array(arrays, name) for name in wanted}
+        sets = {name: _array(arrays, name) for name in required}
         names = _array(arrays, "class_names") if "class_names" in arrays.files else None
-    return Source(**found, class_names=None if names is None else tuple(map(str, names.tolist())))
+    return Source(**sets, class_names=None if names is None else tuple(map(str, names.tolist())))
 
 
-def _check_claim(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    """NumPy believes an array's header and allocates what it claims; so the claim must be the member's size."""
+def _check_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """Check an array's header against the member's size, since NumPy allocates whatever the header declares."""
     with archive.open(member) as file:
         try:
             version = np.lib.format.read_magic(file)
@@ -56,11 +56,11 @@ def _check_claim(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
             shape, _, kind = reader[version](file)
         except (ValueError, KeyError):
             name = member.filename.removesuffix(".npy")
-            raise BadSourceError(f"{name}: the archive's member is no NumPy array") from None
-        claimed, there = math.prod(shape) * kind.itemsize, member.file_size - file.tell()
-    if not kind.hasobject and claimed != there:
+            raise BadSourceError(f"{name}: the archive's member is not a NumPy array") from None
+        declared, actual = math.prod(shape) * kind.itemsize, member.file_size - file.tell()
+    if not kind.hasobject and declared != actual:
         name = member.filename.removesuffix(".npy")
-        raise BadSourceError(f"{name}: the header claims {claimed} bytes, and the archive holds {there}")
+        raise BadSourceError(f"{name}: the header declares {declared} bytes, but the archive has {actual}")
 
 
 def _array(arrays: "np.lib.npyio.NpzFile", name: str) -> Array:
@@ -69,9 +69,9 @@ def _array(arrays: "np.lib.npyio.NpzFile", name: str) -> Array:
     except (ValueError, EOFError, OSError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         if "allow_pickle" in str(error):
             raise BadSourceError(
-                f"{name}: holds Python objects, as for images of differing sizes; all must be equally large"
+                f"{name}: contains Python objects, as for images of different sizes; all must have the same size"
             ) from error
         raise BadSourceError(f"{name}: the array cannot be read: {error}") from error
     if not isinstance(array, np.ndarray):
-        raise BadSourceError(f"{name}: the archive's member is no NumPy array")
+        raise BadSourceError(f"{name}: the archive's member is not a NumPy array")
     return array

@@ -1,4 +1,4 @@
-"""Parquet as Hugging Face writes it: ``image`` (bytes, or a struct with ``bytes``), ``label`` (integers)."""
+"""Parquet as Hugging Face writes it: ``image`` (bytes, or a struct with ``bytes``) and ``label`` (integers)."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from worker.lab.data.readers.decoding import ImageStack
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels")
-BATCH_ROWS = 64  # encoded pictures that are in memory at once
+BATCH_ROWS = 64  # encoded images in memory at once
 
 
 def read(train: Path, test: Path | None, size: int | None, most_bytes: int) -> Source:
@@ -19,7 +19,7 @@ def read(train: Path, test: Path | None, size: int | None, most_bytes: int) -> S
     if train.is_dir():
         parts = {part: sorted(train.rglob(f"{part}*.parquet")) for part in ("train", "test")}
         if not parts["train"]:
-            raise BadSourceError(f"{train} holds no train*.parquet")
+            raise BadSourceError(f"{train} has no train*.parquet")
     else:
         parts = {"train": [train], "test": [test] if test else []}
     x, y, names = _read_files(parts["train"], size, most_bytes)
@@ -33,7 +33,7 @@ def _read_files(
     paths: list[Path], size: int | None, most_bytes: int
 ) -> tuple[Array, Array, tuple[str, ...] | None]:
     try:
-        import pyarrow as pa  # noqa: PLC0415  # heavy, and not needed elsewhere
+        import pyarrow as pa  # noqa: PLC0415  # slow to import, and used only here
         import pyarrow.parquet as pq  # noqa: PLC0415
     except ImportError as error:
         raise BadSourceError("reading parquet needs the package pyarrow, which is not installed") from error
@@ -45,40 +45,40 @@ def _read_files(
             image, label = _columns(path, file.schema_arrow)
             row = 0
             for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=[image, label]):
-                for picture in batch.column(image):
-                    stack.add(f"{path.name} row {row}", _bytes(picture.as_py(), f"{path.name} row {row}"))
+                for cell in batch.column(image):
+                    stack.add(f"{path.name} row {row}", _bytes(cell.as_py(), f"{path.name} row {row}"))
                     row += 1
                 labels.append(_labels(batch.column(label), path))
             if row != file.metadata.num_rows:
-                raise BadSourceError(f"{path} claims {file.metadata.num_rows} rows and holds {row}")
+                raise BadSourceError(f"{path} declares {file.metadata.num_rows} rows and has {row}")
         return stack.array(), np.concatenate(labels), _class_names(files[0].schema_arrow)
     except (pa.ArrowException, OSError) as error:
         raise BadSourceError(f"{paths[0]} is not readable parquet: {error}") from error
 
 
 def _shared(metadata: Any) -> list[str]:
-    """The columns of image bytes. As dictionaries a picture that many rows share is in memory once, not once a row."""
+    """The columns of image bytes, to be read as dictionaries: an image that many rows share is then in memory once."""
     paths = {metadata.schema.column(i).path for i in range(metadata.num_columns)}
     return sorted(paths & {leaf for name in IMAGE_COLUMNS for leaf in (name, f"{name}.bytes")})
 
 
 def _columns(path: Path, schema: Any) -> tuple[str, str]:
     """Names of the image and the label column of an Arrow schema."""
-    found = []
-    for wanted in (IMAGE_COLUMNS, LABEL_COLUMNS):
-        name = next((name for name in wanted if name in schema.names), None)
+    columns = []
+    for candidates in (IMAGE_COLUMNS, LABEL_COLUMNS):
+        name = next((name for name in candidates if name in schema.names), None)
         if name is None:
             raise BadSourceError(
-                f"{path} has no column {' or '.join(wanted)}; its columns are {', '.join(schema.names)}"
+                f"{path} has no column {' or '.join(candidates)}; its columns are {', '.join(schema.names)}"
             )
-        found.append(name)
-    return found[0], found[1]
+        columns.append(name)
+    return columns[0], columns[1]
 
 
-def _bytes(picture: Any, where: str) -> bytes:
-    data = picture.get("bytes") if isinstance(picture, dict) else picture
+def _bytes(cell: Any, where: str) -> bytes:
+    data = cell.get("bytes") if isinstance(cell, dict) else cell
     if not isinstance(data, bytes):
-        raise BadSourceError(f"{where} holds no image bytes (a path alone is not enough)")
+        raise BadSourceError(f"{where} has no image bytes (a path is not sufficient)")
     return data
 
 
@@ -89,7 +89,7 @@ def _labels(column: Any, path: Path) -> Array:
 
 
 def _class_names(schema: Any) -> tuple[str, ...] | None:
-    """The names that Hugging Face keeps in the schema's metadata, if there are any."""
+    """The names that Hugging Face stores in the schema's metadata, if any."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return next(tuple(map(str, features[name]["names"])) for name in LABEL_COLUMNS if name in features)

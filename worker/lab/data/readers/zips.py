@@ -1,4 +1,4 @@
-"""Zip archives whose table of contents is small enough to be read."""
+"""Zip archives with a bounded table of contents (central directory)."""
 
 import zipfile
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 from worker.lab.data.checking import BadSourceError
 
 MAX_CONTENTS_BYTES = 64 * 2**20
-"""Largest accepted table of contents: some 600,000 files. Reading one takes about ten times its size in memory."""
+"""Largest accepted table of contents: about 600,000 files. zipfile needs about ten times its size in memory."""
 _END, _END_64, _LOCATOR_64 = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 _END_BYTES, _LOCATOR_BYTES, _RECORD_BYTES, _LONGEST_COMMENT = 22, 20, 56, 65_535
-_ELSEWHERE = 2**32 - 1  # the size stands in the 64-bit record
+_ELSEWHERE = 2**32 - 1  # a 32-bit size of this value is given in the 64-bit record
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
-    """Open the archive at ``path``. Raises BadSourceError if its contents are too many, BadZipFile if it is none."""
+    """Open the archive at ``path``. Raises BadSourceError if its directory is too large, BadZipFile if unreadable."""
     size = _contents_bytes(path)
     if size > MAX_CONTENTS_BYTES:
         raise BadSourceError(
@@ -23,9 +23,9 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 
 
 def _contents_bytes(path: Path) -> int:
-    """The largest claim to the size of the table of contents; what is no archive has none.
+    """The largest declared size of the table of contents; 0 if the file is not an archive.
 
-    Looks where zipfile looks, which takes an end record without a comment before any other.
+    Looks where zipfile looks, which prefers an end record without a comment.
     """
     with path.open("rb") as file:
         start = max(0, file.seek(0, 2) - _LONGEST_COMMENT - _END_BYTES - _LOCATOR_BYTES - _RECORD_BYTES)
@@ -36,14 +36,14 @@ def _contents_bytes(path: Path) -> int:
             end = tail.rfind(_END)
         if end < 0:
             return 0
-        claims = [_number(tail, end + 12, 4)]
+        sizes = [_number(tail, end + 12, 4)]
         locator = max(0, end - _LOCATOR_BYTES)
         if tail[locator:].startswith(_LOCATOR_64):
             file.seek(min(_number(tail, locator + 8, 8), start + end))
-            # Versions of zipfile differ in whether they follow the locator or look right before it.
+            # Some versions of zipfile follow the locator, others read the record right before it.
             records = (file.read(_RECORD_BYTES), tail[max(0, locator - _RECORD_BYTES) : locator])
-            claims += [_number(record, 40, 8) for record in records if record.startswith(_END_64)]
-    return max([claim for claim in claims if claim != _ELSEWHERE] or claims)
+            sizes += [_number(record, 40, 8) for record in records if record.startswith(_END_64)]
+    return max([size for size in sizes if size != _ELSEWHERE] or sizes)
 
 
 def _number(data: bytes, start: int, length: int) -> int:
