@@ -37,29 +37,44 @@ from app.team.audit.routes import router as audit
 from app.team.keys.routes import router as keys
 from app.webhooks.routes import router as webhooks
 
-VALUES_A_CELL = 50
-"""So many values may a body hold for each cell that a sweep may have: the largest body there is lists its cells."""
+VALUES_PER_CELL = 50
+"""Values that a request body may contain per allowed sweep cell: the largest bodies list the cells of a sweep."""
 DESCRIPTION = """
-Backdoor attacks and defenses as experiments: submit a spec, follow it, read its numbers and files.
+Backdoor attacks and defenses as experiments: submit a spec, follow its progress, and read its results and files.
 
-Fractions are in [0, 1]. Times are UTC. Every error is `application/problem+json` (RFC 9457), and every answer
-carries `X-Request-ID`.
+Fractions are in [0, 1], times in UTC. Errors are `application/problem+json` (RFC 9457). Every response has the header
+`X-Request-ID`.
 """
+TAGS = {
+    "experiments": "Submit, list, cancel, retry and delete experiments.",
+    "sweeps": "Many experiments from one grid of values.",
+    "studies": "Attacks x defenses x seeds as one table.",
+    "events": "Progress and logs of an experiment, as a list or a stream.",
+    "results": "Metrics, search, leaderboard, comparison and reproduction of results.",
+    "artifacts": "Files of an experiment: figures, tables, models, data.",
+    "interactive": "Preview a trigger, and predict with a trained model.",
+    "uploads": "Your own models and datasets.",
+    "webhooks": "Notifications about ended experiments, sweeps and studies.",
+    "catalog": "Attacks, defenses, datasets and architectures, with their parameters.",
+    "keys": "API keys, owners, limits, and the audit log.",
+    "housekeeping": "Retention and clean-up.",
+    "health": "Liveness, readiness, metrics and workers.",
+}
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The API with its routes. Connections are opened when it starts, by the ``settings`` or the environment.
+    """Build the application. It opens its connections when it starts.
 
-    Without ``settings`` it is the API of this process, whose logs and traces it sets up.
+    Without ``settings`` they come from the environment, and logs and traces of the process are configured too.
     """
-    chosen = settings or Settings()
     if settings is None:
-        logs.configure("api", chosen)
+        settings = Settings()
+        logs.configure("api", settings)
         tracing.configure("api")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.context = Context.open(chosen)
+        app.state.context = Context.open(settings)
         warn_of_missing_plugins(app.state.context.database)
         app.state.authenticator = Authenticator(app.state.context)
         app.state.authenticator.warn_if_open()
@@ -71,9 +86,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         title="backdoor-lab",
         version=version("backdoor-lab"),
         description=DESCRIPTION,
+        openapi_tags=[{"name": name, "description": text} for name, text in TAGS.items()],
         lifespan=lifespan,
         dependencies=[Depends(authorize)],
-        docs_url=None,  # the dashboard's own, which needs no other server
+        docs_url=None,  # the dashboard serves it without a CDN
         redoc_url=None,
     )
     app.state.telemetry = Telemetry(app.version)
@@ -81,9 +97,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(AuditMiddleware)
     app.add_middleware(
         RequestMiddleware,
-        max_body=chosen.max_body_bytes,
-        max_form=chosen.max_image_bytes,
-        max_values=VALUES_A_CELL * chosen.max_sweep_cells,
+        max_body=settings.max_body_bytes,
+        max_form=settings.max_image_bytes,
+        max_values=VALUES_PER_CELL * settings.max_sweep_cells,
         observe=app.state.telemetry.observe,
         streamed=STREAMED,
     )

@@ -11,8 +11,8 @@ from bdlab.batches import Studies, Sweeps
 from bdlab.errors import NotFoundError
 from bdlab.experiments import ExperimentRoutes
 from bdlab.frames import Library
-from bdlab.results import ResultRoutes, without_none
-from bdlab.transport import Transport, poll
+from bdlab.results import ResultRoutes
+from bdlab.transport import Transport, poll, without_none
 from bdlab.types import Artifact, Experiment, Json
 from bdlab.uploads import Uploads
 from bdlab.webhooks import Webhooks
@@ -159,7 +159,7 @@ class Client(ExperimentRoutes, ResultRoutes):
         self, dataset: str, model: str, *, poisoning_rate: float | None = None, library: Library = "pandas"
     ) -> Any:
         """One row per cell; published numbers, which were not measured here, name their source in ``published_by``."""
-        query = without_none({"dataset": dataset, "model": model, "poisoning_rate": poisoning_rate})
+        query = without_none(dataset=dataset, model=model, poisoning_rate=poisoning_rate)
         return frames.file_frame(self.table("/v1/leaderboard", "parquet", **query), "parquet", library)
 
     @overload

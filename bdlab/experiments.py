@@ -13,7 +13,7 @@ import httpx2
 
 from app.specs.status import TERMINAL
 from bdlab.errors import DamagedDownloadError, NotFoundError, UnreachableError
-from bdlab.transport import Routes, to_json
+from bdlab.transport import Routes, to_json, without_none
 from bdlab.types import Artifact, Event, Experiment, Json, LogLine, Results
 
 if TYPE_CHECKING:
@@ -171,8 +171,7 @@ class ExperimentRoutes(Routes):
         seed: int | None = None,
     ) -> Json:
         """Class and probabilities by every arm's model, for the test image ``index`` or an encoded ``image``."""
-        fields = {"index": index, "triggered": triggered, "seed": seed}
-        body = {key: value for key, value in fields.items() if value is not None}
+        body = without_none(index=index, triggered=triggered, seed=seed)
         path = f"{_PATH}/{id}/predict"
         if image is None:
             return self._transport.post(path, body)

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -19,14 +17,6 @@ class Lines:
         self._console = console
         self._last = ""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
-
     def show(self, type: str, data: Json) -> None:
         """Show an event of the experiment, given by its type and data."""
         describe = {"state": _describe_state, "progress": _describe_stage, "warning": _describe_warning}
@@ -40,27 +30,11 @@ class Lines:
 class Bars:
     """One bar for the whole experiment and one for its current stage."""
 
-    def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"),
-            console=console,
-        )
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
         self._experiment = self._progress.add_task("queued", total=1.0, left="")
         self._stage = self._progress.add_task("", total=1.0, left="", visible=False)
         self._stage_name = ""
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
 
     def show(self, type: str, data: Json) -> None:
         """Show an event of the experiment, given by its type and data."""
@@ -87,10 +61,22 @@ class Bars:
         )
 
 
-def display(console: Console) -> Bars | Lines:
+@contextmanager
+def display(console: Console) -> Iterator[Bars | Lines]:
     """Bars on a terminal, and in a notebook with ipywidgets, which rich needs to update them; else lines."""
     can_update = find_spec("ipywidgets") is not None if console.is_jupyter else console.is_terminal
-    return Bars(console) if can_update else Lines(console)
+    if not can_update:
+        yield Lines(console)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield Bars(progress)
 
 
 @contextmanager

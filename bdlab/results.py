@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
-from bdlab.transport import Routes
+from bdlab.transport import Routes, without_none
 from bdlab.types import Experiment, Json
 
 
@@ -17,18 +17,18 @@ class ResultRoutes(Routes):
 
         ``where``: conditions such as ``"attack.name=sig"`` or ``"results.attack_success_rate<=0.05"``; all must hold.
         """
-        query = {"where": [*where], "sort": sort, "fields": fields, "limit": limit}
-        return self._transport.pages("/v1/results", "rows", without_none(query))
+        query = without_none(where=[*where], sort=sort, fields=fields, limit=limit)
+        return self._transport.pages("/v1/results", "rows", query)
 
     def leaderboard(self, dataset: str, model: str, *, poisoning_rate: float | None = None) -> Json:
         """Attacks against defenses, with published numbers beside the measured ones."""
-        query = {"dataset": dataset, "model": model, "poisoning_rate": poisoning_rate}
-        return self._transport.get("/v1/leaderboard", without_none(query))
+        query = without_none(dataset=dataset, model=model, poisoning_rate=poisoning_rate)
+        return self._transport.get("/v1/leaderboard", query)
 
     def pareto(self, dataset: str, model: str, *, poisoning_rate: float | None = None) -> Json:
         """For each attack the defenses by clean accuracy and 1 - attack success rate, and its Pareto front."""
-        query = {"dataset": dataset, "model": model, "poisoning_rate": poisoning_rate}
-        return self._transport.get("/v1/leaderboard/pareto", without_none(query))
+        query = without_none(dataset=dataset, model=model, poisoning_rate=poisoning_rate)
+        return self._transport.get("/v1/leaderboard/pareto", query)
 
     def compare(self, ids: Sequence[str], **query: Any) -> Json:
         """2 to 10 experiments side by side; ``query``: curve, points."""
@@ -54,8 +54,3 @@ class ResultRoutes(Routes):
     def reproduction(self, id: str) -> Json:
         """How the numbers of a reproduction compare with those of the original."""
         return self._transport.get(f"/v1/experiments/{id}/reproduction")
-
-
-def without_none(query: Json) -> Json:
-    """``query`` without the parameters that are None."""
-    return {name: value for name, value in query.items() if value is not None}

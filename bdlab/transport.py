@@ -154,6 +154,11 @@ def to_json(spec: "Spec | Json") -> Json:
     return spec if isinstance(spec, dict) else spec.model_dump(mode="json")
 
 
+def without_none(**values: Any) -> Json:
+    """The arguments that are neither None nor an empty list."""
+    return {name: value for name, value in values.items() if value not in (None, [])}
+
+
 def poll(
     fetch: Callable[[], ResourceT],
     name: str,

@@ -188,4 +188,5 @@ def test_bars_on_a_terminal_and_in_a_notebook_that_can_move_them() -> None:
     for text in ("running", " 50 %", "7 s left", "epoch 3 of 4", "seed 0, abl, victim", "look [here]"):
         assert text in drawn
     notebook = Console(file=io.StringIO(), force_jupyter=True)
-    assert isinstance(display(notebook), Lines)  # ipywidgets is not installed here
+    with display(notebook) as shown:
+        assert isinstance(shown, Lines)  # ipywidgets is not installed here

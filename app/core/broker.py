@@ -1,14 +1,14 @@
-"""Messages to the workers, sent by name: the control plane never imports a worker's code.
+"""Messages to the workers. Tasks are sent by name: the control plane never imports the worker's code.
 
 ``bdlab.run_experiment(experiment_id)`` goes to the queue ``gpu`` or ``cpu``, ``bdlab.check_upload(upload_id)`` to the
-queue ``checks``; they have no result. The two tasks on the queue ``interactive`` have one, a JSON object, with files
-inside it as base64 text:
+queue ``checks``; they have no result. The two tasks on the queue ``interactive`` have one, a JSON object that contains
+files as base64 text:
 
 - ``bdlab.preview(payload)``, payload ``{"dataset", "attack", "seed"}`` -> ``{"picture": <PNG>}``
 - ``bdlab.predict(payload)``, payload ``{"spec", "checkpoints": {arm: object key}, "index", "image",
   "triggered", "seed"}`` -> what `worker.lab.interactive.predict` returns
 
-or ``{"error": <text>}`` where the request is at fault.
+or ``{"error": <text>}`` if the request is not valid.
 """
 
 from collections.abc import Callable
@@ -28,23 +28,23 @@ T = TypeVar("T")
 
 
 class BrokerError(Exception):
-    """The broker cannot be reached."""
+    """The broker is unreachable."""
 
 
 class Broker:
-    """Sends tasks and fetches results; every call takes a few seconds at most."""
+    """Sends tasks and fetches results; no call takes more than a few seconds."""
 
     def __init__(self, url: str) -> None:
-        # Celery takes half a second to import; those who only look at `app.main` need not pay for it.
+        # Celery takes half a second to import, which not everybody who imports `app.main` needs.
         from celery import Celery  # noqa: PLC0415
         from kombu.exceptions import ChannelError, OperationalError  # noqa: PLC0415
         from redis.exceptions import RedisError  # noqa: PLC0415
 
-        self._faults = (OperationalError, RedisError, OSError)
-        self._no_queue = ChannelError
+        self._outages = (OperationalError, RedisError, OSError)
+        self._missing_queue = ChannelError
         timeouts = {"socket_connect_timeout": SOCKET_SECONDS, "socket_timeout": SOCKET_SECONDS}
-        # Two applications, because one that has a result back end subscribes to the answer of every task it
-        # sends, on a connection that threads must not share. Results are polled instead.
+        # Two applications: one with a result back end would subscribe to the result of every task it sends, on a
+        # connection that threads must not share. Results are polled instead.
         self._sender = Celery("bdlab", broker=url, set_as_current=False)
         self._sender.conf.update(
             broker_transport_options=timeouts | {"max_retries": 0},
@@ -58,26 +58,26 @@ class Broker:
         )
 
     def send_experiment(self, experiment_id: str, queue: str) -> None:
-        """Tell the workers of a queue of `app.specs.placement` that an experiment waits. Raises BrokerError."""
+        """Tell the workers of a queue that an experiment is waiting. Raises BrokerError."""
         self._send(RUN_EXPERIMENT, experiment_id, queue)
 
     def send_check(self, upload_id: str) -> None:
-        """Tell the workers that an upload is to be checked. Raises BrokerError."""
+        """Tell the workers that an upload needs its check. Raises BrokerError."""
         self._send(CHECK_UPLOAD, upload_id, CHECKS)
 
     def ask(self, task: str, payload: dict[str, Any], expires: float) -> str:
-        """Send an interactive task that no worker takes up after ``expires`` seconds.
+        """Send an interactive task that workers discard after ``expires`` seconds.
 
-        Returns the id to fetch its `answer` by. Raises BrokerError.
+        Returns the id for `answer`. Raises BrokerError.
         """
         return self._send(task, payload, INTERACTIVE, expires=expires)
 
     def answer(self, task_id: str) -> dict[str, Any] | None:
-        """The answer, or None while there is none.
+        """The result of a task, or None until there is one.
 
-        Raises BrokerError, or RuntimeError if the task itself broke.
+        Raises BrokerError, or RuntimeError if the task failed.
         """
-        meta = self._reaching(lambda: self._results.backend.get_task_meta(task_id, cache=False))
+        meta = self._call(lambda: self._results.backend.get_task_meta(task_id, cache=False))
         if meta["status"] not in ("SUCCESS", "FAILURE", "REVOKED"):
             return None
         if meta["status"] != "SUCCESS":
@@ -86,16 +86,16 @@ class Broker:
         return answer
 
     def pending(self, queue: str) -> int:
-        """How many messages wait in ``queue``. Raises BrokerError."""
+        """The number of messages in ``queue``. Raises BrokerError."""
 
         def count() -> int:
             with self._sender.connection_for_write() as connection:
                 try:
                     return int(connection.default_channel.queue_declare(queue, passive=True).message_count)
-                except self._no_queue:  # an empty queue does not exist
+                except self._missing_queue:  # an empty queue does not exist
                     return 0
 
-        return self._reaching(count)
+        return self._call(count)
 
     def close(self) -> None:
         self._sender.close()
@@ -105,7 +105,7 @@ class Broker:
         task_id = str(uuid4())
         origin = {"request_id": current_request_id(), "traceparent": tracing.traceparent()}
         headers = {"origin": {name: value for name, value in origin.items() if value}}
-        self._reaching(
+        self._call(
             lambda: self._sender.send_task(
                 task,
                 args=[argument],
@@ -119,8 +119,8 @@ class Broker:
         metrics.PUBLISHED.labels(queue).inc()
         return task_id
 
-    def _reaching(self, call: Callable[[], T]) -> T:
+    def _call(self, operation: Callable[[], T]) -> T:
         try:
-            return call()
-        except self._faults as error:
+            return operation()
+        except self._outages as error:
             raise BrokerError(f"broker: {error}") from error

@@ -1,4 +1,4 @@
-"""The SQL database: one engine, one session factory, column types that behave alike on every back end."""
+"""The SQL database: engine, sessions, and column types that behave the same on SQLite and PostgreSQL."""
 
 import os
 import select
@@ -32,23 +32,23 @@ from app.core import metrics
 
 Json = JSON().with_variant(JSONB(), "postgresql")
 BigId = BigInteger().with_variant(Integer(), "sqlite")
-"""A key that the database counts up; SQLite does so only for a plain INTEGER."""
+"""An autoincremented key; SQLite increments only a plain INTEGER."""
 
 KINDS = ("begin", "select", "insert", "update", "delete")
-"""Statements that are timed by their kind. On SQLite a BEGIN waits for other writers."""
+"""Kinds of statements that are timed separately. On SQLite, BEGIN waits for other writers."""
 OWNER, LIMITS = "owner", "limits"
-"""Keys of a session's ``info``: the owner whose rows it sees, without whom it sees all, and the owner's limits."""
+"""Keys of a session's ``info``: the owner whose rows it is restricted to, if any, and this owner's limits."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware UTC time. SQLite keeps no zone, so it is put back on reading."""
+    """An aware UTC time. SQLite stores no time zone, so it is added on reading."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
         if value is not None and value.tzinfo is None:
-            raise ValueError("a time without a zone")
+            raise ValueError("a time needs a time zone")
         return value.astimezone(UTC) if value is not None else None
 
     def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
@@ -87,26 +87,24 @@ def utcnow() -> datetime:
 
 
 def write(session: Session, table: type["Base"], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows of a table that has no owner and whose keys nobody asks for: a third of the time of `Session.add`."""
+    """Insert rows without reading keys back, in a third of the time of `Session.add`. Only for tables without owner."""
     if rows:
         session.execute(insert(Base.metadata.tables[table.__tablename__]), rows)
 
 
-# The API serves from 40 threads, and none of them shall wait for a connection.
+# The API has 40 threads, none of which should wait for a connection.
 POOL: dict[str, Any] = {"pool_size": 10, "max_overflow": 40}
-# A host that is cut off says nothing. Without these a call would wait for it as long as the kernel does, a quarter of
-# an hour, which is longer than any lease.
-PATIENCE = {
+# Without these, a call to an unreachable host would wait for the kernel's timeout of a quarter of an hour, which is
+# longer than any lease.
+TIMEOUTS = {
     "connect_timeout": 10,
     "tcp_user_timeout": 15_000,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
 }
-
-
 IDLE_SECONDS = 30.0
-"""A connection that lay in the pool for so long is asked whether it is still good; firewalls forget about it."""
+"""A connection idle for this long is pinged before use, since firewalls drop idle connections."""
 
 
 def make_engine(url: str) -> Engine:
@@ -117,28 +115,28 @@ def make_engine(url: str) -> Engine:
 
 
 def _make_postgres(url: str) -> Engine:
-    given = make_url(url).query
-    patience = {name: value for name, value in PATIENCE.items() if name not in given}
-    engine = create_engine(url, connect_args=patience, **POOL)
+    query = make_url(url).query
+    timeouts = {name: value for name, value in TIMEOUTS.items() if name not in query}
+    engine = create_engine(url, connect_args=timeouts, **POOL)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:
-        # A plan made once for every value takes a label of a third of all experiments for one of a few: a list of
-        # 100,000 took 140 ms with it instead of 1.
+        # A generic plan assumes that every label is rare; for one of a third of 100,000 experiments a list took 140 ms
+        # with it instead of 1 ms.
         connection.execute("SET plan_cache_mode = force_custom_plan")
         connection.commit()
 
     @event.listens_for(engine, "checkin")
-    def _returned(_connection: Any, record: Any) -> None:
-        record.info["returned"] = time.monotonic()
+    def _note_return(_connection: Any, record: Any) -> None:
+        record.info["returned_at"] = time.monotonic()
 
     @event.listens_for(engine, "checkout")
-    def _taken(connection: Any, record: Any, _proxy: Any) -> None:
-        # A question to the server before each use would be one more round trip a request. A server that ended,
-        # however it did, closed the socket, and that is seen here; nothing else comes on an idle connection. Of a host
-        # that is cut off the keepalives tell, after a while.
-        returned = record.info.get("returned")
-        if returned is None or (time.monotonic() - returned < IDLE_SECONDS and _is_quiet(connection)):
+    def _check_connection(connection: Any, record: Any, _proxy: Any) -> None:
+        # `pool_pre_ping` would cost a round trip for each request. A server that stopped has closed the socket, which
+        # the kernel reports as readable without a round trip; the server sends nothing else on an idle connection.
+        # Keepalives detect an unreachable host. So only connections idle for long are pinged.
+        returned_at = record.info.get("returned_at")
+        if returned_at is None or (time.monotonic() - returned_at < IDLE_SECONDS and _is_quiet(connection)):
             return
         try:
             engine.dialect.do_ping(connection)
@@ -149,13 +147,13 @@ def _make_postgres(url: str) -> Engine:
 
 
 def _is_quiet(connection: Any) -> bool:
-    """Whether nothing came from the server that nobody asked for, as the end of the connection would."""
-    look = select.poll()
+    """Whether the socket has nothing to read, not even the end of the connection."""
+    poller = select.poll()
     try:
-        look.register(connection.fileno(), select.POLLIN)
+        poller.register(connection.fileno(), select.POLLIN)
     except connection.Error:
         return False
-    return not look.poll(0)
+    return not poller.poll(0)
 
 
 def _make_sqlite(url: str) -> Engine:
@@ -165,14 +163,14 @@ def _make_sqlite(url: str) -> Engine:
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # we say BEGIN ourselves, below
+        connection.isolation_level = None  # BEGIN is sent below
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=30000"):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
-        # A deferred transaction that reads first and writes later fails at once if another wrote between;
-        # an immediate one waits its turn. Readers ask for the deferred kind (see `reading`).
+        # A deferred transaction that reads and then writes fails if another one wrote in between; an immediate one
+        # waits for its turn to write. Readers use deferred ones (see `reading`).
         deferred = connection.get_execution_options().get("readonly", False)
         connection.exec_driver_sql("BEGIN" if deferred else "BEGIN IMMEDIATE")
 
@@ -180,7 +178,7 @@ def _make_sqlite(url: str) -> Engine:
 
 
 def _measure(engine: Engine) -> None:
-    """Count and time what the engine does."""
+    """Time the engine's statements, and count its errors."""
 
     @event.listens_for(engine, "before_cursor_execute")
     def _begin(
@@ -201,7 +199,7 @@ def _measure(engine: Engine) -> None:
 
 
 class Database:
-    """Hands out sessions on one engine."""
+    """Creates sessions on one engine."""
 
     def __init__(self, url: str) -> None:
         self.engine = make_engine(url)
@@ -209,18 +207,18 @@ class Database:
         readonly = self.engine.execution_options(readonly=True)
         self._streamer = sessionmaker(readonly, expire_on_commit=False)
         if readonly.dialect.name == "postgresql":
-            # Each statement sees what is committed when it begins, as in a transaction at READ COMMITTED, but BEGIN
-            # and ROLLBACK, two round trips, are saved.
+            # As at READ COMMITTED, each statement sees what is committed when it begins, but without the round trips of
+            # BEGIN and ROLLBACK.
             readonly = readonly.execution_options(isolation_level="AUTOCOMMIT")
         self._reader = sessionmaker(readonly, expire_on_commit=False)
         self._info: dict[str, Any] = {}
         self.whole = self
-        """The same database with the rows of all owners."""
+        """The same database, not restricted to an owner."""
 
     def of(self, owner_id: str, limits: object = None) -> "Database":
-        """The same database with the rows of one owner alone, see `app.tables.owners`; costs nothing.
+        """The same database restricted to the rows of one owner (`app.tables.owners`); cheap.
 
-        The owner's ``limits`` are for `app.team.quotas`.
+        `app.team.quotas` enforces the owner's ``limits``.
         """
         part = copy(self.whole)
         part._info = {OWNER: owner_id, LIMITS: limits}
@@ -228,19 +226,19 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
-        """A transaction that commits at the end, or rolls back on an error."""
+        """A transaction that commits at the end, and rolls back on an exception."""
         with self._writer(info=self._info) as session, session.begin():
             yield session
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """A session for queries alone; it never waits for a writer."""
+        """A session for queries only; it never waits for a writer."""
         with self._reader(info=self._info) as session:
             yield session
 
     @contextmanager
     def streaming(self) -> Iterator[Session]:
-        """The same for a query with ``yield_per``, which needs a transaction as long as it is read."""
+        """`reading` for a query with ``yield_per``, which needs a transaction while it is read."""
         with self._streamer(info=self._info) as session:
             yield session
 

@@ -1,4 +1,4 @@
-"""Metrics of each process; `app.operations.health.shared_counters` carries those of relay and workers to the API."""
+"""The metrics of a process; `app.operations.health.shared_counters` carries those of relay and workers to the API."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # series that nobody reads, as many as the others
+disable_created_metrics()  # type: ignore[no-untyped-call]  # twice as many series for nothing
 REGISTRY = CollectorRegistry()
 QUICK = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 SLOW = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0)
@@ -27,27 +27,25 @@ OBJECTS_SECONDS = Histogram(
     buckets=SLOW,
     registry=REGISTRY,
 )
-OBJECTS_ERRORS = _counter(
-    "bdlab_objects_errors_total", "Operations that the object store failed.", "operation"
-)
-PUBLISHED = _counter("bdlab_messages_published_total", "Messages handed to the broker.", "queue")
-ATTEMPTS = _counter("bdlab_attempts_total", "Attempts at experiments that ended, by outcome.", "outcome")
-ENDED = _counter("bdlab_experiments_ended_total", "Experiments that ended, by status.", "status")
-LEASES_LOST = _counter("bdlab_leases_lost_total", "Leases that ran out and were taken back.")
-CHECKS = _counter("bdlab_checks_total", "Checks of uploads that ended, by what they found.", "status")
+OBJECTS_ERRORS = _counter("bdlab_objects_errors_total", "Failed operations of the object store.", "operation")
+PUBLISHED = _counter("bdlab_messages_published_total", "Messages published to the broker.", "queue")
+ATTEMPTS = _counter("bdlab_attempts_total", "Ended attempts at experiments, by outcome.", "outcome")
+ENDED = _counter("bdlab_experiments_ended_total", "Ended experiments, by status.", "status")
+LEASES_LOST = _counter("bdlab_leases_lost_total", "Leases that expired and were revoked.")
+CHECKS = _counter("bdlab_checks_total", "Ended checks of uploads, by result.", "status")
 DELIVERIES = _counter("bdlab_webhook_tries_total", "Requests to webhooks, by outcome.", "outcome")
 BUSY_SECONDS = _counter(
     "bdlab_worker_busy_seconds_total", "Time that workers spent on experiments.", "queue", "device"
 )
-EPOCHS = _counter("bdlab_epochs_total", "Epochs that were trained, by kind of stage.", "stage")
-STAGES = _counter(
-    "bdlab_stages_total", "Stages that were computed, or taken from the cache (source).", "stage", "source"
+EPOCHS = _counter("bdlab_epochs_total", "Trained epochs, by kind of stage.", "stage")
+STAGES = _counter("bdlab_stages_total", "Stages by source: computed, or from the cache.", "stage", "source")
+STAGES_BUSY = _counter(
+    "bdlab_stages_busy_total", "How often a needed stage was being computed by another worker.", "stage"
 )
-STAGES_BUSY = _counter("bdlab_stages_busy_total", "Times that a stage was held by another worker.", "stage")
 
 
 def after_commit(session: Session, count: Callable[[], None]) -> None:
-    """Count only once what the session writes is there for good."""
+    """Call ``count`` when the session has committed."""
 
     def committed(_session: Session) -> None:
         count()

@@ -13,10 +13,10 @@ from app.core.security import SCOPES, scope_of
 
 
 class FieldFault(BaseModel):
-    """One fault of a request."""
+    """One error in a request."""
 
-    field: str = Field(description="Path of the field, as in the request.")
-    value: Any = Field(description="What was there.")
+    field: str = Field(description="Path of the field in the request.")
+    value: Any = Field(description="The value in the request.")
     message: str = Field(description="What is wrong, or what is allowed.")
 
 
@@ -28,29 +28,29 @@ class Problem(BaseModel):
     status: int = Field(examples=[404])
     detail: str = Field(description="One line for people.")
     request_id: str = Field(description="Also in the header X-Request-ID and in the service's log.")
-    errors: list[FieldFault] = Field([], description="With status 422: each field at fault.")
+    errors: list[FieldFault] = Field([], description="With status 422: each invalid field.")
 
 
 WHEN = {
-    400: "The request cannot be read.",
-    401: "There is no API key, or not a good one.",
+    400: "The request cannot be parsed.",
+    401: "The API key is missing or not valid.",
     403: "The API key lacks the scope, which the detail names.",
-    404: "There is no such thing.",
-    408: "The body does not come, or comes too slowly.",
-    409: "The state does not allow it; the detail says what would.",
+    404: "The resource does not exist.",
+    408: "The body did not arrive in time.",
+    409: "The resource's state does not allow it; the detail says which state would.",
     410: "The file was deleted by the retention policy; the detail says when and why.",
     413: "The body is too large.",
-    415: "The body is of the wrong type.",
-    416: "The range lies outside the file.",
-    422: "A field is wrong; `errors` names each with what is allowed.",
-    429: "A limit of the owner's is reached; try again after `Retry-After` seconds.",
-    502: "The interactive worker broke on the request.",
-    503: "Something does not answer; try again after `Retry-After` seconds.",
+    415: "The media type of the body is not supported.",
+    416: "The range is outside the file.",
+    422: "A field is not valid; `errors` lists each with what is allowed.",
+    429: "The owner has reached a limit; retry after `Retry-After` seconds.",
+    502: "The interactive worker failed on the request.",
+    503: "A back end does not answer; retry after `Retry-After` seconds.",
 }
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The ``responses`` of a route that can refuse with these statuses."""
+    """The ``responses`` entries of a route for these error statuses."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {
         status: {"description": f"{HTTPStatus(status).phrase}. {WHEN[status]}", "content": content}
@@ -59,7 +59,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def add_problem_schema(document: dict[str, Any]) -> dict[str, Any]:
-    """Put the schema that `problems` refers to into the OpenAPI document, and drop FastAPI's own error."""
+    """Add the schema that `problems` refers to, and remove FastAPI's own error schema."""
     schemas = document["components"]["schemas"]
     schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas.update(schema.pop("$defs"))
@@ -67,18 +67,18 @@ def add_problem_schema(document: dict[str, Any]) -> dict[str, Any]:
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     for operation in (o for item in document["paths"].values() for o in item.values()):
-        # FastAPI's own, added where a route does not declare a 422; such a route has nothing to refuse.
+        # FastAPI adds it to routes that do not declare a 422; these cannot be invalid.
         if "application/json" in operation["responses"].get("422", {}).get("content", {}):
             del operation["responses"]["422"]
         if any(parameter["in"] in ("path", "query") for parameter in operation.get("parameters", ())):
-            for status, response in problems(400).items():  # a URL with U+0000 in it
+            for status, response in problems(400).items():  # for a URL with U+0000
                 operation["responses"].setdefault(str(status), response)
     return document
 
 
 def add_security(document: dict[str, Any], routes: Iterable[BaseRoute]) -> dict[str, Any]:
-    """Say of every operation which scope its API key needs, and how it is refused without."""
-    bearer = "An API key, made by `bdlab keys create`. Its scopes: " + "; ".join(
+    """Add to every operation the scope that its API key needs, and the error responses without it."""
+    bearer = "An API key, created by `bdlab keys create`. Scopes: " + "; ".join(
         f"`{scope}`: {text}" for scope, text in SCOPES.items()
     )
     schemes = {"apiKey": {"type": "http", "scheme": "bearer", "description": bearer}}

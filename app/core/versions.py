@@ -1,4 +1,4 @@
-"""Which code this process runs."""
+"""The version of the code that this process runs."""
 
 from functools import cache
 from hashlib import sha256
@@ -12,10 +12,9 @@ DIGITS = 12
 
 @cache
 def code_version() -> str:
-    """The package's version and a digest of its source as it was at the first call: ``0.1.0+4f1d0c2a9b7e``.
+    """The package's version and a digest of its source at the first call, such as ``0.1.0+4f1d0c2a9b7e``.
 
-    Two processes with the same text run the same code. API and workers are installed apart, and the number alone
-    changes too seldom to tell them apart.
+    API and workers are installed separately, and the version number alone would not show that their code differs.
     """
     digest = sha256()
     for package in PACKAGES:

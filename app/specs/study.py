@@ -9,7 +9,7 @@ from app.specs.attack import AttackSpec
 from app.specs.base import Spec, canonical_json, field
 from app.specs.dataset import DatasetSpec, Digits
 from app.specs.defense import DefenseSpec
-from app.specs.experiment import CLEAN, UNDEFENDED, ExperimentSpec, Seed, TagKey, TagValue
+from app.specs.experiment import ExperimentSpec, Seed, TagKey, TagValue
 from app.specs.model import ModelSpec, SmallCnn
 from app.specs.training import TrainingSpec
 
@@ -75,14 +75,6 @@ class StudySpec(StudyParts):
         """The number of cells: attacks x arms x seeds."""
         arms = [1 + (self.reference and a.attack.name != "none") + len(self.defenses) for a in self.attacks]
         return sum(arms) * len(self.seeds)
-
-    @property
-    def columns(self) -> list[str]:
-        """Arm names in the order in which a table shows them."""
-        names = {attack.attack.name for attack in self.attacks}
-        clean = [CLEAN] if self.reference or "none" in names else []
-        undefended = [UNDEFENDED] if names != {"none"} else []
-        return [*clean, *undefended, *(defense.arm_name for defense in self.defenses)]
 
     def experiment(
         self, attack: StudyAttack, *, seeds: Sequence[int], defenses: Sequence[DefenseSpec], reference: bool

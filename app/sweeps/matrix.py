@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from app.results.numbers.schemas import Aggregate
 from app.specs.experiment import CLEAN, UNDEFENDED
 from app.specs.metrics import EFFECTIVENESS, defense_effectiveness
-from app.specs.study import StudySpec
+from app.specs.stored import StoredStudy
 from app.sweeps import repository
 from app.sweeps.planning import Coordinates
 from app.sweeps.repository import CLEAN_ACCURACY, MEASURED
@@ -68,19 +68,18 @@ def count_states(cells: Iterable[SeedCell]) -> States:
     return States(**Counter[str](cell.status for cell in cells))
 
 
-def build_table(study: Sweep, spec: StudySpec, cells: Mapping[Coordinates, SeedCell]) -> Table:
+def build_table(study: Sweep, cells: Mapping[Coordinates, SeedCell]) -> Table:
     """Attacks x arms, with means and 95 % intervals over the finished seeds."""
-    arms = spec.columns
+    spec = StoredStudy(study.spec)
+    arms, seeds = spec.arms, spec.seeds
     rows = [
-        TableRow(
-            attack=attack.row, cells=[_aggregate_seeds(attack.row, arm, spec.seeds, cells) for arm in arms]
-        )
-        for attack in spec.attacks
+        TableRow(attack=name, cells=[_aggregate_seeds(name, arm, seeds, cells) for arm in arms])
+        for name in spec.rows
     ]
-    attacked = [row for row, a in zip(rows, spec.attacks, strict=True) if a.attack.name != "none"]
+    attacked = [row for row in rows if spec.rows[row.attack] != "none"]
     averages = [_average(arm, [row.cells[i] for row in attacked]) for i, arm in enumerate(arms)]
     return Table(
-        study_id=study.id, name=study.name, seeds=list(spec.seeds), arms=arms, rows=rows, averages=averages
+        study_id=study.id, name=study.name, seeds=list(seeds), arms=arms, rows=rows, averages=averages
     )
 
 

@@ -7,7 +7,6 @@ from sqlalchemy.orm import Session
 from app.experiments.schemas import ArmSummary
 from app.specs.status import TERMINAL, Status
 from app.specs.stored import StoredSpec
-from app.specs.study import StudySpec
 from app.specs.sweep import SweepSpec
 from app.sweeps import matrix, repository
 from app.sweeps.matrix import SeedCell
@@ -44,7 +43,7 @@ def present(session: Session, batch: Sweep, cells: Mapping[Coordinates, SeedCell
     seed_cells = (cells if cells is not None else matrix.load_cells(session, batch.id)).values()
     return StudyOut(
         **dict(summary),
-        spec=StudySpec.model_validate(batch.spec),
+        spec=batch.spec,
         states=matrix.count_states(seed_cells),
         reused=sum(cell.reused for cell in seed_cells),
     )

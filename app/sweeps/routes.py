@@ -176,7 +176,7 @@ def table(
     status_code=202,
     response_model=StudyOut,
     summary="Add to a study",
-    responses=problems(400, 404, 413, 415, 422),
+    responses=problems(400, 404, 409, 413, 415, 422),
 )
 def extend(study_id: str, context: Ctx, more: ExtensionBody, _json: JsonBody) -> Response:
     """Add attacks, defenses or seeds, and queue only what is missing. Idempotent: present parts stay as they are."""

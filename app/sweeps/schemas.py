@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from app.experiments.schemas import ArmSummary
 from app.results.numbers.schemas import Aggregate
 from app.specs.status import Status
-from app.specs.study import StudySpec
+from app.specs.stored import StudyDocument
 from app.specs.sweep import SweepSpec
 
 CellStatus = Status | Literal["missing"]
@@ -105,7 +105,7 @@ class States(BaseModel):
 class StudyOut(StudySummary):
     """A study and its status."""
 
-    spec: StudySpec
+    spec: StudyDocument
     states: States
     reused: int = Field(description="Number of cells with results of an earlier experiment.")
 

@@ -25,6 +25,7 @@ from app.experiments.service import delete_rows
 from app.results.artifacts.storage import delete_unreferenced
 from app.specs.base import digest
 from app.specs.status import STATUSES
+from app.specs.stored import MissingPluginError, StoredStudy
 from app.specs.study import StudyParts, StudySpec
 from app.specs.sweep import SweepSpec
 from app.sweeps import matrix, repository
@@ -126,19 +127,22 @@ def get_study_with_table(context: Context, study_id: str) -> tuple[BatchOut, Tab
     with context.database.reading() as session:
         study = _require(session, STUDY, study_id)
         cells = matrix.load_cells(session, study_id)
-        table = matrix.build_table(study, StudySpec.model_validate(study.spec), cells)
+        table = matrix.build_table(study, cells)
         return present(session, study, cells), table
 
 
 def extend_study(context: Context, study_id: str, more: StudyParts) -> BatchOut:
     """Add attacks, defenses and seeds, and fill every empty cell: new ones, and those whose experiment was deleted.
 
-    Raises InvalidError if a cell cannot run or a name is already used for something else.
+    Raises InvalidError if a cell cannot run or a name is already used for something else, and ConflictError if a
+    plug-in that the study needs is missing.
     """
     with context.database.writing() as session:
         study = _require(session, STUDY, study_id, lock=True)
         try:
-            spec = StudySpec.model_validate(study.spec).extended_with(more)
+            spec = StoredStudy(study.spec).parse().extended_with(more)
+        except MissingPluginError as error:
+            raise ConflictError(f"the study cannot be extended: {error}") from error
         except ValidationError as error:
             fault = error.errors()[0]
             field = ".".join(map(str, fault["loc"])) or "body"

@@ -6,17 +6,9 @@ from typing import Annotated
 
 import typer
 
-from bdlab.commands.common import (
-    NOT_FOUND,
-    AsJson,
-    CommandError,
-    ExperimentId,
-    Url,
-    connect,
-    print_result,
-    without_none,
-)
+from bdlab.commands.common import NOT_FOUND, AsJson, CommandError, ExperimentId, Url, connect, print_result
 from bdlab.commands.tables import text_table
+from bdlab.transport import without_none
 from bdlab.types import Artifact
 
 app = typer.Typer(help="An experiment's files: figures, checkpoints, tables.")

@@ -83,8 +83,3 @@ def print_fields(resource: dict[str, Any], as_json: bool) -> None:
     for name, value in resource.items():
         if name != "links" and value not in (None, {}):
             typer.echo(f"{name}: {value if isinstance(value, str) else json.dumps(value)}")
-
-
-def without_none(**values: Any) -> dict[str, Any]:
-    """The arguments that are neither None nor an empty list."""
-    return {key: value for key, value in values.items() if value not in (None, [])}

@@ -19,10 +19,10 @@ from bdlab.commands.common import (
     out,
     print_json,
     print_result,
-    without_none,
 )
 from bdlab.commands.following import follow, print_id
 from bdlab.commands.tables import experiments_table, text_table
+from bdlab.transport import without_none
 from bdlab.types import Experiment
 
 PAGE_SIZE = 200

@@ -19,10 +19,10 @@ from bdlab.commands.common import (
     out,
     print_json,
     print_result,
-    without_none,
 )
 from bdlab.commands.following import follow, print_id
 from bdlab.commands.tables import results_table, text_table
+from bdlab.transport import without_none
 
 MAX_ROWS = 1000
 

@@ -8,16 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from bdlab.client import Client
-from bdlab.commands.common import (
-    AsJson,
-    CommandError,
-    Url,
-    connect,
-    print_fields,
-    print_result,
-    without_none,
-)
+from bdlab.commands.common import AsJson, CommandError, Url, connect, print_fields, print_result
 from bdlab.commands.tables import text_table
+from bdlab.transport import without_none
 from bdlab.uploads import Uploads
 
 models = typer.Typer(help="Uploaded models, for experiments to start from.")

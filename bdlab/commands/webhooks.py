@@ -5,17 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from bdlab.commands.common import (
-    FAILED,
-    AsJson,
-    CommandError,
-    Url,
-    connect,
-    print_fields,
-    print_result,
-    without_none,
-)
+from bdlab.commands.common import FAILED, AsJson, CommandError, Url, connect, print_fields, print_result
 from bdlab.commands.tables import text_table
+from bdlab.transport import without_none
 
 app = typer.Typer(help="Requests that the service sends when experiments, sweeps and checks end.")
 

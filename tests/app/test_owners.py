@@ -96,8 +96,8 @@ def test_rows_in_bulk_are_refused_because_they_would_have_no_owner(service: Serv
 def test_two_owners_may_use_the_same_idempotency_key(service: Service, made: dict[str, str]) -> None:
     before = service.submit(**{"Idempotency-Key": "same"})
     with service.database.of("ann").reading() as session:
-        assert repository.remembered(session, "same") is None
+        assert repository.first_answer(session, "same") is None
     with service.database.of("local").reading() as session:
-        remembered = repository.remembered(session, "same")
+        remembered = repository.first_answer(session, "same")
     assert remembered is not None
     assert remembered.experiment_id == before["id"]

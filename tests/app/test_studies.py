@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from app.tables.experiments import Experiment
 from app.tables.results import ArmNote, ResultValue
+from app.tables.sweeps import Sweep
 from tests.app.conftest import Service
 from tests.app.people import people, submitted
 
@@ -359,6 +360,34 @@ def test_nothing_is_queued_if_any_cell_is_wrong(service: Service, body: dict[str
         assert answer.status_code == 422
         assert answer.json()["errors"][0]["field"] == field
     assert count(service) == before
+
+
+def test_a_study_whose_plug_in_is_gone_can_be_read(service: Service) -> None:
+    made = study(service, unique())
+    run(service, queued(service, made)[0], NUMBERS)
+    attacks = [{"attack": {"name": "gone", "levels": 3}, "label": "badnets"}, *made["spec"]["attacks"][1:]]
+    defenses = [made["spec"]["defenses"][0], {"name": "also_gone", "arm": "nad_1"}]
+    spec = {**made["spec"], "attacks": attacks, "defenses": defenses}
+    with service.database.writing() as session:
+        session.execute(update(Sweep).where(Sweep.id == made["id"]).values(spec=spec))
+    assert service.http.get(made["links"]["self"]).json()["spec"] == spec
+    table = service.http.get(made["links"]["table"]).json()
+    assert table["arms"] == ["clean", "undefended", "abl", "nad_1"]
+    assert [row["attack"] for row in table["rows"]] == ["badnets", "badnets 5 %"]
+    assert table["rows"][0]["cells"][2]["clean_accuracy"]["mean"] == 0.9
+    assert "clean accuracy" in service.http.get(f"{made['links']['table']}?format=markdown").text
+    page = service.http.get(f"/studies/{made['id']}")
+    assert (page.status_code, "CA 90.0 %" in page.text, '"levels": 3' in page.text.replace("&#34;", '"')) == (
+        200,
+        True,
+        True,
+    )
+    assert service.http.get("/sweeps").status_code == 200
+    refused = service.http.post(made["links"]["extend"], json={"seeds": [7]})
+    assert refused.status_code == 409
+    assert "no plug-in defines also_gone, gone; put its file back" in refused.json()["detail"]
+    assert service.http.post(made["links"]["cancel"]).status_code == 202
+    assert service.http.delete(made["links"]["self"]).status_code == 204
 
 
 def test_an_unknown_id_is_a_404_everywhere(service: Service) -> None:

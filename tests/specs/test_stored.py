@@ -6,7 +6,8 @@ import pytest
 from pydantic import BaseModel, TypeAdapter
 
 from app.specs.experiment import ExperimentSpec
-from app.specs.stored import MissingPluginError, SpecDocument, StoredSpec
+from app.specs.stored import MissingPluginError, SpecDocument, StoredSpec, StoredStudy, StudyDocument
+from app.specs.study import StudySpec
 
 SPEC: dict[str, Any] = {
     "name": "mine",
@@ -54,12 +55,34 @@ def test_a_spec_from_before_a_field_was_added_can_be_read() -> None:
     assert view.parse().priority == 0
 
 
-def test_a_stored_document_is_returned_unchanged_and_documented_as_a_spec() -> None:
+@pytest.mark.parametrize(
+    ("attacks", "reference", "arms"),
+    [
+        (["sig"], True, ["clean", "undefended", "abl"]),
+        (["sig"], False, ["undefended", "abl"]),
+        (["sig", "none"], False, ["clean", "undefended", "abl"]),
+        (["none"], False, ["clean", "abl"]),
+    ],
+)
+def test_a_view_of_a_study(attacks: list[str], reference: bool, arms: list[str]) -> None:
+    rows: list[dict[str, Any]] = [{"attack": {"name": name}} for name in attacks]
+    spec = StudySpec.model_validate({"attacks": rows, "defenses": [{"name": "abl"}], "reference": reference})
+    view = StoredStudy(spec.model_dump(mode="json"))
+    assert (view.arms, view.rows, view.seeds) == (arms, {name: name for name in attacks}, (0,))
+    assert view.parse() == spec
+    gone = StoredStudy({**view.document, "attacks": [{"attack": {"name": "gone"}, "label": "old"}]})
+    assert gone.rows == {"old": "gone"}
+    with pytest.raises(MissingPluginError, match="no plug-in defines gone; put"):
+        gone.parse()
+
+
+@pytest.mark.parametrize(("model", "data"), [(ExperimentSpec, SpecDocument), (StudySpec, StudyDocument)])
+def test_a_stored_document_is_returned_unchanged_and_documented_as_a_spec(model: Any, data: Any) -> None:
     class AsModel(BaseModel):
-        spec: ExperimentSpec
+        spec: model
 
     class AsData(BaseModel):
-        spec: SpecDocument
+        spec: data
 
     document = {"attack": {"name": "gone"}}
     assert AsData(spec=document).model_dump(mode="json") == {"spec": document}
