@@ -30,5 +30,5 @@ def test_only_this_machine_may_reach_a_service_without_authentication(stack: Sta
         check=False,
     )
     assert open_to_all.returncode == 1
-    assert "there is no API key yet; make one with `bdlab keys create`" in open_to_all.stderr
+    assert "there is no API key; create one with `bdlab keys create`" in open_to_all.stderr
     assert not (stack.home / "other" / "logs").exists()
