@@ -30,7 +30,7 @@ from app.specs.placement import CPU
 from app.tables.experiments import Experiment
 from tests.processes import descendants
 from tests.servers import Postgres
-from worker.celery import SIGN_OF_LIFE_SECONDS
+from worker.celery import REGISTRATION_SECONDS
 from worker.lab.contracts import Scope
 from worker.lease import TICK_SECONDS, Lease
 from worker.recorder import SqlRecorder
@@ -88,10 +88,10 @@ class Simulation:
         return [str(one["id"]) for one in rows]
 
     def beat(self, number: int) -> None:
-        self.leases[number]._beat()
+        self.leases[number]._renew()
 
     def look(self, number: int) -> None:
-        self.leases[number]._look()
+        self.leases[number]._poll()
 
     def tell(self, number: int) -> None:
         """Record an epoch: six metrics, progress, a log line."""
@@ -181,7 +181,7 @@ def report(name: str, settings: Settings, workers: int, seconds: float, server: 
         ("heartbeat", simulation.beat, 1 / pace),
         ("cancellation poll", simulation.look, 1 / TICK_SECONDS - 1 / pace),
         ("epoch metrics", simulation.tell, 1 / EPOCH_SECONDS),
-        ("registration", simulation.sign, 1 / SIGN_OF_LIFE_SECONDS),
+        ("registration", simulation.sign, 1 / REGISTRATION_SECONDS),
     )
     share = processors = 0.0
     for what, work, rate in operations:

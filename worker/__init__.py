@@ -1,7 +1,7 @@
-"""The data plane: Celery workers, and the lab."""
+"""The data plane: Celery workers and the lab."""
 
 import os
 
-# OpenMP's threads otherwise wait for each other by spinning. Where another process has one of the processors, all the
-# others spin until its turn is over: eight times as slow on two (docs/results/speed.md). Read when torch is loaded.
+# By default OpenMP threads spin while they wait for each other. If another process occupies a core, they spin until it
+# yields: eight times slower on two cores (docs/results/speed.md). OpenMP reads this when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

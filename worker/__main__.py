@@ -1,8 +1,8 @@
-"""`bdlab worker`, or ``python -m worker``: one worker process, in the place of this one.
+"""`bdlab worker`, or ``python -m worker``: runs one worker until SIGTERM.
 
-- ``training`` runs experiments. It serves the queue of its device: ``gpu`` where it sees a GPU, else ``cpu``.
+- ``training`` runs experiments. It serves the queue of its device: ``gpu`` if a GPU is visible, else ``cpu``.
 - ``interactive`` answers previews and predictions.
-- ``checks`` looks at what users send.
+- ``checks`` checks uploads.
 """
 
 import argparse
@@ -14,11 +14,11 @@ from typing import NamedTuple, NoReturn
 
 from app.core.broker import CHECKS, INTERACTIVE
 from app.specs.placement import CPU, GPU, KINDS
-from worker import device
+from worker.device import find_device
 
 
 class Kind(NamedTuple):
-    """The module of a kind's Celery application, and what it needs on the command line."""
+    """The module of the Celery application, and additional arguments for Celery's command line."""
 
     module: str
     arguments: tuple[str, ...] = ()
@@ -30,36 +30,36 @@ WORKERS = {
     INTERACTIVE: Kind("worker.interactive", ("--pool", "solo")),
     CHECKS: Kind("worker.checks"),
 }
-QUIET = ("--without-gossip", "--without-mingle", "--without-heartbeat")
+CELERY_OPTIONS = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Run until SIGTERM. A training worker hands its experiment back first."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run until SIGTERM, on which a training worker requeues its experiment."""
     parser = argparse.ArgumentParser(prog="bdlab worker", description="Start a worker.")
     parser.add_argument("kind", nargs="?", choices=list(WORKERS), default=TRAINING)
-    parser.add_argument("--gpu", metavar="N", help="the GPU to use: its number or UUID; none: no GPU at all")
-    parser.add_argument("--queue", choices=KINDS, help="default: gpu where there is one, else cpu")
-    chosen = parser.parse_args(words)
-    if chosen.gpu is not None:
-        # Before anything looks for a GPU. The driver's tool counts them by their place on the bus.
+    parser.add_argument("--gpu", metavar="N", help="number or UUID of the GPU to use; none: use no GPU")
+    parser.add_argument("--queue", choices=KINDS, help="default: gpu if one is visible, else cpu")
+    options = parser.parse_args(arguments)
+    if options.gpu is not None:
+        # Set before any library initializes CUDA. nvidia-smi numbers GPUs in the order of the PCI bus.
         os.environ |= {
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-            "CUDA_VISIBLE_DEVICES": "" if chosen.gpu == "none" else chosen.gpu,
+            "CUDA_VISIBLE_DEVICES": "" if options.gpu == "none" else options.gpu,
         }
-    found = device.find()
-    if chosen.gpu not in (None, "none") and found.kind != GPU:
-        _refuse(f"--gpu {chosen.gpu}: there is no such GPU; nvidia-smi lists them")
-    if chosen.queue == GPU and found.kind != GPU:
+    visible = find_device()
+    if options.gpu not in (None, "none") and visible.kind != GPU:
+        _refuse(f"--gpu {options.gpu}: there is no such GPU; nvidia-smi lists them")
+    if options.queue == GPU and visible.kind != GPU:
         _refuse("--queue gpu: this worker sees no GPU")
-    if chosen.kind == TRAINING:
-        queue = chosen.queue or (GPU if found.kind == GPU else CPU)
-    elif chosen.queue is not None:
-        _refuse(f"--queue: a worker for {chosen.kind} has a queue of its own")
+    if options.kind == TRAINING:
+        queue = options.queue or (GPU if visible.kind == GPU else CPU)
+    elif options.queue is not None:
+        _refuse(f"--queue is only for training workers, not for {options.kind}")
     else:
-        queue = chosen.kind
-    kind = WORKERS[chosen.kind]
-    app = importlib.import_module(kind.module).app
-    app.worker_main(["worker", *QUIET, "-Q", queue, *kind.arguments])
+        queue = options.kind
+    kind = WORKERS[options.kind]
+    celery = importlib.import_module(kind.module).app
+    celery.worker_main(["worker", *CELERY_OPTIONS, "-Q", queue, *kind.arguments])
 
 
 def _refuse(message: str) -> NoReturn:

@@ -1,22 +1,19 @@
-"""One attempt at an experiment: claim it, run the lab, record how it ended.
+"""One attempt at an experiment: claim it, run the lab, record the outcome.
 
-How it ends:
+The outcomes:
 
-- succeeded: the run came to its end and at least one arm and seed has results. Arms that failed carry their
-  error in the results.
-- failed: no arm has results, or the run as a whole raised. The reason is kept with the experiment.
-- canceled: a client asked for it.
-- back in the queue: another worker computes a stage that is needed, or this worker shuts down.
-- nothing at all: the lease was lost, so the experiment is somebody else's now.
+- ``succeeded``: at least one arm and seed has results. Arms that failed carry their error in the results.
+- ``failed``: no arm has results, or the run as a whole raised. The reason is stored with the experiment.
+- ``canceled``: a client asked for it.
+- ``requeued``: another worker is computing a stage that is needed, or this worker shuts down.
+- ``lost``: the lease was lost, so the experiment belongs to another attempt and nothing is written.
 """
 
 import logging
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from sqlalchemy.orm import Session
+from typing import Any, Literal
 
 from app.core import tracing
 from app.core.database import Database
@@ -30,14 +27,13 @@ from app.specs.stored import MissingPluginError, StoredSpec
 from app.tables.experiments import Experiment
 from app.tables.reproductions import Reproduction
 from worker.lab.contracts import CanceledError, LabError, StageBusyError, StageStore
-from worker.lease import Lease, StoppedError
+from worker.lease import SHUT_DOWN, Lease, StoppedError
 from worker.recorder import SqlRecorder
-from worker.store import FreshStore, SqlStageStore
-from worker.uploads import at_hand
+from worker.store import SqlStageStore, UncachedStageStore
+from worker.telemetry import AttemptTelemetry
+from worker.uploads import fetched_inputs
 from worker.versions import rekey
-from worker.watch import Watch
 
-SHUT_DOWN = "the worker shut down"
 REASON_CHARACTERS = 2000
 log = logging.getLogger(__name__)
 
@@ -45,36 +41,36 @@ Run = Callable[..., dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class End:
-    """How an attempt ends: an outcome of `lifecycle.finish`, "requeued" after ``delay`` seconds, or "lost"."""
+class Outcome:
+    """How an attempt ends. ``delay`` is the number of seconds before a requeued experiment may be claimed again."""
 
-    outcome: str
+    status: Literal["succeeded", "failed", "canceled", "requeued", "lost"]
     reason: str | None = None
     delay: float = 0.0
 
 
-def attempt(
+def run_attempt(
     hint: str,
     worker: str,
     settings: Settings,
     run: Run,
-    serves: Sequence[str] = KINDS,
+    queues: Sequence[str] = KINDS,
     pusher: Pusher | None = None,
 ) -> str | None:
-    """Try the experiment whose turn it is with ``run``, which has the signature of `worker.lab.experiment.run`.
+    """Claim the next experiment for ``worker``, which serves ``queues``, and run it.
 
-    ``hint`` is the id that the message named; ``serves`` are the worker's queues. Returns how the attempt ended, or
-    None if nothing waits for this worker.
+    ``hint`` is the experiment's id in the message. ``run`` has the signature of
+    `worker.lab.experiment.run_experiment`. Returns the status of the outcome, or None if there is nothing to claim.
     """
     database, objects = Database(settings.database), Objects(settings.objects)
     try:
         with database.writing() as session:
-            taken = scheduling.claim_next(session, hint, worker, serves, settings)
-            experiment = session.get_one(Experiment, taken.experiment_id) if taken is not None else None
-        if taken is None or experiment is None:
+            claim = scheduling.claim_next(session, hint, worker, queues, settings)
+            experiment = session.get_one(Experiment, claim.experiment_id) if claim is not None else None
+        if claim is None or experiment is None:
             log.info("nothing to do", extra={"experiment_id": hint})
             return None
-        experiment_id, number = taken
+        experiment_id, number = claim
         with (
             experiment.bind_origin(
                 experiment_id=experiment_id, attempt=number, owner_id=experiment.owner_id, worker=worker
@@ -83,39 +79,47 @@ def attempt(
         ):
             log.info("attempt started")
             lease = Lease(database, settings, experiment_id, number)
-            recorder = SqlRecorder(lease, objects)
-            watch = Watch(database, worker, pusher or Pusher("worker"))
-
-            def tick() -> None:
-                recorder.flush()
-                watch.tick()
-
-            lease.on_tick = tick
-            with lease, lease.handed_back_on_sigterm():
-                end = _run(lease, recorder, objects, settings, run)
-                outcome = _record(lease, recorder, end)
-            watch.tick()
-            span.set_attribute("outcome", outcome)
-            log.info("attempt ended", extra={"outcome": outcome, "reason": end.reason})
-        return outcome
+            telemetry = AttemptTelemetry(database, worker, pusher or Pusher("worker"))
+            outcome = _run_claimed(lease, objects, settings, run, telemetry)
+            telemetry.tick()
+            span.set_attribute("outcome", outcome.status)
+            log.info("attempt ended", extra={"outcome": outcome.status, "reason": outcome.reason})
+        return outcome.status
     finally:
         database.close()
 
 
-def _run(lease: Lease, recorder: SqlRecorder, objects: Objects, settings: Settings, run: Run) -> End:
+def _run_claimed(
+    lease: Lease, objects: Objects, settings: Settings, run: Run, telemetry: AttemptTelemetry
+) -> Outcome:
+    """Run the lab under the lease and record the outcome, which is ``lost`` if it could not be recorded."""
+    recorder = SqlRecorder(lease, objects)
+
+    def tick() -> None:
+        recorder.flush()
+        telemetry.tick()
+
+    lease.on_tick = tick
+    with lease, lease.stopped_by_sigterm():
+        outcome = _run_lab(lease, recorder, objects, settings, run)
+        recorded = _record(lease, recorder, outcome)
+    return outcome if recorded else Outcome("lost", outcome.reason)
+
+
+def _run_lab(lease: Lease, recorder: SqlRecorder, objects: Objects, settings: Settings, run: Run) -> Outcome:
     try:
         with lease.database.reading() as session:
             experiment = session.get_one(Experiment, lease.experiment_id)
             spec = StoredSpec(experiment.spec).parse()
-            afresh = session.get(Reproduction, lease.experiment_id) is not None
+            is_reproduction = session.get(Reproduction, lease.experiment_id) is not None
         store: StageStore = SqlStageStore(
-            lease, objects, lambda: lease.persist(recorder.flush), private=afresh
+            lease, objects, lambda: lease.retrying(recorder.flush), private=is_reproduction
         )
-        if afresh:
-            store = FreshStore(store, lease.experiment_id)
+        if is_reproduction:
+            store = UncachedStageStore(store, lease.experiment_id)
         if experiment.lab_version != LAB_VERSION:
-            lease.persist(lambda: rekey(lease, spec, settings))
-        with at_hand(spec, lease.database, objects, settings.datasets, lease.persist) as files:
+            lease.retrying(lambda: rekey(lease, spec, settings))
+        with fetched_inputs(spec, lease.database, objects, settings.datasets, lease.retrying) as files:
             run(
                 spec,
                 recorder,
@@ -125,57 +129,51 @@ def _run(lease: Lease, recorder: SqlRecorder, objects: Objects, settings: Settin
                 **files,
             )
     except StageBusyError as error:
-        return End("requeued", str(error), settings.stage_busy_seconds)
+        return Outcome("requeued", str(error), settings.stage_busy_seconds)
     except CanceledError:
-        return _stopped(lease)
+        return _stopped_outcome(lease)
     except (LabError, ObjectStoreError, MissingPluginError) as error:
-        return End("failed", str(error))
+        return Outcome("failed", str(error))
     except Exception as error:
-        log.exception("the experiment broke")
+        log.exception("the run raised an unexpected error")
         recorder.log(traceback.format_exc())
-        return End("failed", f"{type(error).__name__}: {error}")
+        return Outcome("failed", f"{type(error).__name__}: {error}")
     if recorder.failed and not recorder.succeeded:
         (arm, seed), message = next(iter(recorder.failed.items()))
-        return End("failed", f"every arm failed; {arm} with seed {seed}: {message}")
-    return End("succeeded")
+        return Outcome("failed", f"every arm failed; {arm} with seed {seed}: {message}")
+    return Outcome("succeeded")
 
 
-def _stopped(lease: Lease) -> End:
-    match lease.verdict:
-        case "handed back":
-            return End("requeued", SHUT_DOWN)
+def _stopped_outcome(lease: Lease) -> Outcome:
+    match lease.stop_reason:
+        case "shut_down":
+            return Outcome("requeued", SHUT_DOWN)
         case "lost":
-            return End("lost", "the lease was lost")
+            return Outcome("lost", "the lease was lost")
         case _:
-            return End("canceled")
+            return Outcome("canceled")
 
 
-def _record(lease: Lease, recorder: SqlRecorder, end: End) -> str:
-    """Write what is still gathered and the end itself; a lost lease writes neither."""
+def _record(lease: Lease, recorder: SqlRecorder, outcome: Outcome) -> bool:
+    """Write what is still buffered, then the outcome. Returns False if the lease is lost."""
+    if outcome.status == "lost":
+        return False
     try:
-        if end.outcome != "lost":
-            lease.persist(recorder.flush)
-            if lease.persist(lambda: _write_end(lease, end)):
-                return end.outcome
+        lease.retrying(recorder.flush)
+        return lease.retrying(lambda: _write_outcome(lease, outcome))
     except StoppedError:
-        pass
-    return "lost"
+        return False
 
 
-def _write_end(lease: Lease, end: End) -> bool:
-    reason = end.reason[:REASON_CHARACTERS] if end.reason is not None else None
+def _write_outcome(lease: Lease, outcome: Outcome) -> bool:
+    reason = outcome.reason[:REASON_CHARACTERS] if outcome.reason is not None else None
     with lease.database.writing() as session:
-        return _finish(session, lease, end, reason)
-
-
-def _finish(session: Session, lease: Lease, end: End, reason: str | None) -> bool:
-    mine = lease.experiment_id, lease.attempt
-    match end.outcome:
-        case "requeued":
-            return lifecycle.wait(session, *mine, end.delay, reason or SHUT_DOWN)
-        case "succeeded":
-            return lifecycle.finish(session, *mine, "succeeded")
-        case "canceled":
-            return lifecycle.finish(session, *mine, "canceled")
-        case _:
-            return lifecycle.finish(session, *mine, "failed", reason)
+        match outcome.status:
+            case "requeued":
+                return lifecycle.wait(
+                    session, lease.experiment_id, lease.attempt, outcome.delay, reason or SHUT_DOWN
+                )
+            case "lost":
+                return False
+            case status:
+                return lifecycle.finish(session, lease.experiment_id, lease.attempt, status, reason)

@@ -2,13 +2,13 @@
 
 Three kinds of worker, each with a queue and a process of its own:
 
-- ``bdlab worker`` trains. Its parent imports no torch, because a process that has touched CUDA cannot fork; every
-  experiment gets a fresh child.
-- ``bdlab worker checks`` checks what users send, each file in a fresh child.
+- ``bdlab worker`` runs experiments, each in a new child. The parent never imports torch, because a process that has
+  initialized CUDA cannot fork.
+- ``bdlab worker checks`` checks uploads, each in a new child.
 - ``bdlab worker interactive`` answers previews and predictions.
 
-A message is acknowledged as soon as a worker has it: SQL, not the broker, knows what is still to be done. With
-late acknowledgement Celery would run a task twice that takes longer than the visibility timeout.
+Messages are acknowledged before the task runs, because SQL, not the broker, records what is left to do. With late
+acknowledgement a task that takes longer than the visibility timeout would run twice.
 """
 
 import os
@@ -35,17 +35,17 @@ from app.core.broker import (
 from app.operations.child_process import die_with
 from app.settings import Settings
 from app.specs.placement import CPU
-from worker.housekeeping import EVERY_SECONDS, tidy_up
+from worker.housekeeping import EVERY_SECONDS, collect_fetched_datasets
 from worker.registry import Registration
-from worker.watch import Sight
+from worker.telemetry import WorkerTelemetry
 
-SIGN_OF_LIFE_SECONDS = 10.0
-NEVER_REDELIVERED_SECONDS = 10 * 365 * 86_400
-NAMES = {INTERACTIVE: "interactive", CHECKS: "checks"}
+REGISTRATION_SECONDS = 10.0
+VISIBILITY_TIMEOUT_SECONDS = 10 * 365 * 86_400  # never redeliver
+PROCESS_NAMES = {INTERACTIVE: "interactive", CHECKS: "checks"}
 
 
 def make_app(settings: Settings) -> Celery:
-    """The application with every setting that the runtime's guarantees rest on."""
+    """The application, with the settings that the service's guarantees depend on."""
     celery = Celery("bdlab", broker=settings.broker, backend=settings.broker, include=["worker.tasks"])
     celery.conf.update(
         task_serializer="json",
@@ -69,7 +69,7 @@ def make_app(settings: Settings) -> Celery:
         worker_hijack_root_logger=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        broker_transport_options={"visibility_timeout": NEVER_REDELIVERED_SECONDS},
+        broker_transport_options={"visibility_timeout": VISIBILITY_TIMEOUT_SECONDS},
     )
     return celery
 
@@ -79,75 +79,75 @@ def worker_name(pid: int, queues: Sequence[str]) -> str:
     return f"{socket.gethostname()}:{pid}:{'+'.join(queues)}"
 
 
-def served(celery: Celery) -> tuple[str, ...]:
-    """The queues of this worker; a child has them from its parent."""
+def served_queues(celery: Celery) -> tuple[str, ...]:
+    """The queues of this worker; a child inherits them."""
     return tuple(sorted(celery.amqp.queues.consume_from))
 
 
-PARENT = os.getpid()
+PARENT_PID = os.getpid()
 settings = Settings()
 app = make_app(settings)
-_registration: list[Registration] = []
-sight = Sight(settings)
+_registrations: list[Registration] = []
+telemetry = WorkerTelemetry(settings)
 
 
 @signals.celeryd_init.connect
-def _log_in_our_way(instance: Any, options: dict[str, Any], **_: Any) -> None:
+def _configure_logs(instance: Any, options: dict[str, Any], **_: Any) -> None:
     queues = options.get("queues") or []
-    sight.process = NAMES.get(queues if isinstance(queues, str) else ",".join(queues), "worker")
-    logs.configure(sight.process, settings)
-    instance.quiet = True  # no banner among the lines
+    telemetry.process = PROCESS_NAMES.get(queues if isinstance(queues, str) else ",".join(queues), "worker")
+    logs.configure(telemetry.process, settings)
+    instance.quiet = True  # no banner
 
 
 @signals.setup_logging.connect
-def _no_other_way(**_: Any) -> None:
-    """Celery sets up logs of its own unless somebody listens."""
-    get_logger()  # of those who watch over the children; it takes its messages for itself when it is made
-    logs.configure(sight.process, settings)
+def _replace_celery_logging(**_: Any) -> None:
+    """A receiver of this signal keeps Celery from configuring logs itself."""
+    get_logger()  # billiard's logger, which is set to not propagate when it is created, so before `configure`
+    logs.configure(telemetry.process, settings)
 
 
 @signals.worker_process_init.connect
-def _watch(**_: Any) -> None:
-    """In the process that works, which is a fork of this one or (interactive) this one itself."""
-    sight.begin()
+def _start_telemetry(**_: Any) -> None:
+    """Runs in the process that runs tasks: a child, or with the solo pool (interactive) this process."""
+    telemetry.start()
 
 
 @signals.task_postrun.connect
-def _tell(**_: Any) -> None:
-    sight.tell()
+def _push_telemetry(**_: Any) -> None:
+    telemetry.push()
 
 
 @signals.worker_process_init.connect
-def _stay_with_the_parent(**_: Any) -> None:
-    """A child that outlived its parent would train beside the one that the next parent starts."""
-    if os.getpid() != PARENT:
-        die_with(PARENT)
+def _die_with_parent(**_: Any) -> None:
+    """A child that outlives its parent would run beside the child of the next parent."""
+    if os.getpid() != PARENT_PID:
+        die_with(PARENT_PID)
 
 
 @signals.worker_ready.connect
 def _register(sender: Any, **_: Any) -> None:
-    # On the event loop's timer and not in a thread: a fork while a thread holds one of SQLite's locks would
-    # leave the child with a lock that nobody opens.
-    queues = served(sender.app)
+    # On the event loop's timer, not in a thread: a fork while a thread holds one of SQLite's mutexes would leave the
+    # mutex locked in the child forever.
+    queues = served_queues(sender.app)
     name = worker_name(os.getpid(), queues)
     registration = Registration(settings.database, name, queues, lambda: bool(active_requests))
-    _registration.append(registration)
+    _registrations.append(registration)
     registration.renew()
-    sender.timer.call_repeatedly(SIGN_OF_LIFE_SECONDS, registration.renew)
-    tidy_up(settings)
-    sender.timer.call_repeatedly(EVERY_SECONDS, lambda: tidy_up(settings))
+    sender.timer.call_repeatedly(REGISTRATION_SECONDS, registration.renew)
+    collect_fetched_datasets(settings)
+    sender.timer.call_repeatedly(EVERY_SECONDS, lambda: collect_fetched_datasets(settings))
 
 
 @signals.worker_shutting_down.connect
-def _hand_back(**_: Any) -> None:
-    """Without this, shutting down would wait for a training to end, which may take days."""
+def _stop_children(**_: Any) -> None:
+    """Requeue running experiments. By default Celery waits for tasks to end, which may take days."""
     for child in active_children():
         os.kill(child.pid, signal.SIGTERM)
-    for registration in _registration:
+    for registration in _registrations:
         registration.drain()
 
 
 @signals.worker_shutdown.connect
-def _sign_off(**_: Any) -> None:
-    for registration in _registration:
+def _remove_registration(**_: Any) -> None:
+    for registration in _registrations:
         registration.remove()

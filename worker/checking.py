@@ -1,7 +1,7 @@
-"""Checks of what users sent: is it what it should be, and can it do no harm?
+"""Checks uploads: is the file valid, and is it safe to use?
 
-The upload's row is claimed by a conditional UPDATE, with the number of the attempt as the fencing token. A worker that
-dies leaves a claim that runs out, after which the relay announces the upload again.
+A worker claims the upload's row by a conditional UPDATE; the attempt number is the fencing token. If the worker dies,
+the claim expires and the relay publishes the upload again.
 """
 
 import errno
@@ -30,25 +30,26 @@ from app.specs.model import ModelSpec
 from app.tables.uploads import MODEL, READY, REFUSED, Upload, dataset_key, source_key
 from app.webhooks import outbox
 from worker.lab.contracts import LabError
-from worker.memory import at_most
+from worker.lab.data.checking import BadSourceError
+from worker.memory import limit_memory
 
 REASON_CHARACTERS = 1000
-MACHINE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE)
-"""Faults of this machine; all others that come of reading a local file are the file's own."""
-AGAIN_SECONDS = 10.0
-SLACK_BYTES = 768 * 2**20
-"""What libraries take to read any file at all."""
+MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE)
+"""Errors of this machine; other OSErrors while a local file is read are caused by its content."""
+RETRY_SECONDS = 10.0
+OVERHEAD_BYTES = 768 * 2**20
+"""Memory that libraries need to read any file."""
 COPIES = 3
-"""How often the pixels of a data set are in memory at once while they are put in order."""
-MOST_CLASSES, LONGEST_NAME = 10_000, 200
+"""How many copies of a dataset's pixels are in memory at once while it is converted."""
+MAX_CLASSES, MAX_NAME_CHARACTERS = 10_000, 200
 LABELS = ("arm", "seed", "backdoored")
 _MODEL: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a check found: facts, and a data set's version; or why the file is refused."""
+class CheckResult:
+    """Facts, and the version of a dataset; or the reason why the file is refused."""
 
     facts: dict[str, Any] | None = None
     version: str = ""
@@ -56,7 +57,7 @@ class Found:
 
 
 def check(upload_id: str, settings: Settings) -> str | None:
-    """Check one upload. Returns its new status, or None if there was nothing to do: a message is only a hint."""
+    """Check one upload. Returns its new status, or None if it was not pending or the check is to be retried."""
     database, objects = Database(settings.database), Objects(settings.objects)
     try:
         with database.writing() as session:
@@ -67,7 +68,7 @@ def check(upload_id: str, settings: Settings) -> str | None:
             upload.bind_origin(upload_id=upload.id, owner_id=upload.owner_id, attempt=upload.attempts),
             tracing.span("check upload", kind="consumer", parent=upload.traceparent) as span,
         ):
-            status = _check(upload, database, objects, settings)
+            status = _run_check(upload, database, objects, settings)
             span.set_attribute("outcome", status or "none")
             log.info("check ended", extra={"outcome": status})
         metrics.CHECKS.labels(status or "none").inc()
@@ -76,66 +77,68 @@ def check(upload_id: str, settings: Settings) -> str | None:
         database.close()
 
 
-def _check(upload: Upload, database: Database, objects: Objects, settings: Settings) -> str | None:
-    signal_before = signal.signal(signal.SIGTERM, _stop)
+def _run_check(upload: Upload, database: Database, objects: Objects, settings: Settings) -> str | None:
+    previous_handler = signal.signal(signal.SIGTERM, _stop)
     try:
         if upload.attempts > settings.max_attempts:
-            found = Found(
-                reason=f"its check was begun {settings.max_attempts} times and never came to an end"
+            result = CheckResult(
+                reason=f"its check was started {settings.max_attempts} times and never finished"
             )
         else:
             with tempfile.TemporaryDirectory(prefix="bdlab-check-") as folder:
-                found = _look(upload, Path(folder), database, objects, settings)
+                result = _check_file(upload, Path(folder), database, objects, settings)
     except (ObjectStoreError, OSError) as error:
-        log.warning("%s; the check is put off", error)
+        log.warning("%s; the check will be retried", error)
         _release(database, upload)
         return None
     except SystemExit:
         _release(database, upload)
         raise
     finally:
-        signal.signal(signal.SIGTERM, signal_before)
-    return _finish(database, objects, upload, found)
+        signal.signal(signal.SIGTERM, previous_handler)
+    return _record(database, objects, upload, result)
 
 
-def _look(upload: Upload, folder: Path, database: Database, objects: Objects, settings: Settings) -> Found:
+def _check_file(
+    upload: Upload, folder: Path, database: Database, objects: Objects, settings: Settings
+) -> CheckResult:
     suffix = "safetensors" if upload.kind == MODEL else upload.request["format"]
     path = folder / f"file.{suffix}"
-    arrived = objects.download(source_key(upload.id), path)
-    if arrived != upload.sha256:
-        return Found(reason="the stored file is gone" if arrived is None else "the stored file is damaged")
+    digest = objects.download(source_key(upload.id), path)
+    if digest != upload.sha256:
+        return CheckResult(reason=f"the stored file is {'missing' if digest is None else 'damaged'}")
     try:
         if upload.kind == MODEL:
-            return _look_at_model(upload, path, database, settings)
-        most = settings.max_dataset_bytes
-        with at_most(COPIES * most + SLACK_BYTES):
-            return _look_at_dataset(upload, path, objects, most)
+            return _check_model(upload, path, database, settings)
+        with limit_memory(COPIES * settings.max_dataset_bytes + OVERHEAD_BYTES):
+            return _check_dataset(upload, path, objects, settings.max_dataset_bytes)
     except Exception as error:
-        return Found(reason=_why(error, folder))
+        return CheckResult(reason=_refusal_reason(error, folder))
 
 
-def _why(error: Exception, folder: Path) -> str:
-    """Why the file is refused. Raises the error again if it is not the file's fault."""
+def _refusal_reason(error: Exception, folder: Path) -> str:
+    """Why the file is refused. Raises ``error`` if the file did not cause it."""
     if isinstance(error, ObjectStoreError | SQLAlchemyError):
         raise error
-    if isinstance(error, OSError) and error.errno in MACHINE_FAULTS:
+    if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
         raise error
     if isinstance(error, LabError):
-        return _in_words_of_the_api(str(error), folder)
+        message = error.api_message if isinstance(error, BadSourceError) else str(error)
+        return message.replace(f"{folder}/", "")
     if isinstance(error, MemoryError):
-        return "reading the file takes more memory than a data set of the allowed size does"
-    # The readers of others raise all sorts of things on files that were made to break them.
+        return "reading the file takes more memory than a dataset of the allowed size requires"
+    # Third-party readers raise arbitrary exceptions on malformed files.
     log.warning("the file cannot be read", exc_info=error)
     return f"the file cannot be read: {type(error).__name__}"
 
 
-def _look_at_model(upload: Upload, path: Path, database: Database, settings: Settings) -> Found:
-    from worker.lab import user_model  # noqa: PLC0415  # brings torch
+def _check_model(upload: Upload, path: Path, database: Database, settings: Settings) -> CheckResult:
+    from worker.lab import user_model  # noqa: PLC0415  # imports torch
 
     header = user_model.read_header(path)
-    asked = upload.request
-    if asked["model"] is not None:
-        model, shape = _MODEL.validate_python(asked["model"]), Shape.model_validate(asked["shape"])
+    request = upload.request
+    if request["model"] is not None:
+        model, shape = _MODEL.validate_python(request["model"]), Shape.model_validate(request["shape"])
     else:
         spec = user_model.read_exported_spec(header.labels)
         if spec is None:
@@ -144,104 +147,96 @@ def _look_at_model(upload: Upload, path: Path, database: Database, settings: Set
             )
         try:
             with database.of(upload.owner_id).reading() as session:
-                model, shape = (
-                    spec.model,
-                    resolve_dataset(session, spec.dataset, settings.datasets).facts.shape,
-                )
+                shape = resolve_dataset(session, spec.dataset, settings.datasets).facts.shape
         except InvalidError as error:
             name = spec.dataset.dataset_id if isinstance(spec.dataset, Uploaded) else spec.dataset.name
             raise user_model.BadModelError(
-                f"the header names the data set {name!r}, which is not here; send metadata with model and shape"
+                f"the header names the dataset {name!r}, which does not exist; send metadata with model and shape"
             ) from error
-    found = user_model.load_user_model(path, model, shape)
-    network = user_model.build_empty_network(model, shape, found.adds_trigger)
+        model = spec.model
+    loaded = user_model.load_user_model(path, model, shape)
+    network = user_model.build_empty_network(model, shape, loaded.adds_trigger)
     facts = {
         "model": model.model_dump(mode="json"),
         "shape": shape.model_dump(mode="json"),
-        "stamped": found.adds_trigger,
+        "stamped": loaded.adds_trigger,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "labels": {
-            name: _printable(header.labels[name])[:LONGEST_NAME] for name in LABELS if name in header.labels
+            name: _printable(header.labels[name])[:MAX_NAME_CHARACTERS]
+            for name in LABELS
+            if name in header.labels
         },
     }
-    return Found(facts)
+    return CheckResult(facts)
 
 
-def _look_at_dataset(upload: Upload, path: Path, objects: Objects, most_bytes: int) -> Found:
+def _check_dataset(upload: Upload, path: Path, objects: Objects, max_bytes: int) -> CheckResult:
     from worker.lab.data import files  # noqa: PLC0415
-    from worker.lab.data.checking import BadSourceError  # noqa: PLC0415
     from worker.lab.data.importing import read_source  # noqa: PLC0415
 
-    asked = upload.request
+    request = upload.request
     checked = read_source(
         path,
-        test_fraction=asked["test_fraction"],
-        split_seed=asked["split_seed"],
-        size=asked["size"],
-        most_bytes=most_bytes,
+        test_fraction=request["test_fraction"],
+        split_seed=request["split_seed"],
+        size=request["size"],
+        most_bytes=max_bytes,
     )
     names = checked.class_names
-    if not 2 <= len(names) <= MOST_CLASSES:
-        raise BadSourceError(f"there are {len(names)} classes; 2 to {MOST_CLASSES} are accepted")
+    if not 2 <= len(names) <= MAX_CLASSES:
+        raise BadSourceError(f"there are {len(names)} classes; 2 to {MAX_CLASSES} are accepted")
     for name in names:
-        if len(name) > LONGEST_NAME or "\0" in name or not name.isprintable():
+        if len(name) > MAX_NAME_CHARACTERS or "\0" in name or not name.isprintable():
             raise BadSourceError(
-                f"the class name {name[:50]!r} is not accepted; at most {LONGEST_NAME} printable characters are"
+                f"the class name {name[:50]!r} is not accepted; at most {MAX_NAME_CHARACTERS} printable characters are"
             )
     converted = path.with_name("converted.safetensors")
     facts, version = files.write(converted, **vars(checked))
     objects.put_file(dataset_key(upload.id), converted)
-    return Found(facts.model_dump(mode="json"), version)
+    return CheckResult(facts.model_dump(mode="json"), version)
 
 
-def _finish(database: Database, objects: Objects, upload: Upload, found: Found) -> str | None:
-    """Write what was found. None, and nothing written, if the upload is gone or another attempt's."""
+def _record(database: Database, objects: Objects, upload: Upload, result: CheckResult) -> str | None:
+    """Write the result. Returns None, and writes nothing, if the upload is deleted or another attempt claimed it."""
     with database.writing() as session:
         row = repository.still_owned(session, upload)
-        gone = row is None and repository.get(session, upload.kind, upload.id) is None
+        is_deleted = row is None and repository.get(session, upload.kind, upload.id) is None
         if row is not None:
-            row.status = READY if found.reason is None else REFUSED
-            row.reason = None if found.reason is None else _printable(found.reason)
-            row.facts, row.version = found.facts, found.version
+            row.status = READY if result.reason is None else REFUSED
+            row.reason = None if result.reason is None else _printable(result.reason)
+            row.facts, row.version = result.facts, result.version
             row.checked_at, row.claimed_until = utcnow(), None
             outbox.emit_upload_event(session, row)
-    if row is None and not gone:
+    if row is None and not is_deleted:
         return None
-    # Nobody reads these again: a refused file, a data set that was converted, one that was deleted meanwhile.
-    spent = (
-        [source_key(upload.id)]
-        if gone or row is None or row.status == REFUSED or upload.kind != MODEL
-        else []
-    )
-    for key in [*spent, *([dataset_key(upload.id)] if gone else [])]:
+    # The sent file is needed only for models: a dataset was converted. A deleted upload needs neither.
+    unneeded = []
+    if row is None or row.status == REFUSED or upload.kind != MODEL:
+        unneeded.append(source_key(upload.id))
+    if is_deleted:
+        unneeded.append(dataset_key(upload.id))
+    for key in unneeded:
         try:
             objects.delete(key)
         except ObjectStoreError as error:
-            log.warning("a file was left behind: %s", error)
+            log.warning("an unneeded file was not deleted: %s", error)
     return row.status if row is not None else None
 
 
 def _release(database: Database, upload: Upload) -> None:
-    """Have the upload checked again soon; this attempt does not count."""
+    """Give the claim back, so that the upload is checked again soon; this attempt does not count."""
     with database.writing() as session:
         row = repository.still_owned(session, upload)
         if row is not None:
             row.claimed_until = None
             row.attempts -= 1
-            row.due_at = utcnow() + timedelta(seconds=AGAIN_SECONDS)
-
-
-def _in_words_of_the_api(message: str, folder: Path) -> str:
-    """An error of `bdlab data import`, whose options are fields here."""
-    for option in ("test-fraction", "size", "test"):
-        message = message.replace(f"--{option}", option.replace("-", "_"))
-    return message.replace(f"{folder}/", "")
+            row.due_at = utcnow() + timedelta(seconds=RETRY_SECONDS)
 
 
 def _printable(text: str) -> str:
-    """``text`` as every database can keep it."""
+    """``text`` as every database can store it, truncated."""
     return text.replace("\0", "?").encode(errors="replace").decode()[:REASON_CHARACTERS]
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:
-    raise SystemExit("the worker shuts down")
+    raise SystemExit("the worker is shutting down")

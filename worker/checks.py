@@ -1,7 +1,7 @@
-"""The application of the worker that checks uploads: ``bdlab worker checks``.
+"""The Celery application of the worker that checks uploads, ``bdlab worker checks``.
 
-It is the training worker's, under a name of its own, so that a check never waits for a training to end. Every file is
-looked at in a fresh process, which may break without harm.
+It is the same application as the training worker's, in a separate process so that a check never waits for training to
+end. Every file is checked in a new child, which a malicious file may crash.
 """
 
 from worker.celery import app

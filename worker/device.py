@@ -1,6 +1,7 @@
-"""A worker's device and how much of its memory is used, found without torch: a process that forks must not use CUDA.
+"""A worker's device and its memory use, read without torch, because a process that forks must not initialize CUDA.
 
-A worker uses the first GPU that ``CUDA_VISIBLE_DEVICES`` and NVML, the driver's management library, let it see.
+A worker uses the first GPU that is visible through ``CUDA_VISIBLE_DEVICES``; NVML, the driver's management library,
+lists the GPUs.
 """
 
 import os
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pynvml
 
-CPU, GPU = "cpu", "gpu"
+from app.specs.placement import CPU, GPU
+
 NAME_CHARACTERS = 200
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 KIBIBYTE = 2**10
@@ -34,30 +36,30 @@ class Gpu:
     name: str
 
 
-def find() -> Device:
+def find_device() -> Device:
     """The device of this process."""
-    gpus = visible(_list_gpus())
+    gpus = visible_gpus(_list_gpus())
     return Device(GPU, gpus[0].name[:NAME_CHARACTERS], gpus[0].uuid) if gpus else Device(CPU, _cpu_name())
 
 
-def visible(gpus: list[Gpu]) -> list[Gpu]:
-    """Those of the machine's GPUs that ``CUDA_VISIBLE_DEVICES`` leaves, in its order."""
-    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if wanted is None:
+def visible_gpus(gpus: list[Gpu]) -> list[Gpu]:
+    """The GPUs that ``CUDA_VISIBLE_DEVICES`` lists, in its order."""
+    selection = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if selection is None:
         return gpus
-    chosen = []
-    for entry in (text.strip() for text in wanted.split(",")):
-        fitting = [
+    visible: list[Gpu] = []
+    for entry in (text.strip() for text in selection.split(",")):
+        matches = [
             gpu for gpu in gpus if gpu.index == entry or (len(entry) > 4 and gpu.uuid.startswith(entry))
         ]
-        if not fitting:  # as CUDA does: the first that is not there ends the list
+        if not matches:  # like CUDA, which ignores everything from the first invalid entry on
             break
-        chosen += fitting[:1]
-    return chosen
+        visible += matches[:1]
+    return visible
 
 
 class MemoryWatch:
-    """Reads how much memory of device and host is used."""
+    """Reads the memory use of device and host."""
 
     def __init__(self, device: Device) -> None:
         self._handle = None
@@ -70,14 +72,14 @@ class MemoryWatch:
         """Bytes by ``device_total``, ``device_used``, ``host_total``, ``host_used``; None if unknown."""
         total = used = None
         if self._handle is not None:
-            with suppress(pynvml.NVMLError):  # not supported for a part of a GPU
+            with suppress(pynvml.NVMLError):  # not supported for a MIG instance
                 memory = pynvml.nvmlDeviceGetMemoryInfo(self._handle)
                 total, used = int(memory.total), int(memory.used)
         return {"device_total": total, "device_used": used} | host_memory()
 
 
 def host_memory() -> dict[str, int | None]:
-    """Total and used bytes of this machine, or of its container where that has less."""
+    """Total and used bytes of this machine, or of its container if that has a lower limit."""
     try:
         lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
         total, free = (int(lines[key].split()[0]) * KIBIBYTE for key in ("MemTotal", "MemAvailable"))
@@ -90,7 +92,7 @@ def host_memory() -> dict[str, int | None]:
 
 
 def _list_gpus() -> list[Gpu]:
-    """The GPUs of this machine; none without a driver."""
+    """All GPUs of this machine; empty without a driver."""
     try:
         pynvml.nvmlInit()
         handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
@@ -105,7 +107,7 @@ def _list_gpus() -> list[Gpu]:
 def _number(path: Path) -> int | None:
     try:
         return int(path.read_text())
-    except (OSError, ValueError):  # "max" is no limit
+    except (OSError, ValueError):  # "max" means no limit
         return None
 
 

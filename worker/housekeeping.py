@@ -1,4 +1,4 @@
-"""What a worker tidies up on its own machine, whose folder nobody else sees."""
+"""Deletes unneeded files of a worker's own machine, which the service's housekeeping cannot see."""
 
 import logging
 from datetime import timedelta
@@ -15,13 +15,13 @@ GRACE = timedelta(hours=24)
 log = logging.getLogger(__name__)
 
 
-def tidy_up(settings: Settings) -> None:
-    """Delete fetched data sets whose uploads are deleted, and what a killed fetch left."""
+def collect_fetched_datasets(settings: Settings) -> None:
+    """Delete downloaded datasets whose uploads are deleted, and partial files of interrupted downloads."""
     database, report = Database(settings.database), ReportBuilder()
     try:
         collect_files(find_fetched_datasets(settings, database), GRACE, True, report)
     except SQLAlchemyError as error:
-        log.warning("the fetched data sets were not looked through: %s", str(error).partition("\n")[0])
+        log.warning("unneeded datasets were not deleted: %s", str(error).partition("\n")[0])
     finally:
         database.close()
     for item in report.items:

@@ -1,6 +1,6 @@
-"""The interactive worker's application: everything heavy is loaded before the first question comes.
+"""The Celery application of the interactive worker. Torch and the dataset are loaded before the first request.
 
-It computes on one thread: its questions are small, and a training may have all the cores.
+It computes on one thread: the requests are small, and the cores are left to training.
 """
 
 import torch

@@ -1,8 +1,25 @@
-"""A worker's claim on one experiment: kept alive by a thread, and looked at before every batch.
+"""A worker's time-limited claim on one experiment.
 
-Three things end a run early: a cancel, the loss of the lease, and a worker that shuts down and hands the
-experiment back. The thread notes the verdict; the run notices it at its next `Lease.check`. A run that does
-not notice within the grace period is ended by ending the process, which Celery's parent then replaces.
+A run ends early for one of three reasons, the `StopReason`:
+
+- ``canceled``: a client asked for it.
+- ``lost``: the lease expired or the attempt no longer owns the experiment. It outweighs the other two.
+- ``shut_down``: the worker received SIGTERM and gives the experiment back to the queue.
+
+While a `Lease` is entered, its thread
+
+- renews the lease every ``heartbeat_seconds``, and in between polls for a cancel;
+- calls `Lease.on_tick`, which writes what the run has reported;
+- sets `Lease.stop_reason`. It cannot interrupt the run, which stops at its next `Lease.check`, once a batch;
+- ends the process if the run has not stopped within ``cancel_grace_seconds``; Celery's parent starts another child.
+
+What is guaranteed:
+
+- A transaction of `Lease.writing` locks the experiment's row and verifies its attempt number first, so an attempt that
+  lost its lease writes nothing, whatever this process believes.
+- `Lease.check` compares the clock with the start of the last renewal, so a worker that cannot reach the database stops
+  when its lease expires, which is when another worker may claim the experiment.
+- `Lease.retrying` gives up when the lease expires, so a run never waits longer than that for the database.
 """
 
 import logging
@@ -28,17 +45,18 @@ from app.tables.experiments import Experiment, Stage
 from worker.lab.contracts import CanceledError
 
 TICK_SECONDS = 0.5
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 5.0
+MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.2, 5.0
 STUCK_EXIT_CODE = 70
-DATABASE_FAULTS = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
+SHUT_DOWN = "the worker shut down"
+DATABASE_ERRORS = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
 
-Verdict = Literal["canceled", "lost", "handed back"]
+StopReason = Literal["canceled", "lost", "shut_down"]
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
 class StoppedError(CanceledError):
-    """The run must end now; `Lease.verdict` says why."""
+    """The run must end now; `Lease.stop_reason` says why."""
 
 
 class Lease:
@@ -50,14 +68,14 @@ class Lease:
         self.attempt = attempt
         self.owner = f"{experiment_id}:{attempt}"
         self.lease_seconds = settings.lease_seconds
-        self.verdict: Verdict | None = None
+        self.stop_reason: StopReason | None = None
         self.on_tick: Callable[[], None] = lambda: None
         self._settings = settings
-        self._held_at = time.monotonic()
+        self._renewed_at = time.monotonic()
         self._stopped_at = 0.0
-        self._done = threading.Event()
+        self._exited = threading.Event()
         self._thread = threading.Thread(
-            target=copy_context().run, args=(self._keep,), name="lease", daemon=True
+            target=copy_context().run, args=(self._keep_alive,), name="lease", daemon=True
         )
 
     def __enter__(self) -> Self:
@@ -67,108 +85,120 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._done.set()
+        self._exited.set()
         self._thread.join()
 
     def check(self) -> None:
-        """Raise StoppedError if the run must end. Costs a look at the clock."""
-        if time.monotonic() - self._held_at > self.lease_seconds:
+        """Raise StoppedError if the run must end. Only reads the clock, so it may be called before every batch."""
+        if self._is_expired():
             self.stop("lost")
-        if self.verdict is not None:
-            raise StoppedError(self.verdict)
+        if self.stop_reason is not None:
+            raise StoppedError(self.stop_reason)
 
-    def stop(self, verdict: Verdict) -> None:
-        """Ask the run to end. The loss of the lease outweighs the other reasons; otherwise the first counts."""
-        if self.verdict is None:
+    def stop(self, reason: StopReason) -> None:
+        """Ask the run to end. The first reason counts, except that ``lost`` replaces the others."""
+        if self.stop_reason is None:
             self._stopped_at = time.monotonic()
-        if self.verdict is None or verdict == "lost":
-            self.verdict = verdict
+        if self.stop_reason is None or reason == "lost":
+            self.stop_reason = reason
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
-        """A write transaction that begins by proving the lease. Raises StoppedError if it is lost."""
+        """A write transaction that first locks and verifies the claim. Raises StoppedError if the lease is lost."""
         with self.database.writing() as session:
             if not lifecycle.still_owned(session, self.experiment_id, self.attempt):
                 self.stop("lost")
                 raise StoppedError("lost")
             yield session
 
-    def persist(self, action: Callable[[], T]) -> T:
-        """Run ``action``, again with growing pauses while the database or the object store fails.
+    def retrying(self, action: Callable[[], T]) -> T:
+        """Call ``action``, and again with exponential backoff while a back end fails. Returns its value.
 
-        The database is tried until the lease runs out, then StoppedError; if the lease somehow goes on, twice
-        as long as a lease lasts, then its last error. The object store is tried for
-        ``storage_patience_seconds``, then its last ObjectStoreError.
+        - Database errors are retried as long as the lease lasts, even if the run must stop, since that too has to be
+          written. Then raises StoppedError; or, after twice the length of a lease, the error itself, if the thread
+          can still renew the lease while ``action`` keeps failing.
+        - Object store errors are retried for ``storage_patience_seconds``, then raised. Raises StoppedError as soon as
+          the run must stop.
         """
-        start, pause = time.monotonic(), FIRST_PAUSE_SECONDS
+        started_at, backoff = time.monotonic(), MIN_BACKOFF_SECONDS
         while True:
             try:
                 return action()
             except ObjectStoreError as error:
-                patience = self._settings.storage_patience_seconds - (time.monotonic() - start)
-                if patience <= 0:
+                seconds_left = self._settings.storage_patience_seconds - (time.monotonic() - started_at)
+                if seconds_left <= 0:
                     raise
                 self.check()
-                pause = min(pause, patience)
-                log.warning("%s; trying again", error)
-            except DATABASE_FAULTS as error:
-                if time.monotonic() - self._held_at > self.lease_seconds:
+                backoff = min(backoff, seconds_left)
+                log.warning("%s; retrying", error)
+            except DATABASE_ERRORS as error:
+                if self._is_expired():
                     raise StoppedError("lost") from error
-                if time.monotonic() - start > 2 * self.lease_seconds:
+                if time.monotonic() - started_at > 2 * self.lease_seconds:
                     raise
-                log.warning("database: %s; trying again", error.args[0] if error.args else error)
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                log.warning("database: %s; retrying", error.args[0] if error.args else error)
+            time.sleep(backoff)
+            backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)
 
     @contextmanager
-    def handed_back_on_sigterm(self) -> Iterator[None]:
-        """While open, SIGTERM hands the experiment back instead of killing the process."""
+    def stopped_by_sigterm(self) -> Iterator[None]:
+        """While open, SIGTERM stops the run instead of killing the process."""
 
-        def hand_back(_signal: int, _frame: FrameType | None) -> None:
-            self.stop("handed back")
+        def shut_down(_signal: int, _frame: FrameType | None) -> None:
+            self.stop("shut_down")
 
-        before = signal.signal(signal.SIGTERM, hand_back)
+        previous_handler = signal.signal(signal.SIGTERM, shut_down)
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, previous_handler)
 
-    def _keep(self) -> None:
-        next_beat = time.monotonic() + self._settings.heartbeat_seconds
-        while not self._done.wait(min(TICK_SECONDS, self._settings.heartbeat_seconds)):
-            due = time.monotonic() >= next_beat
-            if due:
-                next_beat = time.monotonic() + self._settings.heartbeat_seconds
-            try:
-                if due:
-                    self._beat()
-                else:
-                    self._look()
-                self.on_tick()
-            except (lifecycle.LeaseLost, StoppedError):
-                self.stop("lost")
-            except Exception as error:
-                log.warning("heartbeat of %s failed: %s", self.owner, error)
-            if time.monotonic() - self._held_at > self.lease_seconds:
-                self.stop("lost")  # also for a run that no longer looks
-            if self.verdict and time.monotonic() - self._stopped_at > self._settings.cancel_grace_seconds:
-                self._abandon()
+    def _is_expired(self) -> bool:
+        """Whether the lease would have expired by this process's clock, whatever the database says."""
+        return time.monotonic() - self._renewed_at > self.lease_seconds
 
-    def _beat(self) -> None:
-        asked = time.monotonic()
+    def _keep_alive(self) -> None:
+        """The thread, until `__exit__`."""
+        heartbeat_seconds = self._settings.heartbeat_seconds
+        renew_at = time.monotonic() + heartbeat_seconds
+        while not self._exited.wait(min(TICK_SECONDS, heartbeat_seconds)):
+            renewal_due = time.monotonic() >= renew_at
+            if renewal_due:
+                renew_at = time.monotonic() + heartbeat_seconds
+            self._tick(renewal_due)
+            if self._is_expired():
+                self.stop("lost")  # for a run that no longer calls `check`
+            if self.stop_reason and time.monotonic() - self._stopped_at > self._settings.cancel_grace_seconds:
+                self._end_process()
+
+    def _tick(self, renewal_due: bool) -> None:
+        try:
+            if renewal_due:
+                self._renew()
+            else:
+                self._poll()
+            self.on_tick()
+        except (lifecycle.LeaseLost, StoppedError):
+            self.stop("lost")
+        except Exception as error:
+            log.warning("heartbeat of %s failed: %s", self.owner, error)
+
+    def _renew(self) -> None:
+        """Extend the lease and the claims on stages. Raises LeaseLost."""
+        started_at = time.monotonic()  # not after the transaction: the lease must not seem longer than it is
         with self.database.writing() as session:
-            cancel = lifecycle.renew(session, self.experiment_id, self.attempt, self.lease_seconds)
+            cancel_requested = lifecycle.renew(session, self.experiment_id, self.attempt, self.lease_seconds)
             session.execute(
                 update(Stage)
                 .where(Stage.owner == self.owner)
                 .values(lease_expires_at=utcnow() + timedelta(seconds=self.lease_seconds))
             )
-        self._held_at = asked
-        if cancel:
+        self._renewed_at = started_at
+        if cancel_requested:
             self.stop("canceled")
 
-    def _look(self) -> None:
-        """Between heartbeats, so that a cancel is seen at once and not only with the next one."""
+    def _poll(self) -> None:
+        """Notice a cancel or a lost lease between renewals, which are too rare for a prompt cancel."""
         with self.database.reading() as session:
             row = session.execute(
                 select(Experiment.attempt, Experiment.cancel_requested_at).where(
@@ -180,14 +210,17 @@ class Lease:
         elif row.cancel_requested_at is not None:
             self.stop("canceled")
 
-    def _abandon(self) -> None:
-        """The run does not react: record what can be recorded and end this process."""
-        log.error("%s: %s, but the run did not stop; ending the process", self.owner, self.verdict)
+    def _end_process(self) -> None:
+        """Exit, since Python cannot stop a thread from outside; record the reason first if the database answers.
+
+        A transaction that the run's thread has open is rolled back when its connection closes.
+        """
+        log.error("%s: %s, but the run did not stop; ending the process", self.owner, self.stop_reason)
         try:
             with self.database.writing() as session:
-                if self.verdict == "canceled":
+                if self.stop_reason == "canceled":
                     lifecycle.finish(session, self.experiment_id, self.attempt, "canceled")
-                elif self.verdict == "handed back":
-                    lifecycle.wait(session, self.experiment_id, self.attempt, 0.0, "the worker shut down")
+                elif self.stop_reason == "shut_down":
+                    lifecycle.wait(session, self.experiment_id, self.attempt, 0.0, SHUT_DOWN)
         finally:
             os._exit(STUCK_EXIT_CODE)

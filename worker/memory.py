@@ -1,27 +1,27 @@
-"""A bound on the memory that a piece of work may take."""
+"""A limit on the memory of a block of code."""
 
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-STATUS = Path("/proc/self/status")
+PROCESS_STATUS = Path("/proc/self/status")
 
 
 @contextmanager
-def at_most(more_bytes: int) -> Iterator[None]:
-    """While open, this process may hold so many bytes more than now; beyond that allocations raise MemoryError.
+def limit_memory(additional_bytes: int) -> Iterator[None]:
+    """Allocations of more than ``additional_bytes`` above the current use raise MemoryError inside the block.
 
-    Without /proc, as on macOS, there is no bound.
+    Has no effect without /proc, as on macOS.
     """
-    if not STATUS.exists():
+    if not PROCESS_STATUS.exists():
         yield
         return
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmData:"))
-    held = int(line.split()[1]) * 1024
+    line = next(line for line in PROCESS_STATUS.read_text().splitlines() if line.startswith("VmData:"))
+    current = int(line.split()[1]) * 1024
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    bound = held + more_bytes
-    resource.setrlimit(resource.RLIMIT_DATA, (bound if hard < 0 else min(bound, hard), hard))
+    limit = current + additional_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard < 0 else min(limit, hard), hard))
     try:
         yield
     finally:

@@ -1,8 +1,8 @@
-"""What a run tells, written into SQL and the object store in batches.
+"""Writes what a run reports to SQL and the object store.
 
-The lease's thread writes what has gathered about twice a second, in one transaction, so training never waits
-for the database. What cannot be written stays gathered and is tried again. Numbers have a natural key, so
-telling one again replaces it.
+Reports are buffered. The lease's thread flushes the buffer about twice a second in one transaction, so training does
+not wait for the database; if that fails, the buffer is kept for the next flush. Files are written at once. Numbers have
+a natural key, so reporting one again replaces it.
 """
 
 import math
@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from app.core.database import new_id, utcnow
 from app.core.objects import Objects, put_content
+from app.core.upsert import upsert
 from app.experiments import lifecycle
 from app.results.artifacts.storage import lock_contents, update_stored_bytes
 from app.results.search import indexing
@@ -24,23 +25,22 @@ from app.specs.artifacts import ArtifactKind
 from app.tables.artifacts import Artifact
 from app.tables.experiments import Experiment, LogLine
 from app.tables.results import ArmNote, MetricPoint, ResultValue
-from worker import watch
 from worker.lab.contracts import LabError, Scope
 from worker.lease import Lease
-from worker.upsert import insert_into, upsert
+from worker.telemetry import record_progress
 
 WARNING, ERROR = "warning", "error"
 EVERY_ARM, EVERY_SEED = "", -1
-"""How a scope that spans all arms or seeds is kept in tables whose keys allow no null."""
+"""Stand for all arms and all seeds of a scope in tables whose keys allow no null."""
 NOTE_CHARACTERS = 2000
-SHORTEST_ESTIMATE_SECONDS = 1.0
+MIN_ESTIMATE_SECONDS = 1.0
 
 ArmSeed = tuple[str, int]
 
 
 @dataclass
 class Batch:
-    """What was told since the last write, by its natural key where it has one."""
+    """Reports since the last flush, by natural key where they have one."""
 
     points: dict[tuple[str, int, str, int], float] = field(default_factory=dict)
     results: dict[ArmSeed, dict[str, float | None]] = field(default_factory=dict)
@@ -50,8 +50,8 @@ class Batch:
     progress: dict[str, Any] | None = None
 
     def __bool__(self) -> bool:
-        told = (self.points, self.results, self.warnings, self.errors, self.lines)
-        return any(told) or self.progress is not None
+        reports = (self.points, self.results, self.warnings, self.errors, self.lines)
+        return any(reports) or self.progress is not None
 
     def followed_by(self, later: "Batch") -> "Batch":
         return Batch(
@@ -81,8 +81,8 @@ class SqlRecorder:
         self._lease.check()
 
     def progress(self, scope: Scope, epoch: int, epochs: int, fraction: float) -> None:
-        watch.scope(scope, epoch, epochs)
-        told = {
+        record_progress(scope, epoch, epochs)
+        progress = {
             "arm": scope.arm,
             "seed": scope.seed,
             "stage": scope.stage,
@@ -92,11 +92,11 @@ class SqlRecorder:
             "seconds_left": self._seconds_left(fraction),
         }
         with self._batch_lock:
-            self._batch.progress = told
+            self._batch.progress = progress
 
     def metric(self, scope: Scope, name: str, step: int, value: float) -> None:
         if not math.isfinite(value):
-            return  # the arm's error names epoch and batch; a table of numbers has no place for it
+            return  # the arm's error names epoch and batch
         with self._batch_lock:
             self._batch.points[*_key(scope), name, step] = value
 
@@ -138,8 +138,8 @@ class SqlRecorder:
         data: bytes,
         metadata: dict[str, Any],
     ) -> None:
-        """The object first and then its row, so that a row never names an object that is not there."""
-        digest, key = self._lease.persist(lambda: put_content(self._objects, data))
+        """Write the content before its row, so that a row never refers to a missing content."""
+        digest, key = self._lease.retrying(lambda: put_content(self._objects, data))
         row = {
             "experiment_id": self._lease.experiment_id,
             "arm": scope.arm,
@@ -155,10 +155,10 @@ class SqlRecorder:
             "expired_at": None,
             "expired_why": None,
         }
-        self._lease.persist(lambda: self._write_artifact(row, data))
+        self._lease.retrying(lambda: self._write_artifact(row, data))
 
     def flush(self) -> None:
-        """Write what has gathered. If that fails it stays gathered, and the error is the caller's.
+        """Write the buffer. If that fails, the buffer is kept and the error raised.
 
         Raises StoppedError if the lease is lost.
         """
@@ -188,7 +188,8 @@ class SqlRecorder:
             }
             for (arm, seed, name, step), value in batch.points.items()
         ]
-        upsert(session, MetricPoint, points, ["experiment_id", "arm", "seed", "name", "step"])
+        keys = ["experiment_id", "arm", "seed", "name", "step"]
+        upsert(session, MetricPoint, points, keys, lambda new: {"value": new.value})
         lines = [
             LogLine(experiment_id=experiment, attempt=self._lease.attempt, at=at, message=line)
             for at, line in batch.lines
@@ -209,71 +210,66 @@ class SqlRecorder:
             lifecycle.emit(session, experiment, "progress", batch.progress)
 
     def _write_note(self, session: Session, key: ArmSeed, kind: str, message: str) -> None:
+        """Store a warning or error, with an event unless the same one is stored. The experiment's row is locked."""
         arm, seed = key
-        row = {"experiment_id": self._lease.experiment_id, "arm": arm, "seed": seed, "kind": kind}
-        new = session.execute(
-            insert_into(session, ArmNote)
-            .values(**row, message=message)
-            .on_conflict_do_nothing()
-            .returning(ArmNote.kind)
-        ).scalar_one_or_none()
-        if new is not None:
-            text = message if kind == WARNING else f"the arm failed: {message}"
-            self._emit(session, "warning", key, {"message": text})
+        if session.get(ArmNote, (self._lease.experiment_id, arm, seed, kind, message)) is not None:
+            return
+        session.add(
+            ArmNote(experiment_id=self._lease.experiment_id, arm=arm, seed=seed, kind=kind, message=message)
+        )
+        text = message if kind == WARNING else f"the arm failed: {message}"
+        self._emit(session, "warning", key, {"message": text})
 
     def _write_result(self, session: Session, key: ArmSeed, values: dict[str, float | None]) -> None:
-        """Replace an arm's numbers; an event tells of them unless they are the ones already known."""
-        experiment = self._lease.experiment_id
-        mine = _of(ResultValue, experiment, key)
-        rows = session.execute(select(ResultValue.metric, ResultValue.value).where(*mine))
-        known = dict(rows.all())
-        session.execute(delete(ArmNote).where(*_of(ArmNote, experiment, key), ArmNote.kind == ERROR))
-        if known == values:
+        """Replace the numbers and delete the error of an arm and seed; emit an event if the numbers differ."""
+        experiment_id = self._lease.experiment_id
+        of_arm = _of(ResultValue, experiment_id, key)
+        rows = session.execute(select(ResultValue.metric, ResultValue.value).where(*of_arm))
+        stored_values = dict(rows.all())
+        session.execute(delete(ArmNote).where(*_of(ArmNote, experiment_id, key), ArmNote.kind == ERROR))
+        if stored_values == values:
             return
-        session.execute(delete(ResultValue).where(*mine))
+        session.execute(delete(ResultValue).where(*of_arm))
         arm, seed = key
         session.add_all(
-            ResultValue(experiment_id=experiment, arm=arm, seed=seed, metric=metric, value=value)
+            ResultValue(experiment_id=experiment_id, arm=arm, seed=seed, metric=metric, value=value)
             for metric, value in values.items()
         )
         session.flush()
-        indexing.refresh(session, experiment, arm)
+        indexing.refresh(session, experiment_id, arm)
         self._emit(session, "result", key, {"values": values})
 
     def _write_artifact(self, row: dict[str, Any], data: bytes) -> None:
+        experiment_id, object_key = row["experiment_id"], row["object_key"]
         with self._lease.writing() as session:
-            lock_contents(session, [row["object_key"]])
-            if not self._objects.exists(row["object_key"]):  # housekeeping took it for another experiment's
+            lock_contents(session, [object_key])
+            if not self._objects.exists(object_key):  # housekeeping deleted it before this row refers to it
                 put_content(self._objects, data)
-            known = session.scalars(
-                select(Artifact).where(
-                    Artifact.experiment_id == row["experiment_id"], Artifact.name == row["name"]
-                )
+            stored = session.scalars(
+                select(Artifact).where(Artifact.experiment_id == experiment_id, Artifact.name == row["name"])
             ).one_or_none()
-            if known is not None and known.sha256 == row["sha256"]:
-                known.details = row["details"]
-                known.expired_at = known.expired_why = None
-                update_stored_bytes(session, [row["experiment_id"]])
+            if stored is not None and stored.sha256 == row["sha256"]:
+                stored.details = row["details"]
+                stored.expired_at = stored.expired_why = None
+                update_stored_bytes(session, [experiment_id])
                 return
-            artifact_id = known.id if known is not None else new_id()
-            upsert(session, Artifact, [{"id": artifact_id, **row}], ["experiment_id", "name"])
-            update_stored_bytes(session, [row["experiment_id"]])
-            lifecycle.emit(
-                session, row["experiment_id"], "artifact", {"id": artifact_id, "name": row["name"]}
-            )
+            artifact_id = stored.id if stored is not None else new_id()
+            session.merge(Artifact(id=artifact_id, **row))
+            update_stored_bytes(session, [experiment_id])
+            lifecycle.emit(session, experiment_id, "artifact", {"id": artifact_id, "name": row["name"]})
 
     def _emit(self, session: Session, kind: str, key: ArmSeed, data: dict[str, Any]) -> None:
         arm, seed = key
-        named = {"arm": arm or None, "seed": seed if seed != EVERY_SEED else None}
-        lifecycle.emit(session, self._lease.experiment_id, kind, named | data)
+        scope = {"arm": arm or None, "seed": seed if seed != EVERY_SEED else None}
+        lifecycle.emit(session, self._lease.experiment_id, kind, scope | data)
 
     def _seconds_left(self, fraction: float) -> float | None:
-        """At the mean speed since this attempt's first report; None while there is nothing to judge by."""
+        """Seconds until the run ends, at the mean speed since this attempt's first report; None in the first second."""
         now = time.monotonic()
         if self._first_progress is None:
             self._first_progress = (now, fraction)
         elapsed, done = now - self._first_progress[0], fraction - self._first_progress[1]
-        if elapsed < SHORTEST_ESTIMATE_SECONDS or done <= 0:
+        if elapsed < MIN_ESTIMATE_SECONDS or done <= 0:
             return None
         return round(elapsed / done * (1 - fraction), 1)
 

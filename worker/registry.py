@@ -1,4 +1,4 @@
-"""The table of live workers, from which the API tells whether anybody is there to work, and how busy they are."""
+"""The table of live workers, from which the API knows which workers are running and whether they are busy."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -9,23 +9,23 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app.core.database import Database, utcnow
+from app.core.upsert import upsert
 from app.core.versions import code_version
 from app.specs.stages import LAB_VERSION
 from app.tables.experiments import BUSY, DRAINING, IDLE, WorkerHeartbeat
-from worker.device import MemoryWatch, find
-from worker.upsert import upsert
+from worker.device import MemoryWatch, find_device
 
-FORGOTTEN_AFTER = timedelta(hours=1)
+EXPIRES_AFTER = timedelta(hours=1)
 log = logging.getLogger(__name__)
 
 
 class Registration:
-    """One worker's row. No connection is kept open between calls, so a fork inherits none."""
+    """One worker's row. No connection stays open between calls, so a forked child inherits none."""
 
     def __init__(
         self, database_url: str, name: str, queues: Sequence[str], is_busy: Callable[[], bool]
     ) -> None:
-        device = find()
+        device = find_device()
         self._url = database_url
         self._is_busy = is_busy
         self._memory = MemoryWatch(device)
@@ -41,38 +41,40 @@ class Registration:
         self._draining = self._writing = False
 
     def renew(self) -> None:
-        """Give a sign of life, and forget workers that died long ago. A database that is away is no fault of ours."""
+        """Write a heartbeat, and delete workers that died long ago. Database errors are only logged."""
         state = DRAINING if self._draining else BUSY if self._is_busy() else IDLE
         now = utcnow()
         row = self._row | {"state": state, "memory": self._memory.read(), "seen_at": now}
 
         def write(session: Session) -> None:
-            upsert(session, WorkerHeartbeat, [row], ["name"])
-            session.execute(delete(WorkerHeartbeat).where(WorkerHeartbeat.seen_at < now - FORGOTTEN_AFTER))
+            upsert(
+                session, WorkerHeartbeat, [row], ["name"], lambda new: {column: new[column] for column in row}
+            )
+            session.execute(delete(WorkerHeartbeat).where(WorkerHeartbeat.seen_at < now - EXPIRES_AFTER))
 
-        self._write(write, "no sign of life could be given")
+        self._write(write, "the heartbeat could not be written")
         if self._draining and state != DRAINING:
-            self.renew()  # a signal came meanwhile
+            self.renew()  # `drain` was called by a signal meanwhile
 
     def drain(self) -> None:
-        """Say that this worker takes nothing more. May be called from a signal handler."""
+        """Show that this worker claims nothing more. May be called from a signal handler."""
         self._draining = True
-        if not self._writing:  # else `renew`, which the signal interrupted, says it
+        if not self._writing:  # else the `renew` that the signal interrupted writes it
             self.renew()
 
     def remove(self) -> None:
-        """Sign off."""
-        mine = delete(WorkerHeartbeat).where(WorkerHeartbeat.name == self._row["name"])
-        self._write(lambda session: session.execute(mine), "could not sign off")
+        """Delete the row when the worker shuts down."""
+        statement = delete(WorkerHeartbeat).where(WorkerHeartbeat.name == self._row["name"])
+        self._write(lambda session: session.execute(statement), "the worker's row could not be deleted")
 
-    def _write(self, work: Callable[[Session], object], otherwise: str) -> None:
+    def _write(self, action: Callable[[Session], object], failure: str) -> None:
         self._writing = True
         database = Database(self._url)
         try:
             with database.writing() as session:
-                work(session)
+                action(session)
         except SQLAlchemyError as error:
-            log.warning("%s: %s", otherwise, error)
+            log.warning("%s: %s", failure, error)
         finally:
             database.close()
             self._writing = False

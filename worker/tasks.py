@@ -1,4 +1,4 @@
-"""The four tasks. Each imports the lab when it runs, so that whoever forks children stays free of torch."""
+"""The four Celery tasks. Each imports the lab when it runs, because the parent, which forks, must not import torch."""
 
 import base64
 import os
@@ -11,8 +11,8 @@ from app.core.broker import CHECK_UPLOAD, PREDICT, PREVIEW, RUN_EXPERIMENT
 from app.core.objects import Objects
 from app.specs.dataset import DatasetSpec
 from app.specs.experiment import ExperimentSpec
-from worker.attempt import attempt
-from worker.celery import app, served, settings, sight, worker_name
+from worker.attempt import run_attempt
+from worker.celery import app, served_queues, settings, telemetry, worker_name
 from worker.lab.contracts import LabError
 from worker.uploads import fetch_dataset
 
@@ -21,9 +21,9 @@ _DATASET: TypeAdapter[DatasetSpec] = TypeAdapter(DatasetSpec)
 
 @app.task(name=RUN_EXPERIMENT)
 def run_experiment(experiment_id: str) -> None:
-    """Run the experiment whose turn it is. Everything to know about it lies in SQL; the id is only a hint."""
-    queues = served(app)
-    attempt(experiment_id, worker_name(os.getppid(), queues), settings, _run, queues, sight.pusher)
+    """Run the next experiment in the queue; the id is only a hint."""
+    queues = served_queues(app)
+    run_attempt(experiment_id, worker_name(os.getppid(), queues), settings, _run, queues, telemetry.pusher)
 
 
 def _run(*args: Any, **options: Any) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def _run(*args: Any, **options: Any) -> dict[str, Any]:
 
 @app.task(name=CHECK_UPLOAD, time_limit=int(settings.check_seconds))
 def check_upload(upload_id: str) -> None:
-    """Check a model or a data set that a user sent, if it still waits for that."""
+    """Check an uploaded model or dataset, if its check is still pending."""
     from worker.checking import check  # noqa: PLC0415
 
     check(upload_id, settings)
@@ -46,10 +46,10 @@ def check_upload(upload_id: str) -> None:
 
 @app.task(name=PREVIEW, ignore_result=False, bind=True)
 def preview(self: Task, payload: dict[str, Any]) -> dict[str, Any]:
-    """Clean, triggered and residual samples as ``{"picture": <base64 PNG>}``, or ``{"error": ...}``."""
+    """Clean and triggered samples and their difference as ``{"picture": <base64 PNG>}``, or ``{"error": ...}``."""
     from worker.lab import interactive  # noqa: PLC0415
 
-    with sight.asked("preview", self.request.get("origin")):
+    with telemetry.request("preview", self.request.get("origin")):
         try:
             fetch_dataset(
                 _DATASET.validate_python(payload["dataset"]), Objects(settings.objects), settings.datasets
@@ -62,8 +62,8 @@ def preview(self: Task, payload: dict[str, Any]) -> dict[str, Any]:
 
 @app.task(name=PREDICT, ignore_result=False, bind=True)
 def predict(self: Task, payload: dict[str, Any]) -> dict[str, Any]:
-    """Class and probabilities from every arm's model, or ``{"error": ...}``."""
-    with sight.asked("predict", self.request.get("origin")):
+    """Class and probabilities of every arm's model, or ``{"error": ...}``."""
+    with telemetry.request("predict", self.request.get("origin")):
         return _predict(payload)
 
 
@@ -72,8 +72,8 @@ def _predict(payload: dict[str, Any]) -> dict[str, Any]:
 
     objects = Objects(settings.objects)
     checkpoints = {arm: objects.get(key) for arm, key in payload["checkpoints"].items()}
-    if gone := sorted(arm for arm, data in checkpoints.items() if data is None):
-        return {"error": f"the stored model is gone: {', '.join(gone)}"}
+    if missing := sorted(arm for arm, data in checkpoints.items() if data is None):
+        return {"error": f"the stored model is missing: {', '.join(missing)}"}
     image, spec = payload["image"], ExperimentSpec.model_validate(payload["spec"])
     try:
         fetch_dataset(spec.dataset, objects, settings.datasets)

@@ -1,4 +1,4 @@
-"""What users sent, brought to where the lab finds it."""
+"""Downloads the uploads that a spec refers to."""
 
 import os
 import tempfile
@@ -15,44 +15,45 @@ from app.specs.experiment import ExperimentSpec
 from app.tables.uploads import Upload, dataset_key, source_key
 from worker.lab.contracts import LabError
 
-Patiently = Callable[[Callable[[], None]], None]
+Retrying = Callable[[Callable[[], None]], None]
+"""Calls a function, again if a back end fails, as `worker.lease.Lease.retrying` does."""
 
 
 class UploadGoneError(LabError):
-    """An upload that a spec names is not there any more."""
+    """An upload that a spec refers to is missing or damaged."""
 
 
 @contextmanager
-def at_hand(
-    spec: ExperimentSpec, database: Database, objects: Objects, data_dir: Path, patiently: Patiently
+def fetched_inputs(
+    spec: ExperimentSpec, database: Database, objects: Objects, data_dir: Path, retrying: Retrying
 ) -> Iterator[dict[str, Path]]:
-    """While open, the uploads that ``spec`` names lie on this machine.
+    """Download the uploads that ``spec`` refers to; the model's file is deleted at exit.
 
-    Gives the arguments of `worker.lab.experiment.run` that name them. ``patiently`` calls what it is given, again if
-    need be. Raises UploadGoneError, ObjectStoreError.
+    Yields the arguments of `worker.lab.experiment.run_experiment` that name them. Raises UploadGoneError,
+    ObjectStoreError.
     """
-    patiently(lambda: fetch_dataset(spec.dataset, objects, data_dir))
+    retrying(lambda: fetch_dataset(spec.dataset, objects, data_dir))
     if spec.victim is None:
         yield {}
         return
     model_id = spec.victim.model_id
     with tempfile.TemporaryDirectory(prefix="bdlab-victim-") as folder:
         path = Path(folder) / "model.safetensors"
-        patiently(lambda: _fetch_model(model_id, path, database, objects))
+        retrying(lambda: _fetch_model(model_id, path, database, objects))
         yield {"victim": path}
 
 
 def _fetch_model(model_id: str, path: Path, database: Database, objects: Objects) -> None:
     with database.reading() as session:
-        wanted = session.scalar(select(Upload.sha256).where(Upload.id == model_id))
-    found = objects.download(source_key(model_id), path) if wanted else None
-    if found is None or found != wanted:
-        state = "gone" if found is None else "damaged"
+        expected = session.scalar(select(Upload.sha256).where(Upload.id == model_id))
+    actual = objects.download(source_key(model_id), path) if expected else None
+    if actual is None or actual != expected:
+        state = "missing" if actual is None else "damaged"
         raise UploadGoneError(f"victim.model_id: the file of model {model_id} is {state}")
 
 
 def fetch_dataset(spec: DatasetSpec, objects: Objects, data_dir: Path) -> None:
-    """Put an uploaded data set under the data folder, if it is not there: its content never changes.
+    """Download an uploaded dataset into the data folder unless it is there: its content never changes.
 
     Raises UploadGoneError, ObjectStoreError.
     """
@@ -68,7 +69,7 @@ def fetch_dataset(spec: DatasetSpec, objects: Objects, data_dir: Path) -> None:
     os.close(handle)
     try:
         if objects.download(dataset_key(spec.dataset_id), Path(partial)) is None:
-            raise UploadGoneError(f"dataset.dataset_id: the file of data set {spec.dataset_id} is gone")
+            raise UploadGoneError(f"dataset.dataset_id: the file of dataset {spec.dataset_id} is missing")
         os.replace(partial, path)
     finally:
         Path(partial).unlink(missing_ok=True)

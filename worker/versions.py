@@ -1,4 +1,4 @@
-"""Experiments that were planned by an older version of the lab."""
+"""Recomputes the keys of experiments that were planned by an older version of the lab."""
 
 import logging
 
@@ -16,10 +16,10 @@ log = logging.getLogger(__name__)
 
 
 def rekey(lease: Lease, spec: ExperimentSpec, settings: Settings) -> None:
-    """Replace the keys of the experiment's stages and arms, which an older API planned, by those of this version.
+    """Replace the keys of the experiment's stages and arms by those of this version.
 
-    So no stage that an older worker computed is used, and every number that one reported is replaced: numbers of two
-    versions are never mixed in one experiment or under one key.
+    Stages of the older version are then not reused, and numbers that an older worker reported are replaced, so one
+    experiment or key never mixes numbers of two versions.
     """
     experiment_id = lease.experiment_id
     with lease.database.reading() as session:

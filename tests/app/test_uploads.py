@@ -300,7 +300,7 @@ def test_data_sets_that_are_refused(service: Service) -> None:
 
     cases: list[tuple[bytes, dict[str, Any], str]] = [
         (b"junk", {}, "file.npz is not an .npz archive"),
-        (pictures(x_test=None, y_test=None), {}, "give test_fraction, for example test_fraction 0.2"),
+        (pictures(x_test=None, y_test=None), {}, "test_fraction: required, because the source has no test"),
         (pictures(y_train=np.arange(40)), {}, "y_test: class 2 (2) has no images"),
         (pictures(class_names=np.array(["cat", "d\0og"], dtype=object)), {}, "Python objects"),
         (pictures(class_names=np.array(["cat", "d\x1bog"])), {}, "the class name 'd\\x1bog' is not accepted"),
@@ -330,9 +330,9 @@ def compressed(npz: bytes) -> bytes:
     return out.getvalue()
 
 
-@pytest.mark.skipif(not memory.STATUS.exists(), reason="needs /proc")
+@pytest.mark.skipif(not memory.PROCESS_STATUS.exists(), reason="needs /proc")
 def test_memory_can_be_bounded() -> None:
-    with memory.at_most(2**26), pytest.raises(MemoryError):
+    with memory.limit_memory(2**26), pytest.raises(MemoryError):
         bytearray(2**28)
     assert len(bytearray(2**28)) == 2**28
 
@@ -441,14 +441,14 @@ def test_a_check_whose_upload_is_deleted_leaves_nothing(
     dataset_id = sent_dataset(service.http, pictures(48))
     from worker import checking  # noqa: PLC0415
 
-    look = checking._look
+    look = checking._check_file
 
     def look_and_lose(*args: Any) -> Any:
         found = look(*args)
         assert service.http.delete(f"/v1/datasets/{dataset_id}").status_code == 204
         return found
 
-    monkeypatch.setattr(checking, "_look", look_and_lose)
+    monkeypatch.setattr(checking, "_check_file", look_and_lose)
     with ThreadPoolExecutor(1):
         assert check(dataset_id, service.settings) is None
     assert not any(dataset_id in name for name in files(service))

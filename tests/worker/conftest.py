@@ -17,7 +17,7 @@ from app.specs.experiment import ExperimentSpec
 from app.specs.placement import placement_of
 from app.tables.experiments import Experiment
 from tests.servers import Postgres
-from worker.attempt import attempt
+from worker.attempt import run_attempt
 
 
 @dataclass
@@ -58,7 +58,7 @@ class House:
             assert lifecycle.lose(session, experiment_id, experiment.attempt, "no heartbeat")
 
     def try_(self, experiment_id: str, run: Callable[..., dict[str, Any]]) -> str | None:
-        return attempt(experiment_id, "host:1:cpu", self.settings, run)
+        return run_attempt(experiment_id, "host:1:cpu", self.settings, run)
 
     def experiment(self, experiment_id: str) -> Experiment:
         with self.database.reading() as session:

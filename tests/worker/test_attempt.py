@@ -323,8 +323,8 @@ def test_sigterm_hands_the_experiment_back(house: House) -> None:
 STUCK = """
 import sys, time
 from app.settings import Settings
-from worker.attempt import attempt
-attempt(sys.argv[1], "host:1:cpu", Settings(), lambda *a, **k: time.sleep(60))
+from worker.attempt import run_attempt
+run_attempt(sys.argv[1], "host:1:cpu", Settings(), lambda *a, **k: time.sleep(60))
 """
 
 

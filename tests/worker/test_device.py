@@ -54,17 +54,17 @@ def test_the_first_visible_gpu_is_the_device(
 ) -> None:
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    found = device.find()
+    found = device.find_device()
     assert found.kind == kind
     assert found.name == name or (name is None and "threads" in found.name)
 
 
 def test_memory_is_read(driver: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = device.MemoryWatch(device.find()).read()
+    memory = device.MemoryWatch(device.find_device()).read()
     assert (memory["device_total"], memory["device_used"]) == (81559 * 2**20, 2**30)
     assert 0 < (memory["host_used"] or 0) < (memory["host_total"] or 0)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert device.MemoryWatch(device.find()).read()["device_total"] is None
+    assert device.MemoryWatch(device.find_device()).read()["device_total"] is None
 
 
 def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> No
         raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 
     monkeypatch.setattr(pynvml, "nvmlInit", fail)
-    assert device.find().kind == "cpu"
+    assert device.find_device().kind == "cpu"
 
 
 def test_a_container_has_its_own_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from app.tables.artifacts import Artifact
 from app.tables.experiments import Stage
 from app.tables.reproductions import Reproduction
 from tests.worker.conftest import House
-from worker.housekeeping import GRACE, tidy_up
+from worker.housekeeping import GRACE, collect_fetched_datasets
 from worker.lab.contracts import Scope
 
 
@@ -88,5 +88,5 @@ def test_a_worker_deletes_what_it_fetched_of_uploads_that_are_gone(house: House,
         path.write_bytes(b"x")
     for path in files:
         os.utime(path, ((utcnow() - 2 * GRACE).timestamp(),) * 2)
-    tidy_up(settings)
+    collect_fetched_datasets(settings)
     assert [path.exists() for path in (*files, fresh)] == [False, False, True, True]

@@ -12,7 +12,16 @@ Array = NDArray[Any]
 
 
 class BadSourceError(LabError):
-    """A source that cannot be imported; the message names the part, its value, and what is allowed."""
+    """A source that cannot be imported; the message names the part, its value, and what is allowed.
+
+    ``parameter`` is the parameter of `read_source` that the message is about, if any. The message begins with it: as an
+    option of `bdlab data import` in ``str(error)``, as a field of the API in ``api_message``.
+    """
+
+    def __init__(self, message: str, parameter: str = "") -> None:
+        option = f"--{parameter.replace('_', '-')}: " if parameter else ""
+        super().__init__(option + message)
+        self.api_message = f"{parameter}: {message}" if parameter else message
 
 
 @dataclass
@@ -51,7 +60,7 @@ def check_source(source: Source, *, test_fraction: float | None, split_seed: int
     if source.x_test is None or source.y_test is None:
         if test_fraction is None:
             raise BadSourceError(
-                "the source has no test images; give --test-fraction, for example --test-fraction 0.2"
+                "required, because the source has no test images; for example 0.2", "test_fraction"
             )
         names = _class_names(source.class_names, y)
         train, test = split_by_class(y, test_fraction, split_seed, names)
@@ -59,7 +68,7 @@ def check_source(source: Source, *, test_fraction: float | None, split_seed: int
     else:
         if test_fraction is not None:
             raise BadSourceError(
-                f"--test-fraction {test_fraction} is not allowed; the source has test images"
+                f"{test_fraction} is not allowed; the source has test images", "test_fraction"
             )
         x_test, y_test = to_image_array("x_test", source.x_test), to_label_array("y_test", source.y_test)
         source.x_test = None

@@ -68,9 +68,9 @@ def read_source(
 ) -> CheckedDataset:
     """The validated arrays of ``source``, of at most ``most_bytes`` when decoded. Raises LabError."""
     if test_fraction is not None and not 0 < test_fraction < 1:
-        raise BadSourceError(f"--test-fraction {test_fraction} is not allowed; above 0 and below 1")
+        raise BadSourceError(f"{test_fraction} is not allowed; above 0 and below 1", "test_fraction")
     if size is not None and not 1 <= size <= 1024:
-        raise BadSourceError(f"--size {size} is not allowed; 1 to 1024 pixels")
+        raise BadSourceError(f"{size} is not allowed; 1 to 1024 pixels", "size")
     return check_source(
         _read(source, test, size, most_bytes), test_fraction=test_fraction, split_seed=split_seed
     )
@@ -110,9 +110,11 @@ def _read(source: Path, test: Path | None, size: int | None, most_bytes: int) ->
             raise BadSourceError(f"no such file or folder: {path}")
     kind = _kind(source)
     if test is not None and (kind != "parquet" or source.is_dir()):
-        raise BadSourceError("--test is for a pair of parquet files; other sources contain their test images")
+        raise BadSourceError(
+            "only for a pair of parquet files; other sources contain their test images", "test"
+        )
     if size is not None and kind == "npz":
-        raise BadSourceError("--size is for encoded images; arrays in an .npz are not resized")
+        raise BadSourceError("only for encoded images; arrays in an .npz are not resized", "size")
     if kind == "npz":
         return npz.read(source, most_bytes)
     if kind == "parquet":

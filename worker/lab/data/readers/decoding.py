@@ -40,7 +40,8 @@ class ImageStack:
             if np.prod(shape, dtype=float) > self._most_bytes:
                 raise BadSourceError(
                     f"{self._count} images like {name} ({_size(pixels)}) exceed "
-                    f"{self._most_bytes >> 20} MiB; give a smaller --size"
+                    f"{self._most_bytes >> 20} MiB; a smaller size is required",
+                    "size",
                 )
             self._pixels, self._first = np.empty(shape, np.uint8), name
         if self._filled == self._count:
@@ -48,8 +49,8 @@ class ImageStack:
         height, width = self._pixels.shape[2:]
         if pixels.shape[:2] != (height, width):
             raise BadSourceError(
-                f"{name} is {_size(pixels)}, but {self._first} is {width}x{height}; "
-                "give --size N to resize all to NxN"
+                f"required, because {name} is {_size(pixels)}, but {self._first} is {width}x{height}",
+                "size",
             )
         self._pixels[self._filled] = pixels.transpose(2, 0, 1)
         self._filled += 1

@@ -1,4 +1,4 @@
-"""What a worker lets be seen of itself: how busy it is, how fast it trains, and where in an experiment it is."""
+"""Metrics, traces and log context of workers."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -15,36 +15,37 @@ from app.tables.experiments import WorkerHeartbeat
 from worker.lab.contracts import Scope
 
 
-class Watch:
-    """Counts for one attempt; ``tick`` is called about twice a second by the lease's thread."""
+class AttemptTelemetry:
+    """Counts how long a worker is busy with one attempt. The lease's thread calls `tick` about twice a second."""
 
     def __init__(self, database: Database, worker: str, pusher: Pusher) -> None:
         self._database = database
         self._pusher = pusher
         with database.reading() as session:
-            found = session.execute(
+            row = session.execute(
                 select(WorkerHeartbeat.queue, WorkerHeartbeat.device).where(WorkerHeartbeat.name == worker)
             ).one_or_none()
-        queue, device = (found.queue, found.device) if found is not None else ("", "")
-        self._busy = metrics.BUSY_SECONDS.labels(queue, device)
-        self._seen = time.monotonic()
+        queue, device = (row.queue, row.device) if row is not None else ("", "")
+        self._busy_seconds = metrics.BUSY_SECONDS.labels(queue, device)
+        self._counted_until = time.monotonic()
 
     def tick(self) -> None:
         now = time.monotonic()
-        self._busy.inc(now - self._seen)
-        self._seen = now
+        self._busy_seconds.inc(now - self._counted_until)
+        self._counted_until = now
         self._pusher.push_if_due(self._database)
 
 
-class Sight:
-    """What a worker's process shows to the outside: its traces, and its counts through SQL."""
+class WorkerTelemetry:
+    """Traces of a worker's process, and its counters, which reach the API through SQL."""
 
     def __init__(self, settings: Settings) -> None:
         self.process = "worker"
         self._settings = settings
         self._pusher: Pusher | None = None
 
-    def begin(self) -> None:
+    def start(self) -> None:
+        """Call it in the process that runs tasks: neither exporter nor counters survive a fork."""
         tracing.configure(self.process)
         self._pusher = Pusher(self.process)
 
@@ -54,8 +55,8 @@ class Sight:
             self._pusher = Pusher(self.process)
         return self._pusher
 
-    def tell(self) -> None:
-        """After each task, since the process may end then."""
+    def push(self) -> None:
+        """Send everything. Call it after each task, since the process may end then."""
         database = Database(self._settings.database)
         try:
             self.pusher.push(database)
@@ -64,20 +65,20 @@ class Sight:
         tracing.flush()
 
     @contextmanager
-    def asked(self, name: str, origin: Mapping[str, str] | None) -> Iterator[None]:
-        """A question that came with its request's ``origin``, as `app.core.broker` sends it."""
-        known = dict(origin or {})
-        parent = known.get("traceparent")
+    def request(self, name: str, origin: Mapping[str, str] | None) -> Iterator[None]:
+        """A span for a task that answers a request; ``origin`` is the message's header from `app.core.broker`."""
+        origin = origin or {}
+        parent = origin.get("traceparent")
         with (
-            bound_contextvars(request_id=known.get("request_id"), trace_id=tracing.trace_id(parent)),
+            bound_contextvars(request_id=origin.get("request_id"), trace_id=tracing.trace_id(parent)),
             tracing.span(name, kind="consumer", parent=parent),
         ):
             yield
 
 
-def scope(told: Scope, epoch: int, epochs: int) -> None:
-    """A run reports how far it is: later lines of the log name the place, and the open span has the epoch."""
-    bind_contextvars(arm=told.arm, seed=told.seed, stage=told.stage)
+def record_progress(scope: Scope, epoch: int, epochs: int) -> None:
+    """Bind the scope to later log lines; count an epoch and add it to the open span."""
+    bind_contextvars(arm=scope.arm, seed=scope.seed, stage=scope.stage)
     if epoch > 0:
-        metrics.EPOCHS.labels(told.stage or "").inc()
+        metrics.EPOCHS.labels(scope.stage or "").inc()
         tracing.event("epoch", {"epoch": epoch, "epochs": epochs})
