@@ -12,7 +12,7 @@ DIGITS = 12
 
 @cache
 def code_version() -> str:
-    """The package's version and a digest of its source at the first call, such as ``0.1.0+4f1d0c2a9b7e``.
+    """The package's version and a digest of its source at the first call, such as ``0.2.0+4f1d0c2a9b7e``.
 
     API and workers are installed separately, and the version number alone would not show that their code differs.
     """
