@@ -67,12 +67,16 @@ class StoredSpec:
         )
 
     def parse(self) -> ExperimentSpec:
-        """The spec as a model, to plan or run it. Raises MissingPluginError."""
-        if missing := self.missing_plugins():
+        """The spec as a model, to plan or run it. Raises MissingPluginError, or ValidationError for other reasons."""
+        try:
+            return ExperimentSpec.model_validate(self.document)
+        except ValidationError as error:
+            missing = self.missing_plugins()
+            if not missing:
+                raise
             raise MissingPluginError(
                 f"no plug-in defines {', '.join(missing)}; put its file back into the folder that {VARIABLE} names"
-            )
-        return ExperimentSpec.model_validate(self.document)
+            ) from error
 
 
 def completed(document: dict[str, Any]) -> dict[str, Any]:
