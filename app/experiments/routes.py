@@ -50,8 +50,8 @@ def submit(
 ) -> Response:
     """Queue an experiment. Every field has a default; an unknown field is an error.
 
-    The answer comes as soon as the experiment is stored. With an `Idempotency-Key` a request can safely be
-    sent twice: the second one gives the first answer, or 422 if its body differs.
+    The response is sent as soon as the experiment is stored. With an `Idempotency-Key` a request can safely be
+    sent twice: the second one returns the first answer, or 422 if its body differs.
     """
     answer, replayed = service.submit(context, spec, idempotency_key)
     return accepted(answer, f"/v1/experiments/{answer['id']}", replayed=replayed)
@@ -77,19 +77,19 @@ def listing(
     defense: Annotated[str | None, Query(examples=["abl"])] = None,
     tag: Annotated[
         list[str] | None,
-        Query(description="key:value; may be repeated, all must fit", examples=[["study:example"]]),
+        Query(description="key:value; may be repeated, all must match", examples=[["study:example"]]),
     ] = None,
     sweep: Annotated[str | None, Query(description="Id of a sweep or study that uses the experiment")] = None,
     text: Annotated[
         str | None, Query(min_length=1, max_length=200, description="Part of the name, in any case")
     ] = None,
-    order: Annotated[Order, Query(description="`-created_at` is the newest first")] = "-created_at",
+    order: Annotated[Order, Query(description="`-created_at`: newest first")] = "-created_at",
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> Response:
     """One page of experiments. Follow `next`, or the `Link` header, for more.
 
-    Experiments that are submitted meanwhile neither shift nor repeat what later pages show.
+    New experiments do not change what the later pages show.
     """
     filters = Filters(
         status, dataset, model, attack, defense, tuple(service.parse_tags(tag or [])), sweep, text
@@ -101,11 +101,11 @@ def listing(
 @router.get(
     "/experiments/{experiment_id}",
     response_model=ExperimentOut,
-    summary="How an experiment stands",
-    responses={304: {"description": "Not modified since the answer with this ETag."}, **problems(404)},
+    summary="The state of an experiment",
+    responses={304: {"description": "Not modified since the response with this ETag."}, **problems(404)},
 )
 def get(experiment_id: str, context: Ctx, if_none_match: Annotated[str | None, Header()] = None) -> Response:
-    """Status, progress, attempts and a summary of the results. Cheap; made to be polled, best with `If-None-Match`."""
+    """Status, progress, attempts and a summary of the results. Cheap to poll, best with `If-None-Match`."""
     body, tag = service.poll(context, experiment_id)
     headers = {"ETag": tag, "Cache-Control": "no-cache"}
     if if_none_match and tag in (t.strip().removeprefix("W/") for t in if_none_match.split(",")):
@@ -121,7 +121,7 @@ def get(experiment_id: str, context: Ctx, if_none_match: Annotated[str | None, H
     responses=problems(404, 409),
 )
 def cancel(experiment_id: str, context: Ctx) -> Response:
-    """A queued experiment is canceled at once; a running one stops within a batch. Doing it twice does no harm."""
+    """A queued experiment is canceled at once; a running one stops within a batch. Idempotent."""
     return as_json(service.cancel(context, experiment_id), status=202)
 
 
@@ -133,8 +133,7 @@ def cancel(experiment_id: str, context: Ctx) -> Response:
     responses=problems(404, 409),
 )
 def retry(experiment_id: str, context: Ctx) -> Response:
-    """Queue an experiment that has ended. It is the same experiment: earlier attempts stay in its history, and
-    stages that are finished are not computed again."""
+    """Queue an ended experiment again. Earlier attempts stay in its history; finished stages are not computed again."""
     return as_json(service.retry(context, experiment_id), status=202)
 
 
@@ -145,5 +144,5 @@ def retry(experiment_id: str, context: Ctx) -> Response:
     responses=problems(404, 409),
 )
 def remove(experiment_id: str, context: Ctx) -> None:
-    """Delete an experiment that does not run, with its results and its files; files that others share stay."""
+    """Delete an experiment that is not running, with its results and files; files that others use stay."""
     service.remove(context, experiment_id)

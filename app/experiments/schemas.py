@@ -1,4 +1,4 @@
-"""What the experiment routes take and give."""
+"""Requests and responses of the experiment routes."""
 
 from datetime import datetime
 from typing import Any, Literal
@@ -13,17 +13,17 @@ from app.specs.stored import SpecDocument
 class Progress(BaseModel):
     """Where a running experiment is."""
 
-    stage: str | None = Field(None, description="Kind of the stage that runs.", examples=["victim"])
+    stage: str | None = Field(None, description="Kind of the current stage.", examples=["victim"])
     arm: str | None = None
     seed: int | None = None
-    epoch: int | None = Field(None, description="Epochs of this stage that are done.")
-    epochs: int | None = Field(None, description="Epochs that this stage has.")
-    fraction: float = Field(0.0, description="Share of the whole experiment that is done, in [0, 1].")
-    seconds_left: float | None = Field(None, description="Estimate; null while nothing is known.")
+    epoch: int | None = Field(None, description="Completed epochs of this stage.")
+    epochs: int | None = Field(None, description="Epochs of this stage.")
+    fraction: float = Field(0.0, description="Completed share of the whole experiment, in [0, 1].")
+    seconds_left: float | None = Field(None, description="Estimate; null while there is none.")
 
 
 class AttemptOut(BaseModel):
-    """One worker's try."""
+    """The attempt of one worker."""
 
     number: int
     worker: str
@@ -49,7 +49,7 @@ class Failure(BaseModel):
 
 
 class Links(BaseModel):
-    """Where the rest of an experiment is."""
+    """Links to the parts of an experiment."""
 
     self: str
     results: str
@@ -67,30 +67,30 @@ class SweepRef(BaseModel):
 
     id: str
     kind: Literal["sweep", "study"]
-    coordinates: dict[str, Any] = Field(description="Where in it the experiment lies.")
+    coordinates: dict[str, Any] = Field(description="The position of the experiment in it.")
 
 
 class ExperimentOut(BaseModel):
-    """An experiment and how it stands."""
+    """An experiment and its state."""
 
     id: str
     name: str
     status: Status
     spec: SpecDocument = Field(description="The spec with every default written out.")
-    spec_hash: str = Field(description="SHA-256 over all of the spec that decides the numbers.")
+    spec_hash: str = Field(description="SHA-256 over every field of the spec that decides the numbers.")
     created_at: datetime
-    queued_at: datetime = Field(description="When it was last put into the queue.")
-    started_at: datetime | None = Field(description="When a worker first took it up.")
+    queued_at: datetime = Field(description="When it was last queued.")
+    started_at: datetime | None = Field(description="When a worker first claimed it.")
     finished_at: datetime | None
     cancel_requested_at: datetime | None
     progress: Progress
     attempts: list[AttemptOut] = Field(
-        description="Every try, the oldest first; waits in a row are shown as one."
+        description="Every attempt, oldest first; consecutive waits are shown as one."
     )
     attempts_left: int = Field(description="How many more attempts may be lost before it fails.")
     summary: list[ArmSummary]
     error: Failure | None
-    sweep: SweepRef | None = Field(None, description="Null if it was submitted by itself.")
+    sweep: SweepRef | None = Field(None, description="Null if it belongs to none.")
     links: Links
 
 
@@ -102,13 +102,13 @@ class Page(BaseModel):
 
 
 class StageOut(BaseModel):
-    """One stage that an experiment is made of."""
+    """One stage of an experiment."""
 
     kind: str
     arm: str | None = Field(description="Null for a stage that the arms share.")
     seed: int
-    key: str = Field(description="The stage's content-address.")
-    cached: bool = Field(description="True if it need not be computed again.")
+    key: str = Field(description="The content address of the stage.")
+    cached: bool = Field(description="True if it is stored and need not be computed.")
 
 
 class Validation(BaseModel):
@@ -122,7 +122,7 @@ class Validation(BaseModel):
 
 
 class EventOut(BaseModel):
-    """Something that happened. ``type`` is state, progress, result, warning or artifact."""
+    """An event. ``type`` is state, progress, result, warning or artifact."""
 
     id: int
     at: datetime
@@ -134,5 +134,5 @@ class Events(BaseModel):
     """Events in order."""
 
     events: list[EventOut]
-    after: int = Field(description="Give this as `after` to read on.")
-    finished: bool = Field(description="True if no more will come unless the experiment is retried.")
+    after: int = Field(description="The `after` of the next request.")
+    finished: bool = Field(description="True if no more events follow unless the experiment is retried.")

@@ -18,7 +18,7 @@ from app.tables.owners import Owned, owned_index
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELED = STATUSES
 EXPERIMENT = "experiments.id"
 IDLE, BUSY, DRAINING = "idle", "busy", "draining"
-"""What a worker says of itself."""
+"""States that a worker reports."""
 
 
 class Experiment(RequestOriginMixin, Owned, Base):
@@ -46,14 +46,14 @@ class Experiment(RequestOriginMixin, Owned, Base):
     attack: Mapped[str] = mapped_column(String(64))
 
     placement: Mapped[str] = mapped_column(String(16), default=RATHER_CPU, server_default=RATHER_CPU)
-    """Which kind of worker may take it, see `app.specs.placement`."""
+    """Which kind of worker may run it, see `app.specs.placement`."""
     priority: Mapped[int] = mapped_column(default=0, server_default="0")
     lab_version: Mapped[int] = mapped_column(default=LAB_VERSION, server_default="1")
-    """Of the keys of its arms. Only a worker with this one or a newer one may take it."""
+    """Lab version of the keys of its stages and arms. Only a worker with this version or a newer one may claim it."""
 
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     due_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utcnow)
-    """Not to be taken before."""
+    """It is not claimed earlier."""
     queued_at: Mapped[datetime] = mapped_column(UtcDateTime)
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -66,11 +66,11 @@ class Experiment(RequestOriginMixin, Owned, Base):
     progress: Mapped[dict[str, Any]] = mapped_column(Json, default=dict)
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
     stored_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
-    """Total size of its files, kept current by `storage.update_stored_bytes` so that no query sums millions."""
+    """Total size of its files, kept current by `app.results.artifacts.storage` so that no query sums over them."""
 
     stages: Mapped[list[dict[str, Any]] | None] = mapped_column(Json, deferred=True)
-    """The planned stages (kind, arm, seed, key) in order, under the keys of ``lab_version``. Null in experiments from
-    before revision 0016. Deferred, because lists do not need it."""
+    """The planned stages (kind, arm, seed, key) in order, under the keys of ``lab_version``. Null in
+    experiments from before revision 0016. Deferred, because lists do not show it."""
 
     attempts: Mapped[list["Attempt"]] = relationship(
         cascade="all, delete-orphan", passive_deletes=True, order_by="Attempt.number"
@@ -79,7 +79,8 @@ class Experiment(RequestOriginMixin, Owned, Base):
 
 class Label(Base):
     """What an experiment can be found by besides its columns: each tag (kind ``tag``: key and value), each
-    defense (kind ``defense``: the key is its name), and each upload (``model``, ``dataset``: the key is its id)."""
+    defense (kind ``defense``: the key is its name), and each upload (kind ``model`` or ``dataset``: the key is its id).
+    """
 
     __tablename__ = "experiment_labels"
     __table_args__ = (Index("ix_experiment_labels_lookup", "kind", "key", "value", "experiment_id"),)
@@ -106,7 +107,7 @@ class Attempt(Base):
 
 
 class Outbox(Base):
-    """A message to publish, written in the transaction that makes it necessary."""
+    """A message to publish, written in the transaction that requires it."""
 
     __tablename__ = "outbox"
     __table_args__ = (Index("ix_outbox_due", "published_at", "not_before"),)
@@ -118,7 +119,7 @@ class Outbox(Base):
 
 
 class Event(Base):
-    """Something that happened, for pollers and server-sent events; ``id`` orders them."""
+    """An event, for pollers and server-sent events; ``id`` orders them."""
 
     __tablename__ = "events"
     __table_args__ = (Index("ix_events_experiment", "experiment_id", "id"),)
@@ -144,7 +145,7 @@ class LogLine(Base):
 
 
 class Stage(Base):
-    """A content-addressed stage: computed by one worker (``lease_expires_at``), then ready for all."""
+    """A content-addressed stage. One worker (``owner``) computes it under a lease; then it is ready for all."""
 
     __tablename__ = "stages"
 
@@ -157,11 +158,11 @@ class Stage(Base):
     sha256: Mapped[str | None] = mapped_column(String(64))
     last_used_at: Mapped[datetime] = mapped_column(UtcDateTime)
     experiment_id: Mapped[str | None] = mapped_column(String(36))
-    """The one experiment that can use it, if that computes all afresh; the experiment may be deleted by now."""
+    """The reproduction that alone can use it, which may have been deleted; null for a stage that all share."""
 
 
 class Idempotency(Owned, Base):
-    """The first answer to an Idempotency-Key; each owner has keys of their own."""
+    """The first answer to an Idempotency-Key, which is unique per owner."""
 
     __tablename__ = "idempotency"
 
@@ -176,7 +177,7 @@ class Idempotency(Owned, Base):
 
 
 class WorkerHeartbeat(Base):
-    """A worker process that is alive, by its last sign of life. ``queue`` holds its queues, with commas between."""
+    """A worker process and its last heartbeat. ``queue`` holds its queues, separated by commas."""
 
     __tablename__ = "workers"
 

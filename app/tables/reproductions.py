@@ -1,4 +1,4 @@
-"""Which experiments repeat which."""
+"""Which experiments reproduce which."""
 
 from sqlalchemy import ForeignKey, String
 from sqlalchemy.orm import Mapped, mapped_column
@@ -7,7 +7,7 @@ from app.core.database import Base
 
 
 class Reproduction(Base):
-    """An experiment that computes another one afresh. It outlives the original, whose id it then still names."""
+    """An experiment that runs another one again. It stays when the original is deleted, and still names its id."""
 
     __tablename__ = "reproductions"
 

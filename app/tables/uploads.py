@@ -1,4 +1,4 @@
-"""The table of what users sent: models and data sets."""
+"""The table of uploads: models and datasets."""
 
 from datetime import datetime
 from typing import Any
@@ -15,8 +15,8 @@ PENDING, READY, REFUSED = "pending", "ready", "refused"
 
 
 class Upload(RequestOriginMixin, Owned, Base):
-    """A file and what its check found. While it is pending the row is its own message: the relay announces it to the
-    workers when ``due_at`` has come. ``attempts`` is the fencing token of the worker that checks it."""
+    """A file and the result of its check. While it is pending, the row serves as its outbox: the relay sends a message
+    when ``due_at`` is reached. ``attempts`` is the fencing token of the worker that checks it."""
 
     __tablename__ = "uploads"
     __table_args__ = (
@@ -33,13 +33,13 @@ class Upload(RequestOriginMixin, Owned, Base):
     size: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     request: Mapped[dict[str, Any]] = mapped_column(Json)
-    """What came with the file: the fields that its check needs."""
+    """The metadata that its check needs."""
     request_hash: Mapped[str] = mapped_column(String(64))
-    """Over file and fields, so that sending both again gives the same upload."""
+    """Over the file and its metadata, so that sending both again finds the same upload."""
     facts: Mapped[dict[str, Any] | None] = mapped_column(Json)
-    """What the check found; null until it is ready."""
+    """The result of the check; null until it is ready."""
     version: Mapped[str] = mapped_column(String(64), default="")
-    """A data set's digest of content, once it is ready."""
+    """The digest of a dataset's content, once it is ready."""
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     checked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     due_at: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -48,10 +48,10 @@ class Upload(RequestOriginMixin, Owned, Base):
 
 
 def source_key(upload_id: str) -> str:
-    """Where the file lies as it was sent."""
+    """The object key of the file as it was sent."""
     return f"uploads/{upload_id}"
 
 
 def dataset_key(upload_id: str) -> str:
-    """Where a data set lies in the form that workers load."""
+    """The object key of a dataset in the format that workers load."""
     return f"uploads/{upload_id}.safetensors"

@@ -267,7 +267,7 @@ class Experiments(RuleBasedStateMachine):
             self.happened["claim"] += 1
             self.workers.append(taken)
 
-    def take(self, hint: str) -> scheduling.Taken | None:
+    def take(self, hint: str) -> scheduling.Claim | None:
         """What a message makes a worker do."""
         with self.database.writing() as session:
             return scheduling.claim_next(session, hint, "w", [CPU], self.context.settings)

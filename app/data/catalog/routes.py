@@ -9,7 +9,7 @@ from app.data.catalog.schemas import Catalog
 router = APIRouter(prefix="/v1", tags=["catalog"])
 
 
-@router.get("/catalog", summary="What can be asked for")
+@router.get("/catalog", summary="Attacks, defenses, datasets and models")
 def get_catalog(context: Ctx) -> Catalog:
-    """Attacks, defenses, data sets and models: for each its fields with default, range, unit and source."""
+    """Everything that a spec can name, with the default, range, unit and source of each field."""
     return service.catalog(context.settings.datasets)

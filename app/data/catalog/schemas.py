@@ -1,4 +1,4 @@
-"""What the catalog answers."""
+"""The response of the catalog."""
 
 from typing import Any
 
@@ -8,33 +8,33 @@ from app.specs.facts import DatasetFacts
 
 
 class Entry(BaseModel):
-    """One thing that a spec can name."""
+    """A class of specs that has a name."""
 
     model_config = ConfigDict(populate_by_name=True)
 
-    name: str = Field(description="What `name` says in a spec.")
+    name: str = Field(description="The `name` in a spec.")
     summary: str = Field(description="One line.")
-    description: str = Field(description="All of the documentation.")
-    source: str | None = Field(description="Where it, or its defaults, come from.")
+    description: str = Field(description="The whole documentation.")
+    source: str | None = Field(description="Where the method or its defaults come from.")
     schema_: dict[str, Any] = Field(
         alias="schema", description="JSON schema of its fields, with unit and source."
     )
-    defaults: dict[str, Any] = Field(description="Every field that has a default, with it.")
+    defaults: dict[str, Any] = Field(description="The default of every field that has one.")
 
 
 class DatasetEntry(Entry):
-    """A data set; imported ones are listed by their key."""
+    """A dataset; imported ones are listed by their key."""
 
-    key: str | None = Field(None, description="An imported set's key.")
+    key: str | None = Field(None, description="Key of an imported dataset.")
     present: bool | None = Field(
-        description="Whether it is on this host; null if this host keeps no data, as the workers may."
+        description="Whether it is on this host; null if this host has no data folder, as the workers may."
     )
-    facts: DatasetFacts | None = Field(description="Shape, classes, and images of each class.")
-    command: str | None = Field(description="The command that gets it.")
+    facts: DatasetFacts | None = Field(description="Shape, classes, and images per class.")
+    command: str | None = Field(description="The command that downloads or imports it.")
 
 
 class Catalog(BaseModel):
-    """Everything that a spec can be made of."""
+    """Everything that a spec can contain."""
 
     attacks: list[Entry]
     defenses: list[Entry]

@@ -1,4 +1,4 @@
-"""The catalog, by reflection over the specs: a new spec class appears by itself."""
+"""The catalog, by reflection over the specs: a new spec class appears without further code."""
 
 import inspect
 import re
@@ -20,7 +20,7 @@ _CITATION = re.compile(r"\(([^()]*\b(?:19|20)\d\d[a-z]?)\)")
 
 
 def catalog(folder: Path) -> Catalog:
-    """What can be asked of this service; ``folder`` is the data folder."""
+    """What a spec can contain; ``folder`` is the data folder."""
     return Catalog(
         attacks=_entries("attack"),
         defenses=_entries("defenses"),
@@ -31,7 +31,7 @@ def catalog(folder: Path) -> Catalog:
 
 
 def names(field: str) -> list[str]:
-    """What a field of the spec can be called, such as every attack, in the order of the catalog."""
+    """The names that a field of the spec can have, such as those of all attacks, in the order of the catalog."""
     return [str(name_of(model)) for model in members(ExperimentSpec.model_fields[field].annotation)]
 
 
@@ -41,7 +41,7 @@ def _entries(field: str) -> list[Entry]:
 
 def _datasets(folder: Path) -> list[DatasetEntry]:
     entries = []
-    here = folder.is_dir()
+    has_folder = folder.is_dir()
     for entry in _entries("dataset"):
         if entry.name == name_of(Imported):
             template = entry
@@ -52,15 +52,15 @@ def _datasets(folder: Path) -> list[DatasetEntry]:
             continue
         present = local_datasets.present(entry.name, folder)
         more = {
-            "present": present if here or present else None,
+            "present": present if has_folder or present else None,
             "facts": BUILT_IN[entry.name],
             "command": local_datasets.command(entry.name),
         }
         entries.append(DatasetEntry(**entry.model_dump(), **more))
     command = "bdlab data import FILE --name KEY"
     entries.append(DatasetEntry(**template.model_dump(), present=None, facts=None, command=command))
-    for key, known in local_datasets.imported(folder).items():
-        more = {"key": key, "present": True, "facts": known.facts, "command": None}
+    for key, dataset in local_datasets.imported(folder).items():
+        more = {"key": key, "present": True, "facts": dataset.facts, "command": None}
         defaults = {**template.defaults, "key": key}
         entries.append(DatasetEntry(**{**template.model_dump(), "defaults": defaults}, **more))
     return entries
@@ -79,13 +79,13 @@ def _entry(model: type[BaseModel]) -> Entry:
 
 
 def _source(model: type[BaseModel], text: str) -> str | None:
-    """The papers that the documentation cites in brackets, then those that the fields name."""
-    found = _CITATION.findall(text)
+    """The papers that the documentation cites in parentheses, then the sources of the fields."""
+    sources = _CITATION.findall(text)
     for field in model.model_fields.values():
         extra = field.json_schema_extra
         if isinstance(extra, dict) and "source" in extra:
-            found.extend(str(extra["source"]).split("; "))
-    return "; ".join(dict.fromkeys(found)) or None
+            sources.extend(str(extra["source"]).split("; "))
+    return "; ".join(dict.fromkeys(sources)) or None
 
 
 def _defaults(model: type[BaseModel]) -> dict[str, Any]:
