@@ -83,10 +83,9 @@ class PageRoute(APIRoute):
         async def handle_or_render_error(request: Request) -> Response:
             try:
                 return await handle(request)
-            except OUTAGES as outage:
-                error = UnavailableError(str(outage).partition("\n")[0])
-                status, detail, headers = int(error.status), error.detail, error.headers
-            except AppError as error:
+            except (AppError, *OUTAGES) as failure:
+                outage = UnavailableError(str(failure).partition("\n")[0])
+                error = failure if isinstance(failure, AppError) else outage
                 status, detail, headers = int(error.status), error.detail, error.headers
             except RequestValidationError as error:
                 status, detail, headers = 422, summary(field_errors(error.errors(), None)), {}
