@@ -1,4 +1,4 @@
-"""Pages for people at ``/``: server-rendered, without a build step, working without a network."""
+"""The dashboard: server-rendered pages at ``/``, without a build step and without files of other servers."""
 
 from app.dashboard import (
     actions,

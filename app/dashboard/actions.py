@@ -1,6 +1,6 @@
-"""What the buttons of a page do: plain forms, which a browser without JavaScript can send too.
+"""The actions behind the buttons of pages: plain forms, which work without JavaScript.
 
-A form on a page of another site is refused by the gate before every route.
+Middleware refuses forms sent from other sites.
 """
 
 from typing import Annotated
@@ -17,78 +17,63 @@ from app.sweeps.schemas import Retryable
 from app.tables.sweeps import STUDY, SWEEP
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
-State = Annotated[Retryable, Form()]
 
 
 @router.post("/experiments/{experiment_id}/cancel")
 def cancel(context: Ctx, experiment_id: str) -> RedirectResponse:
-    """Stop an experiment, then show it."""
+    """Cancel an experiment, then show it."""
     experiments.cancel(context, experiment_id)
-    return _show(f"/experiments/{experiment_id}")
+    return _redirect(f"/experiments/{experiment_id}")
 
 
 @router.post("/experiments/{experiment_id}/retry")
 def retry(context: Ctx, experiment_id: str) -> RedirectResponse:
-    """Queue an ended experiment again, then show it."""
+    """Requeue an ended experiment, then show it."""
     experiments.retry(context, experiment_id)
-    return _show(f"/experiments/{experiment_id}")
+    return _redirect(f"/experiments/{experiment_id}")
 
 
 @router.post("/experiments/{experiment_id}/delete")
 def delete(context: Ctx, experiment_id: str) -> RedirectResponse:
-    """Delete an experiment, then show the others."""
+    """Delete an experiment, then list the others."""
     experiments.remove(context, experiment_id)
-    return _show("/")
+    return _redirect("/")
 
 
 @router.post("/experiments/{experiment_id}/reproduce")
 def reproduce(context: Ctx, experiment_id: str) -> RedirectResponse:
-    """Run an experiment afresh, then show the new one."""
-    answer, _ = reproductions.reproduce(context, experiment_id, None)
-    return _show(f"/experiments/{answer['id']}")
+    """Run an experiment again without cached stages, then show the new one."""
+    reproduction, _ = reproductions.reproduce(context, experiment_id, None)
+    return _redirect(f"/experiments/{reproduction['id']}")
 
 
-@router.post("/sweeps/{sweep_id}/cancel")
-def cancel_sweep(context: Ctx, sweep_id: str) -> RedirectResponse:
-    """Cancel what has not ended of a sweep, then show it."""
-    batches.cancel(context, SWEEP, sweep_id)
-    return _show(f"/sweeps/{sweep_id}")
+def _add_batch_actions(kind: str, path: str) -> None:
+    """Add the actions that sweeps and studies have in common. ``path`` is that of their pages."""
+
+    @router.post(f"{path}/{{batch_id}}/cancel")
+    def cancel_batch(context: Ctx, batch_id: str) -> RedirectResponse:
+        """Cancel the experiments that have not ended, then show the batch."""
+        batches.cancel(context, kind, batch_id)
+        return _redirect(f"{path}/{batch_id}")
+
+    @router.post(f"{path}/{{batch_id}}/retry")
+    def retry_batch(
+        context: Ctx, batch_id: str, state: Annotated[Retryable, Form()] = "failed"
+    ) -> RedirectResponse:
+        """Requeue the experiments in this state, then show the batch."""
+        batches.retry(context, kind, batch_id, [state])
+        return _redirect(f"{path}/{batch_id}")
+
+    @router.post(f"{path}/{{batch_id}}/delete")
+    def delete_batch(context: Ctx, batch_id: str) -> RedirectResponse:
+        """Delete the batch and its experiments, then list sweeps and studies."""
+        batches.remove(context, kind, batch_id)
+        return _redirect("/sweeps")
 
 
-@router.post("/sweeps/{sweep_id}/retry")
-def retry_sweep(context: Ctx, sweep_id: str, state: State = "failed") -> RedirectResponse:
-    """Queue the cells in this state again, then show the sweep."""
-    batches.retry(context, SWEEP, sweep_id, [state])
-    return _show(f"/sweeps/{sweep_id}")
+def _redirect(path: str) -> RedirectResponse:
+    return RedirectResponse(path, status_code=303)
 
 
-@router.post("/sweeps/{sweep_id}/delete")
-def delete_sweep(context: Ctx, sweep_id: str) -> RedirectResponse:
-    """Delete a sweep and its experiments, then show the others."""
-    batches.remove(context, SWEEP, sweep_id)
-    return _show("/sweeps")
-
-
-@router.post("/studies/{study_id}/cancel")
-def cancel_study(context: Ctx, study_id: str) -> RedirectResponse:
-    """Cancel what has not ended of a study, then show it."""
-    batches.cancel(context, STUDY, study_id)
-    return _show(f"/studies/{study_id}")
-
-
-@router.post("/studies/{study_id}/retry")
-def retry_study(context: Ctx, study_id: str, state: State = "failed") -> RedirectResponse:
-    """Queue the experiments in this state again, then show the study."""
-    batches.retry(context, STUDY, study_id, [state])
-    return _show(f"/studies/{study_id}")
-
-
-@router.post("/studies/{study_id}/delete")
-def delete_study(context: Ctx, study_id: str) -> RedirectResponse:
-    """Delete a study and its experiments, then show the others."""
-    batches.remove(context, STUDY, study_id)
-    return _show("/sweeps")
-
-
-def _show(page: str) -> RedirectResponse:
-    return RedirectResponse(page, status_code=303)
+_add_batch_actions(SWEEP, "/sweeps")
+_add_batch_actions(STUDY, "/studies")

@@ -1,4 +1,4 @@
-"""The API's own page: Swagger UI from files of this service, so that it works without a network."""
+"""The API reference: Swagger UI, served from this service's own files so that it works offline."""
 
 from fastapi import APIRouter, Request, Response
 
@@ -9,11 +9,11 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 SWAGGER_POLICY = POLICY.replace("img-src 'self' blob:", "img-src 'self' data:").replace(
     "style-src 'self'", "style-src 'self' 'unsafe-inline'"
 )
-"""Swagger UI draws its icons from data URLs and puts styles into its elements; scripts stay as strict as elsewhere."""
+"""Allows the data URLs and inline styles that Swagger UI requires. Scripts are as restricted as on other pages."""
 
 
 @router.get("/docs")
 @public
 def docs(request: Request) -> Response:
-    """The reference of the JSON API, to be read and tried."""
+    """The reference of the JSON API, with forms to try requests."""
     return page(request, "docs.html", policy=SWAGGER_POLICY)

@@ -28,24 +28,24 @@ class BoardQuery(BaseModel):
 
 
 @router.get("/leaderboard")
-def board(request: Request, context: Ctx, query: Annotated[BoardQuery, Query()]) -> Response:
+def show_leaderboard(request: Request, context: Ctx, query: Annotated[BoardQuery, Query()]) -> Response:
     """Attacks against defenses: results measured here next to published ones."""
     dataset, _, model = query.board.partition(" ")
     rate = float(query.rate) if query.rate.replace(".", "", 1).isdigit() else None
-    shown = leaderboard.leaderboard(context, dataset, model or "small_cnn", rate)
-    chosen = f"{shown.dataset} {shown.model}"
+    board = leaderboard.leaderboard(context, dataset, model or "small_cnn", rate)
+    selected = f"{board.dataset} {board.model}"
     published: dict[tuple[str, str], list[PublishedCell]] = {}
-    for cell in shown.published:
+    for cell in board.published:
         published.setdefault((cell.attack, cell.defense), []).append(cell)
     return page(
         request,
         "leaderboard.html",
-        board=shown,
-        chosen=chosen,
-        names=list(dict.fromkeys([*(f"{one.dataset} {one.model}" for one in shown.boards), chosen])),
+        board=board,
+        selected=selected,
+        board_names=list(dict.fromkeys([*(f"{b.dataset} {b.model}" for b in board.boards), selected])),
         rate="" if rate is None else query.rate,
-        ours={(cell.attack, cell.defense): cell for cell in shown.cells},
-        quoted=published,
+        cells={(cell.attack, cell.defense): cell for cell in board.cells},
+        published_cells=published,
     )
 
 
@@ -61,7 +61,7 @@ def listing(request: Request, context: Ctx) -> Response:
             ("Studies", "/studies", "/new/study", studies, more_studies),
             ("Sweeps", "/sweeps", "/new/sweep", sweeps, more_sweeps),
         ],
-        most=PER_PAGE,
+        page_size=PER_PAGE,
     )
 
 
@@ -71,14 +71,13 @@ def sweep(
 ) -> Response:
     """The cells of a sweep with their results."""
     batch = batches.get(context, SWEEP, sweep_id)
-    cells, following = batches.list_cells(context, sweep_id, None, cursor, PER_PAGE)
-    names = list(dict.fromkeys(name for cell in cells for name in cell.coordinates))
-    here = f"{request.url.path}?{request.url.query}"
-    return page(request, "sweep.html", sweep=batch, cells=cells, names=names, next=following, here=here)
+    cells, next_cursor = batches.list_cells(context, sweep_id, None, cursor, PER_PAGE)
+    paths = list(dict.fromkeys(path for cell in cells for path in cell.coordinates))
+    return page(request, "sweep.html", sweep=batch, cells=cells, paths=paths, next_cursor=next_cursor)
 
 
 @router.get("/studies/{study_id}")
 def study(request: Request, context: Ctx, study_id: str) -> Response:
     """The attack x defense matrix of a study."""
     batch, table = batches.get_study_with_table(context, study_id)
-    return page(request, "study.html", study=batch, table=table, most=MAX_LINKS)
+    return page(request, "study.html", study=batch, table=table, max_links=MAX_LINKS)

@@ -1,4 +1,4 @@
-"""Experiments side by side."""
+"""The page that compares experiments."""
 
 from string import ascii_uppercase
 from typing import Annotated
@@ -12,23 +12,21 @@ from app.results.compare import service
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 CURVES = ["clean_accuracy", "attack_success_rate"]
-SHOWN = ("clean_accuracy", "attack_success_rate", "robust_accuracy", "isolation_precision", "seconds")
+METRICS = ("clean_accuracy", "attack_success_rate", "robust_accuracy", "isolation_precision", "seconds")
 
 
 @router.get("/compare")
 def compare(request: Request, context: Ctx, ids: Annotated[list[str] | None, Query()] = None) -> Response:
-    """Which fields of the specs differ, the numbers of each arm with paired differences, and the curves overlaid."""
+    """Fields of the specs that differ, results of each arm with paired differences, and overlaid curves."""
     if not service.FEWEST <= len(set(ids or ())) <= service.MOST:
-        raise InvalidError(
-            f"tick {service.FEWEST} to {service.MOST} experiments in a list, then compare them"
-        )
-    found = service.compare(context, ",".join(ids or ()), CURVES, 2)
+        raise InvalidError(f"select {service.FEWEST} to {service.MOST} experiments to compare")
+    comparison = service.compare(context, ",".join(ids or ()), CURVES, 2)
     return page(
         request,
         "compare.html",
-        found=found,
+        comparison=comparison,
         letters=ascii_uppercase,
-        ids=",".join(one.id for one in found.experiments),
-        differing=[field for field in found.spec if not field.same],
-        arms=[(arm.arm, [row for row in arm.metrics if row.metric in SHOWN]) for arm in found.arms],
+        ids=",".join(experiment.id for experiment in comparison.experiments),
+        differing_fields=[field for field in comparison.spec if not field.same],
+        arms=[(arm.arm, [row for row in arm.metrics if row.metric in METRICS]) for arm in comparison.arms],
     )

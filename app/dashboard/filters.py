@@ -1,4 +1,4 @@
-"""Numbers, times and names as people read them: the templates' filters."""
+"""The filters of the templates, which format numbers, times and names."""
 
 import json
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from app.core.database import utcnow
+from app.specs.metrics import format_interval
 
 METRICS = {
     "clean_accuracy": "Clean accuracy",
@@ -23,18 +24,18 @@ STAGES = {
     "poisoned_set": "poison the training set",
     "victim": "train",
     "isolation": "isolate suspects",
-    "finetune": "train on the rest",
-    "second_training": "train once more",
-    "retraining": "train anew",
+    "finetune": "fine-tune",
+    "second_training": "train a second model",
+    "retraining": "retrain",
     "unlearning": "unlearn suspects",
 }
 
 QUOTAS = {
-    "queued": "waiting experiments",
+    "queued": "queued experiments",
     "running": "running experiments",
     "device_seconds": "device time in 30 days",
     "bytes": "stored files",
-    "requests": "requests in a minute",
+    "requests": "requests per minute",
 }
 
 
@@ -43,22 +44,22 @@ def percent(fraction: float | None, digits: int = 1) -> str:
     return "–" if fraction is None else f"{100 * fraction:.{digits}f} %"
 
 
-def measured(value: dict[str, Any] | None, name: str = "", share: str = "%") -> str:
-    """A mean with half the width of its interval, where it has one; ``share`` is the unit of a fraction."""
-    if value is None:
+def measured(aggregate: dict[str, Any] | None, metric: str = "", unit: str = "%") -> str:
+    """A mean with half the width of its interval if it has one. ``unit`` is that of fractions, which are scaled."""
+    if aggregate is None:
         return "–"
-    scale, unit = (1, "s") if name == "seconds" else (100, share)
-    half = f" ± {scale * (value['high'] - value['mean']):.1f}" if value.get("high") is not None else ""
-    return f"{scale * value['mean']:.1f}{half} {unit}"
+    scale, unit = (1, "s") if metric == "seconds" else (100, unit)
+    interval = format_interval(aggregate["mean"], aggregate.get("low"), aggregate.get("high"), scale)
+    return f"{interval} {unit}"
 
 
-def single(value: float | None, name: str = "") -> str:
-    """One number of one seed."""
-    return measured(None if value is None else {"mean": value}, name)
+def single(value: float | None, metric: str = "") -> str:
+    """The value of one seed."""
+    return measured(None if value is None else {"mean": value}, metric)
 
 
 def span(seconds: float | None) -> str:
-    """A duration: 42 s, 3 min 5 s, 2 h 10 min."""
+    """A duration, such as 42 s, 3 min 5 s or 2 h 10 min."""
     if seconds is None:
         return ""
     whole = round(seconds)
@@ -70,7 +71,7 @@ def span(seconds: float | None) -> str:
 
 
 def ago(moment: datetime) -> str:
-    """How long ago, in the one unit that matters."""
+    """The time since ``moment`` in its largest unit."""
     seconds = max(0, (utcnow() - moment).total_seconds())
     for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if seconds >= size:
@@ -80,12 +81,12 @@ def ago(moment: datetime) -> str:
 
 
 def clock(moment: datetime) -> str:
-    """The moment itself, in UTC."""
+    """Date and time in UTC."""
     return moment.strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def size(count: int) -> str:
-    """Bytes in the largest unit that leaves a number of at least one."""
+    """A number of bytes in the largest unit in which it is at least 1."""
     amount, unit = float(count), "B"
     for larger in ("kB", "MB", "GB"):
         if amount < 1000:
@@ -98,10 +99,10 @@ def quota(name: str) -> str:
     return QUOTAS.get(name, name.replace("_", " "))
 
 
-def amount(value: float | None, name: str, otherwise: str = "none") -> str:
-    """How much of a quota; ``otherwise`` where there is no limit."""
+def amount(value: float | None, name: str, unlimited: str = "none") -> str:
+    """The usage or limit of a quota; ``unlimited`` if there is no limit."""
     if value is None:
-        return otherwise
+        return unlimited
     if name == "bytes":
         return size(int(value))
     return span(value) if name == "device_seconds" else f"{value:,g}"
@@ -120,9 +121,9 @@ def pretty(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
-def value(given: Any) -> str:
-    """A field's value: text as it is, anything else as JSON on one line."""
-    return given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+def value(field: Any) -> str:
+    """The value of a field: a string as it is, anything else as JSON on one line."""
+    return field if isinstance(field, str) else json.dumps(field, ensure_ascii=False)
 
 
 FILTERS: dict[str, Callable[..., str]] = {

@@ -1,4 +1,4 @@
-"""Fields of a form from the JSON schema of a part of the spec, as the catalog gives it."""
+"""The fields of a form, from the JSON schema that the catalog has for a part of a spec."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -7,6 +7,13 @@ from typing import Any, Literal, NamedTuple
 from app.data.catalog.schemas import Entry
 
 Kind = Literal["integer", "number", "boolean", "choice", "json", "text"]
+KINDS: dict[str, Kind] = {
+    "integer": "integer",
+    "number": "number",
+    "boolean": "boolean",
+    "array": "json",
+    "object": "json",
+}
 RANGE = (
     ("minimum", "at least"),
     ("exclusiveMinimum", "more than"),
@@ -16,7 +23,7 @@ RANGE = (
 
 
 class FormField(NamedTuple):
-    """One hyper-parameter. ``name`` is its path within its part, with dots; an empty ``value`` leaves the default."""
+    """One hyperparameter. ``name`` is its dotted path within the part; an empty ``value`` means the default."""
 
     name: str
     kind: Kind
@@ -28,76 +35,72 @@ class FormField(NamedTuple):
     bounds: dict[str, Any]
 
 
-def fields(entry: Entry, given: Mapping[str, Any] | None = None) -> list[FormField]:
-    """Every field of a catalog entry but its name and key, nested ones in their place.
+def form_fields(entry: Entry, values: Mapping[str, Any] | None = None) -> list[FormField]:
+    """Every field of a catalog entry except its name and key, including nested ones.
 
-    ``given`` is that part of a spec that the form starts from.
+    ``values`` are those of the spec that the form starts from; default: the defaults.
     """
-    return list(_fields(entry.schema_, entry.defaults, given or {}, entry.schema_.get("$defs", {}), ""))
+    schema = entry.schema_
+    return list(_fields(schema, entry.defaults, values or {}, schema.get("$defs", {}), ""))
 
 
 def _fields(
     schema: Mapping[str, Any],
     defaults: Mapping[str, Any],
     values: Mapping[str, Any],
-    known: Mapping[str, Any],
+    definitions: Mapping[str, Any],
     prefix: str,
 ) -> Iterator[FormField]:
-    for name, given in schema["properties"].items():
+    for name, field in schema["properties"].items():
         if name in ("name", "key"):
             continue
         default = defaults.get(name)
         value = values.get(name, default)
-        if "$ref" in given:
-            inner = known[given["$ref"].rpartition("/")[2]]
-            yield from _fields(inner, default or {}, value or {}, known, f"{prefix}{name}.")
+        if "$ref" in field:
+            nested = definitions[field["$ref"].rpartition("/")[2]]
+            yield from _fields(nested, default or {}, value or {}, definitions, f"{prefix}{name}.")
             continue
-        some: Mapping[str, Any] = next((s for s in given.get("anyOf", ()) if s.get("type") != "null"), {})
-        yield _field(
-            prefix + name, {**given, **some, "description": given.get("description", "")}, default, value
+        # The schema of a field that may be null has its constraints in `anyOf`.
+        constraints: Mapping[str, Any] = next(
+            (s for s in field.get("anyOf", ()) if s.get("type") != "null"), {}
         )
+        merged = {**field, **constraints, "description": field.get("description", "")}
+        yield _form_field(prefix + name, merged, default, value)
 
 
-def _field(name: str, given: Mapping[str, Any], default: Any, value: Any) -> FormField:
-    kind = _kind(given)
+def _form_field(name: str, schema: Mapping[str, Any], default: Any, value: Any) -> FormField:
+    kind = _kind(schema)
     bounds = {}
     if kind in ("integer", "number"):
         bounds = {"step": 1 if kind == "integer" else "any"}
         bounds |= {
-            short: given[long] for long, short in (("minimum", "min"), ("maximum", "max")) if long in given
+            name: schema[key] for key, name in (("minimum", "min"), ("maximum", "max")) if key in schema
         }
-    limits = [f"{word} {given[key]:g}" for key, word in RANGE if key in given]
-    allowed = f"{' and '.join(limits)} {given.get('unit', '')}".strip() if limits else given.get("unit", "")
-    hint = " ".join(part for part in (given["description"], f"({allowed})" if allowed else "") if part)
+    limits = " and ".join(f"{word} {schema[key]:g}" for key, word in RANGE if key in schema)
+    allowed = f"{limits} {schema.get('unit', '')}".strip()
+    hint = " ".join(part for part in (schema["description"], f"({allowed})" if allowed else "") if part)
     return FormField(
         name,
         kind,
         _text(default),
         "" if value == default else _text(value),
         hint,
-        given.get("source", ""),
-        tuple(given.get("enum", ())),
+        schema.get("source", ""),
+        tuple(schema.get("enum", ())),
         bounds,
     )
 
 
-def _kind(given: Mapping[str, Any]) -> Kind:
-    if "enum" in given:
+def _kind(schema: Mapping[str, Any]) -> Kind:
+    if "enum" in schema:
         return "choice"
-    kinds: dict[str, Kind] = {
-        "integer": "integer",
-        "number": "number",
-        "boolean": "boolean",
-        "array": "json",
-        "object": "json",
-    }
-    return kinds.get(given.get("type", ""), "text")
+    return KINDS.get(schema.get("type", ""), "text")
 
 
-def _text(default: Any) -> str:
-    """A default as it would be typed; nothing for null."""
-    if isinstance(default, bool):
-        return "yes" if default else "no"
-    if isinstance(default, str):
-        return default
-    return "" if default is None else json.dumps(default)
+def _text(value: Any) -> str:
+    """A value as a user would type it; empty for null."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return value
+    return "" if value is None else json.dumps(value)

@@ -1,4 +1,4 @@
-"""The page of keys, owners and limits."""
+"""The page of API keys, owners and limits."""
 
 from typing import Annotated
 
@@ -15,26 +15,26 @@ PER_PAGE = 50
 
 
 @router.get("/keys")
-def people(
+def show_keys(
     request: Request,
     context: Ctx,
     owner: Annotated[str | None, Query(description="Whose limits to change.")] = None,
     cursor: Annotated[str | None, Query()] = None,
     owners_cursor: Annotated[str | None, Query()] = None,
 ) -> Response:
-    """Who the reader is, how much of the quotas is used, and, for an administrator, every key and owner."""
+    """The caller, their usage of quotas and, for an administrator, every key and owner."""
     admin = ADMIN in context.principal.scopes
-    listed, more = keys.list_keys(context, PER_PAGE, cursor) if admin else (None, None)
-    owners, more_owners = keys.list_owners(context, PER_PAGE, owners_cursor) if admin else (None, None)
+    all_keys, next_cursor = keys.list_keys(context, PER_PAGE, cursor) if admin else (None, None)
+    owners, next_owners_cursor = keys.list_owners(context, PER_PAGE, owners_cursor) if admin else (None, None)
     return page(
         request,
         "keys.html",
-        me=keys.describe_caller(context),
+        identity=keys.describe_caller(context),
         scopes=SCOPES,
-        listed=listed,
+        keys=all_keys,
         owners=owners,
-        changing=keys.get_owner(context.database, owner) if admin and owner is not None else None,
+        edited_owner=keys.get_owner(context.database, owner) if admin and owner is not None else None,
         limits={name: str(field.description) for name, field in LimitsIn.model_fields.items()},
-        more=more,
-        more_owners=more_owners,
+        next_cursor=next_cursor,
+        next_owners_cursor=next_owners_cursor,
     )

@@ -1,4 +1,4 @@
-"""What all pages share: the policy they are served under, the templates, and errors that people can read."""
+"""Rendering of pages: the security policy, the templates, static files, and errors as pages."""
 
 from collections.abc import Callable, Coroutine
 from functools import cache
@@ -18,13 +18,13 @@ from app.dashboard import filters
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-HERE = Path(__file__).parent
-STATIC = HERE / "static"
+FOLDER = Path(__file__).parent
+STATIC = FOLDER / "static"
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-"""Nothing from elsewhere and nothing inline. ``blob:`` are the pictures that previews and predictions answer with."""
+"""Only files of this service, and nothing inline. ``blob:`` is for the images of previews and predictions."""
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
@@ -35,37 +35,38 @@ HEADERS = {
 
 @cache
 def environment() -> "Environment":
-    """The templates; an undefined name in one is an error."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415  # the API alone needs none
+    """The templates. An undefined name in a template is an error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415  # only pages need it
 
-    made = Environment(
-        loader=FileSystemLoader(HERE / "templates"),
+    templates = Environment(
+        loader=FileSystemLoader(FOLDER / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(filters.FILTERS)
-    return made
+    templates.filters.update(filters.FILTERS)
+    return templates
 
 
 def page(
     request: Request, template: str, status: int = 200, policy: str = POLICY, **values: Any
 ) -> HTMLResponse:
-    """``template`` with ``values`` as an answer under the content-security policy."""
-    here = request.url.path
-    text = environment().get_template(template).render(path=here, section=_section(here), **values)
+    """The response with ``template``, which gets ``values`` and the request's ``path``, ``url`` and ``section``."""
+    path = request.url.path
+    values |= {"path": path, "url": f"{path}?{request.url.query}", "section": _section(path)}
+    text = environment().get_template(template).render(values)
     return HTMLResponse(text, status_code=status, headers=HEADERS | {"Content-Security-Policy": policy})
 
 
 def _section(path: str) -> str:
-    """The page of the main menu to which the page at ``path`` belongs."""
+    """The entry of the main menu to which the page at ``path`` belongs."""
     first = "/" + path.split("/")[1]
     return {"/experiments": "/", "/compare": "/", "/studies": "/sweeps"}.get(first, first)
 
 
 class Static(StaticFiles):
-    """The pages' own files. Browsers keep them, but ask before each use, so that a new version is seen at once."""
+    """Static files, which browsers cache but revalidate before each use, so that a new version is used at once."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         response = super().file_response(*args, **kwargs)
@@ -74,23 +75,22 @@ class Static(StaticFiles):
 
 
 class PageRoute(APIRoute):
-    """A route whose refusals are pages, not problem+json."""
+    """A route whose errors are pages, not problem+json."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
-        async def handle_or_explain(request: Request) -> Response:
+        async def handle_or_render_error(request: Request) -> Response:
             try:
                 return await handle(request)
-            except OUTAGES as outage:
-                error = UnavailableError(str(outage).partition("\n")[0])
-                status, detail, headers = int(error.status), error.detail, error.headers
-            except AppError as error:
+            except (AppError, *OUTAGES) as failure:
+                outage = UnavailableError(str(failure).partition("\n")[0])
+                error = failure if isinstance(failure, AppError) else outage
                 status, detail, headers = int(error.status), error.detail, error.headers
             except RequestValidationError as error:
                 status, detail, headers = 422, summary(field_errors(error.errors(), None)), {}
-            answer = page(request, "error.html", status=status, code=status, detail=detail)
-            answer.headers.update(headers)
-            return answer
+            response = page(request, "error.html", status=status, code=status, detail=detail)
+            response.headers.update(headers)
+            return response
 
-        return handle_or_explain
+        return handle_or_render_error

@@ -1,4 +1,4 @@
-"""The forms that make experiments, sweeps and studies, from the catalog, and the parts fetched when they are chosen."""
+"""The forms that submit experiments, sweeps and studies, and the parts of these forms that scripts fetch."""
 
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Request, Response
 from app.core.context import Context, Ctx
 from app.core.errors import NotFoundError
 from app.core.validation import shown
-from app.dashboard.forms import FormField, fields
+from app.dashboard.forms import FormField, form_fields
 from app.dashboard.rendering import PageRoute, page
 from app.data.catalog import service
 from app.data.catalog.schemas import Catalog, Entry
@@ -18,103 +18,110 @@ from app.specs.experiment import ExperimentSpec
 router = APIRouter(prefix="/new", route_class=PageRoute, include_in_schema=False)
 Kind = Literal["experiment", "sweep", "study"]
 Part = Literal["dataset", "model", "attack", "defense", "row"]
-LABELS: dict[Part, str] = {"dataset": "Data set", "model": "Model", "attack": "Attack"}
-FIRST = ExperimentSpec(defenses=(Abl(),), reference=True).model_dump(mode="json")
+LABELS: dict[Part, str] = {"dataset": "Dataset", "model": "Model", "attack": "Attack"}
+DEFAULT_SPEC = ExperimentSpec(defenses=(Abl(),), reference=True).model_dump(mode="json")
 """An experiment that a laptop runs in a minute."""
-ROWS = ("badnets", "blend")
+STUDY_ATTACKS = ("badnets", "blend")
 """The attacks of a new study."""
 From = Annotated[str | None, Query(alias="from", description="An experiment to start from.")]
 
 
-class Box(NamedTuple):
-    """The fields of one part of a spec, and the entries that may stand there instead."""
+class FormPart(NamedTuple):
+    """The fields of one part of a spec: of its selected catalog entry, which is one of ``entries``."""
 
-    part: str
+    name: str
     label: str
     entries: list[Entry]
-    chosen: Entry
+    selected: Entry
     fields: list[FormField]
 
 
 @router.get("")
-def new(request: Request, context: Ctx, start: From = None) -> Response:
-    """The form of one experiment; empty, or as another experiment was."""
-    return _form(request, context, "experiment", start)
+def new(request: Request, context: Ctx, source_id: From = None) -> Response:
+    """The form of one experiment, empty or filled from another experiment."""
+    return _form(request, context, "experiment", source_id)
 
 
 @router.get("/sweep")
-def sweep(request: Request, context: Ctx, start: From = None) -> Response:
-    """The form of a sweep: an experiment, and the fields that take several values."""
-    return _form(request, context, "sweep", start)
+def sweep(request: Request, context: Ctx, source_id: From = None) -> Response:
+    """The form of a sweep: an experiment, and the fields that vary."""
+    return _form(request, context, "sweep", source_id)
 
 
 @router.get("/study")
-def study(request: Request, context: Ctx, start: From = None) -> Response:
-    """The form of a study: attacks against defenses."""
-    return _form(request, context, "study", start)
+def study(request: Request, context: Ctx, source_id: From = None) -> Response:
+    """The form of a study: attacks x defenses."""
+    return _form(request, context, "study", source_id)
 
 
 @router.get("/{part}")
-def chosen(
+def form_part(
     request: Request,
     context: Ctx,
     part: Part,
     name: Annotated[str, Query()],
     number: Annotated[int, Query(ge=0)] = 0,
 ) -> Response:
-    """The fields of one data set, model, attack or defense; ``number`` tells apart the ids of several of a kind."""
-    entry = _named(_entries(service.catalog(context.settings.datasets), part), part, name.partition("/")[0])
-    return page(request, "_part.html", part=part, entry=entry, found=fields(entry), number=number)
+    """The fields of one dataset, model, attack or defense. ``number`` makes the ids of several of a kind unique."""
+    entries = _entries(service.catalog(context.settings.datasets), part)
+    entry = _find_entry(entries, part, name.partition("/")[0])
+    return page(request, "_part.html", part=part, entry=entry, fields=form_fields(entry), number=number)
 
 
-def _form(request: Request, context: Context, kind: Kind, start: str | None) -> Response:
-    known = service.catalog(context.settings.datasets)
-    given = experiments.get(context, start).spec if start is not None else FIRST
+def _form(request: Request, context: Context, kind: Kind, source_id: str | None) -> Response:
+    catalog = service.catalog(context.settings.datasets)
+    spec = experiments.get(context, source_id).spec if source_id is not None else DEFAULT_SPEC
     names = [part for part in LABELS if (kind, part) != ("study", "attack")]
-    attacks = [given["attack"]] if start is not None else [{"name": name} for name in ROWS]
+    attacks = [spec["attack"]] if source_id is not None else [{"name": name} for name in STUDY_ATTACKS]
+    defense_names = {entry.name for entry in catalog.defenses}
     return page(
         request,
         "new.html",
         kind=kind,
-        start=start,
-        given=given,
-        parts=[*(_box(known, part, given[part]) for part in names), _training(known, given["training"])],
-        rows=[_box(known, "row", attack) for attack in attacks] if kind == "study" else [],
-        attacks=known.attacks,
-        defenses=known.defenses,
-        added=[
-            _box(known, "defense", defense)
-            for defense in given["defenses"]
-            if any(entry.name == defense["name"] for entry in known.defenses)
+        source_id=source_id,
+        spec=spec,
+        parts=[
+            *(_form_part(catalog, name, spec[name]) for name in names),
+            _training_part(catalog, spec["training"]),
+        ],
+        selected_attacks=[_form_part(catalog, "row", attack) for attack in attacks]
+        if kind == "study"
+        else [],
+        attacks=catalog.attacks,
+        defenses=catalog.defenses,
+        selected_defenses=[
+            _form_part(catalog, "defense", defense)
+            for defense in spec["defenses"]
+            if defense["name"] in defense_names
         ],
     )
 
 
-def _box(known: Catalog, part: Part, given: dict[str, Any]) -> Box:
-    """One part as ``given``. An imported data set that is gone gives way to the first of the list."""
-    entries = [e for e in _entries(known, part) if e.name != "imported" or getattr(e, "key", None)]
-    fitting = (e for e in entries if (e.name, getattr(e, "key", None)) == (given["name"], given.get("key")))
-    entry = next(fitting, entries[0])
-    return Box(part, LABELS.get(part, entry.name), entries, entry, fields(entry, given))
+def _form_part(catalog: Catalog, name: Part, values: dict[str, Any]) -> FormPart:
+    """The part with these values. The first entry replaces an imported dataset or a plug-in that is gone."""
+    entries = [e for e in _entries(catalog, name) if e.name != "imported" or getattr(e, "key", None)]
+    key = (values["name"], values.get("key"))
+    entry = next((e for e in entries if (e.name, getattr(e, "key", None)) == key), entries[0])
+    return FormPart(name, LABELS.get(name, entry.name), entries, entry, form_fields(entry, values))
 
 
-def _training(known: Catalog, given: dict[str, Any]) -> Box:
-    entry = _named(known.training, "training", "training")
-    return Box("training", "Training", [], entry, fields(entry, given))
+def _training_part(catalog: Catalog, values: dict[str, Any]) -> FormPart:
+    entry = _find_entry(catalog.training, "training", "training")
+    return FormPart("training", "Training", [], entry, form_fields(entry, values))
 
 
-def _entries(known: Catalog, part: Part) -> list[Entry]:
+def _entries(catalog: Catalog, part: Part) -> list[Entry]:
     kinds: dict[Part, list[Entry]] = {
-        "dataset": list(known.datasets),
-        "model": known.models,
-        "attack": known.attacks,
-        "row": known.attacks,
-        "defense": known.defenses,
+        "dataset": list(catalog.datasets),
+        "model": catalog.models,
+        "attack": catalog.attacks,
+        "row": catalog.attacks,
+        "defense": catalog.defenses,
     }
     return kinds[part]
 
 
-def _named(entries: list[Entry], part: str, name: str) -> Entry:
+def _find_entry(entries: list[Entry], part: str, name: str) -> Entry:
     """Raises NotFoundError."""
     for entry in entries:
         if entry.name == name:

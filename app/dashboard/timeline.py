@@ -1,12 +1,12 @@
-"""Where an experiment is among the stages that it is made of."""
+"""The states of the stages of an experiment."""
 
 from collections.abc import Collection
 from typing import Literal, NamedTuple
 
 from app.experiments.schemas import ExperimentOut, StageOut
 
-State = Literal["done", "running", "waiting", "skipped", "failed"]
-MOST_SEEDS = 5
+State = Literal["done", "running", "pending", "skipped", "failed"]
+MAX_SEEDS = 5
 SHARED = "data and attack"
 
 
@@ -25,7 +25,7 @@ class Row(NamedTuple):
 
 
 class SeedRows(NamedTuple):
-    """Every arm of one seed; the first row is what the arms share."""
+    """Every arm of one seed. The first row has the stages that the arms share."""
 
     seed: int
     done: int
@@ -36,38 +36,37 @@ class SeedRows(NamedTuple):
 def timeline(
     experiment: ExperimentOut, stages: list[StageOut], failed: Collection[tuple[str, int]] = ()
 ) -> list[SeedRows]:
-    """The ``stages`` of the experiment, by seed and arm, with the state that each is in; ``failed`` arms have an error.
+    """The ``stages`` with their states, by seed and arm. ``failed`` are the arms and seeds that have an error.
 
-    Of many seeds the first `MOST_SEEDS` from the one at work are shown.
+    Includes at most `MAX_SEEDS` seeds, from the one that runs.
     """
     seeds = list(experiment.spec["seeds"])
-    at = experiment.progress.seed if experiment.status == "running" else None
-    first = min(seeds.index(at), max(0, len(seeds) - MOST_SEEDS)) if at in seeds else 0
-    return [_of_seed(experiment, seed, stages, failed) for seed in seeds[first : first + MOST_SEEDS]]
+    current = experiment.progress.seed if experiment.status == "running" else None
+    first = min(seeds.index(current), max(0, len(seeds) - MAX_SEEDS)) if current in seeds else 0
+    return [_seed_rows(experiment, seed, stages, failed) for seed in seeds[first : first + MAX_SEEDS]]
 
 
-def _of_seed(
+def _seed_rows(
     experiment: ExperimentOut, seed: int, stages: list[StageOut], failed: Collection[tuple[str, int]]
 ) -> SeedRows:
-    rows: dict[str, list[Step]] = {}
+    steps_by_arm: dict[str, list[Step]] = {}
     for stage in (s for s in stages if s.seed == seed):
         arm = SHARED if stage.arm in (None, "attack") else str(stage.arm)
-        rows.setdefault(arm, []).append(Step(stage.kind, _state(experiment, stage, (arm, seed) in failed)))
-    steps = [step for row in rows.values() for step in row]
-    done = sum(step.state == "done" for step in steps)
-    return SeedRows(seed, done, len(steps), [Row(arm, found) for arm, found in rows.items()])
+        steps_by_arm.setdefault(arm, []).append(
+            Step(stage.kind, _state(experiment, stage, (arm, seed) in failed))
+        )
+    states = [step.state for steps in steps_by_arm.values() for step in steps]
+    rows = [Row(arm, steps) for arm, steps in steps_by_arm.items()]
+    return SeedRows(seed, states.count("done"), len(states), rows)
 
 
 def _state(experiment: ExperimentOut, stage: StageOut, failed: bool) -> State:
     if failed:
         return "done" if stage.cached else "failed"
-    if stage.cached or experiment.status == "succeeded":  # whose stages may have left the cache since
+    if stage.cached or experiment.status == "succeeded":  # its stages may have been pruned since
         return "done"
     now = experiment.progress
-    if experiment.status == "running" and (now.stage, now.arm, now.seed) == (
-        stage.kind,
-        stage.arm,
-        stage.seed,
-    ):
+    current = (now.stage, now.arm, now.seed)
+    if experiment.status == "running" and current == (stage.kind, stage.arm, stage.seed):
         return "running"
-    return "waiting" if experiment.status in ("queued", "running") else "skipped"
+    return "pending" if experiment.status in ("queued", "running") else "skipped"

@@ -1,4 +1,4 @@
-"""The pages of webhooks: whom the service tells of what, and whether that arrived."""
+"""The pages of webhooks and their deliveries."""
 
 from typing import Annotated
 
@@ -17,20 +17,26 @@ Cursor = Annotated[str | None, Query()]
 @router.get("")
 def listing(request: Request, context: Ctx, cursor: Cursor = None) -> Response:
     """The owner's webhooks, and the form that makes one."""
-    found, following = service.list_webhooks(context, cursor, PER_PAGE)
-    return page(request, "webhooks.html", hooks=found, next=following, events=EVENTS, usual=DEFAULT_EVENTS)
+    webhooks, next_cursor = service.list_webhooks(context, cursor, PER_PAGE)
+    return page(
+        request,
+        "webhooks.html",
+        webhooks=webhooks,
+        next_cursor=next_cursor,
+        events=EVENTS,
+        default_events=DEFAULT_EVENTS,
+    )
 
 
 @router.get("/{webhook_id}")
 def one(request: Request, context: Ctx, webhook_id: str, cursor: Cursor = None) -> Response:
-    """One webhook and what was sent to it."""
-    deliveries, following = service.list_deliveries(context, webhook_id, None, cursor, PER_PAGE)
+    """One webhook and its deliveries."""
+    deliveries, next_cursor = service.list_deliveries(context, webhook_id, None, cursor, PER_PAGE)
     return page(
         request,
         "webhook.html",
-        hook=service.get(context, webhook_id),
+        webhook=service.get(context, webhook_id),
         deliveries=deliveries,
-        next=following,
-        here=f"{request.url.path}?{request.url.query}",
+        next_cursor=next_cursor,
         events=EVENTS,
     )

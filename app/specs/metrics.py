@@ -46,11 +46,11 @@ def summarize(values: Iterable[float | None]) -> dict[str, float | int | None] |
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
 
 
-def format_interval(mean: float, low: float | None, high: float | None) -> str:
-    """A fraction in percent with half the width of its interval, such as ``97.2 ± 0.4``; else the mean alone."""
+def format_interval(mean: float, low: float | None, high: float | None, scale: float = 100) -> str:
+    """``scale`` times the mean and half the width of its interval, such as ``97.2 ± 0.4``; else the mean alone."""
     if low is None or high is None:
-        return f"{100 * mean:.1f}"
-    return f"{100 * mean:.1f} ± {50 * (high - low):.1f}"
+        return f"{scale * mean:.1f}"
+    return f"{scale * mean:.1f} ± {scale * (high - low) / 2:.1f}"
 
 
 EFFECTIVENESS = "defense_effectiveness"

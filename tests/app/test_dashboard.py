@@ -174,7 +174,7 @@ def test_two_experiments_are_compared(service: Service, finished: Any) -> None:
     assert "(+49.0 points)" in text
     for ids in (None, finished["id"], [finished["id"]] * 2):
         refused = service.http.get("/compare", params={"ids": ids} if ids else {})
-        assert (refused.status_code, "tick 2 to 10 experiments" in refused.text) == (422, True)
+        assert (refused.status_code, "select 2 to 10 experiments" in refused.text) == (422, True)
 
 
 @pytest.mark.parametrize(

@@ -73,11 +73,11 @@ def test_limits_are_set_and_removed(open_tab: OpenTab, made: People) -> None:
     page = tab.open("/keys")
     page.get_by_role("link", name="Change the limits of ann").click()
     page.get_by_label("Running experiments").fill("2")
-    page.get_by_label("Waiting experiments").fill("-1")
+    page.get_by_label("Queued experiments").fill("-1")
     page.get_by_role("button", name="Save limits").click()
     expect(page.locator(".error")).to_contain_text("greater than or equal to 0")
     tab.errors.clear()
-    page.get_by_label("Waiting experiments").fill("")
+    page.get_by_label("Queued experiments").fill("")
     page.get_by_role("button", name="Save limits").click()
     expect(page.locator("#limits .outcome")).to_have_text("Done.")
     limits = made.of("root").get("/v1/owners/ann/limits").json()["limits"]
