@@ -8,8 +8,25 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+from sqlalchemy.exc import OperationalError
+
 from app.experiments import lifecycle
 from tests.worker.conftest import Backends, run_until_stopped
+from worker.lease import Lease, StoppedError
+
+
+def test_a_database_that_fails_until_the_lease_expires_loses_it(backends: Backends) -> None:
+    settings = backends.settings.model_copy(update={"lease_seconds": 0.1})
+    # Not entered, so that no thread sets the reason.
+    lease = Lease(backends.database, settings, "some experiment", 1)
+
+    def fail() -> None:
+        raise OperationalError("SELECT 1", {}, Exception("the server is down"))
+
+    with pytest.raises(StoppedError):
+        lease.retrying(fail)
+    assert lease.stop_reason == "lost"
 
 
 def test_sigterm_requeues_the_experiment(backends: Backends) -> None:
