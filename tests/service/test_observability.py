@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import Stack
-from tests.otlp import Collector, Span, collector
+from tests.otlp import Collector, Span, running_collector
 from tests.service.specs import spec
 
 REQUEST = "observed-request"
@@ -20,7 +20,7 @@ SECRET = 'a secret of the settings / with "signs"'
 
 @pytest.fixture(scope="module")
 def collected() -> Iterator[Collector]:
-    with collector() as running:
+    with running_collector() as running:
         yield running
 
 
@@ -79,11 +79,12 @@ def test_an_experiment_is_one_trace_from_the_request_to_the_stages(
 
     def is_complete() -> bool:
         return any(
-            s.name == "attempt" and s.attributes.get("outcome") == "succeeded" for s in collected.of(trace)
+            s.name == "attempt" and s.attributes.get("outcome") == "succeeded"
+            for s in collected.spans_of(trace)
         )
 
     observed.eventually(is_complete, 20, "the worker sent no span")
-    spans = collected.of(trace)
+    spans = collected.spans_of(trace)
     by_id = {span.id: span for span in spans}
     (api,) = [s for s in spans if s.service == "bdlab-api"]
     assert (api.name, api.parent, api.attributes["http.response.status_code"]) == (
