@@ -1,4 +1,4 @@
-"""A collector of OpenTelemetry traces on a free port of this machine: what it was sent, by OTLP over HTTP."""
+"""A collector of OpenTelemetry traces, sent by OTLP over HTTP to a free port of this machine."""
 
 import gzip
 import threading
@@ -13,7 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 @dataclass(frozen=True)
 class Span:
-    """A span as it arrived; ``parent`` is empty for the root of a trace."""
+    """A received span; ``parent`` is empty for the root of a trace."""
 
     service: str
     name: str
@@ -31,7 +31,7 @@ class Collector:
         self.url = f"http://127.0.0.1:{port}"
         self.spans: list[Span] = []
 
-    def take(self, body: bytes) -> None:
+    def add(self, body: bytes) -> None:
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             service = _values(resource.resource.attributes)["service.name"]
             for scope in resource.scope_spans:
@@ -48,16 +48,16 @@ class Collector:
                     for span in scope.spans
                 ]
 
-    def of(self, trace: str) -> list[Span]:
+    def spans_of(self, trace: str) -> list[Span]:
         return [span for span in self.spans if span.trace == trace]
 
 
 @contextmanager
-def collector() -> Iterator[Collector]:
+def running_collector() -> Iterator[Collector]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            made.take(gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body)
+            collector.add(gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body)
             self.send_response(200)
             self.end_headers()
 
@@ -65,10 +65,10 @@ def collector() -> Iterator[Collector]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    made = Collector(server.server_address[1])
+    collector = Collector(server.server_address[1])
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield made
+    yield collector
     server.shutdown()
     thread.join()
     server.server_close()

@@ -1,4 +1,4 @@
-"""The service as a team runs it: each part a process of its own, started by the commands of docs/deployment.md."""
+"""The service as a team runs it: each part is a process, started by its command in docs/deployment.md."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from app.operations.child_process import before_exec
 from tests.conftest import STOP_SECONDS, Stack
 from tests.servers import free_ports
 
-MARKS = {
+PATTERNS = {
     "migration": "bdlab migrate",
     "api": "app.main:create_app",
     "relay": "app.operations.relay",
@@ -27,14 +27,17 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "deployment.md"
 
 
 def commands() -> dict[str, list[str]]:
-    """The command of each part, as the documentation has it."""
-    told = re.findall(r"^\|[^|]+\| `([^`]+)` \|", DOCUMENT.read_text(), re.MULTILINE)
-    found = {name: [line.split() for line in told if re.search(mark, line)] for name, mark in MARKS.items()}
-    return {name: command for name, [command] in found.items()}
+    """The documented command of each part."""
+    documented = re.findall(r"^\|[^|]+\| `([^`]+)` \|", DOCUMENT.read_text(), re.MULTILINE)
+    matches = {
+        name: [line.split() for line in documented if re.search(pattern, line)]
+        for name, pattern in PATTERNS.items()
+    }
+    return {name: command for name, [command] in matches.items()}
 
 
 class Parts(Stack):
-    """The same service without `bdlab up`; what dies is started again by the test alone."""
+    """The service without `bdlab up`: nothing restarts a part that dies except the test."""
 
     def __init__(self, home: Path, **environment: str) -> None:
         super().__init__(home, **environment)
@@ -46,7 +49,7 @@ class Parts(Stack):
         self.client.base_url = self.url
 
     def start(self) -> None:
-        """Bring the database up to date, start all parts, and wait until the service is ready."""
+        """Migrate the database, start all parts, and wait until the service is ready."""
         (self.home / "logs").mkdir(parents=True, exist_ok=True)
         self.run("migration")
         assert self.running.pop("migration").wait() == 0, self.logs()
@@ -55,11 +58,11 @@ class Parts(Stack):
         self.until_ready()
 
     def until_ready(self) -> None:
-        """Wait until API, database, broker, objects and workers are there."""
+        """Wait until the service reports that all its parts are available."""
         self.eventually(lambda: self.answers("/readyz"), 120, "the service is not ready")
 
     def answers(self, path: str) -> bool:
-        """Whether a GET is answered with 200."""
+        """Whether a GET returns 200."""
         try:
             return self.client.get(path).status_code == 200
         except httpx2.TransportError:
@@ -74,18 +77,18 @@ class Parts(Stack):
                 env=self.environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # so that the kernel shares the CPU out between all parts and the test
-                preexec_fn=before_exec(0, os.getpid()),  # noqa: PLW1509  # gone with pytest, even if that is killed
+                start_new_session=True,  # so that the kernel shares the CPU between all parts and the test
+                preexec_fn=before_exec(0, os.getpid()),  # noqa: PLW1509  # dies with pytest, even if that is killed
             )
 
     def stop(self, number: Signals = SIGTERM) -> int:
-        """Stop all parts, workers first; each must come to its own end."""
+        """Stop all parts, workers first; each must end by itself."""
         codes: dict[str, int | str] = {}
         for group in (WORKERS, ("relay", "api")):
-            ending = {name: self.running.pop(name) for name in group if name in self.running}
-            for process in ending.values():
+            stopping = {name: self.running.pop(name) for name in group if name in self.running}
+            for process in stopping.values():
                 process.send_signal(number)
-            for name, process in ending.items():
+            for name, process in stopping.items():
                 try:
                     codes[name] = process.wait(STOP_SECONDS)
                 except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""Processes as /proc shows them, and waiting for them."""
+"""Processes in /proc, and waiting for conditions."""
 
 import time
 from collections.abc import Callable
@@ -7,26 +7,26 @@ from typing import Any
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
-    """The first true value of ``condition()``."""
+    """Wait until ``condition()`` is true and return its value. ``what`` names it in the error."""
     deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what} did not come within {seconds} s"
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"timeout after {seconds} s: {what}"
         time.sleep(0.02)
-    return found
+    return value
 
 
 def descendants(pid: int, depth: int | None = None) -> list[int]:
-    """The living children of a process, their children, and so on, down to ``depth`` generations."""
+    """The live descendants of a process, down to ``depth`` generations."""
     if depth == 0:
         return []
-    found = []
+    pids = []
     for child in _children(pid):
-        found += [child, *descendants(child, None if depth is None else depth - 1)]
-    return found
+        pids += [child, *descendants(child, None if depth is None else depth - 1)]
+    return pids
 
 
 def command_line(pid: int) -> str:
-    """The command of a process; empty if it is gone or a zombie."""
+    """The command of a process; empty if it has ended or is a zombie."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
@@ -34,7 +34,7 @@ def command_line(pid: int) -> str:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process exists and is no zombie."""
+    """Whether a process exists and is not a zombie."""
     return _state_and_parent(pid)[0] not in ("", "Z")
 
 
@@ -48,5 +48,5 @@ def _state_and_parent(pid: int) -> tuple[str, int]:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return "", 0
-    state, parent = text.rpartition(")")[2].split()[:2]  # the name before it may hold anything
+    state, parent = text.rpartition(")")[2].split()[:2]  # the name before it may contain anything
     return state, int(parent)

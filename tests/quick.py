@@ -1,4 +1,4 @@
-"""A spec that a laptop runs in seconds: every stage, every kind of artifact, no claim to good numbers."""
+"""A spec that takes seconds on a laptop and uses every stage and kind of artifact; its numbers mean nothing."""
 
 from typing import Any
 

@@ -133,6 +133,7 @@ class Lease:
                 log.warning("%s; retrying", error)
             except DATABASE_ERRORS as error:
                 if self._is_expired():
+                    self.stop("lost")  # the thread may be waiting for the same database
                     raise StoppedError("lost") from error
                 if time.monotonic() - started_at > 2 * self.lease_seconds:
                     raise

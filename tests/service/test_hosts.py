@@ -1,6 +1,6 @@
-"""Three hosts, as network namespaces: a service and two workers, with a link that is cut and healed.
+"""Three hosts as network namespaces: a service and two workers, one of which loses its link for a while.
 
-Only where root may make namespaces. Nothing leaves this machine: the hosts' network has no way out.
+Skipped unless run by root with permission to create namespaces. The namespaces have no route to other networks.
 """
 
 import os
@@ -25,11 +25,11 @@ from tests.processes import wait_for
 from tests.servers import Postgres, Valkey
 from tests.service.specs import numbers, spec
 
-PATIENCE = 180.0
+TIMEOUT = 180.0
 PREFIX = f"bdlab{os.getpid()}"
 SERVICE = f"{PREFIX}-s"
 DATABASE, BROKER = 5432, 6379
-DOOR = """
+FORWARDER = """
 import socket, sys, threading
 def carry(source, target):
     try:
@@ -54,28 +54,28 @@ for pair in sys.argv[1:]:
     port, path = pair.split("=", 1)
     threading.Thread(target=serve, args=(int(port), path)).start()
 """
-"""What the service's host does: its ports lead to the sockets of the servers, which know no namespaces."""
+"""Runs on the service's host and forwards its ports to the sockets of the servers, which are outside the namespaces."""
 
 
 def ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
-def why_not() -> str:
+def skip_reason() -> str:
     if sys.platform != "linux" or shutil.which("ip") is None:
         return "iproute2 is not installed"
     if os.geteuid() != 0:
-        return "only root may make network namespaces"
+        return "only root may create network namespaces"
     try:
         ip("netns", "add", f"{PREFIX}-try")
         ip("netns", "delete", f"{PREFIX}-try")
     except subprocess.CalledProcessError as error:
-        return f"network namespaces cannot be made here: {error.stderr.decode().strip()}"
+        return f"network namespaces cannot be created: {error.stderr.decode().strip()}"
     return ""
 
 
 class Hosts:
-    """The service's database and broker, reached by two workers over links of their own."""
+    """Two workers that reach the service's database and broker over separate links."""
 
     def __init__(self, service: Service, folder: Path) -> None:
         self.service, self.folder = service, folder
@@ -83,14 +83,14 @@ class Hosts:
 
     def start(self, number: int) -> None:
         """A training worker on host ``number``."""
-        here = f"10.213.{number}.1"
+        address = f"10.213.{number}.1"
         home = self.service.settings.home_dir
-        database = make_url(self.service.settings.database).set(host=here, port=DATABASE, query={})
+        database = make_url(self.service.settings.database).set(host=address, port=DATABASE, query={})
         environment = QUICK | {
             "BDLAB_HOME": str(self.folder / f"host-{number}"),
             "BDLAB_DATABASE_URL": database.render_as_string(hide_password=False),
-            "BDLAB_BROKER_URL": f"redis://{here}:{BROKER}/0",
-            "BDLAB_OBJECTS_URL": (home / "objects").as_uri(),  # a folder that all hosts share
+            "BDLAB_BROKER_URL": f"redis://{address}:{BROKER}/0",
+            "BDLAB_OBJECTS_URL": (home / "objects").as_uri(),  # all hosts share this folder
         }
         with (self.folder / f"host-{number}.log").open("wb") as log:
             self.workers[number] = subprocess.Popen(
@@ -100,20 +100,20 @@ class Hosts:
                 stderr=subprocess.STDOUT,
                 preexec_fn=before_exec(0, os.getpid()),  # noqa: PLW1509
             )
-        wait_for(lambda: self.state(number) == "idle", f"worker {number}", PATIENCE)
+        wait_for(lambda: self.state(number) == "idle", f"worker {number}", TIMEOUT)
 
     def name(self, number: int) -> str:
         return f"{os.uname().nodename}:{self.workers[number].pid}:cpu"
 
-    def described(self, number: int) -> Any:
+    def entry(self, number: int) -> Any:
         listed = self.service.http.get("/v1/workers").json()["workers"]
         return {worker["name"]: worker for worker in listed}.get(self.name(number))
 
     def state(self, number: int) -> str:
-        found = self.described(number)
-        return found["state"] if found else ""
+        entry = self.entry(number)
+        return entry["state"] if entry else ""
 
-    def link(self, number: int, state: str) -> None:
+    def set_link(self, number: int, state: str) -> None:
         ip("-n", SERVICE, "link", "set", f"to-{number}", state)
 
     def logs(self) -> str:
@@ -122,7 +122,7 @@ class Hosts:
 
 @contextmanager
 def network() -> Iterator[None]:
-    """The namespaces: each worker's host has one link, to the service's."""
+    """The namespaces; each worker's host has one link, to the service's host."""
     names = [SERVICE, *(f"{PREFIX}-{number}" for number in (1, 2))]
     try:
         for name in names:
@@ -153,7 +153,7 @@ def running(command: list[str]) -> Iterator[None]:
 
 @pytest.fixture
 def hosts(tmp_path: Path, postgres: Postgres) -> Iterator[Hosts]:
-    if reason := why_not():
+    if reason := skip_reason():
         pytest.skip(reason)
     with ExitStack() as stack:
         broker = stack.enter_context(Valkey())
@@ -161,8 +161,10 @@ def hosts(tmp_path: Path, postgres: Postgres) -> Iterator[Hosts]:
         folder = Path(str(make_url(url).query["host"]))
         (database,) = (path for path in folder.glob(".s.PGSQL.*") if path.suffix != ".lock")
         stack.enter_context(network())
-        doors = [f"{DATABASE}={database}", f"{BROKER}={broker.socket}"]
-        stack.enter_context(running(["ip", "netns", "exec", SERVICE, sys.executable, "-c", DOOR, *doors]))
+        forwarded = [f"{DATABASE}={database}", f"{BROKER}={broker.socket}"]
+        stack.enter_context(
+            running(["ip", "netns", "exec", SERVICE, sys.executable, "-c", FORWARDER, *forwarded])
+        )
         settings = Settings(
             home=tmp_path / "service",
             database_url=url,
@@ -173,40 +175,46 @@ def hosts(tmp_path: Path, postgres: Postgres) -> Iterator[Hosts]:
         )
         service = stack.enter_context(serve(settings))
         stack.enter_context(relaying(settings))
-        made = Hosts(service, tmp_path)
-        yield made
-        for process in made.workers.values():
+        hosts = Hosts(service, tmp_path)
+        yield hosts
+        for process in hosts.workers.values():
             process.send_signal(signal.SIGKILL)
             process.wait()
 
 
 @pytest.mark.long
-def test_a_host_that_is_cut_off_costs_an_attempt_and_nothing_else(hosts: Hosts) -> None:
+def test_a_host_that_loses_its_network_costs_one_attempt(hosts: Hosts) -> None:
     service = hosts.service
     hosts.start(1)
-    mine = service.submit(spec(seed=40, epochs=15, images=400))["id"]
-    wait_for(lambda: (service.get(mine)["progress"].get("epoch") or 0) >= 2, "the training", PATIENCE)
-    hosts.link(1, "down")
+    experiment_id = service.submit(spec(seed=40, epochs=15, images=400))["id"]
+    wait_for(lambda: (service.get(experiment_id)["progress"].get("epoch") or 0) >= 2, "the training", TIMEOUT)
+    hosts.set_link(1, "down")
     hosts.start(2)
     other = service.submit(spec(seed=41, epochs=2, defenses=[]))["id"]
     ended: dict[str, Any] = {}
-    for one in (other, mine):
-        wait_for(lambda one=one: service.get(one)["status"] in TERMINAL, "the end", PATIENCE)
+    for one in (other, experiment_id):
+        wait_for(lambda one=one: service.get(one)["status"] in TERMINAL, "the end", TIMEOUT)
         ended[one] = service.get(one)
         assert ended[one]["status"] == "succeeded", f"{ended[one]}\n{hosts.logs()}"
-    lost, done = ended[mine]["attempts"]
-    assert (lost["outcome"], lost["worker"]) == ("lost", hosts.name(1))
-    assert (done["outcome"], done["worker"]) == ("succeeded", hosts.name(2))
-    hosts.link(1, "up")
-    last = (hosts.described(1) or {"seen_at": ""})["seen_at"]
-    wait_for(lambda: (hosts.described(1) or {"seen_at": ""})["seen_at"] > last, "the healed worker", PATIENCE)
-    # Back again, and of its old experiment it has written nothing.
-    wait_for(lambda: hosts.state(1) == "idle", "an idle worker", PATIENCE)
-    assert service.get(mine) == ended[mine]
+    first, second = ended[experiment_id]["attempts"]
+    assert (first["outcome"], first["worker"]) == ("lost", hosts.name(1))
+    assert (second["outcome"], second["worker"]) == ("succeeded", hosts.name(2))
+    hosts.set_link(1, "up")
+    last_seen = (hosts.entry(1) or {"seen_at": ""})["seen_at"]
+    wait_for(
+        lambda: (hosts.entry(1) or {"seen_at": ""})["seen_at"] > last_seen,
+        "a heartbeat of the reconnected worker",
+        TIMEOUT,
+    )
+    # It is connected again and has written nothing to the experiment that it lost.
+    wait_for(lambda: hosts.state(1) == "idle", "an idle worker", TIMEOUT)
+    assert service.get(experiment_id) == ended[experiment_id]
     hosts.workers.pop(2).kill()
-    afresh = service.http.post(f"/v1/experiments/{mine}:reproduce").json()["id"]
-    wait_for(lambda: service.get(afresh)["status"] in TERMINAL, "the end", PATIENCE)
-    [attempt] = service.get(afresh)["attempts"]
+    reproduction = service.http.post(f"/v1/experiments/{experiment_id}:reproduce").json()["id"]
+    wait_for(lambda: service.get(reproduction)["status"] in TERMINAL, "the end", TIMEOUT)
+    [attempt] = service.get(reproduction)["attempts"]
     assert (attempt["outcome"], attempt["worker"]) == ("succeeded", hosts.name(1))
-    results = [service.http.get(f"/v1/experiments/{one}/results").json() for one in (mine, afresh)]
+    results = [
+        service.http.get(f"/v1/experiments/{one}/results").json() for one in (experiment_id, reproduction)
+    ]
     assert numbers(results[0]) == numbers(results[1])

@@ -15,23 +15,23 @@ PNG = b"\x89PNG\r\n"
 
 
 @pytest.fixture(scope="module")
-def done(stack: Stack) -> Any:
+def finished(stack: Stack) -> Any:
     """A finished experiment."""
     return stack.wait(stack.submit(spec(seed=1, name="main job")))
 
 
-def test_results_cover_every_arm_with_fractions(stack: Stack, done: Any) -> None:
-    results = stack.results(done["id"])
+def test_results_cover_every_arm_with_fractions(stack: Stack, finished: Any) -> None:
+    results = stack.results(finished["id"])
     assert [arm["arm"] for arm in results["arms"]] == ["clean", "undefended", "abl"]
     for (arm, _, metric), value in numbers(results).items():
         if metric in ("clean_accuracy", "attack_success_rate", "robust_accuracy") and value is not None:
             assert 0 <= value <= 1, (arm, metric, value)
-    assert done["progress"]["fraction"] == 1
-    assert [tried["outcome"] for tried in done["attempts"]] == ["succeeded"]
+    assert finished["progress"]["fraction"] == 1
+    assert [attempt["outcome"] for attempt in finished["attempts"]] == ["succeeded"]
 
 
-def test_events_tell_the_story_in_order(stack: Stack, done: Any) -> None:
-    events = stack.get(f"/v1/experiments/{done['id']}/events", after=0, limit=1000)["events"]
+def test_events_are_complete_and_in_order(stack: Stack, finished: Any) -> None:
+    events = stack.get(f"/v1/experiments/{finished['id']}/events", after=0, limit=1000)["events"]
     assert [event["data"]["status"] for event in events if event["type"] == "state"] == [
         "queued",
         "running",
@@ -42,8 +42,8 @@ def test_events_tell_the_story_in_order(stack: Stack, done: Any) -> None:
     assert events[-1]["type"] == "state"
 
 
-def test_every_artifact_can_be_fetched(stack: Stack, done: Any) -> None:
-    artifacts = stack.get(f"/v1/experiments/{done['id']}/artifacts")["artifacts"]
+def test_every_artifact_can_be_downloaded(stack: Stack, finished: Any) -> None:
+    artifacts = stack.get(f"/v1/experiments/{finished['id']}/artifacts")["artifacts"]
     names = {artifact["name"] for artifact in artifacts}
     assert {f"seed-1/{arm}/model.safetensors" for arm in ("clean", "undefended", "abl")} <= names
     for artifact in artifacts:
@@ -54,8 +54,8 @@ def test_every_artifact_can_be_fetched(stack: Stack, done: Any) -> None:
             assert content.content.startswith(PNG)
 
 
-def test_a_link_leads_to_the_bucket_or_to_the_service(stack: Stack, done: Any) -> None:
-    model = stack.get(f"/v1/experiments/{done['id']}/artifacts", kind="checkpoint")["artifacts"][0]
+def test_a_link_points_to_the_bucket_or_to_the_service(stack: Stack, finished: Any) -> None:
+    model = stack.get(f"/v1/experiments/{finished['id']}/artifacts", kind="checkpoint")["artifacts"][0]
     link = stack.get(f"/v1/artifacts/{model['id']}/link", seconds=60)
     bucket = stack.environment.get("AWS_ENDPOINT_URL")
     assert link["url"].startswith(f"{bucket}/" if bucket else f"{stack.url}/v1/downloads/")
@@ -65,33 +65,33 @@ def test_a_link_leads_to_the_bucket_or_to_the_service(stack: Stack, done: Any) -
     assert (part.status_code, part.content) == (206, content[2:10])
     url, _, rest = link["url"].partition(model["sha256"])
     assert httpx2.get(url + "0" * 64 + rest if rest else url[:-2]).status_code in (403, 404)
-    soon = stack.get(f"/v1/artifacts/{model['id']}/link", seconds=1)["url"]
+    expiring = stack.get(f"/v1/artifacts/{model['id']}/link", seconds=1)["url"]
     time.sleep(2.1)
-    assert httpx2.get(soon).status_code in (403, 404)
+    assert httpx2.get(expiring).status_code in (403, 404)
 
 
-def test_metrics_have_a_point_for_every_epoch(stack: Stack, done: Any) -> None:
-    series = stack.get(f"/v1/experiments/{done['id']}/metrics", arm="undefended")["series"]
+def test_metrics_have_a_point_for_every_epoch(stack: Stack, finished: Any) -> None:
+    series = stack.get(f"/v1/experiments/{finished['id']}/metrics", arm="undefended")["series"]
     assert series
     for one in series:
         assert one["steps"] == [1, 2, 3], one["name"]
 
 
-def test_the_log_is_there(stack: Stack, done: Any) -> None:
-    text = stack.client.get(f"/v1/experiments/{done['id']}/logs", headers={"Accept": "text/plain"}).text
+def test_the_log_names_the_stages(stack: Stack, finished: Any) -> None:
+    text = stack.client.get(f"/v1/experiments/{finished['id']}/logs", headers={"Accept": "text/plain"}).text
     assert "seed 1, undefended, victim: started" in text
 
 
-def test_equal_work_is_done_once(stack: Stack, done: Any) -> None:
-    again = stack.wait(stack.submit(spec(seed=1, name="the same again")))
-    assert numbers(stack.results(again["id"])) == numbers(stack.results(done["id"]))
-    text = stack.client.get(f"/v1/experiments/{again['id']}/logs", headers={"Accept": "text/plain"}).text
+def test_equal_stages_are_computed_once(stack: Stack, finished: Any) -> None:
+    second = stack.wait(stack.submit(spec(seed=1, name="the same spec")))
+    assert numbers(stack.results(second["id"])) == numbers(stack.results(finished["id"]))
+    text = stack.client.get(f"/v1/experiments/{second['id']}/logs", headers={"Accept": "text/plain"}).text
     assert text.count("taken from the cache") == 6
     assert "started" not in text
 
 
 def preview(stack: Stack) -> float:
-    """Ask for a preview; returns the seconds it took."""
+    """Request a preview; returns the seconds it took."""
     start = time.monotonic()
     body = {"dataset": {"name": "digits"}, "attack": {"name": "badnets"}}
     answer = stack.client.post("/v1/previews", json=body)
@@ -100,30 +100,30 @@ def preview(stack: Stack) -> float:
     return time.monotonic() - start
 
 
-def test_a_preview_needs_no_training(stack: Stack) -> None:
+def test_a_preview_is_computed_at_once(stack: Stack) -> None:
     assert preview(stack) < 10
 
 
-def test_every_arm_predicts(stack: Stack, done: Any) -> None:
+def test_a_prediction_covers_every_arm(stack: Stack, finished: Any) -> None:
     body = {"index": 3, "triggered": True}
-    answer = stack.post(f"/v1/experiments/{done['id']}/predict", body, status=200)
+    answer = stack.post(f"/v1/experiments/{finished['id']}/predict", body, status=200)
     assert [arm["arm"] for arm in answer["arms"]] == ["clean", "undefended", "abl"]
     for arm in answer["arms"]:
         assert sum(arm["probabilities"]) == pytest.approx(1, abs=1e-4)
         assert arm["probabilities"][arm["class"]] == max(arm["probabilities"])
 
 
-def test_previews_and_predictions_do_not_wait_for_a_training(stack: Stack, done: Any) -> None:
+def test_previews_and_predictions_do_not_wait_for_training(stack: Stack, finished: Any) -> None:
     busy = stack.submit(spec(seed=2, epochs=200, images=1000))
     stack.eventually(lambda: stack.experiment(busy)["progress"].get("epoch"), 60, "no epoch was trained")
     assert preview(stack) < 10
-    stack.post(f"/v1/experiments/{done['id']}/predict", {"index": 0, "triggered": False}, status=200)
+    stack.post(f"/v1/experiments/{finished['id']}/predict", {"index": 0, "triggered": False}, status=200)
     assert stack.experiment(busy)["status"] == "running"
     stack.post(f"/v1/experiments/{busy}:cancel")
     stack.wait(busy, "canceled", timeout=10)
 
 
-def test_cancel_reaches_a_queued_and_a_running_experiment(stack: Stack) -> None:
+def test_queued_and_running_experiments_can_be_canceled(stack: Stack) -> None:
     running = stack.submit(spec(seed=3, epochs=200, images=1000))
     queued = stack.submit(spec(seed=4))
     stack.eventually(lambda: stack.experiment(running)["progress"].get("epoch"), 60, "no epoch was trained")
@@ -135,7 +135,7 @@ def test_cancel_reaches_a_queued_and_a_running_experiment(stack: Stack) -> None:
     assert stack.experiment(queued)["attempts"] == []
 
 
-def test_an_arm_whose_loss_is_not_finite_fails_alone(stack: Stack) -> None:
+def test_a_non_finite_loss_fails_only_its_arm(stack: Stack) -> None:
     training = {
         "epochs": 12,
         "batch_size": 16,
@@ -143,8 +143,8 @@ def test_an_arm_whose_loss_is_not_finite_fails_alone(stack: Stack) -> None:
         "weight_decay": 1,
         "schedule": "constant",
     }
-    wild = stack.wait(stack.submit(spec(seed=5, training=training)))
-    arms = {arm["arm"]: arm["seeds"][0] for arm in stack.results(wild["id"])["arms"]}
+    experiment = stack.wait(stack.submit(spec(seed=5, training=training)))
+    arms = {arm["arm"]: arm["seeds"][0] for arm in stack.results(experiment["id"])["arms"]}
     assert "epoch" in arms["undefended"]["error"]
     assert "batch" in arms["undefended"]["error"]
     assert arms["abl"]["clean_accuracy"] > 0

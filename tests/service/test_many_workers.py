@@ -1,4 +1,4 @@
-"""Several real worker processes on one service: what they share, and how one leaves."""
+"""Several worker processes on one service: shared stages, and the shutdown of a worker."""
 
 import os
 import signal
@@ -19,19 +19,19 @@ from tests.processes import wait_for
 from tests.servers import Valkey
 from tests.service.specs import numbers, spec
 
-PATIENCE = 240.0
-GRACE = 30.0
+TIMEOUT = 240.0
+SHUTDOWN_TIMEOUT = 30.0
 
 
 class Fleet:
-    """A service with as many `bdlab worker` as a test starts."""
+    """A service, and the `bdlab worker` processes that a test starts."""
 
     def __init__(self, service: Service, folder: Path) -> None:
         self.service, self.folder = service, folder
         self.running: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> subprocess.Popen[bytes]:
-        """One more training worker, once the API knows of it."""
+        """Start a training worker and wait until the API lists it."""
         settings = self.service.settings
         environment = {
             "BDLAB_HOME": str(settings.home),
@@ -47,7 +47,7 @@ class Fleet:
                 preexec_fn=before_exec(0, os.getpid()),  # noqa: PLW1509  # gone with pytest, even if that is killed
             )
         self.running.append(process)
-        wait_for(lambda: self.name(process) in self.workers(), "the worker", PATIENCE)
+        wait_for(lambda: self.name(process) in self.workers(), "the worker", TIMEOUT)
         return process
 
     def name(self, process: subprocess.Popen[bytes]) -> str:
@@ -58,13 +58,13 @@ class Fleet:
         return {worker["name"]: worker for worker in listed}
 
     def wait(self, experiment_id: str) -> Any:
-        """The experiment, once it has succeeded."""
+        """Wait until the experiment has succeeded, and return it."""
 
         def ended() -> Any:
             experiment = self.service.get(experiment_id)
             return experiment["status"] in TERMINAL and experiment
 
-        experiment = wait_for(ended, "the end", PATIENCE)
+        experiment = wait_for(ended, "the end", TIMEOUT)
         assert experiment["status"] == "succeeded", f"{experiment}\n{self.logs()}"
         return experiment
 
@@ -94,50 +94,56 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
             lease_seconds=30,
         )
         with serve(settings) as service, relaying(settings):
-            made = Fleet(service, folder)
-            yield made
-            for process in made.running:
+            fleet = Fleet(service, folder)
+            yield fleet
+            for process in fleet.running:
                 process.kill()
                 process.wait()
 
 
-def test_a_worker_that_is_told_to_stop_hands_over_and_the_numbers_stay_the_same(fleet: Fleet) -> None:
+def test_sigterm_requeues_the_run_and_its_numbers_stay_the_same(fleet: Fleet) -> None:
     first = fleet.start()
-    mine = fleet.service.submit(spec(seed=30, epochs=24, images=400))["id"]
+    experiment_id = fleet.service.submit(spec(seed=30, epochs=24, images=400))["id"]
 
-    def trains() -> Any:
-        return (fleet.service.get(mine)["progress"].get("epoch") or 0) >= 2
+    def is_training() -> Any:
+        return (fleet.service.get(experiment_id)["progress"].get("epoch") or 0) >= 2
 
-    wait_for(trains, "the training", PATIENCE)
-    assert fleet.workers()[fleet.name(first)]["experiment_id"] == mine
-    began = time.monotonic()
+    wait_for(is_training, "the training", TIMEOUT)
+    assert fleet.workers()[fleet.name(first)]["experiment_id"] == experiment_id
+    signaled_at = time.monotonic()
     first.send_signal(signal.SIGTERM)
-    wait_for(lambda: fleet.service.get(mine)["status"] == "queued", "the hand-over", GRACE)
-    assert first.wait(GRACE) == 0, fleet.logs()
-    assert time.monotonic() - began < GRACE
-    assert fleet.name(first) not in fleet.workers()  # it has signed off
-    [attempt] = fleet.service.get(mine)["attempts"]
+    wait_for(
+        lambda: fleet.service.get(experiment_id)["status"] == "queued",
+        "the requeued experiment",
+        SHUTDOWN_TIMEOUT,
+    )
+    assert first.wait(SHUTDOWN_TIMEOUT) == 0, fleet.logs()
+    assert time.monotonic() - signaled_at < SHUTDOWN_TIMEOUT
+    assert fleet.name(first) not in fleet.workers()
+    [attempt] = fleet.service.get(experiment_id)["attempts"]
     assert (attempt["outcome"], attempt["reason"]) == ("waiting", "the worker shut down")
     fleet.start()
-    resumed = fleet.wait(mine)
-    assert resumed["attempts_left"] == fleet.service.settings.max_attempts  # it was nobody's fault
-    assert "resumed from a checkpoint" in fleet.log(mine)
-    afresh = fleet.service.http.post(f"/v1/experiments/{mine}:reproduce").json()["id"]
-    fleet.wait(afresh)
-    assert numbers(fleet.results(mine)) == numbers(fleet.results(afresh))
+    resumed = fleet.wait(experiment_id)
+    assert resumed["attempts_left"] == fleet.service.settings.max_attempts  # a shutdown does not count
+    assert "resumed from a checkpoint" in fleet.log(experiment_id)
+    reproduction = fleet.service.http.post(f"/v1/experiments/{experiment_id}:reproduce").json()["id"]
+    fleet.wait(reproduction)
+    assert numbers(fleet.results(experiment_id)) == numbers(fleet.results(reproduction))
 
 
 def test_a_stage_that_two_workers_need_is_computed_once(fleet: Fleet) -> None:
     while len(fleet.workers()) < 2:
         fleet.start()
-    mine = [
+    experiment_ids = [
         fleet.service.submit(spec(seed=31, epochs=20, images=400, tags={"copy": copy}))["id"] for copy in "ab"
     ]
-    ended = [fleet.wait(one) for one in mine]
+    ended = [fleet.wait(one) for one in experiment_ids]
     assert len({attempt["worker"] for one in ended for attempt in one["attempts"]}) == 2
-    begun = [line for one in mine for line in fleet.log(one).splitlines() if line.endswith(": started")]
-    titles = [line.partition("] ")[2] for line in begun]
-    stages = fleet.manifest(mine[0])["stages"]
+    started = [
+        line for one in experiment_ids for line in fleet.log(one).splitlines() if line.endswith(": started")
+    ]
+    titles = [line.partition("] ")[2] for line in started]
+    stages = fleet.manifest(experiment_ids[0])["stages"]
     assert len(titles) == len(set(titles)) == len(stages), titles
-    first, second = (numbers(fleet.results(one)) for one in mine)
+    first, second = (numbers(fleet.results(one)) for one in experiment_ids)
     assert first == second

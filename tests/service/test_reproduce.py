@@ -1,4 +1,4 @@
-"""A real run computed afresh, killed on the way: the same numbers, bit for bit."""
+"""A reproduction whose worker is killed gives the same numbers, bit for bit."""
 
 import json
 import os
@@ -11,39 +11,39 @@ from app.specs.experiment import ExperimentSpec
 from tests.conftest import Stack
 from tests.service.specs import numbers, spec
 
-WANTED: dict[str, Any] = spec(seed=31, epochs=40, images=300, reference=False, defenses=[])
+SPEC: dict[str, Any] = spec(seed=31, epochs=40, images=300, reference=False, defenses=[])
 
 
 @pytest.fixture(scope="module")
 def original(stack: Stack) -> str:
     """A finished experiment."""
-    return str(stack.wait(stack.submit(WANTED))["id"])
+    return str(stack.wait(stack.submit(SPEC))["id"])
 
 
-def test_a_reproduction_takes_nothing_from_the_cache_and_survives_a_kill(stack: Stack, original: str) -> None:
-    again = stack.post(f"/v1/experiments/{original}:reproduce")["id"]
+def test_a_reproduction_uses_no_cached_stage_and_survives_a_kill(stack: Stack, original: str) -> None:
+    experiment_id = stack.post(f"/v1/experiments/{original}:reproduce")["id"]
 
-    def training() -> bool:
-        progress = stack.experiment(again)["progress"]
+    def is_training() -> bool:
+        progress = stack.experiment(experiment_id)["progress"]
         return progress.get("arm") == "undefended" and bool(progress.get("epoch"))
 
-    stack.eventually(training, 60, "the undefended arm was not reached")
+    stack.eventually(is_training, 60, "the undefended arm was not reached")
     os.kill(stack.training_pid(), signal.SIGKILL)
-    ended = stack.wait(again)
-    assert [tried["outcome"] for tried in ended["attempts"]] == ["lost", "succeeded"]
-    text = stack.client.get(f"/v1/experiments/{again}/logs", headers={"Accept": "text/plain"}).text
+    ended = stack.wait(experiment_id)
+    assert [attempt["outcome"] for attempt in ended["attempts"]] == ["lost", "succeeded"]
+    text = stack.client.get(f"/v1/experiments/{experiment_id}/logs", headers={"Accept": "text/plain"}).text
     assert "undefended, victim: started" in text
     assert "resumed from a checkpoint" in text
-    found = stack.get(f"/v1/experiments/{again}/reproduction")
-    assert found["verdict"] == "agrees", found
-    assert found["tolerance"]["fractions"] == 0
-    assert found["agreeing"] == len(found["metrics"]) >= 10
-    assert numbers(stack.results(again)) == numbers(stack.results(original))
+    reproduction = stack.get(f"/v1/experiments/{experiment_id}/reproduction")
+    assert reproduction["verdict"] == "agrees", reproduction
+    assert reproduction["tolerance"]["fractions"] == 0
+    assert reproduction["agreeing"] == len(reproduction["metrics"]) >= 10
+    assert numbers(stack.results(experiment_id)) == numbers(stack.results(original))
 
 
-def test_a_manifest_is_enough_to_run_elsewhere(stack: Stack, original: str) -> None:
+def test_a_manifest_describes_the_run_completely(stack: Stack, original: str) -> None:
     manifest = stack.get(f"/v1/experiments/{original}/manifest")
-    assert ExperimentSpec.model_validate(manifest["spec"]) == ExperimentSpec.model_validate(WANTED)
+    assert ExperimentSpec.model_validate(manifest["spec"]) == ExperimentSpec.model_validate(SPEC)
     assert manifest["spec_hash"] == stack.experiment(original)["spec_hash"]
     assert manifest["device"]["type"] == "cpu"
     assert manifest["device"]["threads"] == 1

@@ -1,4 +1,4 @@
-"""Sweeps and studies with real workers: what is computed, what is not computed again, the command, the document."""
+"""Sweeps and studies with real workers: reuse of stages, the commands, the documented examples."""
 
 import json
 import re
@@ -36,12 +36,12 @@ SWEEP: dict[str, Any] = {
 
 
 def ended(stack: Stack, made: dict[str, Any]) -> dict[str, Any]:
-    """The sweep or study once every experiment has ended, all of them well."""
+    """Wait until the sweep or study has succeeded, and return it."""
     link = made["links"]["self"]
     stack.eventually(lambda: stack.get(link)["status"] not in ("queued", "running"), 90, "it did not end")
-    found = stack.get(link)
-    assert found["status"] == "succeeded", found
-    return found
+    batch = stack.get(link)
+    assert batch["status"] == "succeeded", batch
+    return batch
 
 
 def cells(stack: Stack, made: dict[str, Any]) -> dict[tuple[str, str], Any]:
@@ -51,11 +51,11 @@ def cells(stack: Stack, made: dict[str, Any]) -> dict[tuple[str, str], Any]:
 
 @pytest.fixture(scope="module")
 def study(stack: Stack) -> dict[str, Any]:
-    """A study of one attack and one defense, done."""
+    """A finished study of one attack and one defense."""
     return ended(stack, stack.post("/v1/studies", STUDY))
 
 
-def test_a_study_gives_a_whole_table(stack: Stack, study: dict[str, Any]) -> None:
+def test_a_study_gives_a_complete_table(stack: Stack, study: dict[str, Any]) -> None:
     assert study["states"]["succeeded"] == study["cells"] == 3
     found = cells(stack, study)
     assert {arm for _, arm in found} == {"clean", "undefended", "fine_tuning"}
@@ -67,7 +67,7 @@ def test_a_study_gives_a_whole_table(stack: Stack, study: dict[str, Any]) -> Non
     assert after["defense_effectiveness"]["mean"] == pytest.approx((drops[0] - drops[1] + 1) / 2)
 
 
-def test_what_is_added_is_computed_and_nothing_else(stack: Stack, study: dict[str, Any]) -> None:
+def test_extending_a_study_computes_only_what_is_added(stack: Stack, study: dict[str, Any]) -> None:
     before = cells(stack, study)
     (first,) = {e for cell in before.values() for e in cell["experiments"]}
     larger = stack.post(
@@ -79,12 +79,12 @@ def test_what_is_added_is_computed_and_nothing_else(stack: Stack, study: dict[st
     assert {place: after[place] for place in before} == before
     (added,) = after["badnets", "nad"]["experiments"]
     assert added != first
-    # Its victim is the one that the first experiment trained: the same numbers, and no time spent on it.
+    # Its victim is the stage of the first experiment: the same numbers in no time.
     results = stack.results(added)["arms"]
     victim = next(arm for arm in results if arm["arm"] == "undefended")["seeds"][0]
-    known = next(arm for arm in stack.results(first)["arms"] if arm["arm"] == "undefended")["seeds"][0]
+    original = next(arm for arm in stack.results(first)["arms"] if arm["arm"] == "undefended")["seeds"][0]
     assert {k: v for k, v in victim.items() if k != "seconds"} == {
-        k: v for k, v in known.items() if k != "seconds"
+        k: v for k, v in original.items() if k != "seconds"
     }
     log = stack.client.get(f"/v1/experiments/{added}/logs").text
     assert "undefended, victim: taken from the cache" in log
@@ -102,16 +102,16 @@ def test_what_is_added_is_computed_and_nothing_else(stack: Stack, study: dict[st
     assert {**numbers, "arm": "nad"} == after["badnets", "nad"]
 
 
-def smaller(tmp_path: Path) -> None:
-    """The examples in a folder, cut down to seconds."""
+def write_small_examples(tmp_path: Path) -> None:
+    """Write the examples to a folder, reduced to specs that take seconds."""
     for kind, fields in (("sweeps", SWEEP), ("studies", STUDY)):
         (tmp_path / "examples" / kind).mkdir(parents=True)
         for example in (ROOT / "examples" / kind).glob("*.json"):
             (tmp_path / "examples" / kind / example.name).write_text(json.dumps(fields))
 
 
-def test_the_curl_examples_work_in_their_order(stack: Stack, study: dict[str, Any], tmp_path: Path) -> None:
-    smaller(tmp_path)
+def test_the_documented_curl_examples_work(stack: Stack, study: dict[str, Any], tmp_path: Path) -> None:
+    write_small_examples(tmp_path)
     script = "\n".join(re.findall(r"```bash\n(.*?)```", (ROOT / "docs/sweeps.md").read_text(), re.DOTALL)[:2])
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script.replace("http://127.0.0.1:8000", stack.url)],
@@ -132,7 +132,7 @@ def test_the_curl_examples_work_in_their_order(stack: Stack, study: dict[str, An
 def bdlab(
     stack: Stack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """Runs the command in this process, which saves its start; gives what it printed."""
+    """Runs the command in this process, which is faster; returns what it printed."""
     monkeypatch.setenv("BDLAB_URL", stack.url)
 
     def run(*words: str, code: int = 0) -> str:
@@ -154,17 +154,17 @@ def test_the_command_for_studies(
     (tmp_path / "bad.json").write_text('{"attacks": [{"attack": {}}]}')
     words = [BDLAB, "study", str(tmp_path / "study.json"), "--watch", "--url", stack.url]
     watched = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
-    id, _, page = watched.stdout.partition("\n")  # all of it was there already
+    id, _, page = watched.stdout.partition("\n")  # all of it was computed before
     assert watched.stderr == "succeeded, 100 %: 1 succeeded\n"
     assert page.splitlines()[2] == "| attack | clean | undefended | fine_tuning |"
     assert bdlab("study", "table", id) == page
     assert bdlab("study", "table", id, "--format", "latex").startswith("% tiny: clean accuracy")
     assert json.loads(bdlab("study", "table", id, "--format", "json"))["study_id"] == id
     assert "--format" in bdlab("study", "table", id, "--format", "xls", code=2)
-    stands = f"{id} succeeded, 100 %: 1 succeeded; cells: 3 succeeded\n"
+    status_line = f"{id} succeeded, 100 %: 1 succeeded; cells: 3 succeeded\n"
     for command in ("show", "retry", "cancel"):
-        assert bdlab("study", command, id) == stands
-    assert bdlab("study", "extend", id, str(tmp_path / "more.json")) == stands
+        assert bdlab("study", command, id) == status_line
+    assert bdlab("study", "extend", id, str(tmp_path / "more.json")) == status_line
     assert "attacks[0].attack.name" in bdlab("study", str(tmp_path / "bad.json"), code=2)
 
 

@@ -1,11 +1,11 @@
-"""What `bdlab up` refuses."""
+"""When `bdlab up` refuses to start."""
 
 import subprocess
 
 from tests.conftest import BDLAB, Stack
 
 
-def test_a_second_service_on_the_same_folder_ends_with_one_line(stack: Stack) -> None:
+def test_a_second_service_on_the_same_folder_is_refused_with_one_line(stack: Stack) -> None:
     second = subprocess.run(
         [BDLAB, "up", "--port", "0"],
         env=stack.environment,
@@ -20,8 +20,8 @@ def test_a_second_service_on_the_same_folder_ends_with_one_line(stack: Stack) ->
     assert stack.client.get("/readyz").status_code == 200
 
 
-def test_only_this_machine_may_reach_a_service_without_authentication(stack: Stack) -> None:
-    open_to_all = subprocess.run(
+def test_a_service_without_keys_cannot_listen_to_other_machines(stack: Stack) -> None:
+    public = subprocess.run(
         [BDLAB, "up", "--host", "0.0.0.0"],
         env=stack.environment | {"BDLAB_HOME": str(stack.home / "other")},
         capture_output=True,
@@ -29,6 +29,6 @@ def test_only_this_machine_may_reach_a_service_without_authentication(stack: Sta
         timeout=60,
         check=False,
     )
-    assert open_to_all.returncode == 1
-    assert "there is no API key; create one with `bdlab keys create`" in open_to_all.stderr
+    assert public.returncode == 1
+    assert "there is no API key; create one with `bdlab keys create`" in public.stderr
     assert not (stack.home / "other" / "logs").exists()

@@ -1,4 +1,4 @@
-"""Uploads against the whole running service: the examples of the documentation, the round trip, a killed worker."""
+"""Uploads on the whole service: the documented examples, a round trip, killed processes."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from tests.test_docs import EXAMPLES, blocks
 LIGHT = {**QUICK, "seeds": [0], "defenses": []}
 
 
-def test_the_curl_examples_work_in_their_order(stack: Stack, tmp_path: Path) -> None:
+def test_the_documented_curl_examples_work(stack: Stack, tmp_path: Path) -> None:
     (tmp_path / "examples").mkdir()
     for example in EXAMPLES:
         (tmp_path / "examples" / example.name).write_text(json.dumps(LIGHT))
@@ -44,7 +44,9 @@ def trained(stack: Stack) -> Any:
     return stack.wait(stack.submit(LIGHT))
 
 
-def test_a_checkpoint_comes_back_as_the_model_that_it_was(stack: Stack, trained: Any, tmp_path: Path) -> None:
+def test_an_uploaded_checkpoint_is_the_model_that_was_trained(
+    stack: Stack, trained: Any, tmp_path: Path
+) -> None:
     with Client(stack.url) as client:
         [file] = client.artifacts(trained["id"], kind="checkpoint", arm="undefended", seed=0)
         path = client.download(file, tmp_path / "model.safetensors")
@@ -63,13 +65,13 @@ def test_a_checkpoint_comes_back_as_the_model_that_it_was(stack: Stack, trained:
         assert of_victim == {key: before[key] for key in of_victim}
         assert ("fine_tuning", 0, "clean_accuracy") in after
         log = [line["message"] for line in client.logs(repaired["id"])]
-        # A second attempt, after a lease that was lost on a busy machine, takes it from the first.
+        # Only the first line: an attempt after a lost lease takes the stage from the cache.
         assert "started" in next(line for line in log if "undefended, victim" in line), "the file was used"
         predicted = client.predict(repaired["id"], index=0, triggered=True)
         assert [arm["arm"] for arm in predicted["arms"]] == ["undefended", "fine_tuning"]
 
 
-def test_an_uploaded_data_set_is_fetched_and_trained_on(stack: Stack, tmp_path: Path) -> None:
+def test_an_uploaded_dataset_is_downloaded_and_trained_on(stack: Stack, tmp_path: Path) -> None:
     (tmp_path / "toy.npz").write_bytes(pictures())
     sent = subprocess.run(
         [BDLAB, "datasets", "upload", str(tmp_path / "toy.npz"), "--json", "--url", stack.url],
@@ -101,7 +103,7 @@ def test_an_uploaded_data_set_is_fetched_and_trained_on(stack: Stack, tmp_path: 
     assert done["id"] in refused.stderr
 
 
-def test_the_command_says_why_a_model_is_refused(stack: Stack, tmp_path: Path) -> None:
+def test_the_command_prints_why_a_model_is_refused(stack: Stack, tmp_path: Path) -> None:
     def bdlab(*words: str) -> subprocess.CompletedProcess[str]:
         command = [BDLAB, "models", *words, "--url", stack.url]
         return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
@@ -121,7 +123,7 @@ def test_the_command_says_why_a_model_is_refused(stack: Stack, tmp_path: Path) -
 
 
 def test_a_check_survives_kill_9_of_relay_and_worker(stack: Stack) -> None:
-    os.kill(stack.pid("relay"), signal.SIGKILL)  # between the commit of the upload and its announcement
+    os.kill(stack.pid("relay"), signal.SIGKILL)  # so that the upload is committed but not published
     with Client(stack.url) as client:
         path = stack.home / "kill.safetensors"
         path.write_bytes(weights(2))

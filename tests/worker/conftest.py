@@ -1,5 +1,6 @@
-"""A database and an object store of their own for each test, and experiments in them."""
+"""A database and an object store for each test, and experiments in them."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +22,15 @@ from worker.attempt import run_attempt
 
 
 @dataclass
-class House:
-    """Everything a worker talks to."""
+class Backends:
+    """The back ends of a worker, and shortcuts to what is stored in them."""
 
     settings: Settings
     database: Database
     objects: Objects
 
     def submit(self, **spec: Any) -> str:
-        """A queued experiment; returns its id."""
+        """Queue an experiment; returns its id."""
         parsed = ExperimentSpec.model_validate(spec)
         with self.database.writing() as session:
             experiment = Experiment(
@@ -51,13 +52,13 @@ class House:
             return experiment.id
 
     def requeue(self, experiment_id: str) -> None:
-        """What the relay does for a worker that died."""
+        """Take the lease away, as the relay does after a worker died."""
         with self.database.writing() as session:
             experiment = lifecycle.lock(session, experiment_id)
             assert experiment is not None
             assert lifecycle.lose(session, experiment_id, experiment.attempt, "no heartbeat")
 
-    def try_(self, experiment_id: str, run: Callable[..., dict[str, Any]]) -> str | None:
+    def run_attempt(self, experiment_id: str, run: Callable[..., dict[str, Any]]) -> str | None:
         return run_attempt(experiment_id, "host:1:cpu", self.settings, run)
 
     def experiment(self, experiment_id: str) -> Experiment:
@@ -69,9 +70,17 @@ class House:
             return list(session.query(table).filter(table.experiment_id == experiment_id))
 
 
+def run_until_stopped(recorder: Any, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        recorder.check()
+        time.sleep(0.01)
+    raise AssertionError("the run was not stopped")
+
+
 @pytest.fixture(scope="session")
 def schema(postgres: Postgres) -> str:
-    """A database with all tables, to be copied."""
+    """The name of a migrated PostgreSQL database, used as a template."""
     url = postgres.fresh()
     upgrade(url)
     return str(make_url(url).database)
@@ -79,7 +88,7 @@ def schema(postgres: Postgres) -> str:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database_url(request: pytest.FixtureRequest) -> str:
-    """An empty database under home, or in PostgreSQL."""
+    """Empty for SQLite in the home folder, or the URL of a migrated PostgreSQL database."""
     if request.param == "sqlite":
         return ""
     postgres: Postgres = request.getfixturevalue("postgres")
@@ -87,7 +96,7 @@ def database_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def house(tmp_path: Path, database_url: str) -> Any:
+def backends(tmp_path: Path, database_url: str) -> Any:
     settings = Settings(
         home=tmp_path,
         database_url=database_url,
@@ -99,5 +108,5 @@ def house(tmp_path: Path, database_url: str) -> Any:
     )
     upgrade(settings.database)
     database = Database(settings.database)
-    yield House(settings, database, Objects(settings.objects))
+    yield Backends(settings, database, Objects(settings.objects))
     database.close()

@@ -1,4 +1,4 @@
-"""What a worker reports about its device, with a stand-in for NVML: real GPUs are not everywhere."""
+"""What a worker reports about its device, with a fake NVML."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ GPUS = [
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A driver with `GPUS`, of which it does not tell the memory of the second."""
+    """A driver with `GPUS`; it cannot read the memory of the second."""
 
     def memory(gpu: SimpleNamespace) -> SimpleNamespace:
         if gpu.used is None:
@@ -54,9 +54,9 @@ def test_the_first_visible_gpu_is_the_device(
 ) -> None:
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    found = device.find_device()
-    assert found.kind == kind
-    assert found.name == name or (name is None and "threads" in found.name)
+    worker_device = device.find_device()
+    assert worker_device.kind == kind
+    assert worker_device.name == name or (name is None and "threads" in worker_device.name)
 
 
 def test_memory_is_read(driver: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +75,9 @@ def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> No
     assert device.find_device().kind == "cpu"
 
 
-def test_a_container_has_its_own_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_limit_of_a_container_is_respected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "memory.max").write_text("1048576\n")
     (tmp_path / "memory.current").write_text("4096\n")
     monkeypatch.setattr(device, "CGROUP", tmp_path)
