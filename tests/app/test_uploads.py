@@ -415,7 +415,7 @@ def test_a_killed_check_is_announced_again_and_given_up_in_the_end(
         assert check(model_id, service.settings) is None
         with service.database.writing() as session:
             session.execute(update(Upload).where(Upload.id == model_id).values(claimed_until=utcnow()))
-    assert "begun 3 times" in refused(service, model_id)
+    assert "started 3 times" in refused(service, model_id)
     broker.close()
 
 
