@@ -3,8 +3,8 @@
     python benchmarks/submission_files.py
 
 API, relay and worker run in this process: one request through the real server, one round of the relay with a broker
-that only notes what it is sent, one attempt with the real lab. A profiler notes the file of every function that is
-called. A first experiment runs unrecorded, so that imports are over.
+that only accepts messages, one attempt with the real lab. A profiler records the file of every function that is
+called. A first experiment runs unrecorded, so that imports do not count.
 """
 
 import sys
@@ -24,7 +24,7 @@ from app.main import create_app
 from app.operations import relay, schema
 from app.settings import Settings
 from tests.quick import QUICK
-from worker.attempt import attempt
+from worker.attempt import run_attempt
 from worker.lab.experiment import run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,8 +43,8 @@ class Recorder:
             self.files.add(frame.f_code.co_filename)
 
 
-class NotingBroker:
-    """Stands in for the broker of the relay."""
+class AcceptingBroker:
+    """Stands in for the broker."""
 
     def send_experiment(self, *_: str) -> None:
         pass
@@ -67,9 +67,9 @@ def main() -> None:
             recorder.on = seed == 1
             answer = httpx2.post(f"{url}/v1/experiments", json={**QUICK, "seeds": [seed]})
             database = Database(settings.database)
-            relay._publish(settings, database, NotingBroker(), set())  # type: ignore[arg-type]
+            relay._publish_due(settings, database, AcceptingBroker(), set())  # type: ignore[arg-type]
             database.close()
-            assert attempt(answer.json()["id"], "host:1:cpu", settings, run) == "succeeded"
+            assert run_attempt(answer.json()["id"], "host:1:cpu", settings, run) == "succeeded"
         recorder.on = False
         server.should_exit = True
         thread.join()
