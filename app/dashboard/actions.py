@@ -5,7 +5,7 @@ Middleware refuses forms sent from other sites.
 
 from typing import Annotated
 
-from fastapi import APIRouter, Form
+from fastapi import APIRouter, Form, Path
 from fastapi.responses import RedirectResponse
 
 from app.core.context import Ctx
@@ -49,23 +49,24 @@ def reproduce(context: Ctx, experiment_id: str) -> RedirectResponse:
 
 def _add_batch_actions(kind: str, path: str) -> None:
     """Add the actions that sweeps and studies have in common. ``path`` is that of their pages."""
+    id_in_path = Path(alias=f"{kind}_id")
 
-    @router.post(f"{path}/{{batch_id}}/cancel")
-    def cancel_batch(context: Ctx, batch_id: str) -> RedirectResponse:
+    @router.post(f"{path}/{{{kind}_id}}/cancel")
+    def cancel_batch(context: Ctx, batch_id: Annotated[str, id_in_path]) -> RedirectResponse:
         """Cancel the experiments that have not ended, then show the batch."""
         batches.cancel(context, kind, batch_id)
         return _redirect(f"{path}/{batch_id}")
 
-    @router.post(f"{path}/{{batch_id}}/retry")
+    @router.post(f"{path}/{{{kind}_id}}/retry")
     def retry_batch(
-        context: Ctx, batch_id: str, state: Annotated[Retryable, Form()] = "failed"
+        context: Ctx, batch_id: Annotated[str, id_in_path], state: Annotated[Retryable, Form()] = "failed"
     ) -> RedirectResponse:
         """Requeue the experiments in this state, then show the batch."""
         batches.retry(context, kind, batch_id, [state])
         return _redirect(f"{path}/{batch_id}")
 
-    @router.post(f"{path}/{{batch_id}}/delete")
-    def delete_batch(context: Ctx, batch_id: str) -> RedirectResponse:
+    @router.post(f"{path}/{{{kind}_id}}/delete")
+    def delete_batch(context: Ctx, batch_id: Annotated[str, id_in_path]) -> RedirectResponse:
         """Delete the batch and its experiments, then list sweeps and studies."""
         batches.remove(context, kind, batch_id)
         return _redirect("/sweeps")
