@@ -48,7 +48,7 @@ def test_an_experiment_from_the_form_to_the_results(open_tab: OpenTab, stack: St
     expect(page.locator("#preview")).to_be_visible()
 
     fill(page, "attack", {"size": "9"})
-    expect(page.locator(".error")).to_contain_text("at most 8 pixels")
+    expect(page.locator(".error")).to_contain_text("size + margin of at most 8")
     assert page.locator('[data-part="attack"] [data-field="size"]').get_attribute("aria-invalid") == "true"
     tab.errors.clear()  # the browser logs the 422
     fill(page, "attack", {"size": "2"})
