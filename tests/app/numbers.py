@@ -37,7 +37,7 @@ def arm(clean: float, attack: float | None) -> dict[str, float | None]:
     return {"clean_accuracy": clean, "attack_success_rate": attack}
 
 
-def check_thinning(service: Service) -> None:
+def check_downsampling(service: Service) -> None:
     """Series of every length up to 60, with gaps between their steps, lose points evenly and none at the ends."""
     made = service.submit()
     points = {f"of {n}": [step * step for step in range(n)] for n in range(1, 61)}
@@ -62,7 +62,7 @@ def check_thinning(service: Service) -> None:
 
 
 def check_compared_curves(service: Service) -> None:
-    """Compared curves leave out points that are no numbers, before they are thinned."""
+    """Compared curves leave out points that are no numbers, before they are downsampled."""
     one, other = service.submit()["id"], service.submit()["id"]
     values = [math.inf, 1.0, 2.0, -math.inf, 3.0, 4.0, 5.0]
     service.add(

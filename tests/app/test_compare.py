@@ -86,7 +86,7 @@ def test_curves_leave_out_what_is_no_number(service: Service) -> None:
     check_compared_curves(service)
 
 
-def test_curves_are_means_over_seeds_and_thinned(service: Service, ids: list[str]) -> None:
+def test_curves_are_means_over_seeds_and_downsampled(service: Service, ids: list[str]) -> None:
     curves = get(service, ids, points=4).json()["curves"]
     assert [(c["experiment_id"], c["arm"], c["name"]) for c in curves] == [
         (i, "abl", "clean_accuracy") for i in sorted(ids)

@@ -26,7 +26,7 @@ from app.tables.experiments import Experiment
 from app.tables.results import ResultValue
 from app.webhooks.sender import Sender
 from tests.app.conftest import QUICK, Service
-from tests.app.numbers import arm, check_compared_curves, check_thinning, done
+from tests.app.numbers import arm, check_compared_curves, check_downsampling, done
 from tests.app.receiver import Authority, receiving
 from tests.app.sending import MODEL, post, sent_model, weights
 from tests.app.test_audit import check_append_only
@@ -110,7 +110,7 @@ def test_an_experiment_from_end_to_end(
             assert dispatch.reap(session, experiment["id"])
             assert len(dispatch.due(session)) == 2
             dispatch.purge(session, 60, 60)
-        check_thinning(service)
+        check_downsampling(service)
         check_compared_curves(service)
         service.end(experiment["id"])
         found = service.get(experiment["id"])

@@ -14,7 +14,7 @@ from scipy import stats
 from app.specs.metrics import summarize, t_quantile
 from app.tables.results import ArmNote, MetricPoint, ResultValue
 from tests.app.conftest import Service
-from tests.app.numbers import check_thinning
+from tests.app.numbers import check_downsampling
 
 SPEC = {"reference": True, "seeds": [0, 1, 2], "defenses": [{"name": "abl"}]}
 
@@ -104,7 +104,7 @@ def test_the_media_type_follows_the_clients_preference(service: Service, experim
         assert answer.headers["content-type"] == expected
 
 
-def test_curves_are_filtered_and_thinned(service: Service, experiment: dict[str, Any]) -> None:
+def test_curves_are_filtered_and_downsampled(service: Service, experiment: dict[str, Any]) -> None:
     def series(**parameters: Any) -> list[dict[str, Any]]:
         return service.http.get(experiment["links"]["metrics"], params=parameters).json()["series"]
 
@@ -115,16 +115,16 @@ def test_curves_are_filtered_and_thinned(service: Service, experiment: dict[str,
         ("abl", 1, "train_loss", 100),
         ("clean", 0, "train_loss", 1),
     ]
-    [thinned] = series(arm="abl", seed=1, name="train_loss", points=5)
-    assert thinned["steps"] == [1, 26, 51, 75, 100]
-    assert thinned["values"] == [step / 100 + 1 for step in thinned["steps"]]
+    [downsampled] = series(arm="abl", seed=1, name="train_loss", points=5)
+    assert downsampled["steps"] == [1, 26, 51, 75, 100]
+    assert downsampled["values"] == [step / 100 + 1 for step in downsampled["steps"]]
     assert series(arm="clean")[0]["values"] == [None]  # JSON has no infinity
     assert series(name="nothing") == []
     assert service.http.get(experiment["links"]["metrics"], params={"points": 1}).status_code == 422
 
 
-def test_series_of_any_length_are_thinned(service: Service) -> None:
-    check_thinning(service)
+def test_series_of_any_length_are_downsampled(service: Service) -> None:
+    check_downsampling(service)
 
 
 @pytest.mark.parametrize("df", [1, 2, 3, 4, 7, 10, 25, 49])

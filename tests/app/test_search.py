@@ -295,6 +295,7 @@ def test_rows_are_walked_by_an_index_and_never_sorted(
         ("attack.name=sig", "ix_spec_texts_value"),
         ("results.clean_accuracy<=0.1", "ix_result_means_value"),
         ("tag.study=a", "ix_experiment_labels_lookup"),
+        ("tag.experiment_id=a", "ix_experiment_labels_lookup"),
         ("setting=0123456789abcdef", "ix_result_rows_owner_setting"),
         ("experiment_id=x", "sqlite_autoindex_result_rows_1"),
     ],
