@@ -25,7 +25,7 @@ from app.operations import relay, schema
 from app.settings import Settings
 from tests.quick import QUICK
 from worker.attempt import run_attempt
-from worker.lab.experiment import run
+from worker.lab.experiment import run_experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIMIZED = 1  # a function's code, not that of a module or class body
@@ -69,7 +69,7 @@ def main() -> None:
             database = Database(settings.database)
             relay._publish_due(settings, database, AcceptingBroker(), set())  # type: ignore[arg-type]
             database.close()
-            assert run_attempt(answer.json()["id"], "host:1:cpu", settings, run) == "succeeded"
+            assert run_attempt(answer.json()["id"], "host:1:cpu", settings, run_experiment) == "succeeded"
         recorder.on = False
         server.should_exit = True
         thread.join()
