@@ -52,7 +52,7 @@ def test_the_commands_show_what_the_api_gives(stack: Stack, ids: list[str], tmp_
     assert "difference to the first" in compared
     assert "+0.0 %" in compared  # the second took its victim from the cache
     assert "seeds" in run("compare", *ids, "--table", "spec", "--format", "csv")
-    assert "no reproduction" in run("reproduction", ids[0], code=4)
+    assert "is not a reproduction" in run("reproduction", ids[0], code=4)
     agrees = run("reproduce", ids[1], "--watch")
     assert "agrees: " in agrees
     assert "the same kind of CPU" in agrees

@@ -51,7 +51,7 @@ def reproduction(context: Context, experiment_id: str) -> ReproductionOut:
         experiment = require_experiment(session, experiment_id)
         original_id = repository.original_of(session, experiment_id)
         if original_id is None:
-            hint = f"POST /v1/experiments/{experiment_id}:reproduce makes one of it"
+            hint = f"POST /v1/experiments/{experiment_id}:reproduce creates one"
             raise NotFoundError(f"experiment {shown(experiment_id)} is not a reproduction; {hint}")
         original = session.get(Experiment, original_id)
         first = repository.numbers(session, original_id) if original is not None else {}
