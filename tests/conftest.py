@@ -15,12 +15,17 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import httpx2
+import hypothesis
 import pytest
 
 from app.operations.child_process import before_exec
 from app.specs.status import TERMINAL
 from tests.processes import alive, command_line, descendants
 from tests.servers import S3, Postgres
+
+# On a busy machine an example may take longer than the deadline, which says nothing about the code.
+hypothesis.settings.register_profile("without deadline", deadline=None)
+hypothesis.settings.load_profile("without deadline")
 
 BDLAB = Path(sys.executable).parent / "bdlab"
 PLUGINS = Path(__file__).parent.parent / "examples/plugins"
