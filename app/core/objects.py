@@ -101,7 +101,7 @@ class Objects:
                 return
 
     def signed_url(self, key: str, seconds: int, endpoint: str = "") -> str | None:
-        """A URL that lets anybody read the object for so many seconds; None if the store is a folder.
+        """A presigned URL that anyone can use to read the object until it expires; None if the store is a folder.
 
         ``endpoint`` is the store's address for clients, if it differs from the service's. The object need not exist.
         """
