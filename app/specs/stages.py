@@ -11,7 +11,7 @@ from app.specs.attack import NoAttack
 from app.specs.base import Spec, digest
 from app.specs.experiment import ATTACK, CLEAN, UNDEFENDED, ExperimentSpec
 
-LAB_VERSION = 5
+LAB_VERSION = 6
 """Increase this when the same spec and seed would give different numbers, even in their last bits. Finished stages are
 then computed again, on the same random streams."""
 STREAM_VERSION = 1
@@ -76,7 +76,7 @@ def _plan_seed(spec: ExperimentSpec, seed: int, data_version: str, victim_versio
         }
         for kind, fields, epochs in spec.attack.stages():
             prepared = add(kind, ATTACK, [fields, recipe], prepared, epochs, attack_code)
-    attack = spec.attack.model_dump(mode="json", exclude={"export"})
+    attack = spec.attack.model_dump(mode="json", exclude={"export", "preset"})
     poisoned = add("poisoned_set", None, attack, prepared, 1, attack_code)
 
     model = ""
@@ -114,7 +114,7 @@ def arm_keys(spec: ExperimentSpec, stages: list[PlannedStage]) -> dict[tuple[str
     poisoned = {stage.seed: stage.key for stage in stages if stage.kind == "poisoned_set"}
     # Later stages of an arm replace earlier ones.
     last = {(stage.arm, stage.seed): stage.key for stage in stages}
-    defenses = {d.arm_name: d.model_dump(mode="json", exclude={"arm"}) for d in spec.defenses}
+    defenses = {d.arm_name: d.model_dump(mode="json", exclude={"arm", "preset"}) for d in spec.defenses}
     return {
         (arm, seed): digest(["arm", spec.device, poisoned[seed], last[arm, seed], defenses.get(arm)])
         for seed in spec.seeds

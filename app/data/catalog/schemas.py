@@ -7,6 +7,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.specs.facts import DatasetFacts
 
 
+class PresetEntry(BaseModel):
+    """A named setting of an attack or a defense."""
+
+    name: str = Field(description="The `preset` in a spec.")
+    default: bool = Field(description="Whether it applies if a spec names none.")
+    summary: str = Field(description="Whose setting it is, and why to choose it.")
+    source: str = Field(description="Where it is published.")
+    values: dict[str, Any] = Field(description="The fields that differ from the defaults.")
+
+
 class Entry(BaseModel):
     """A class of specs that has a name."""
 
@@ -20,6 +30,7 @@ class Entry(BaseModel):
         alias="schema", description="JSON schema of its fields, with unit and source."
     )
     defaults: dict[str, Any] = Field(description="The default of every field that has one.")
+    presets: list[PresetEntry] = Field(description="Its named settings; empty if it has none.")
 
 
 class DatasetEntry(Entry):

@@ -10,10 +10,11 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from app.core.validation import members, name_of
 from app.data import local_datasets
-from app.data.catalog.schemas import Catalog, DatasetEntry, Entry
+from app.data.catalog.schemas import Catalog, DatasetEntry, Entry, PresetEntry
 from app.specs.dataset import Imported, Uploaded
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import BUILT_IN
+from app.specs.presets import PresetSpec
 from app.specs.training import Augmentation
 
 _CITATION = re.compile(r"\(([^()]*\b(?:19|20)\d\d[a-z]?)\)")
@@ -75,7 +76,18 @@ def _entry(model: type[BaseModel]) -> Entry:
         source=_source(model, text),
         schema_=model.model_json_schema(),
         defaults=_defaults(model),
+        presets=_presets(model),
     )
+
+
+def _presets(model: type[BaseModel]) -> list[PresetEntry]:
+    if not issubclass(model, PresetSpec) or not model.presets:
+        return []
+    default = model.model_fields["preset"].default
+    return [
+        PresetEntry(name=name, default=name == default, **preset._asdict())
+        for name, preset in model.presets.items()
+    ]
 
 
 def _source(model: type[BaseModel], text: str) -> str | None:

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
-from app.specs.base import Spec, field
+from app.specs.base import field
 from app.specs.facts import DatasetFacts
+from app.specs.presets import PresetSpec
 
 RateOf = Literal["training_set", "target_class"]
 RATE_OF = "The set that poisoning_rate is a share of: the whole training set or the target class."
@@ -20,7 +21,7 @@ class PreparationStage(NamedTuple):
     """Expected work in training epochs, for progress."""
 
 
-class PoisoningAttack(Spec):
+class PoisoningAttack(PresetSpec):
     """Base class of all attacks."""
 
     target_class: int = field(

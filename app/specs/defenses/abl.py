@@ -6,58 +6,66 @@ from pydantic import model_validator
 
 from app.specs.base import field
 from app.specs.defenses.base import Defense, check_window
+from app.specs.presets import Preset, preset_field
 
 PAPER = "Li et al. 2021, section 4"
 CODE = "the ABL authors' published code"
 OWN_TUNING = "docs/results: chosen on digits and CIFAR-10 with other seeds and rates than those reported"
 
-_PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {
-        "isolation_loss": "local_gradient_ascent",
-        "isolation_reduction": "per_sample",
-        "isolation_epochs": 20,
-        "isolation_learning_rate": 0.1,
-        "isolation_augmentation": True,
-        "ranking_window": 1,
-        "isolation_ratio": 0.01,
-        "finetune_epochs": 60,
-        "finetune_learning_rate": 0.1,
-        "unlearning_objective": "joint",
-        "unlearning_epochs": 20,
-        "unlearning_learning_rate": 1e-4,
-        "holdout_ratio": 0.0,
-    },
-    "authors": {
-        "isolation_loss": "flooding",
-        "isolation_reduction": "batch_mean",
-        "isolation_epochs": 10,
-        "isolation_learning_rate": 0.1,
-        "isolation_augmentation": False,
-        "ranking_window": 1,
-        "isolation_ratio": 0.01,
-        "finetune_epochs": 60,
-        "finetune_learning_rate": 0.1,
-        "unlearning_objective": "ascent",
-        "unlearning_epochs": 5,
-        "unlearning_learning_rate": 5e-4,
-        "holdout_ratio": 0.0,
-    },
+_PRESETS = {
+    "steady": Preset(
+        "the method with a smoothed ranking and bounded unlearning, which is reliable where the published settings "
+        "are not.",
+        OWN_TUNING,
+        {},
+    ),
+    "paper": Preset(
+        "the schedule of the paper.",
+        PAPER,
+        {
+            "isolation_loss": "local_gradient_ascent",
+            "isolation_reduction": "per_sample",
+            "isolation_epochs": 20,
+            "isolation_learning_rate": 0.1,
+            "isolation_augmentation": True,
+            "ranking_window": 1,
+            "isolation_ratio": 0.01,
+            "finetune_epochs": 60,
+            "finetune_learning_rate": 0.1,
+            "unlearning_objective": "joint",
+            "unlearning_epochs": 20,
+            "unlearning_learning_rate": 1e-4,
+            "holdout_ratio": 0.0,
+        },
+    ),
+    "authors": Preset(
+        "the schedule of the authors' code.",
+        CODE,
+        {
+            "isolation_loss": "flooding",
+            "isolation_reduction": "batch_mean",
+            "isolation_epochs": 10,
+            "isolation_learning_rate": 0.1,
+            "isolation_augmentation": False,
+            "ranking_window": 1,
+            "isolation_ratio": 0.01,
+            "finetune_epochs": 60,
+            "finetune_learning_rate": 0.1,
+            "unlearning_objective": "ascent",
+            "unlearning_epochs": 5,
+            "unlearning_learning_rate": 5e-4,
+            "holdout_ratio": 0.0,
+        },
+    ),
 }
 
 
 class Abl(Defense):
-    """Anti-Backdoor Learning (Li et al., 2021): isolate the samples that are learned too fast, then unlearn them.
-
-    ``preset`` sets every field that is omitted; the canonical spec shows the resulting values.
-    """
+    """Anti-Backdoor Learning (Li et al., 2021): isolate the samples that are learned too fast, then unlearn them."""
 
     name: Literal["abl"] = "abl"
-    preset: Literal["steady", "paper", "authors"] = field(
-        "steady",
-        "steady: the paper's method with a smoothed ranking and bounded unlearning, for reliability. paper: the "
-        "schedule of the paper. authors: the schedule of the authors' code.",
-        source=f"{PAPER}; {CODE}; {OWN_TUNING}",
-    )
+    presets = _PRESETS
+    preset: Literal["steady", "paper", "authors"] = preset_field(_PRESETS, "steady")
     isolation_loss: Literal["local_gradient_ascent", "flooding"] = field(
         "local_gradient_ascent",
         "Loss that is kept near gamma. local_gradient_ascent: sign(l - gamma) * l. flooding: |l - gamma| + gamma.",
@@ -133,13 +141,6 @@ class Abl(Defense):
         gt=0,
         le=1,
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_from_preset(cls, fields: Any) -> Any:
-        if isinstance(fields, dict):
-            return {**_PRESETS.get(fields.get("preset", ""), {}), **fields}
-        return fields
 
     @model_validator(mode="after")
     def _window_fits(self) -> "Abl":

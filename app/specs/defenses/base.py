@@ -2,14 +2,15 @@
 
 from typing import Any, ClassVar, Literal
 
-from app.specs.base import Spec, field
+from app.specs.base import field
+from app.specs.presets import PresetSpec
 
 Kind = Literal["training", "repair", "detection"]
 
 BENCHMARK = "BackdoorBench's published settings (Wu et al. 2022)"
 
 
-class Defense(Spec):
+class Defense(PresetSpec):
     """Base class of all defenses."""
 
     kind: ClassVar[Kind] = "training"
@@ -43,7 +44,7 @@ class Defense(Spec):
 
     def fields(self, *omit: str) -> dict[str, Any]:
         """Every field that affects the numbers, as JSON, except those in ``omit``."""
-        return self.model_dump(mode="json", exclude={"arm", "name", *omit})
+        return self.model_dump(mode="json", exclude={"arm", "name", "preset", *omit})
 
 
 def check_window(ranking_window: int, isolation_epochs: int) -> None:
