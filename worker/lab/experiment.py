@@ -48,6 +48,7 @@ from worker.lab.defenses.clean_set import CleanSet, draw_clean_set
 from worker.lab.evaluation import TestSet, accuracy, evaluate, isolation_quality
 from worker.lab.manifest import MANIFEST_NAME, StageRecord, build_manifest
 from worker.lab.networks import Network, build_network
+from worker.lab.networks.checkpoints import find_variant, rename_tensors
 from worker.lab.networks.trigger_input import TriggerInput
 from worker.lab.report import Report
 from worker.lab.run_context import RunContext
@@ -277,7 +278,9 @@ class SeedRun:
 
     def new_network(self, purpose: str, images: Tensor) -> Network:
         """A fresh victim that normalizes by the statistics of ``images``, its training images."""
-        network = build_network(self.spec.model, self.data.facts, (purpose, self.seed))
+        user_model = self.context.user_model
+        model = self.spec.model if user_model is None else user_model.variant
+        network = build_network(model, self.data.facts, (purpose, self.seed))
         network.calibrate(images)
         return network.to(self.compute.device)
 
@@ -323,6 +326,7 @@ def wrap_like_checkpoint(network: Network, tensors: dict[str, Tensor]) -> Networ
 
 def load_model(spec: ModelSpec, facts: DatasetFacts, tensors: dict[str, Tensor]) -> Network:
     """A network of ``spec`` with the weights of a stored checkpoint, in evaluation mode on the CPU."""
-    network = wrap_like_checkpoint(build_network(spec, facts, "load"), tensors)
+    tensors = rename_tensors(spec, tensors)
+    network = wrap_like_checkpoint(build_network(find_variant(spec, tensors), facts, "load"), tensors)
     network.load_state_dict(tensors)
     return network.eval().to(torch.device("cpu"))

@@ -18,6 +18,7 @@ from app.specs.facts import Shape
 from app.specs.model import ModelSpec
 from worker.lab.contracts import LabError
 from worker.lab.networks import Network, build_network
+from worker.lab.networks.checkpoints import find_variant, rename_tensor, rename_tensors
 from worker.lab.networks.trigger_input import TriggerInput
 
 LENGTH_BYTES = 8
@@ -35,10 +36,11 @@ class BadModelError(LabError):
 
 @dataclass(frozen=True)
 class UserModel:
-    """A validated model. ``sha256`` is that of its file."""
+    """A validated model. ``sha256`` is that of its file, ``variant`` the architecture that its tensors show."""
 
     tensors: dict[str, Tensor]
     sha256: str
+    variant: ModelSpec
 
     @property
     def adds_trigger(self) -> bool:
@@ -57,9 +59,13 @@ class Header:
 def load_user_model(path: Path, model: ModelSpec, shape: Shape) -> UserModel:
     """Load the file at ``path`` as a ``model`` for images of that ``shape``, on the CPU. Raises BadModelError."""
     header = read_header(path)
-    network = build_empty_network(model, shape, "stamp_mask" in header.tensors)
-    check_tensors(header, network.state_dict(), model.name)
-    tensors = load_file(path)
+    named = Header(
+        {rename_tensor(model, name): facts for name, facts in header.tensors.items()}, header.labels
+    )
+    variant = find_variant(model, named.tensors)
+    network = build_empty_network(variant, shape, "stamp_mask" in named.tensors)
+    check_tensors(named, network.state_dict(), model.name)
+    tensors = rename_tensors(model, load_file(path))
     network.load_state_dict(tensors)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -74,7 +80,7 @@ def load_user_model(path: Path, model: ModelSpec, shape: Shape) -> UserModel:
         logits = inner.eval()(torch.rand(2, shape.channels, *sides, generator=generator))
     if not torch.isfinite(logits).all():
         raise BadModelError("the model's logits for random images are not finite")
-    return UserModel(tensors, file_sha256(path))
+    return UserModel(tensors, file_sha256(path), variant)
 
 
 def build_empty_network(model: ModelSpec, shape: Shape, adds_trigger: bool) -> Network:

@@ -8,20 +8,22 @@ from worker.lab.compute import derive_seed
 from worker.lab.networks import preact_resnet18, resnet18, small_cnn, wide_resnet
 from worker.lab.networks.base import Network
 
-__all__ = ["Network", "build"]
+__all__ = ["Network", "build_network"]
 
 
 def build_network(spec: ModelSpec, facts: DatasetFacts | Shape, seed: object) -> Network:
     """A freshly initialized network on the CPU; its weights follow from ``seed`` alone."""
+    side = min(facts.height, facts.width)
     # torch initializes from the global generator only, so it is forked and seeded here.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("weights", seed))
         match spec:
             case SmallCnn():
-                return small_cnn.SmallCnn(facts.channels, facts.classes, spec.width)
+                blocks = spec.blocks_for(side)
+                return small_cnn.SmallCnn(facts.channels, facts.classes, spec.width, blocks)
             case ResNet18():
-                return resnet18.ResNet18(facts.channels, facts.classes, min(facts.height, facts.width))
+                return resnet18.ResNet18(facts.channels, facts.classes, side)
             case PreActResNet18():
-                return preact_resnet18.PreActResNet18(facts.channels, facts.classes)
+                return preact_resnet18.PreActResNet18(facts.channels, facts.classes, spec.final_norm)
             case WideResNet16x1():
                 return wide_resnet.WideResNet16x1(facts.channels, facts.classes)

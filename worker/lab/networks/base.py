@@ -1,5 +1,7 @@
 """The interface of victim networks, so that defenses do not depend on an architecture."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -7,14 +9,15 @@ from torch import Tensor, nn
 class Network(nn.Module):
     """A classifier of float images in [0, 1], ``[N, C, H, W]``, that normalizes its input itself.
 
-    Subclasses set ``blocks``, run in order, and ``head``, a linear layer on the pooled last feature map.
-    Mean and standard deviation of the training pixels are buffers, so a checkpoint is complete on its own.
+    Subclasses define `feature_maps` and ``head``, a linear layer on the pooled last feature map. Their layers have
+    the names that published checkpoints use. Mean and standard deviation of the training pixels are buffers, so a
+    checkpoint is complete on its own.
     """
 
     mean: Tensor
     std: Tensor
-    blocks: nn.ModuleList
     head: nn.Linear
+    """The last layer. An attribute or a property."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -33,12 +36,19 @@ class Network(nn.Module):
             self.mean[:, channel] = mean
             self.std[:, channel] = std if std > 1e-3 else 1.0
 
+    def normalize(self, x: Tensor) -> Tensor:
+        """Images with mean 0 and deviation 1 in every channel."""
+        return (x - self.mean) / self.std
+
     def feature_maps(self, x: Tensor) -> list[Tensor]:
-        """Output of every block, ``[N, channels, height, width]``, first to last."""
-        x = (x - self.mean) / self.std
+        """Output of every stage, ``[N, channels, height, width]``, first to last."""
+        raise NotImplementedError
+
+    def outputs_of(self, x: Tensor, stages: Iterable[nn.Module]) -> list[Tensor]:
+        """The outputs of ``stages``, each of which gets the output of the one before; the first gets ``x``."""
         maps = []
-        for block in self.blocks:
-            x = block(x)
+        for stage in stages:
+            x = stage(x)
             maps.append(x)
         return maps
 

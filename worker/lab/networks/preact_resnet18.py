@@ -1,5 +1,7 @@
 """Pre-activation ResNet-18."""
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -7,41 +9,60 @@ from worker.lab.networks.base import Network
 
 
 class PreActBlock(nn.Module):
-    """BN-ReLU-conv twice, plus the input; where the shape changes, a projection of the pre-activation (figure 4e)."""
+    """BN-ReLU-conv twice, plus the input; where the shape changes, a projection of the pre-activation
+    (He et al. 2016b, figure 4e). ``projection`` is the name of that layer: the benchmark's or the ABL authors'."""
 
-    def __init__(self, width_in: int, width: int, stride: int) -> None:
+    def __init__(
+        self, width_in: int, width: int, stride: int, projection: Literal["shortcut", "convShortcut"]
+    ) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(width_in)
         self.conv1 = nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        same = stride == 1 and width_in == width
-        self.project = None if same else nn.Conv2d(width_in, width, 1, stride, bias=False)
+        self.projection = None if stride == 1 and width_in == width else projection
+        if self.projection:
+            layer = nn.Conv2d(width_in, width, 1, stride, bias=False)
+            # The benchmark has the layer alone in a list.
+            self.add_module(projection, nn.Sequential(layer) if projection == "shortcut" else layer)
 
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.bn1(x))
-        skip = x if self.project is None else self.project(active)
+        skip = self.get_submodule(self.projection)(active) if self.projection else x
         out: Tensor = self.conv2(F.relu(self.bn2(self.conv1(active)))) + skip
         return out
 
 
-def make_stage(width_in: int, width: int, blocks: int, stride: int) -> list[nn.Module]:
-    """``blocks`` blocks; the first one changes width and resolution."""
-    return [PreActBlock(width_in if i == 0 else width, width, stride if i == 0 else 1) for i in range(blocks)]
-
-
 class PreActResNet18(Network):
-    """Four stages of two pre-activation blocks, 64 to 512 channels, a 3x3 stem, and BN-ReLU at the end."""
+    """Four stages of two pre-activation blocks, 64 to 512 channels, and a 3x3 stem.
 
-    def __init__(self, channels: int, classes: int) -> None:
+    Layers have the names of the public benchmark (BackdoorBench, models/preact_resnet.py), which pools the last block's
+    sum directly. He et al. 2016b end in batch normalization and ReLU; ``final_norm`` adds them.
+    """
+
+    def __init__(self, channels: int, classes: int, final_norm: bool) -> None:
         super().__init__(channels)
-        stem = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
-        self.blocks = nn.ModuleList(
-            [
-                nn.Sequential(stem, *make_stage(64, 64, 2, 1)),
-                nn.Sequential(*make_stage(64, 128, 2, 2)),
-                nn.Sequential(*make_stage(128, 256, 2, 2)),
-                nn.Sequential(*make_stage(256, 512, 2, 2), nn.BatchNorm2d(512), nn.ReLU(inplace=True)),
-            ]
-        )
-        self.head = nn.Linear(512, classes)
+        self.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+        self.layer1 = _make_layer(64, 64, 1)
+        self.layer2 = _make_layer(64, 128, 2)
+        self.layer3 = _make_layer(128, 256, 2)
+        self.layer4 = _make_layer(256, 512, 2)
+        self.bn = nn.BatchNorm2d(512) if final_norm else None
+        self.linear = nn.Linear(512, classes)
+
+    @property
+    def head(self) -> nn.Linear:  # type: ignore[override]  # the benchmark names the layer
+        return self.linear
+
+    def feature_maps(self, x: Tensor) -> list[Tensor]:
+        x = self.conv1(self.normalize(x))
+        maps = self.outputs_of(x, (self.layer1, self.layer2, self.layer3, self.layer4))
+        if self.bn is not None:
+            maps[-1] = F.relu(self.bn(maps[-1]))
+        return maps
+
+
+def _make_layer(width_in: int, width: int, stride: int) -> nn.Sequential:
+    """Two blocks; the first one changes width and resolution."""
+    first = PreActBlock(width_in, width, stride, "shortcut")
+    return nn.Sequential(first, PreActBlock(width, width, 1, "shortcut"))
