@@ -10,7 +10,7 @@ from sqlalchemy import insert
 from app.core.database import Base, Database, new_id
 from app.core.objects import content_key
 from app.core.security import LOCAL
-from app.results.search.parts import dataset_label, describe_arm, indexed_fields
+from app.results.search.indexing import dataset_label, describe_arm, indexed_fields
 from app.specs.base import digest
 from app.specs.experiment import ExperimentSpec
 from app.specs.metrics import EFFECTIVENESS

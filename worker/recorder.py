@@ -15,9 +15,8 @@ from typing import Any
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from app.core.database import new_id, utcnow
+from app.core.database import new_id, upsert, utcnow
 from app.core.objects import Objects, put_content
-from app.core.upsert import upsert
 from app.experiments import lifecycle
 from app.results.artifacts.storage import lock_contents, update_stored_bytes
 from app.results.search import indexing

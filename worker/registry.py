@@ -8,8 +8,7 @@ from sqlalchemy import delete
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from app.core.database import Database, utcnow
-from app.core.upsert import upsert
+from app.core.database import Database, upsert, utcnow
 from app.core.versions import code_version
 from app.specs.stages import LAB_VERSION
 from app.tables.experiments import BUSY, DRAINING, IDLE, WorkerHeartbeat

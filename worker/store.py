@@ -9,9 +9,8 @@ from hashlib import sha256
 from sqlalchemy import or_, update
 
 from app.core import metrics, tracing
-from app.core.database import utcnow
+from app.core.database import upsert, utcnow
 from app.core.objects import Objects, ObjectStoreError
-from app.core.upsert import upsert
 from app.tables.experiments import Stage
 from worker.lab.contracts import StageBusyError, StageStore
 from worker.lease import Lease, StoppedError

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 from app.core import metrics, tracing
-from app.core.request_origin import current_request_id
+from app.core.tracing import current_request_id
 
 INTERACTIVE, CHECKS = "interactive", "checks"
 RUN_EXPERIMENT, PREVIEW, PREDICT = "bdlab.run_experiment", "bdlab.preview", "bdlab.predict"

@@ -1,10 +1,10 @@
-"""The SQL database: engine, sessions, and column types that behave the same on SQLite and PostgreSQL."""
+"""The SQL database: engine, sessions, upserts, and column types that behave the same on SQLite and PostgreSQL."""
 
 import os
 import select
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from datetime import UTC, datetime
@@ -23,6 +23,7 @@ from sqlalchemy import (
     insert,
     make_url,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
@@ -105,6 +106,30 @@ TIMEOUTS = {
 }
 IDLE_SECONDS = 30.0
 """A connection idle for this long is pinged before use, since firewalls drop idle connections."""
+
+
+def upsert(
+    session: Session,
+    table: type["Base"],
+    rows: Sequence[Mapping[str, Any]],
+    index_elements: Sequence[str],
+    updates: Callable[[Any], dict[str, Any]] | None = None,
+) -> None:
+    """Insert ``rows``, all with the same columns; a conflict is a row with equal ``index_elements``.
+
+    ``updates`` maps the columns of the rejected row to what is set in the existing one:
+    ``lambda new: {"seconds": DeviceTime.seconds + new.seconds}``. Without it existing rows stay as they are.
+    """
+    if not rows:
+        return
+    insert: Any = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
+    statement = insert(table)
+    if updates is None:
+        statement = statement.on_conflict_do_nothing(index_elements=index_elements)
+    else:
+        changes = updates(statement.excluded)
+        statement = statement.on_conflict_do_update(index_elements=index_elements, set_=changes)
+    session.execute(statement, list(rows))
 
 
 def make_engine(url: str) -> Engine:

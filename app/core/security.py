@@ -5,6 +5,7 @@ another one: ``@needs(ADMIN)``, ``@needs(READ)`` for a POST that changes nothing
 `app.team.access` enforces it before the route runs.
 """
 
+import ipaddress
 import os
 import secrets
 from collections.abc import Callable
@@ -81,6 +82,24 @@ def scope_of(endpoint: Callable[..., Any] | None, method: str) -> str:
     default = READ if method in SAFE_METHODS else WRITE
     scope: str = getattr(endpoint, "scope", default)
     return scope
+
+
+def is_address(host: str) -> bool:
+    """Whether ``host`` is an IP address and not a name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address can be reached only from this machine."""
+    if not is_address(host):
+        return host == "localhost"
+    address = ipaddress.ip_address(host)
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 class Signer:

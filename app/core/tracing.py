@@ -15,7 +15,9 @@ from typing import Literal
 
 from opentelemetry.trace import NoOpTracer, Span, SpanKind, Tracer, get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from structlog.contextvars import get_contextvars
+from sqlalchemy import String
+from sqlalchemy.orm import Mapped, mapped_column
+from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 FLUSH_SECONDS = 3.0
@@ -100,3 +102,31 @@ def trace_id(parent: str | None) -> str | None:
     """The trace id in a ``traceparent``, for the logs."""
     parts = (parent or "").split("-")
     return parts[1] if len(parts) == 4 else None
+
+
+def current_request_id() -> str | None:
+    """The request that the current work is done for, if any."""
+    request_id: str | None = get_contextvars().get("request_id")
+    return request_id
+
+
+class RequestOriginMixin:
+    """Columns of a row that another process works on, set from the current request when the row is inserted."""
+
+    request_id: Mapped[str | None] = mapped_column(String(64), default=current_request_id)
+    traceparent: Mapped[str | None] = mapped_column(String(64), default=traceparent)
+
+    def update_origin(self) -> None:
+        """Attribute all further work on the row to the current request."""
+        self.request_id, self.traceparent = current_request_id(), traceparent()
+
+    @contextmanager
+    def bind_origin(self, **more: str | int) -> Iterator[None]:
+        """Bind the request's ids and ``more`` to the logs for a block; whatever the block binds ends with it too."""
+        outer = get_contextvars()
+        bind_contextvars(request_id=self.request_id, trace_id=trace_id(self.traceparent), **more)
+        try:
+            yield
+        finally:
+            clear_contextvars()
+            bind_contextvars(**outer)

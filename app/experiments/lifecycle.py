@@ -12,7 +12,7 @@ Whoever changes an experiment locks its row first. Events of one experiment ther
 order of their ids, and a reader that remembers the last id misses none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -21,7 +21,11 @@ from sqlalchemy.orm import Session
 
 from app.core import metrics
 from app.core.database import utcnow, write
-from app.experiments.planning import runnable_spec
+from app.data.resolve import lock_uploads, named_uploads
+from app.experiments.planning import PlannedExperiment, runnable_spec
+from app.specs.experiment import ExperimentSpec
+from app.specs.placement import placement_of
+from app.specs.stages import LAB_VERSION
 from app.tables.experiments import (
     CANCELED,
     FAILED,
@@ -31,9 +35,11 @@ from app.tables.experiments import (
     Attempt,
     Event,
     Experiment,
+    Label,
     Outbox,
 )
 from app.tables.results import ArmNote
+from app.tables.sweeps import ArmKey
 from app.team import quotas
 from app.webhooks import outbox
 
@@ -43,6 +49,29 @@ LOST, WAITING = "lost", "waiting"
 
 class LeaseLost(Exception):  # noqa: N818  (reads as the fact it states)
     """The attempt no longer owns its experiment; its worker must stop and write nothing more."""
+
+
+def create(session: Session, planned: Sequence[PlannedExperiment], attempts: int) -> list[Experiment]:
+    """Write queued experiments and their outbox rows, in the same few statements for any number of them.
+
+    Workers claim them in this order. ``attempts`` is how many of their attempts may be lost.
+    Raises TooManyError if they exceed a quota of the session's owner, and InvalidError if an upload was deleted.
+    """
+    quotas.admit_experiments(session, len(planned))
+    lock_uploads(session, {upload for one in planned for upload in named_uploads(one.spec)})
+    experiments = [_row(one, attempts) for one in planned]
+    session.add_all(experiments)
+    session.flush()
+    pairs = list(zip(experiments, planned, strict=True))
+    write(session, Label, [{"experiment_id": e.id, **row} for e, one in pairs for row in _labels(one.spec)])
+    announce(session, experiments)
+    keys = [
+        {"experiment_id": e.id, "arm": arm, "seed": seed, "key": key}
+        for e, one in pairs
+        for (arm, seed), key in one.arm_keys.items()
+    ]
+    write(session, ArmKey, keys)
+    return experiments
 
 
 def claim(session: Session, experiment_id: str, worker: str, lease_seconds: float) -> int | None:
@@ -253,3 +282,35 @@ def _end(session: Session, experiment: Experiment, status: str, reason: str | No
 def _state(experiment: Experiment, reason: str | None) -> dict[str, Any]:
     data = {"status": experiment.status, "attempt": experiment.attempt}
     return data if reason is None else {**data, "reason": reason}
+
+
+def _row(planned: PlannedExperiment, attempts: int) -> Experiment:
+    now, spec = utcnow(), planned.spec
+    return Experiment(
+        name=spec.name,
+        status=QUEUED,
+        spec=spec.model_dump(mode="json"),
+        spec_hash=spec.spec_hash,
+        dataset=spec.dataset.name,
+        model=spec.model.name,
+        attack=spec.attack.name,
+        placement=placement_of(spec),
+        priority=spec.priority,
+        lab_version=LAB_VERSION,
+        created_at=now,
+        due_at=now,
+        queued_at=now,
+        attempt=0,
+        attempts_left=attempts,
+        progress={},
+        stages=planned.stored_stages,
+    )
+
+
+def _labels(spec: ExperimentSpec) -> Iterator[dict[str, str]]:
+    for key, value in spec.tags.items():
+        yield {"kind": "tag", "key": key, "value": value}
+    for name in sorted({d.name for d in spec.defenses}):
+        yield {"kind": "defense", "key": name, "value": ""}
+    for kind, upload_id in named_uploads(spec):
+        yield {"kind": kind, "key": upload_id, "value": ""}

@@ -14,8 +14,8 @@ from app.core.pagination import paginate_by_age
 from app.core.poll_cache import Answer
 from app.data.resolve import stored_facts
 from app.experiments import lifecycle, repository
-from app.experiments.creation import create
 from app.experiments.idempotency import once
+from app.experiments.lifecycle import create
 from app.experiments.planning import StoredStage, plan_experiment, stages_of
 from app.experiments.presentation import present
 from app.experiments.repository import Filters, Order

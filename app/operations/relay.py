@@ -15,7 +15,7 @@ from app.core import logs, metrics, tracing
 from app.core.broker import Broker, BrokerError
 from app.core.database import Database
 from app.data.uploads.dispatch import announce
-from app.experiments import dispatch
+from app.experiments import scheduling
 from app.experiments.workers import repository as workers
 from app.experiments.workers.service import skew
 from app.operations.health.shared_counters import Pusher
@@ -24,7 +24,7 @@ from app.settings import Settings
 from app.specs.placement import choose_queue
 from app.sweeps.completion import finish_sweeps
 from app.tables.experiments import Experiment
-from app.team import running_limit
+from app.team import quotas
 from app.webhooks.sender import Sender
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
                 _warn_of_version_skew(database, warned)
                 if time.monotonic() - purged_at >= PURGE_SECONDS:
                     with database.writing() as session:
-                        dispatch.purge(session, settings.idempotency_ttl, 2 * settings.republish_seconds)
+                        scheduling.purge(session, settings.idempotency_ttl, 2 * settings.republish_seconds)
                     purged_at = time.monotonic()
                 failures = 0
                 pusher.push_if_due(database)
@@ -88,10 +88,10 @@ def _warn_of_version_skew(database: Database, warned: set[str]) -> None:
 
 def _requeue_expired(database: Database) -> None:
     with database.reading() as session:
-        ids = dispatch.expired(session)
+        ids = scheduling.expired(session)
     for experiment_id in ids:
         with database.writing() as session:
-            requeued = dispatch.reap(session, experiment_id)
+            requeued = scheduling.reap(session, experiment_id)
         if requeued:
             metrics.LEASES_LOST.inc()
             log.warning("the lease expired", extra={"experiment_id": experiment_id})
@@ -100,9 +100,9 @@ def _requeue_expired(database: Database) -> None:
 def _publish_due(settings: Settings, database: Database, broker: Broker, live: Set[str]) -> None:
     """Publish due messages, except those that exceed an owner's limit on running experiments."""
     with database.reading() as session:
-        slots = running_limit.free_slots(session, settings)
-        messages = dispatch.due(session, without=[owner for owner, free in slots.items() if free <= 0])
-        waiting = dispatch.still_queued(session, [m.experiment_id for m in messages])
+        slots = quotas.free_slots(session, settings)
+        messages = scheduling.due(session, without=[owner for owner, free in slots.items() if free <= 0])
+        waiting = scheduling.still_queued(session, [m.experiment_id for m in messages])
     published: list[int] = []
     try:
         for message in messages:
@@ -119,7 +119,7 @@ def _publish_due(settings: Settings, database: Database, broker: Broker, live: S
     finally:
         if published:
             with database.writing() as session:
-                dispatch.mark_published(session, published)
+                scheduling.mark_published(session, published)
 
 
 def _publish(broker: Broker, experiment: Experiment, queue: str) -> None:
@@ -137,7 +137,7 @@ def _republish_lost(
     """Publish again what no worker claimed within ``seconds``, if the broker has fewer messages than there are such
     experiments: otherwise the workers are merely busy."""
     with database.reading() as session:
-        unannounced = dispatch.unannounced(session, seconds)
+        unannounced = scheduling.unannounced(session, seconds)
     by_queue: dict[str, list[str]] = {}
     for experiment_id, placement in unannounced.items():
         queue = choose_queue(placement, live, gpu_on_demand=settings.gpu_on_demand)
@@ -145,7 +145,7 @@ def _republish_lost(
     for queue, ids in by_queue.items():
         if broker.pending(queue) < len(ids):
             with database.writing() as session:
-                dispatch.republish(session, ids)
+                scheduling.republish(session, ids)
             log.info("published %d experiments again, to the queue %s", len(ids), queue)
 
 

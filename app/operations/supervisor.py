@@ -21,10 +21,10 @@ from types import FrameType
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.core.database import Database
+from app.core.security import is_loopback
 from app.operations import embedded_broker, schema
 from app.operations.child_process import Child
 from app.settings import Settings
-from app.team.addresses import is_loopback
 from app.team.keys.repository import any_key
 
 START_SECONDS = 120.0

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -41,3 +41,10 @@ def canonical_json(value: Any) -> str:
 def digest(value: Any) -> str:
     """SHA-256 of the canonical JSON, in hexadecimal."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def member_names(union: Any) -> set[str]:
+    """The names of the specs in a union, which may be annotated with its discriminator."""
+    if get_origin(union) is Annotated:
+        union = get_args(union)[0]
+    return {cls.model_fields["name"].default for cls in get_args(union)}

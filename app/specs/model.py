@@ -34,10 +34,6 @@ class SmallCnn(Spec):
         source=OWN,
     )
 
-    def blocks_for(self, side: int) -> int:
-        """Number of convolutions on images of that ``side``, the shorter one, in pixels."""
-        return self.blocks or (5 if side >= BLOCKS_FROM else 3)
-
 
 class ResNet18(Spec):
     """ResNet-18 (He et al., 2016) from torchvision. Images below 64 pixels get the CIFAR stem (3x3, no pooling)."""

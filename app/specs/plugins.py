@@ -13,9 +13,9 @@ from functools import cache, reduce
 from operator import or_
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, get_args
 
-from app.specs.base import Spec
+from app.specs.base import Spec, member_names
 
 VARIABLE = "BDLAB_PLUGINS_DIR"
 PACKAGE = "bdlab_plugins"
@@ -43,13 +43,6 @@ def with_plugins(union: Any, base: type[SpecT]) -> Any:
             names.add(cls.model_fields["name"].default)
             plugins.append(cls)
     return reduce(or_, plugins, union)
-
-
-def member_names(union: Any) -> set[str]:
-    """The names of the specs in a union, which may be annotated with its discriminator."""
-    if get_origin(union) is Annotated:
-        union = get_args(union)[0]
-    return {cls.model_fields["name"].default for cls in get_args(union)}
 
 
 def _check(cls: type[Spec], base: type[Spec], names: set[str]) -> None:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, PlainSerializer, ValidationError, WrapValidator
 
 from app.specs.attack import AttackSpec
+from app.specs.base import member_names
 from app.specs.defense import DefenseSpec
 from app.specs.experiment import CLEAN, UNDEFENDED, ExperimentSpec, arm_names
-from app.specs.plugins import VARIABLE, member_names
+from app.specs.plugins import VARIABLE
 from app.specs.study import StudySpec
 
 

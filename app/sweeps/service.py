@@ -18,8 +18,8 @@ from app.core.errors import ConflictError, InvalidError, require
 from app.core.pagination import paginate, paginate_by_age
 from app.experiments import lifecycle
 from app.experiments import repository as experiments
-from app.experiments.creation import create
 from app.experiments.idempotency import once
+from app.experiments.lifecycle import create
 from app.experiments.planning import PlannedExperiment
 from app.experiments.service import delete_rows
 from app.results.artifacts.storage import delete_unreferenced

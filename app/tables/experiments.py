@@ -8,8 +8,8 @@ from sqlalchemy.orm import Mapped, Session, mapped_column, relationship
 
 from app.core.database import Base, BigId, Json, UtcDateTime, new_id, utcnow
 from app.core.errors import require
-from app.core.request_origin import RequestOriginMixin
 from app.core.security import LOCAL
+from app.core.tracing import RequestOriginMixin
 from app.specs.placement import RATHER_CPU
 from app.specs.stages import LAB_VERSION
 from app.specs.status import STATUSES

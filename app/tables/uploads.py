@@ -7,7 +7,7 @@ from sqlalchemy import BigInteger, Index, String, Text, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.database import Base, Json, UtcDateTime, new_id
-from app.core.request_origin import RequestOriginMixin
+from app.core.tracing import RequestOriginMixin
 from app.tables.owners import Owned, owned_index
 
 MODEL, DATASET = "model", "dataset"

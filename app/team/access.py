@@ -20,9 +20,8 @@ from structlog.contextvars import bind_contextvars
 from app.core.context import Context
 from app.core.database import utcnow
 from app.core.errors import ForbiddenError, TooManyError, UnauthorizedError
-from app.core.security import LOCAL, SAFE_METHODS, Principal, scope_of
+from app.core.security import LOCAL, SAFE_METHODS, Principal, is_address, is_loopback, scope_of
 from app.tables.owners import Owner
-from app.team.addresses import is_address, is_loopback
 from app.team.keys import repository
 from app.team.keys.secrets import Pepper, prefix_of
 from app.team.quotas import limits_of

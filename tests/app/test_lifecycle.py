@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from app.core.database import Database, utcnow
-from app.experiments import dispatch, lifecycle
+from app.experiments import lifecycle, scheduling
 from app.operations import schema
 from app.specs.experiment import ExperimentSpec
 from app.tables.experiments import Attempt, Event, Experiment, Outbox
@@ -131,7 +131,7 @@ def test_waiting_costs_no_attempt_and_is_shown_as_one(database: Database, one: s
     with database.reading() as session:
         newest = session.scalars(select(Outbox).order_by(Outbox.id.desc()).limit(1)).one()
         assert newest.not_before > utcnow() + timedelta(seconds=20)
-        assert newest.id not in [m.id for m in dispatch.due(session)]
+        assert newest.id not in [m.id for m in scheduling.due(session)]
 
 
 def test_a_cancel_is_seen_wherever_the_attempt_ends(database: Database, one: str) -> None:
@@ -148,17 +148,17 @@ def test_a_dead_worker_leaves_a_canceled_experiment_canceled(database: Database,
     claim(database, one, lease=-1)
     with database.writing() as session:
         lifecycle.cancel(session, lifecycle.lock(session, one))
-        assert dispatch.reap(session, one)
+        assert scheduling.reap(session, one)
     assert look(database, one).status == "canceled"
 
 
 def test_only_an_expired_lease_is_reaped(database: Database, one: str) -> None:
     attempt = claim(database, one, lease=-1)
     with database.reading() as session:
-        assert list(dispatch.expired(session)) == [one]
+        assert list(scheduling.expired(session)) == [one]
     with database.writing() as session:
         lifecycle.renew(session, one, attempt, 60)  # heard of between the two looks
-        assert not dispatch.reap(session, one)
+        assert not scheduling.reap(session, one)
     assert look(database, one).status == "running"
 
 
@@ -174,11 +174,11 @@ def test_events_tell_every_state_in_order(database: Database, one: str) -> None:
 
 def test_old_rows_go_and_young_ones_stay(database: Database, one: str) -> None:
     with database.writing() as session:
-        [message] = dispatch.due(session)
-        dispatch.mark_published(session, [message.id])
-        dispatch.purge(session, 60, 60)
+        [message] = scheduling.due(session)
+        scheduling.mark_published(session, [message.id])
+        scheduling.purge(session, 60, 60)
         assert len(session.scalars(select(Outbox)).all()) == 1
         session.get_one(Outbox, message.id).published_at = utcnow() - timedelta(seconds=61)
         session.flush()
-        dispatch.purge(session, 60, 60)
+        scheduling.purge(session, 60, 60)
         assert session.scalars(select(Outbox)).all() == []

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DatabaseError
 
 from app.core.database import Database, make_engine, utcnow
 from app.data.uploads import repository
-from app.experiments import dispatch, lifecycle, scheduling
+from app.experiments import lifecycle, scheduling
 from app.operations import schema
 from app.results.search import plans
 from app.settings import Settings
@@ -106,10 +106,10 @@ def test_an_experiment_from_end_to_end(
         assert sorted(pool.map(claim, "abcdefgh"), key=str) == [1] + [None] * 7
         with service.database.writing() as session:
             assert lifecycle.renew(session, experiment["id"], 1, -1) is False
-            assert list(dispatch.expired(session)) == [experiment["id"]]
-            assert dispatch.reap(session, experiment["id"])
-            assert len(dispatch.due(session)) == 2
-            dispatch.purge(session, 60, 60)
+            assert list(scheduling.expired(session)) == [experiment["id"]]
+            assert scheduling.reap(session, experiment["id"])
+            assert len(scheduling.due(session)) == 2
+            scheduling.purge(session, 60, 60)
         check_downsampling(service)
         check_compared_curves(service)
         service.end(experiment["id"])

@@ -26,19 +26,17 @@ from hypothesis.stateful import (
 from sqlalchemy import select
 
 import app.data.uploads.repository
-import app.experiments.creation
-import app.experiments.dispatch
 import app.experiments.idempotency
 import app.experiments.lifecycle
 import app.experiments.scheduling
-import app.team.running_limit
+import app.team.quotas
 from app.core.broker import BrokerError
 from app.core.context import Context
 from app.core.database import Database, utcnow
 from app.core.errors import ConflictError, NotFoundError
 from app.core.objects import Objects
 from app.core.security import make_signer
-from app.experiments import dispatch, lifecycle, scheduling, service
+from app.experiments import lifecycle, scheduling, service
 from app.operations import relay, schema
 from app.settings import Settings
 from app.specs.experiment import ExperimentSpec
@@ -47,12 +45,10 @@ from app.specs.status import TERMINAL
 from app.tables.experiments import QUEUED, RUNNING, SUCCEEDED, Attempt, Event, Experiment, Outbox
 
 CLOCKS = (
-    app.experiments.creation,
     app.experiments.idempotency,
     app.experiments.lifecycle,
-    app.experiments.dispatch,
     app.experiments.scheduling,
-    app.team.running_limit,
+    app.team.quotas,
     app.data.uploads.repository,
 )
 SPEC = ExperimentSpec()
@@ -342,7 +338,7 @@ class Experiments(RuleBasedStateMachine):
             def killed(*_: Any) -> None:
                 raise Killed
 
-            patch.setattr(dispatch, "mark_published", killed)
+            patch.setattr(scheduling, "mark_published", killed)
             with suppress(Killed, BrokerError):
                 relay.step(self.context.settings, self.database, self.broker)  # type: ignore[arg-type]
 
@@ -354,7 +350,7 @@ class Experiments(RuleBasedStateMachine):
 
     def old_rows_go(self) -> None:
         with self.database.writing() as session:
-            dispatch.purge(session, 86_400, 120)
+            scheduling.purge(session, 86_400, 120)
 
     # What is always true.
 

@@ -8,8 +8,8 @@ from sqlalchemy.orm import Session
 from app.core.context import Context
 from app.core.errors import ConflictError, NotFoundError
 from app.core.validation import shown
-from app.experiments.creation import create
 from app.experiments.idempotency import once
+from app.experiments.lifecycle import create
 from app.experiments.planning import plan_experiment, runnable_spec
 from app.experiments.presentation import present
 from app.experiments.reproductions import repository

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from app.core.broker import CHECKS, INTERACTIVE, Broker
 from app.core.database import Database, new_id, utcnow
 from app.core.objects import Objects, ObjectStoreError
+from app.core.security import is_loopback
 from app.operations import schema
 from app.operations.doctor import findings
 from app.operations.doctor.findings import (
@@ -27,7 +28,6 @@ from app.operations.doctor.findings import (
     warning,
 )
 from app.specs.placement import KINDS
-from app.team.addresses import is_loopback
 
 MAX_CONNECTIONS = 50
 """Of one process, see `app.core.database`."""

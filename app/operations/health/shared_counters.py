@@ -16,9 +16,8 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from app.core.database import Database
+from app.core.database import Database, upsert
 from app.core.metrics import REGISTRY
-from app.core.upsert import upsert
 from app.tables.counters import SharedCounter
 
 SHARDS = 8

@@ -9,7 +9,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from app.core.validation import members
-from app.results.search.parts import PARTS
+from app.results.search.indexing import PARTS
 from app.specs.experiment import UNHASHED_FIELDS, ExperimentSpec
 from app.specs.metrics import EFFECTIVENESS, METRICS
 

@@ -3,7 +3,7 @@
 import torch
 
 from app.specs.facts import DatasetFacts, Shape
-from app.specs.model import ModelSpec, PreActResNet18, ResNet18, SmallCnn, WideResNet16x1
+from app.specs.model import BLOCKS_FROM, ModelSpec, PreActResNet18, ResNet18, SmallCnn, WideResNet16x1
 from worker.lab.compute import derive_seed
 from worker.lab.networks import preact_resnet18, resnet18, small_cnn, wide_resnet
 from worker.lab.networks.base import Network
@@ -19,7 +19,7 @@ def build_network(spec: ModelSpec, facts: DatasetFacts | Shape, seed: object) ->
         torch.manual_seed(derive_seed("weights", seed))
         match spec:
             case SmallCnn():
-                blocks = spec.blocks_for(side)
+                blocks = spec.blocks or (5 if side >= BLOCKS_FROM else 3)
                 return small_cnn.SmallCnn(facts.channels, facts.classes, spec.width, blocks)
             case ResNet18():
                 return resnet18.ResNet18(facts.channels, facts.classes, side)
