@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
+from PIL import Image
 
 from worker.lab.figures.style import DPI, INK, RULE, line_height, new_figure, render_png
 
@@ -39,10 +40,11 @@ class Board:
         # Integers, so that the edges of images do not fall between two pixels.
         width, height = round(width), round(height)
         self._figure = new_figure(width, height)
+        self._figure.patch.set_visible(False)
         self._axes = self._figure.add_axes((0, 0, 1, 1))
         self._axes.set(xlim=(0, width), ylim=(height, 0))
         self._axes.set_axis_off()
-        self._limits = (0, width, height, 0)
+        self._background = Image.new("RGB", (width, height), "white")
 
     def text(
         self,
@@ -90,19 +92,13 @@ class Board:
     def image(self, x: float, y: float, width: int, height: int, image: Array) -> None:
         """One uint8 image ``[1 or 3, H, W]``: enlarged without smoothing, reduced with antialiasing."""
         x, y = round(x), round(y)
-        self._axes.add_patch(
-            Rectangle((x - 1, y - 1), width + 2, height + 2, facecolor=RULE, edgecolor="none")
-        )
-        self._axes.imshow(
-            np.repeat(image, 3 // image.shape[0], axis=0).transpose(1, 2, 0),
-            extent=(x, x + width, y + height, y),
-            interpolation="nearest" if width >= image.shape[2] else "antialiased",
-            aspect="auto",
-            zorder=2,
-        )
-        left, right, bottom, top = self._limits
-        self._axes.set(xlim=(left, right), ylim=(bottom, top))  # imshow changes the limits
+        colors = np.repeat(image, 3 // image.shape[0], axis=0).transpose(1, 2, 0)
+        resampling = Image.Resampling.NEAREST if width >= image.shape[2] else Image.Resampling.LANCZOS
+        resized = Image.fromarray(np.ascontiguousarray(colors)).resize((width, height), resampling)
+        # All images are pasted on one background: as matplotlib images they would take half of a figure's time.
+        self._background.paste(RULE, (x - 1, y - 1, x + width + 1, y + height + 1))
+        self._background.paste(resized, (x, y))
 
     def png(self) -> bytes:
         """The board as PNG."""
-        return render_png(self._figure)
+        return render_png(self._figure, self._background)

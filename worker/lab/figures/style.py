@@ -3,15 +3,18 @@
 import io
 from collections.abc import Iterable
 
+import numpy as np
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
-from matplotlib.text import Text
+from PIL import Image
 
 from app.specs.experiment import CLEAN, UNDEFENDED
 
+rcParams["text.parse_math"] = False  # a dollar sign in a name does not begin a formula
 DPI = 120
 INK, MUTED, RULE = "#1A1A1A", "#595959", "#C8C8C8"
 GOOD, BAD = (
@@ -113,10 +116,17 @@ def axes_at(figure: Figure, left: float, top: float, width: float, height: float
     return axes
 
 
-def render_png(figure: Figure) -> bytes:
-    """The figure as PNG; equal figures give equal bytes, since no software version is written."""
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)  # a dollar sign in a name does not begin a formula
+def render_png(figure: Figure, background: Image.Image | None = None) -> bytes:
+    """The figure as PNG, drawn on ``background``, an image of its size, or on white.
+
+    Equal figures give equal bytes, since no software version is written.
+    """
+    canvas = figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg)
+    canvas.draw()
+    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba()))  # type: ignore[no-untyped-call]
+    picture = Image.new("RGB", drawn.size, "white") if background is None else background.copy()
+    picture.paste(drawn, mask=drawn)
     out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=DPI, metadata={"Software": None})
+    picture.save(out, "PNG", dpi=(DPI, DPI))
     return out.getvalue()
