@@ -1,14 +1,13 @@
-"""The Celery application of the interactive worker. Torch and the dataset are loaded before the first request.
+"""The Celery application of the interactive worker.
 
-It computes on one thread: the requests are small, and the cores are left to training.
+It computes on one thread: the requests are small, and the cores are left to training. Torch, which takes 300 MB, is
+imported by the first request.
 """
 
-import torch
+import os
 
-from worker.celery import app, settings
-from worker.lab import interactive
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
+
+from worker.celery import app  # after the setting
 
 __all__ = ["app"]
-
-torch.set_num_threads(1)
-interactive.preview({"dataset": {"name": "digits"}, "attack": {"name": "badnets"}}, settings.datasets)
