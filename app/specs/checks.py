@@ -186,8 +186,10 @@ def _shape_problems(attack: PoisoningAttack, facts: DatasetFacts) -> Iterator[Pr
     match attack:
         case BadNets() | Trojan() | HiddenTrigger():
             size = patch_size(attack, facts)
-            if size + attack.margin > side:
-                yield Problem("attack.size", size, f"size + margin of at most {of_side} in pixels")
+            margins = 2 if attack.position == "random" else 1  # anywhere, or at one edge
+            if size + margins * attack.margin > side:
+                allowed = f"size + {margins} * margin of at most {of_side} in pixels"
+                yield Problem("attack.size", size, allowed)
         case CleanLabel():
             most = side // 2 if attack.corners == "four" else side
             if attack.size > most:

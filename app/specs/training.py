@@ -39,8 +39,8 @@ class Augmentation(Spec):
 
 
 class FineTuning(Spec):
-    """How a victim is trained that starts from the attacker's surrogate, with SGD. Batch size, momentum, augmentation
-    and precision are those of ``training``."""
+    """How a victim is trained that starts from the attacker's surrogate, with SGD. Batch size, momentum and precision
+    are those of ``training``."""
 
     trained_layers: Literal["head", "all"] = field(
         "head",
@@ -52,6 +52,11 @@ class FineTuning(Spec):
         True,
         "Replace the surrogate's last layer by a new one with random weights, as for a new task. False: continue from "
         "its weights.",
+        source=SAHA_CODE,
+    )
+    augment: bool = field(
+        False,
+        "Apply training.augmentation. The sources train on images as they are, whose features the attacker knows.",
         source=SAHA_CODE,
     )
     epochs: int = field(10, "Passes over the training set.", unit="epochs", source=SAHA_CODE, ge=1, le=1000)

@@ -113,6 +113,8 @@ def test_contradictions_are_refused_with_the_field():
     for source in (2, 10):
         hidden = {"name": "hidden_trigger", "target_class": 2, "source_class": source}
         assert problems(attack=hidden) == ["attack.source_class"]
+    assert problems(attack={"name": "hidden_trigger", "size": 6, "margin": 1}) == []
+    assert problems(attack={"name": "hidden_trigger", "size": 6, "margin": 2}) == ["attack.size"]
 
 
 def test_specs_without_fine_tuning_keep_their_form_and_the_stages_that_it_does_not_affect_keep_their_keys():

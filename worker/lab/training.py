@@ -136,6 +136,7 @@ class Recipe:
             learning_rate=spec.learning_rate,
             weight_decay=spec.weight_decay,
             schedule=SCHEDULES[spec.schedule],
+            augment=self.augment if spec.augment else NO_AUGMENT,
             head_only=spec.trained_layers == "head",
             memory={},
         )

@@ -130,34 +130,36 @@ class HiddenTriggerAttack(Attack[HiddenTrigger]):
         patch = state["patch"]
         size = patch.shape[-1]
 
-        def stamp(images: Tensor) -> Tensor:
-            images = images.clone()
-            rows, columns = patch_slices(self.spec.position, size, self.spec.margin, self.facts)
-            images[:, :, rows, columns] = patch.to(images.device)
-            return images
-
         def stamp_anywhere(images: Tensor) -> Tensor:
             # rand_loc of the authors' code, in crafting and at test time. A trigger is a function of the image, so the
             # place follows from the image's bytes, by a random linear hash.
-            generator = torch.Generator().manual_seed(int(state["places"]))
             flat = images.flatten(1).long()
-            weights = torch.randint(2**31, (flat.shape[1], 2), generator=generator).to(images.device)
-            margin = self.spec.margin
-            images = images.clone()
-            for axis, length in enumerate((self.facts.height, self.facts.width)):
-                hashed = ((flat * weights[:, axis]).sum(1) >> 8) % (length - size - 2 * margin + 1)
-                first = margin + hashed
-                inside = (torch.arange(length, device=images.device) - first[:, None]).clamp(-1, size)
-                if axis == 0:
-                    y = inside
-                else:
-                    x = inside
+            generator = torch.Generator().manual_seed(int(state["places"]))
+            weights = torch.randint(2**31, (2, flat.shape[1]), generator=generator).to(images.device)
+
+            def inside(weights: Tensor, length: int) -> Tensor:
+                """Row or column of the patch at each of the image's, ``[N, length]``; -1 or ``size`` outside."""
+                places = length - size - 2 * self.spec.margin + 1
+                first = self.spec.margin + ((flat * weights).sum(1) >> 8) % places
+                return (torch.arange(length, device=images.device) - first[:, None]).clamp(-1, size)
+
+            y, x = inside(weights[0], self.facts.height), inside(weights[1], self.facts.width)
             covered = ((y >= 0) & (y < size))[:, :, None] & ((x >= 0) & (x < size))[:, None, :]
             image, row, column = covered.nonzero(as_tuple=True)
-            images[image, :, row, column] = patch.to(images.device)[:, y[image, row], x[image, column]].T
+            stamped = images.clone()
+            stamped[image, :, row, column] = patch.to(images.device)[:, y[image, row], x[image, column]].T
+            return stamped
+
+        if self.spec.position == "random":
+            return stamp_anywhere
+        rows, columns = patch_slices(self.spec.position, size, self.spec.margin, self.facts)
+
+        def stamp(images: Tensor) -> Tensor:
+            images = images.clone()
+            images[:, :, rows, columns] = patch.to(images.device)
             return images
 
-        return stamp_anywhere if self.spec.position == "random" else stamp
+        return stamp
 
     def attacked(self, test: Split, state: State) -> Tensor:
         """The test images of the source class; without one, all outside the target class."""
