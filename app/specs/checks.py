@@ -23,6 +23,7 @@ from app.specs.attack import (
     Trojan,
     WaNet,
 )
+from app.specs.attacks.base import SURROGATE
 from app.specs.base import canonical_json
 from app.specs.defenses.base import CleanSetDefense
 from app.specs.experiment import ExperimentSpec
@@ -80,6 +81,10 @@ def find_victim_problems(
     if spec.model != model:
         allowed = f"the victim's architecture, {canonical_json(model)}"
         problems.append(Problem("model", spec.model.model_dump(mode="json"), allowed))
+    if (
+        spec.victim is None and spec.training.start != "scratch"
+    ):  # a local file; else found with the spec alone
+        problems.append(Problem("training.start", spec.training.start, "scratch, since the victim is given"))
     if facts.shape != shape:
         problems.append(Problem("dataset", str(facts.shape), f"the images of the victim, {shape}"))
     if adds_trigger:
@@ -107,6 +112,7 @@ def _problems(spec: ExperimentSpec, full: DatasetFacts) -> Iterator[Problem]:
     batch_size = spec.training.batch_size
     if batch_size > facts.train_size:
         yield Problem("training.batch_size", batch_size, f"at most {facts.train_size}, all training images")
+    yield from _start_problems(spec)
     for i, defense in enumerate(spec.defenses):
         if not isinstance(defense, CleanSetDefense):
             continue
@@ -115,6 +121,21 @@ def _problems(spec: ExperimentSpec, full: DatasetFacts) -> Iterator[Problem]:
             yield Problem(f"defenses.{i}.clean_ratio", defense.clean_ratio, least)
     if not isinstance(spec.attack, NoAttack):
         yield from _attack_problems(spec, spec.attack, facts)
+
+
+def _start_problems(spec: ExperimentSpec) -> Iterator[Problem]:
+    start = spec.training.start
+    if start == "scratch":
+        if spec.training.fine_tuning is not None:
+            value = spec.training.fine_tuning.model_dump(mode="json")
+            yield Problem("training.fine_tuning", value, "null, since training.start is scratch")
+        return
+    kinds = [] if isinstance(spec.attack, NoAttack) else [stage.kind for stage in spec.attack.stages()]
+    if SURROGATE not in kinds:
+        allowed = f"scratch, since the attack {spec.attack.name} trains no surrogate"
+        yield Problem("training.start", start, allowed)
+    elif spec.victim is not None:
+        yield Problem("training.start", start, "scratch, since the victim is given and not trained")
 
 
 def _attack_problems(spec: ExperimentSpec, attack: PoisoningAttack, facts: DatasetFacts) -> Iterator[Problem]:
@@ -165,8 +186,10 @@ def _shape_problems(attack: PoisoningAttack, facts: DatasetFacts) -> Iterator[Pr
     match attack:
         case BadNets() | Trojan() | HiddenTrigger():
             size = patch_size(attack, facts)
-            if size + attack.margin > side:
-                yield Problem("attack.size", size, f"size + margin of at most {of_side} in pixels")
+            margins = 2 if attack.position == "random" else 1  # anywhere, or at one edge
+            if size + margins * attack.margin > side:
+                allowed = f"size + {margins} * margin of at most {of_side} in pixels"
+                yield Problem("attack.size", size, allowed)
         case CleanLabel():
             most = side // 2 if attack.corners == "four" else side
             if attack.size > most:

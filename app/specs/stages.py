@@ -8,6 +8,7 @@ work, so stages are shared between arms, experiments and workers.
 from typing import Any, NamedTuple
 
 from app.specs.attack import NoAttack
+from app.specs.attacks.base import SURROGATE
 from app.specs.base import Spec, digest
 from app.specs.experiment import ATTACK, CLEAN, UNDEFENDED, ExperimentSpec
 
@@ -64,18 +65,21 @@ def _plan_seed(spec: ExperimentSpec, seed: int, data_version: str, victim_versio
         "version": data_version,
     }
     clean_data = digest(["data", dataset, seed])
-    victim = {"model": spec.model.model_dump(mode="json"), "training": spec.training.model_dump(mode="json")}
+    # Also the recipe of training defenses, which train from scratch whatever the victim starts from.
+    victim = {"model": spec.model.model_dump(mode="json"), "training": spec.training.from_scratch()}
 
     attack_code = _code(spec.attack)
-    prepared = clean_data
+    prepared, surrogate = clean_data, ""
     if not isinstance(spec.attack, NoAttack):
         # Neither the attack's name nor the victim's epochs: attacks that need the same surrogate share it.
         recipe = {
             "model": victim["model"],
-            "training": spec.training.model_dump(mode="json", exclude={"epochs"}),
+            "training": {n: v for n, v in victim["training"].items() if n != "epochs"},
         }
         for kind, fields, epochs in spec.attack.stages():
             prepared = add(kind, ATTACK, [fields, recipe], prepared, epochs, attack_code)
+            if kind == SURROGATE:
+                surrogate = prepared
     attack = spec.attack.model_dump(mode="json", exclude={"export", "preset"})
     poisoned = add("poisoned_set", None, attack, prepared, 1, attack_code)
 
@@ -83,10 +87,14 @@ def _plan_seed(spec: ExperimentSpec, seed: int, data_version: str, victim_versio
     for arm, data in ((CLEAN, clean_data), (UNDEFENDED, poisoned)):
         if arm not in spec.arms:
             continue
-        code = () if arm == CLEAN else attack_code
+        tuning = spec.training.fine_tuning
+        code = () if arm == CLEAN and tuning is None else attack_code
         if victim_version and arm == spec.victim_arm:
             # The recipe stays part of the key because repair and detection defenses train by it.
             model = add("victim", arm, {**victim, "brought": victim_version}, poisoned, 0, code)
+        elif tuning is not None:
+            fields = {**victim, "fine_tuning": tuning.model_dump(mode="json")}
+            model = add("victim", arm, fields, digest([data, surrogate]), tuning.epochs, code)
         else:
             model = add("victim", arm, victim, data, spec.training.epochs, code)
 

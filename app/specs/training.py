@@ -1,10 +1,14 @@
 """Training of the victim."""
 
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import model_validator
 
 from app.specs.base import Spec, field
 
 RECIPE = "He et al. 2016, section 4.2, with a cosine schedule"
+SAHA_CODE = "github.com/UMBCvision/Hidden-Trigger-Backdoor-Attacks, finetune_and_test.py and cfg"
+Schedule = Literal["cosine", "constant", "one_cycle"]
 
 
 class Augmentation(Spec):
@@ -34,15 +38,67 @@ class Augmentation(Spec):
     )
 
 
+class FineTuning(Spec):
+    """How a victim is trained that starts from the attacker's surrogate, with SGD. Batch size, momentum and precision
+    are those of ``training``."""
+
+    trained_layers: Literal["head", "all"] = field(
+        "head",
+        "head: the last layer alone; every other tensor, including the statistics of batch normalization, stays as it "
+        "is in the surrogate. all: the whole network.",
+        source="Saha et al. 2020 (the last layer); Shafahi et al. 2018, sections 3 (the last layer) and 4 (all)",
+    )
+    new_head: bool = field(
+        True,
+        "Replace the surrogate's last layer by a new one with random weights, as for a new task. False: continue from "
+        "its weights.",
+        source=SAHA_CODE,
+    )
+    augment: bool = field(
+        False,
+        "Apply training.augmentation. The sources train on images as they are, whose features the attacker knows.",
+        source=SAHA_CODE,
+    )
+    epochs: int = field(10, "Passes over the training set.", unit="epochs", source=SAHA_CODE, ge=1, le=1000)
+    learning_rate: float = field(
+        0.01,
+        "Peak learning rate of SGD. Saha et al. use 0.001.",
+        source="chosen here: features of small networks are smaller",
+        gt=0,
+        le=10,
+    )
+    weight_decay: float = field(0.0, "L2 penalty.", source=SAHA_CODE, ge=0, le=1)
+    schedule: Schedule = field(
+        "constant",
+        "Learning rate over the run, as in training.schedule.",
+        source=SAHA_CODE + " (constant for the first 10 epochs)",
+    )
+
+
 class TrainingSpec(Spec):
     """Optimizer, schedule and augmentation of the clean and undefended arms, and the defaults of defenses."""
+
+    start: Literal["scratch", "surrogate"] = field(
+        "scratch",
+        "What the clean and undefended arms start from. scratch: random weights, trained by the fields below. "
+        "surrogate: the surrogate that the attacker trained on the clean set, fine-tuned by fine_tuning; the threat "
+        "model of hidden_trigger and poison_frogs, in which the victim uses public features. The fields below then "
+        "train the surrogate. Training defenses always train from scratch by the fields below.",
+        source="Saha et al. 2020; Shafahi et al. 2018",
+        exclude_if=lambda start: start == "scratch",  # specs without it keep their canonical form and hash
+    )
+    fine_tuning: FineTuning | None = field(
+        None,
+        "Fine-tuning of the surrogate; only with start surrogate, which has the defaults if this is omitted.",
+        exclude_if=lambda fine_tuning: fine_tuning is None,
+    )
 
     epochs: int = field(30, "Passes over the training set.", unit="epochs", ge=1, le=1000)
     batch_size: int = field(128, "Images per step.", unit="images", source=RECIPE, ge=2, le=65536)
     learning_rate: float = field(0.1, "Peak learning rate of SGD.", source=RECIPE, gt=0, le=10)
     momentum: float = field(0.9, "Nesterov momentum of SGD.", unit="fraction", source=RECIPE, ge=0, lt=1)
     weight_decay: float = field(5e-4, "L2 penalty.", source=RECIPE, ge=0, le=1)
-    schedule: Literal["cosine", "constant", "one_cycle"] = field(
+    schedule: Schedule = field(
         "cosine",
         "Learning rate over the run. cosine: from the peak to zero. constant: the peak throughout. one_cycle: linearly "
         "up to the peak in the first fifth, then linearly down to zero.",
@@ -57,3 +113,15 @@ class TrainingSpec(Spec):
         "Compile the network with torch.compile on a GPU, instead of replaying recorded CUDA graphs. Slower for "
         "ResNet-18 on an H200 (docs/results/gpu.md).",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_fine_tuning(cls, fields: Any) -> Any:
+        """The canonical form of a fine-tuned victim lists every field of the fine-tuning."""
+        if not isinstance(fields, dict) or fields.get("start") != "surrogate":
+            return fields
+        return {**fields, "fine_tuning": fields.get("fine_tuning") or {}}
+
+    def from_scratch(self) -> dict[str, Any]:
+        """The fields of a training from random weights, as JSON."""
+        return self.model_dump(mode="json", exclude={"start", "fine_tuning"})

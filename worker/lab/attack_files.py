@@ -43,7 +43,7 @@ def record_attack_files(
     files = _SeedFiles(recorder, seed)
     of_test = measure_stealth(test.clean.images[test.origin], test.triggered.images)
     index = poisoned.is_poisoned.nonzero().flatten()
-    of_training = measure_stealth(data.train.images[index], poisoned.images[index])
+    of_training = measure_stealth(data.train.images[poisoned.origin[index]], poisoned.images[index])
     document = {"triggered_test_images": of_test, "poisoned_training_images": of_training}
     files.add("stealth.json", "data", "application/json", json.dumps(document, indent=1).encode())
     if spec.attack.stages() and poisoned.state:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from app.specs.attacks.base import SURROGATE
 from app.specs.base import canonical_json
 from app.specs.checks import find_problems, find_victim_problems
 from app.specs.defense import DefenseSpec
@@ -139,6 +140,7 @@ class SeedRun:
         self.recipe = Recipe.of(
             spec.training, resolve_augmentation(spec.training.augmentation, spec.dataset, data.facts)
         )
+        self.surrogate: dict[str, Tensor] = {}
         attack = make_attack(spec.attack, data.facts)
         prepared = Prepared() if attack is None else attack.prepare(self.make_attack_lab(attack))
         poisoned = self.run_stage(
@@ -150,7 +152,7 @@ class SeedRun:
         self.test = TestSet.make(data.test, attack, self.poisoned.state)
         self.curve_test = self._make_curve_test(attack, self.poisoned.state)
         self.victims: dict[str, dict[str, Tensor]] = {}
-        report.poisoning_done(seed, data.train.images, self.poisoned, poisoned.tensors["index"], self.test)
+        report.poisoning_done(seed, data.train.images, self.poisoned, self.test)
         self.stealth = attack_files.record_attack_files(
             spec, seed, data, attack, prepared, self.poisoned, self.test, context.recorder
         )
@@ -166,7 +168,8 @@ class SeedRun:
             compute=self.compute,
             new_network=lambda purpose: self.new_network(purpose, self.data.train.images),
             recipe=replace(self.recipe),
-            stage=lambda kind, compute: self.run_stage(kind, ATTACK, compute),
+            stage=self._run_attack_stage,
+            clean_accuracy=lambda network: self._measure_curves_on(network, self._make_curve_test(None, {})),
             measure=lambda network, state: self._measure_curves_on(
                 network, self._make_curve_test(attack, state)
             ),
@@ -176,6 +179,12 @@ class SeedRun:
         test = self.data.test
         rows = draw_stratified(test.labels, CURVE_IMAGES, self.data.facts.classes, self.seed)
         return TestSet.make(test, attack, state, rows.to(test.labels.device))
+
+    def _run_attack_stage(self, kind: str, compute: Callable[[StageRun], Outcome]) -> Outcome:
+        outcome = self.run_stage(kind, ATTACK, compute)
+        if kind == SURROGATE:
+            self.surrogate = outcome.tensors
+        return outcome
 
     def run_stage(self, kind: str, arm: str | None, compute: Callable[[StageRun], Outcome]) -> Outcome:
         """Compute a planned stage, or load it from the store."""
@@ -215,6 +224,11 @@ class SeedRun:
         """The undefended (or clean) victim, trained by the experiment's recipe, or uploaded by the user."""
         network = self.new_network("victim", split.images)
         user_model = self.context.user_model if arm == self.spec.victim_arm else None
+        tuning = self.spec.training.fine_tuning
+        recipe = self.recipe
+        if tuning is not None:
+            recipe = self.recipe.tuned(tuning)
+            self._start_from_surrogate(network, tuning.new_head)
 
         def compute(run: StageRun) -> Outcome:
             if user_model is not None:
@@ -224,7 +238,7 @@ class SeedRun:
                 network,
                 split.images,
                 split.labels,
-                self.recipe,
+                recipe,
                 after_epoch=lambda n, epoch: self.measure_curves(n),
             )
             return run.finish(copy_state(network))
@@ -233,6 +247,13 @@ class SeedRun:
         return load_state(
             wrap_like_checkpoint(network, self.victims[arm]), self.victims[arm], self.compute.device
         )
+
+    def _start_from_surrogate(self, network: Network, new_head: bool) -> None:
+        """Load the surrogate's tensors, its normalization included; those of the head only without ``new_head``."""
+        head = {name: tensor.clone() for name, tensor in network.head.state_dict().items()}
+        load_state(network, self.surrogate, self.compute.device)
+        if new_head:
+            network.head.load_state_dict(head)
 
     def run_defense(self, spec: DefenseSpec) -> Network:
         """The defended model. A defense gets what its kind may see; true flags and test set stay in the harness."""

@@ -139,6 +139,7 @@ def state_without_training(spec: ExperimentSpec, data: Dataset, attack: Attack[A
             spec.training, resolve_augmentation(spec.training.augmentation, spec.dataset, data.facts)
         ),
         stage=no_training,
+        clean_accuracy=no_training,
         measure=no_training,
     )
     return attack.state_without_training(lab)

@@ -45,9 +45,7 @@ class Report:
         self.labels: dict[int, Tensor] = {}
         self.images = torch.empty(0)  # of the current seed only: a dataset may take much of a GPU's memory
 
-    def poisoning_done(
-        self, seed: int, clean: Tensor, poisoned: PoisonedSet, index: Tensor, test: TestSet
-    ) -> None:
+    def poisoning_done(self, seed: int, clean: Tensor, poisoned: PoisonedSet, test: TestSet) -> None:
         """Record which samples were poisoned, and grids of poisoned training and triggered test images.
 
         ``clean`` are the training images before the attack.
@@ -58,7 +56,7 @@ class Report:
             return
         scope = Scope(None, seed)
         document = {
-            "indices": sorted(index.tolist()),
+            "indices": poisoned.is_poisoned.nonzero().flatten().tolist(),
             "cross_indices": poisoned.is_cross.nonzero().flatten().tolist(),
             "training_images": len(poisoned.labels),
         }
@@ -88,7 +86,7 @@ class Report:
             scope,
             f"seed-{seed}/poison.png",
             "samples",
-            _array(clean[rows]),
+            _array(clean[poisoned.origin[rows]]),
             _array(poisoned.images[rows]),
             self._names(poisoned.clean_labels[rows]),
             self._names(poisoned.labels[rows]),

@@ -3,14 +3,14 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.specs.training import TrainingSpec
+from app.specs.training import FineTuning, TrainingSpec
 from worker.lab import graphs
 from worker.lab.compute import seeded_generator
 from worker.lab.contracts import NonFiniteLossError
@@ -109,6 +109,8 @@ class Recipe:
     objective: Objective | None = None
     """Replaces ``loss`` if not None."""
     optimizer: MakeOptimizer = sgd
+    head_only: bool = False
+    """Train the last layer alone, with the network in evaluation mode: all other tensors stay as they are."""
     stop: Callable[[], bool] = lambda: False
     """Called before every epoch; True ends the training."""
     memory: dict[str, Tensor] = field(default_factory=dict)
@@ -124,6 +126,19 @@ class Recipe:
             weight_decay=spec.weight_decay,
             schedule=SCHEDULES[spec.schedule],
             augment=augment,
+        )
+
+    def tuned(self, spec: FineTuning) -> "Recipe":
+        """The recipe for fine-tuning."""
+        return replace(
+            self,
+            epochs=spec.epochs,
+            learning_rate=spec.learning_rate,
+            weight_decay=spec.weight_decay,
+            schedule=SCHEDULES[spec.schedule],
+            augment=self.augment if spec.augment else NO_AUGMENT,
+            head_only=spec.trained_layers == "head",
+            memory={},
         )
 
 
@@ -146,7 +161,11 @@ def train(
     """
     device = run.compute.device
     network.to(device=device).to(memory_format=run.compute.layout(images))  # type: ignore[call-overload]
-    optimizer = recipe.optimizer(network.parameters(), recipe)
+    if recipe.head_only:
+        network.requires_grad_(False)
+        network.head.requires_grad_(True)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = recipe.optimizer(trained, recipe)
     rows = torch.arange(len(labels), device=device) if rows is None else rows.to(device)
     start = _restore(run, network, optimizer, recipe)
     gradients = _make_gradients(run, network, optimizer, recipe, len(rows))
@@ -154,7 +173,7 @@ def train(
     while epoch < recipe.epochs and not recipe.stop():
         epoch += 1
         before = _snapshot(network)
-        network.train()
+        network.train(not recipe.head_only)
         generator = seeded_generator(device, run.planned.stream, epoch)
         order = rows[torch.randperm(len(rows), device=device, generator=generator)]
         # Batch normalization cannot train on a single image, so a last batch of one is left out.
@@ -175,6 +194,8 @@ def train(
             values = {"train_loss": losses.mean().item()} | (after_epoch(network, epoch) or {})
         run.epoch_done(epoch, recipe.epochs, values)
         run.checkpoint(partial(_checkpoint_state, network, optimizer, recipe, epoch))
+    if recipe.head_only:
+        network.requires_grad_(True)
     optimizer.zero_grad(set_to_none=True)  # else the gradients occupy memory as long as the network exists
     return epoch
 
@@ -212,7 +233,7 @@ def _make_gradients(
     unused = torch.Generator(run.compute.device)
     graphed = graphs.GraphedGradients(
         lambda x, labels, rows: gradients(Batch(x, labels, rows, unused)),
-        list(network.parameters()),
+        [parameter for parameter in network.parameters() if parameter.requires_grad],
         recipe.batch_size,
         run.recorder.log,
     )

@@ -9,6 +9,8 @@ from app.specs.presets import PresetSpec
 
 RateOf = Literal["training_set", "target_class"]
 RATE_OF = "The set that poisoning_rate is a share of: the whole training set or the target class."
+SURROGATE = "surrogate"
+"""The kind of the stage that trains the attacker's surrogate."""
 Position = Literal["bottom_right", "bottom_left", "top_right", "top_left", "center"]
 
 
@@ -62,6 +64,11 @@ class PoisoningAttack(PresetSpec):
     @property
     def share_of_target_class(self) -> bool:
         """Whether poisoning_rate is a share of the target class."""
+        return False
+
+    @property
+    def appends(self) -> bool:
+        """Whether the poisoned images are added to the training set, beside those that they were made from."""
         return False
 
     @property
@@ -138,4 +145,4 @@ class SurrogateAttack(PoisoningAttack):
         fields = self.fields_with("surrogate_")
         if not self.surrogate_adversarial:
             del fields["surrogate_epsilon"], fields["surrogate_steps"]
-        return PreparationStage("surrogate", fields, work)
+        return PreparationStage(SURROGATE, fields, work)

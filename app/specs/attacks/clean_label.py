@@ -1,9 +1,55 @@
 """Clean-label attacks that craft poisoned images with a surrogate."""
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 from app.specs.attacks.base import CleanLabelAttack, Position, PreparationStage, SurrogateAttack
 from app.specs.base import field
+from app.specs.facts import DatasetFacts
+from app.specs.presets import Preset, preset_field
+
+HIDDEN_CODE = "github.com/UMBCvision/Hidden-Trigger-Backdoor-Attacks, generate_poison.py and cfg"
+FROGS_CODE = (
+    "github.com/ashafahi/inceptionv3-transferLearn-poison, util_one_shot_kill_attack.py and main_oneShot.py"
+)
+
+_HIDDEN_PRESETS = {
+    "recommended": Preset(
+        "the authors' attack with steps along the gradient's sign, whose length does not depend on the scale of the "
+        "features, and fewer of them.",
+        "chosen here",
+        {},
+    ),
+    "authors": Preset(
+        "the authors' code: 5,000 steps along the gradient itself, and a single source class.",
+        HIDDEN_CODE,
+        {
+            "source_class": 1,
+            "craft_direction": "gradient",
+            "craft_steps": 5000,
+        },
+    ),
+}
+
+_FROGS_PRESETS = {
+    "recommended": Preset(
+        "the authors' algorithm with a weaker pull towards the original image, since their weight grows with the "
+        "square of the share of features per pixel, which is far larger in networks for small images.",
+        "chosen here",
+        {},
+    ),
+    "authors": Preset(
+        "the authors' script for a single poisoned image without a watermark (poisoning_rate 0.0001 rounds up to "
+        "one image), which is meant for a network for images of 299 pixels.",
+        FROGS_CODE,
+        {
+            "poisoning_rate": 1e-4,
+            "watermark": 0.0,
+            "craft_similarity": 0.2,
+            "craft_steps": 1500,
+        },
+    ),
+}
 
 
 class CleanLabel(CleanLabelAttack, SurrogateAttack):
@@ -80,15 +126,30 @@ class HiddenTrigger(CleanLabelAttack, SurrogateAttack):
 
     Each poisoned image is a target-class image, changed by at most craft_epsilon, that is close to an image of another
     class with the patch in the feature space of the surrogate. The patch itself, of random colors, appears only at test
-    time.
+    time. The paper's victim is fine-tuned from public features: ``"training": {"start": "surrogate"}``.
     """
 
     name: Literal["hidden_trigger"] = "hidden_trigger"
+    presets = _HIDDEN_PRESETS
+    preset: Literal["recommended", "authors"] = preset_field(_HIDDEN_PRESETS, "recommended")
+    source_class: int | None = field(
+        None,
+        "Class whose images with the patch are to be classified as target_class; success is measured on its test "
+        "images. Null: all classes but the target class.",
+        source="Saha et al. 2020, section 4 (one random class; several in section 4.3)",
+        ge=0,
+    )
+    append: bool = field(
+        True,
+        "Add the poisoned images to the training set, beside the images that they were made from. False: replace "
+        "these.",
+        source="github.com/UMBCvision/Hidden-Trigger-Backdoor-Attacks, finetune_and_test.py (ConcatDataset)",
+    )
     poisoning_rate: float = field(
         0.5,
         "Share of the target class (or of the training set, see rate_of) that is poisoned.",
         unit="fraction",
-        source="Saha et al. 2020 (400 of 800 images of a class)",
+        source="Saha et al. 2020 (400 poisoned images beside the 800 clean ones of the class)",
         gt=0,
         le=1,
     )
@@ -100,8 +161,10 @@ class HiddenTrigger(CleanLabelAttack, SurrogateAttack):
         ge=1,
         le=224,
     )
-    position: Position = field(
-        "bottom_right", "Position of the patch.", source="Saha et al. 2020 (random place)"
+    position: Position | Literal["random"] = field(
+        "random",
+        "Position of the patch. random: anywhere; it follows from the image and the seed.",
+        source=HIDDEN_CODE + " (rand_loc)",
     )
     margin: int = field(0, "Distance of the patch from the image's edges.", unit="pixels", ge=0, le=112)
     craft_epsilon: float = field(
@@ -113,24 +176,40 @@ class HiddenTrigger(CleanLabelAttack, SurrogateAttack):
         le=255,
     )
     craft_steps: int = field(
-        1000,
+        300,
         "Gradient steps per poisoned image.",
         unit="steps",
-        source="Saha et al. 2020: 5000 at most, and fewer once the features agree",
+        source="chosen here; Saha et al. 2020: 5000",
         ge=1,
         le=100_000,
     )
     craft_learning_rate: float = field(
-        0.01, "Step length, on pixels in [0, 1].", source="Saha et al. 2020", gt=0, le=1
+        0.01, "Step length, on pixels in [0, 1].", source=HIDDEN_CODE, gt=0, le=1
+    )
+    craft_direction: Literal["gradient", "sign"] = field(
+        "sign",
+        "gradient: steps of craft_learning_rate times the gradient, halved every 1000 steps. sign: steps along the "
+        "gradient's sign, whose length falls linearly to zero.",
+        source="chosen here; Saha et al. 2020: gradient",
     )
 
     def stages(self) -> list[PreparationStage]:
-        patch = {"size": self.size, "position": self.position, "margin": self.margin}
+        patch = {n: getattr(self, n) for n in ("size", "position", "margin", "source_class")}
         selection = {"target_class": self.target_class, "rate": self.poisoning_rate, "of": self.rate_of}
         return [
             self.surrogate_stage(),
             PreparationStage("poisons", selection | patch | self.fields_with("craft_"), 1),
         ]
+
+    def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+        source = self.source_class
+        if source is not None and (source == self.target_class or source >= facts.classes):
+            allowed = f"0 to {facts.classes - 1} except {self.target_class}, the target class"
+            yield "source_class", source, allowed
+
+    @property
+    def appends(self) -> bool:
+        return self.append
 
 
 class PoisonFrogs(CleanLabelAttack, SurrogateAttack):
@@ -138,10 +217,13 @@ class PoisonFrogs(CleanLabelAttack, SurrogateAttack):
 
     There is no trigger. Each poisoned image is a target-class image close to the test image in the surrogate's feature
     space, with that image faintly blended in as a watermark. The attack succeeds if the test image is classified as the
-    target class (``target_image_hit``, 0 or 1; ``attack_success_rate`` is the same number).
+    target class (``target_image_hit``, 0 or 1; ``attack_success_rate`` is the same number). The paper's victim is
+    fine-tuned from the features that the attacker knows: ``"training": {"start": "surrogate"}``.
     """
 
     name: Literal["poison_frogs"] = "poison_frogs"
+    presets = _FROGS_PRESETS
+    preset: Literal["recommended", "authors"] = preset_field(_FROGS_PRESETS, "recommended")
     poisoning_rate: float = field(
         0.01,
         "Share of the target class (or of the training set, see rate_of) that is poisoned.",
@@ -164,23 +246,34 @@ class PoisonFrogs(CleanLabelAttack, SurrogateAttack):
         lt=1,
     )
     craft_similarity: float = field(
-        0.25,
+        1e-4,
         "Weight of the distance to the original image (beta), relative to the squared number of features divided by "
-        "the squared number of input values.",
-        source="Shafahi et al. 2018",
+        "the squared number of input values, for pixels from 0 to 255.",
+        source="chosen here; Shafahi et al. 2018: 0.25",
         ge=0,
         le=1e6,
     )
     craft_steps: int = field(
-        100,
-        "Steps of forward-backward splitting.",
+        200,
+        "Steps of forward-backward splitting, those that are taken back included.",
         unit="steps",
-        source="Shafahi et al. 2018",
+        source=FROGS_CODE + " (200; 1500 in the script)",
         ge=1,
         le=100_000,
     )
     craft_learning_rate: float = field(
-        0.01, "Step length, on pixels in [0, 1].", source="chosen here", gt=0, le=1000
+        1.96,
+        "First step length, on pixels in [0, 1]; halved whenever a step would raise the objective. 1.96 is 500 * 255 "
+        "on pixels from 0 to 255.",
+        source=FROGS_CODE,
+        gt=0,
+        le=1000,
+    )
+    craft_objective: Literal["norm", "squared"] = field(
+        "norm",
+        "norm: distances in the objective are Euclidean norms, as in the authors' code. squared: squared norms, as in "
+        "the paper.",
+        source=FROGS_CODE,
     )
 
     def stages(self) -> list[PreparationStage]:

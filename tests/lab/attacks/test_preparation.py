@@ -122,7 +122,7 @@ CLEAN_LABEL = [
     {"name": "clean_label", "size": 2, "pgd_norm": "l_2", "pgd_epsilon": 300, "pgd_steps": 5}
     | {"surrogate_adversarial": False}
     | QUICK,
-    {"name": "hidden_trigger", "craft_steps": 5} | QUICK,
+    {"name": "hidden_trigger", "craft_steps": 5, "append": False} | QUICK,
     {"name": "poison_frogs", "poisoning_rate": 0.5, "craft_steps": 5} | QUICK,
 ]
 

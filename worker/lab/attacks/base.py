@@ -44,7 +44,8 @@ class PoisonedSet:
 
     ``images`` uint8 ``[N, C, H, W]``, ``labels`` (as the victim sees them) and ``clean_labels`` int64 ``[N]``,
     ``is_poisoned`` and ``is_cross`` bool ``[N]``; a cross sample has another image's trigger and its true label, and
-    is not poisoned. ``state`` are the tensors that define the attack's trigger.
+    is not poisoned. ``origin`` int64 ``[N]`` is the row of the clean set that each image was made from: its own, except
+    for poisons that were appended. ``state`` are the tensors that define the attack's trigger.
     """
 
     images: Tensor
@@ -52,12 +53,13 @@ class PoisonedSet:
     clean_labels: Tensor
     is_poisoned: Tensor
     is_cross: Tensor
+    origin: Tensor
     state: State = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "PoisonedSet":
         moved: dict[str, Any] = {
             name: getattr(self, name).to(device)
-            for name in ("images", "labels", "clean_labels", "is_poisoned", "is_cross")
+            for name in ("images", "labels", "clean_labels", "is_poisoned", "is_cross", "origin")
         }
         return PoisonedSet(**moved, state={name: tensor.to(device) for name, tensor in self.state.items()})
 
@@ -81,6 +83,8 @@ class AttackLab:
     """The experiment's training recipe; copy it with `dataclasses.replace`."""
     stage: Callable[[str, Callable[[StageRun], Outcome]], Outcome]
     """Run the stage of that kind, or load it from the store; the spec's ``stages()`` must declare it."""
+    clean_accuracy: Callable[[Network], dict[str, float]]
+    """Clean accuracy on part of the test set, for the curves of the attacker's models."""
     measure: Callable[[Network, State], dict[str, float]]
     """(network, trigger state) to clean accuracy, attack success rate and, with cross samples, cross-trigger accuracy
     on part of the test set."""

@@ -1,66 +1,105 @@
-"""Hidden trigger (Saha et al. 2020): target-class images whose features match those of images with a patch."""
+"""Hidden trigger (Saha et al. 2020): target-class images whose features match those of images with a patch.
 
-from collections.abc import Callable
+Comments give the line of the authors' code, github.com/UMBCvision/Hidden-Trigger-Backdoor-Attacks at 91e5ee9.
+"""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from app.specs.attack import HiddenTrigger
 from app.specs.checks import patch_size
-from worker.lab.attacks.base import SHOWN, Attack, AttackLab, Picture, Prepared, State, Trigger
+from worker.lab.attacks.base import SHOWN, Attack, AttackLab, Picture, Prepared, State, Trigger, to_uint8
 from worker.lab.attacks.patches import patch_slices
-from worker.lab.attacks.surrogate import craft_in_chunks, quantize_within, train_surrogate
+from worker.lab.attacks.surrogate import Tick, craft_in_chunks, quantize_within, train_surrogate
 from worker.lab.compute import seeded_generator
+from worker.lab.data.datasets import Split
 from worker.lab.stages import Outcome, StageRun
+
+BATCH = 100  # images that are crafted and paired together (generate_poison.py, data loaders)
+COLORS = 4  # the patch is enlarged from 4 x 4 random colors (section 4 of the paper; data/triggers)
+HALF_LIFE = 1000  # steps after which the step length is halved (generate_poison.py, adjust_learning_rate)
 
 
 def pair_greedily(distances: Tensor) -> Tensor:
-    """Greedy one-to-one pairing by distances ``[N, N]``, closest pairs first: for each row its column."""
+    """Greedy one-to-one pairing by distances ``[N, N]``, closest pairs first: for each row its column.
+
+    A pair in which each is the closest of the other is also what taking the globally closest pair first would select,
+    so all such pairs are taken at once.
+    """
     remaining, n = distances.clone(), len(distances)
-    partner = torch.zeros(n, dtype=torch.int64, device=remaining.device)
-    for _ in range(n):
-        row, column = divmod(int(remaining.argmin()), n)
-        partner[row] = column
-        remaining[row, :], remaining[:, column] = torch.inf, torch.inf
+    rows = torch.arange(n, device=remaining.device)
+    partner = torch.full((n,), -1, dtype=torch.int64, device=remaining.device)
+    while (open_ := partner < 0).any():
+        column = remaining.argmin(1)
+        mutual = open_ & (remaining.argmin(0)[column] == rows)
+        partner[mutual] = column[mutual]
+        remaining[mutual, :] = torch.inf
+        remaining[:, column[mutual]] = torch.inf
     return partner
 
 
 class HiddenTriggerAttack(Attack[HiddenTrigger]):
-    """At test time a square is replaced by a patch of random colors, uint8 ``[C, size, size]``, the attack's state.
+    """At test time a square is replaced by a patch of random colors, uint8 ``[C, size, size]``, at a place that
+    follows from the image and the seed.
 
     A poisoned image minimizes ``|f(z) - f(s)|^2`` within ``craft_epsilon`` of a target-class image, ``f`` the features
-    of the attacker's model and ``s`` an image of another class with the patch (equation 2 of the paper).
+    of the attacker's model and ``s`` an image of the source class with the patch (equation 2 of the paper).
     """
 
     def prepare(self, lab: AttackLab) -> Prepared:
         network = train_surrogate(self.spec, lab)
         state = self.state_without_training(lab)
         clean = lab.train.images[lab.chosen]
-        others = (lab.train.labels != self.spec.target_class).nonzero().flatten()
+        labels, source = lab.train.labels, self.spec.source_class
+        others = (
+            (labels != self.spec.target_class if source is None else labels == source).nonzero().flatten()
+        )
         generator = seeded_generator(torch.device("cpu"), "hidden trigger sources", lab.seed)
-        order = torch.randint(len(others), (len(clean),), generator=generator).to(others.device)
-        sources = self.trigger(state)(lab.train.images[others[order]])
+        # Each source is used once before any is used again, as by the authors' shuffled loader.
+        rounds = -(-len(clean) // len(others))
+        order = torch.cat([torch.randperm(len(others), generator=generator) for _ in range(rounds)])
+        sources = self.trigger(state)(lab.train.images[others[order[: len(clean)].to(others.device)]])
+
+        def features(images: Tensor) -> Tensor:
+            with torch.no_grad():
+                return network.features(lab.compute.to_input(images))
+
+        def distance(images: Tensor) -> float:
+            """Mean distance in feature space to the paired sources."""
+            total = 0.0
+            for some, goal in zip(images.split(BATCH), sources.split(BATCH), strict=True):
+                distances = torch.cdist(features(some), features(goal))
+                total += distances.gather(1, pair_greedily(distances)[:, None]).sum().item()
+            return total / len(images)
 
         def compute(run: StageRun) -> Outcome:
-            def craft(rows: Tensor, generator: torch.Generator, tick: Callable[[int, int], None]) -> Tensor:
-                base = lab.compute.to_input(clean[rows])
-                with torch.no_grad():
-                    targets = network.features(lab.compute.to_input(sources[rows]))
-                    targets = targets[pair_greedily(torch.cdist(network.features(base), targets))]
-                bound, z = self.spec.craft_epsilon / 255, base
-                for step in range(self.spec.craft_steps):
-                    tick(step, self.spec.craft_steps)
+            def craft(rows: Tensor, generator: torch.Generator, tick: Tick) -> Tensor:
+                base, goals = lab.compute.to_input(clean[rows]), features(sources[rows])
+                bound, z, steps = self.spec.craft_epsilon / 255, base, self.spec.craft_steps
+                for step in range(steps):
+                    tick(step, steps)
                     z = z.detach().requires_grad_(True)
-                    distance = (network.features(z) - targets).square().sum()
-                    (gradient,) = torch.autograd.grad(distance, z)
-                    # The paper steps along the gradient itself. Its size depends on the network, so here its sign
-                    # is taken, with a fixed step size.
-                    rate = self.spec.craft_learning_rate * (1 - step / self.spec.craft_steps)
-                    moved = z.detach() - rate * gradient.sign()
+                    f = network.features(z)
+                    # Paired anew in every iteration (generate_poison.py, "find closest pair without replacement").
+                    partner = pair_greedily(torch.cdist(f.detach(), goals))
+                    loss = (f - goals[partner]).square().sum()
+                    (gradient,) = torch.autograd.grad(loss, z)
+                    moved = z.detach() - self._step_length(step) * self._direction(gradient)
+                    # Projection onto the ball (algorithm 1, step 5) and the range of pixels.
                     z = (base + (moved - base).clamp(-bound, bound)).clamp(0, 1)
                 return quantize_within(z.detach(), clean[rows], self.spec.craft_epsilon)
 
-            return run.finish({"images": craft_in_chunks(run, clean, craft)})
+            def measure(images: Tensor) -> dict[str, float]:
+                before, after = distance(clean), distance(images)
+                if after >= before:
+                    run.warnings.append(
+                        f"hidden_trigger: the poisons are not closer to their sources in feature space than the images "
+                        f"that they were made from ({after:.3g} and {before:.3g}); change craft_learning_rate"
+                    )
+                return {"initial_feature_distance": before, "feature_distance": after}
+
+            return run.finish({"images": craft_in_chunks(run, clean, craft, chunk=BATCH, measure=measure)})
 
         images = lab.stage("poisons", compute).tensors["images"].to(clean.device)
         rows = {"target class": clean, "poisoned": images, "hidden image": sources}
@@ -70,16 +109,50 @@ class HiddenTriggerAttack(Attack[HiddenTrigger]):
         )
         return Prepared(state, images, {"poisons": picture})
 
+    def _step_length(self, step: int) -> float:
+        if self.spec.craft_direction == "gradient":
+            return self.spec.craft_learning_rate * 0.5 ** (step // HALF_LIFE)
+        return self.spec.craft_learning_rate * (1 - step / self.spec.craft_steps)
+
+    def _direction(self, gradient: Tensor) -> Tensor:
+        return gradient if self.spec.craft_direction == "gradient" else gradient.sign()
+
     def state_without_training(self, lab: AttackLab) -> State:
         size = patch_size(self.spec, self.facts)
         generator = seeded_generator(torch.device("cpu"), "hidden trigger patch", lab.seed)
-        shape = (self.facts.channels, size, size)
-        patch = torch.randint(2, shape, generator=generator, dtype=torch.uint8) * 255
-        return {"patch": patch.to(lab.train.images.device)}
+        colors = torch.rand((1, self.facts.channels, COLORS, COLORS), generator=generator) * 255
+        patch = F.interpolate(colors, (size, size), mode="bilinear", antialias=True)[0]
+        places = torch.randint(2**31, (1,), generator=generator)
+        device = lab.train.images.device
+        return {"patch": to_uint8(patch).to(device), "places": places.to(device)}
 
     def trigger(self, state: State) -> Trigger:
         patch = state["patch"]
-        rows, columns = patch_slices(self.spec.position, patch.shape[-1], self.spec.margin, self.facts)
+        size = patch.shape[-1]
+
+        def stamp_anywhere(images: Tensor) -> Tensor:
+            # rand_loc of the authors' code, in crafting and at test time. A trigger is a function of the image, so the
+            # place follows from the image's bytes, by a random linear hash.
+            flat = images.flatten(1).long()
+            generator = torch.Generator().manual_seed(int(state["places"]))
+            weights = torch.randint(2**31, (2, flat.shape[1]), generator=generator).to(images.device)
+
+            def inside(weights: Tensor, length: int) -> Tensor:
+                """Row or column of the patch at each of the image's, ``[N, length]``; -1 or ``size`` outside."""
+                places = length - size - 2 * self.spec.margin + 1
+                first = self.spec.margin + ((flat * weights).sum(1) >> 8) % places
+                return (torch.arange(length, device=images.device) - first[:, None]).clamp(-1, size)
+
+            y, x = inside(weights[0], self.facts.height), inside(weights[1], self.facts.width)
+            covered = ((y >= 0) & (y < size))[:, :, None] & ((x >= 0) & (x < size))[:, None, :]
+            image, row, column = covered.nonzero(as_tuple=True)
+            stamped = images.clone()
+            stamped[image, :, row, column] = patch.to(images.device)[:, y[image, row], x[image, column]].T
+            return stamped
+
+        if self.spec.position == "random":
+            return stamp_anywhere
+        rows, columns = patch_slices(self.spec.position, size, self.spec.margin, self.facts)
 
         def stamp(images: Tensor) -> Tensor:
             images = images.clone()
@@ -87,3 +160,9 @@ class HiddenTriggerAttack(Attack[HiddenTrigger]):
             return images
 
         return stamp
+
+    def attacked(self, test: Split, state: State) -> Tensor:
+        """The test images of the source class; without one, all outside the target class."""
+        if self.spec.source_class is None:
+            return super().attacked(test, state)
+        return (test.labels == self.spec.source_class).nonzero().flatten()

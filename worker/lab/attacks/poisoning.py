@@ -49,7 +49,8 @@ def make_poison(
     """The changed samples only, from which `build_poisoned_set` makes the poisoned set.
 
     ``index`` int64 ``[P]``, ``images`` uint8 ``[P, C, H, W]``, ``labels`` int64 ``[P]``; ``cross_index`` and
-    ``cross_images`` likewise for cross samples; the trigger's state under the prefix ``state.``.
+    ``cross_images`` likewise for cross samples; ``appended`` if the poisons are
+    added to the training set; the trigger's state under the prefix ``state.``.
     """
     chosen = choose_poisoned(spec, data, seed)
     index = chosen.to(data.train.labels.device)
@@ -68,15 +69,19 @@ def make_poison(
         if not len(cross)
         else attack.cross(prepared.state, data.train.images[cross], seed),
     }
+    if attack.spec.appends:
+        tensors["appended"] = torch.tensor(True)
     return tensors | {STATE_PREFIX + name: tensor for name, tensor in prepared.state.items()}
 
 
 def build_poisoned_set(train: Split, poisoned: dict[str, Tensor]) -> PoisonedSet:
     """The whole poisoned training set, on the device of ``train``; ``poisoned`` is from `make_poison`."""
     device = train.labels.device
-    images, labels = train.images.clone(), train.labels.clone()
+    rows, index = torch.arange(len(train), device=device), poisoned["index"].to(device)
+    if "appended" in poisoned:
+        rows, index = torch.cat([rows, index]), len(train) + torch.arange(len(index), device=device)
+    images, labels, clean_labels = train.images[rows], train.labels[rows], train.labels[rows]
     is_poisoned, is_cross = (torch.zeros_like(labels, dtype=torch.bool) for _ in range(2))
-    index = poisoned["index"].to(device)
     images[index] = poisoned["images"].to(device)
     labels[index] = poisoned["labels"].to(device)
     is_poisoned[index] = True
@@ -87,4 +92,4 @@ def build_poisoned_set(train: Split, poisoned: dict[str, Tensor]) -> PoisonedSet
     state = {
         n.removeprefix(STATE_PREFIX): t.to(device) for n, t in poisoned.items() if n.startswith(STATE_PREFIX)
     }
-    return PoisonedSet(images, labels, train.labels, is_poisoned, is_cross, state)
+    return PoisonedSet(images, labels, clean_labels, is_poisoned, is_cross, rows, state)

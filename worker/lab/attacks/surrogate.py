@@ -18,6 +18,9 @@ from worker.lab.training import Batch, train
 Norm = Literal["l_inf", "l_2"]
 CRAFT_CHUNK = 256  # images crafted at a time; a checkpoint may follow each chunk
 
+Tick = Callable[[int, int], None]
+"""Called before every step with (step, steps): checks whether the run is canceled, and reports progress."""
+
 
 def train_surrogate(spec: SurrogateAttack, lab: AttackLab) -> Network:
     """Train a model of the victim's architecture on the clean set; returned in evaluation mode with frozen weights."""
@@ -38,7 +41,14 @@ def train_surrogate(spec: SurrogateAttack, lab: AttackLab) -> Network:
             objective=adversarial if spec.surrogate_adversarial else None,
             memory={},
         )
-        train(run, network, lab.train.images, lab.train.labels, recipe)
+        train(
+            run,
+            network,
+            lab.train.images,
+            lab.train.labels,
+            recipe,
+            after_epoch=lambda network, epoch: lab.clean_accuracy(network),
+        )
         return run.finish(dict(network.state_dict()))
 
     network.load_state_dict(lab.stage("surrogate", compute).tensors)
@@ -99,18 +109,20 @@ def quantize_within(moved: Tensor, images: Tensor, epsilon: float) -> Tensor:
 def craft_in_chunks(
     run: StageRun,
     images: Tensor,
-    craft: Callable[[Tensor, torch.Generator, Callable[[int, int], None]], Tensor],
+    craft: Callable[[Tensor, torch.Generator, Tick], Tensor],
+    *,
+    chunk: int = CRAFT_CHUNK,
+    measure: Callable[[Tensor], dict[str, float]] = lambda crafted: {},
 ) -> Tensor:
-    """``craft(rows, generator, tick)`` for all rows of uint8 ``images``, `CRAFT_CHUNK` at a time.
+    """``craft(rows, generator, tick)`` for all rows of uint8 ``images``, ``chunk`` at a time.
 
-    Resumes after the last chunk that was stored. ``craft`` should call ``tick(step, steps)``, which checks whether the
-    run is canceled, and reports progress.
+    Resumes after the last chunk that was stored. Records the numbers that ``measure`` returns for all crafted images.
     """
     saved = run.resume()
     done = images[:0] if saved is None else saved.tensors["done"].to(images.device)
     device = images.device
     while len(done) < len(images):
-        rows = torch.arange(len(done), min(len(done) + CRAFT_CHUNK, len(images)), device=device)
+        rows = torch.arange(len(done), min(len(done) + chunk, len(images)), device=device)
         before = len(done)
 
         def tick(step: int, steps: int, before: int = before, size: int = len(rows)) -> None:
@@ -122,5 +134,5 @@ def craft_in_chunks(
         generator = seeded_generator(device, run.planned.stream, before)
         done = torch.cat([done, craft(rows, generator, tick)])
         run.checkpoint(lambda done=done: ({"done": done}, {"epoch": 0}))  # type: ignore[misc]
-    run.epoch_done(1, 1, {})
+    run.epoch_done(1, 1, measure(done))
     return done
