@@ -31,13 +31,15 @@ def distillation_objective(spec: Nad, teacher: Network) -> Objective:
     """Cross-entropy plus the weighted mean squared distances of the last three attention maps (equation 3).
 
     The mean is over images and positions, as in the authors' at.py, so the betas weigh small maps more.
+    The last map is the last stage's output, before a final normalization (their models/wresnet.py, activation3).
     """
 
     def objective(student: Network, batch: Batch) -> Tensor:
         with torch.no_grad():
-            teacher_maps = teacher.feature_maps(batch.x)[-3:]
-        maps = student.feature_maps(batch.x)
-        loss = F.cross_entropy(student.head(maps[-1].mean((2, 3))).float(), batch.labels)
+            teacher_maps = teacher.stage_maps(batch.x)[-3:]
+        maps = student.stage_maps(batch.x)
+        logits = student.head(student.finish(maps[-1]).mean((2, 3)))
+        loss = F.cross_entropy(logits.float(), batch.labels)
         for beta, own, target in zip(spec.betas, maps[-3:], teacher_maps, strict=True):
             distance = F.mse_loss(attention_map(own, spec.power), attention_map(target, spec.power))
             loss = loss + beta * distance
