@@ -12,7 +12,7 @@ NAD: Spec = {"teacher_steps": 100, "steps": 300, "betas": [32, 64, 64]}
 STRONG: dict[str, Spec] = {
     "fine_tuning": {"steps": 300, "learning_rate": 0.1},
     "fine_pruning": {"steps": 300, "learning_rate": 0.1},
-    "nad": {**NAD, "first_steps": 300, "first_learning_rate": 0.05},
+    "nad": {**NAD, "first_steps": 200},
     "mcr": {"tuning_steps": 300, "tuning_learning_rate": 0.1, "steps": 200, "point": 0.8},
     "ft_sam": {"steps": 300, "learning_rate": 0.05},
     "anp": {"steps": 300},
