@@ -76,9 +76,6 @@ def defense(name: str, epochs: int) -> dict[str, Any]:
             "sorting_epochs": max(2, epochs // 4),
             "unlearning_epochs": 2,
         },
-        "fine_tuning": {"epochs": 50},
-        "fine_pruning": {"epochs": 50},
-        "mcr": {"tuning_epochs": 50, "epochs": 50},
         "anp": {"steps": 500},
     }
     return {"name": name, **lengths.get(name, {})}
@@ -188,10 +185,10 @@ not finished when time was up.
 
 **All training is far shorter than the defaults.** A victim trains {epochs} epochs (one cycle, peak 0.2, batches of
 256); `abl` ranks for {isolation} epochs, trains {epochs} and unlearns 2; `abl_plus` likewise, with a scout of {scout}
-epochs and sorting models of {sorting}; fine-tuning, Fine-Pruning and both parts of MCR take 50 epochs on the clean set
-(2,500 images, of which 500 are held out) and ANP 500 steps, NAD and i-BAU their defaults. The input-aware generator
-trains {epochs} epochs, and the clean-label attack's surrogate is trained without adversarial examples. So these figures
-cannot be compared with published ones of 60 to 200 epochs; they compare the methods under equal conditions.
+epochs and sorting models of {sorting}. Repairs have 2,500 clean images; ANP takes 500 steps, the others their defaults.
+The input-aware generator trains {epochs} epochs, and the clean-label attack's surrogate is trained without adversarial
+examples. So these figures cannot be compared with published ones of 60 to 200 epochs; they compare the methods under
+equal conditions.
 
 Each cell: clean accuracy / attack success rate, in percent; a dash: not finished in time.
 """

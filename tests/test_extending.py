@@ -28,7 +28,7 @@ PLUGINS = ROOT / "examples/plugins"
 SPEC: dict[str, Any] = {
     **QUICK,
     "attack": {"name": "bpp", "levels": 3},
-    "defenses": [{"name": "fe_tuning", "epochs": 2, "clean_ratio": 0.2}],
+    "defenses": [{"name": "fe_tuning", "steps": 8, "clean_ratio": 0.2}],
     "seeds": [0],
     "tags": {"study": "extending"},
 }

@@ -20,13 +20,18 @@ class FeTuning(CleanSetDefense):
     kind: ClassVar[Kind] = "repair"
 
     name: Literal["fe_tuning"] = "fe_tuning"
-    epochs: int = field(
-        10, "Passes over the clean set.", unit="epochs", source="Min et al. 2023", ge=1, le=1000
+    steps: int = field(
+        200,
+        "Batches, rounded to whole passes.",
+        unit="batches",
+        source="chosen here",
+        ge=1,
+        le=100000,
     )
     learning_rate: float = field(0.01, "Peak; cosine decay to zero.", source="Min et al. 2023", gt=0, le=10)
 
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:
-        return [("repair", self.fields(), self.epochs)]
+        return [("repair", self.fields(), 20)]
 
     @classmethod
     def implementation(cls) -> Callable[[FeTuning, RepairDefense], Network]:
@@ -37,7 +42,7 @@ class FeTuning(CleanSetDefense):
                 network = copy_network(lab, lab.victim)
                 network.head.load_state_dict(lab.new_network("fresh head").head.state_dict())
                 network.head.requires_grad_(False)
-                fine_tune(lab, stage, network, spec.epochs, spec.learning_rate)
+                fine_tune(lab, stage, network, spec.steps, spec.learning_rate)
                 return finish_repair(lab, stage, network, lab.clean)
 
             return load_network(lab, lab.stage("repair", tune))

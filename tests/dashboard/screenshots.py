@@ -33,7 +33,7 @@ STUDY: dict[str, Any] = {
     "name": "Two attacks, two defenses",
     "dataset": DATA,
     "attacks": [{"attack": {"name": "badnets"}}, {"attack": {"name": "blend"}}],
-    "defenses": [{"name": "fine_tuning", "epochs": 5}, {"name": "fine_pruning", "epochs": 5}],
+    "defenses": [{"name": "fine_tuning", "steps": 50}, {"name": "fine_pruning", "steps": 50}],
     "training": {"epochs": 8},
     "seeds": [0],
 }

@@ -18,7 +18,7 @@ SPEC: dict[str, Any] = {
     "dataset": {"name": "digits", "train_size": 300},
     "attack": {"name": "blend", "alpha": 0.3},
     "training": {"epochs": 4, "schedule": "constant", "augmentation": {"flip": True}},
-    "defenses": [{"name": "abl", "preset": "paper"}, {"name": "fine_pruning", "epochs": 3}],
+    "defenses": [{"name": "abl", "preset": "paper"}, {"name": "fine_pruning", "steps": 3}],
     "reference": True,
     "seeds": [0, 1],
     "device": "cpu",

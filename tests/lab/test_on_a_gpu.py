@@ -22,8 +22,8 @@ SPEC = {
     "defenses": [
         {"name": "abl", **EPOCHS, "finetune_epochs": 4, "unlearning_epochs": 3},
         {"name": "abl_plus", **EPOCHS, "scout_epochs": 3, "sorting_epochs": 3, "unlearning_epochs": 3},
-        {"name": "fine_tuning", "epochs": 8},
-        {"name": "ft_sam", "epochs": 8},
+        {"name": "fine_tuning", "steps": 160, "batch_size": 128},
+        {"name": "ft_sam", "steps": 160, "batch_size": 128},
     ],
     "training": {"epochs": 4},
 }

@@ -26,7 +26,7 @@ from worker.lab.user_model import BadModelError, load_user_model, read_exported_
 
 DIGITS = BUILT_IN["digits"].shape
 MODEL = SmallCnn(width=4)
-TUNING = {"name": "fine_tuning", "epochs": 2, "clean_ratio": 0.1}
+TUNING = {"name": "fine_tuning", "steps": 8, "clean_ratio": 0.1}
 SPEC: dict[str, Any] = {**QUICK, "seeds": [0], "defenses": [TUNING]}
 NAB = {"name": "nab", "isolation_epochs": 2, "ranking_window": 1, "labelling_epochs": 2, "clean_ratio": 0.1}
 Tensors = dict[str, torch.Tensor]

@@ -19,8 +19,8 @@ TINY = {
     "model": {"name": "small_cnn", "width": 4},
     "training": {"epochs": 2, "batch_size": 50},
 }
-TUNE = {"name": "fine_tuning", "epochs": 1, "clean_ratio": 0.2}
-NAD = {"name": "nad", "teacher_epochs": 1, "epochs": 1, "clean_ratio": 0.2}
+TUNE = {"name": "fine_tuning", "steps": 4, "clean_ratio": 0.2}
+NAD = {"name": "nad", "teacher_steps": 4, "steps": 4, "clean_ratio": 0.2}
 STUDY: dict[str, Any] = {
     **TINY,
     "name": "tiny",

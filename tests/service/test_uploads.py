@@ -56,7 +56,7 @@ def test_an_uploaded_checkpoint_is_the_model_that_was_trained(
             {"name": "small_cnn", "width": 4},
             "true",
         )
-        tuning = {"name": "fine_tuning", "epochs": 1, "clean_ratio": 0.1}
+        tuning = {"name": "fine_tuning", "steps": 4, "clean_ratio": 0.1}
         spec = {**LIGHT, "defenses": [tuning], "victim": {"model_id": model["id"]}}
         repaired = stack.wait(stack.submit(spec))
         before, after = numbers(stack.results(trained["id"])), numbers(stack.results(repaired["id"]))

@@ -15,7 +15,7 @@ from app.specs.attacks.base import SURROGATE
 from app.specs.base import canonical_json
 from app.specs.checks import find_problems, find_victim_problems
 from app.specs.defense import DefenseSpec
-from app.specs.defenses.base import CleanSetDefense
+from app.specs.defenses.base import CleanSetDefense, HeldOutDefense
 from app.specs.experiment import ATTACK, CLEAN, UNDEFENDED, ExperimentSpec
 from app.specs.facts import DatasetFacts
 from app.specs.metrics import arms_document
@@ -293,8 +293,9 @@ class SeedRun:
         """The clean set, for defenses whose spec has one."""
         if not isinstance(spec, CleanSetDefense):
             return None
+        held_out_ratio = spec.held_out_ratio if isinstance(spec, HeldOutDefense) else 0.0
         return draw_clean_set(
-            self.data.train, self.data.facts.classes, spec.clean_ratio, spec.held_out_ratio, self.seed
+            self.data.train, self.data.facts.classes, spec.clean_ratio, held_out_ratio, self.seed
         )
 
     def new_network(self, purpose: str, images: Tensor) -> Network:

@@ -96,7 +96,7 @@ class Report:
         )
 
     def stage_done(self, run: StageRun, outcome: Outcome) -> None:
-        """Collect a stage's time series; record what it isolated, believes, or found in each class."""
+        """Collect a stage's time series; record what it isolated, believes, chose from, or found."""
         arm, seed = run.planned.arm, run.planned.seed
         if arm is None:
             return
@@ -113,6 +113,9 @@ class Report:
             self._isolation(run, outcome)
         if "belief" in outcome.facts:
             self._belief(run, outcome.facts["belief"])
+        if "sweep" in outcome.facts:
+            columns = {name: torch.tensor(values).double() for name, values in outcome.facts["sweep"].items()}
+            self._table(run.scope, f"seed-{seed}/{arm}/sweep.csv", columns)
         if "class_flagged" in outcome.tensors:
             self._classes(run, outcome)
 

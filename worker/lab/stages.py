@@ -70,6 +70,8 @@ class StageRun:
     history: list[tuple[str, int, float]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     """Caveats for readers of the result; reported when the stage ends, and when it is loaded from the store."""
+    sweep: dict[str, list[float]] = field(default_factory=dict)
+    """Columns of a table of models that the stage chose from; see `Defense.record_sweep`."""
     _started: float = field(default_factory=time.monotonic)
     _saved: float = field(default_factory=time.monotonic)
     _seconds_before: float = 0.0
@@ -113,8 +115,9 @@ class StageRun:
         self.recorder.artifact(self.scope, where, "checkpoint", "application/octet-stream", data, labels)
 
     def finish(self, tensors: dict[str, Tensor], **facts: Any) -> Outcome:
-        """The stage's outcome, with history, warnings and computing time."""
-        return self._outcome(tensors, facts | {"warnings": self.warnings})
+        """The stage's outcome, with history, warnings, sweep and computing time."""
+        sweep = {"sweep": self.sweep} if self.sweep else {}
+        return self._outcome(tensors, facts | {"warnings": self.warnings} | sweep)
 
     def _outcome(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Outcome:
         return Outcome(

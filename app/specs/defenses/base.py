@@ -69,10 +69,16 @@ class CleanSetDefense(Defense):
         gt=0,
         le=0.5,
     )
+
+
+class HeldOutDefense(CleanSetDefense):
+    """Base class of defenses that withhold part of the clean set from training, to measure accuracy on."""
+
     held_out_ratio: float = field(
         0.2,
         "Share of the clean set that is held out from training, to measure accuracy on.",
         unit="fraction",
+        source="chosen here",
         ge=0.05,
         le=0.8,
     )

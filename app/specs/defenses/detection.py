@@ -3,7 +3,7 @@
 from typing import Any, ClassVar, Literal
 
 from app.specs.base import field
-from app.specs.defenses.base import BENCHMARK, CleanSetDefense, Defense, Kind
+from app.specs.defenses.base import BENCHMARK, Defense, HeldOutDefense, Kind
 
 Then = Literal["purge_and_retrain", "nothing"]
 RETRAINING_EPOCHS = 30  # for progress only; the retraining itself uses the experiment's number
@@ -70,7 +70,7 @@ class ActivationClustering(Defense):
         return _stages(self, self.then)
 
 
-class Strip(CleanSetDefense):
+class Strip(HeldOutDefense):
     """STRIP (Gao et al., 2019): flag images whose prediction does not change when other images are overlaid."""
 
     kind: ClassVar[Kind] = "detection"
@@ -105,7 +105,7 @@ class Strip(CleanSetDefense):
         return _stages(self, self.then)
 
 
-class NeuralCleanse(CleanSetDefense):
+class NeuralCleanse(HeldOutDefense):
     """Neural Cleanse (Wang et al., 2019): invert a trigger for each class, flag abnormally small ones, unlearn them."""
 
     kind: ClassVar[Kind] = "detection"

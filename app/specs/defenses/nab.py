@@ -5,12 +5,12 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 
 from app.specs.base import field
-from app.specs.defenses.base import BENCHMARK, CleanSetDefense, check_window
+from app.specs.defenses.base import BENCHMARK, HeldOutDefense, check_window
 
 PAPER = "Liu et al. 2023, section 4"
 
 
-class Nab(CleanSetDefense):
+class Nab(HeldOutDefense):
     """NAB (Liu et al., 2023): suspicious samples are relabeled and get a stamp, which counteracts the trigger.
 
     The model needs the stamp on every input; the defended network adds it.

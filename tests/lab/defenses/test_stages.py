@@ -45,9 +45,9 @@ def test_keys_of_repair_and_detection_depend_on_the_victim(attack: Spec) -> None
 
 def test_variants_share_equal_stages() -> None:
     """Two distillations share their teacher; defenses with clean sets of different sizes share nothing."""
-    nad = {"name": "nad", "teacher_epochs": 1, "epochs": 1}
+    nad = {"name": "nad", "teacher_steps": 4, "steps": 4}
     nad_keys = keys(
-        spec(BADNETS, nad, {**nad, "arm": "other", "epochs": 2}, {**nad, "arm": "more", "clean_ratio": 0.1})
+        spec(BADNETS, nad, {**nad, "arm": "other", "steps": 8}, {**nad, "arm": "more", "clean_ratio": 0.1})
     )
     assert nad_keys["nad", "teacher"] == nad_keys["other", "teacher"] != nad_keys["more", "teacher"]
     assert nad_keys["nad", "repair"] != nad_keys["other", "repair"]
@@ -59,7 +59,7 @@ def test_variants_share_equal_stages() -> None:
 @pytest.mark.parametrize("name", ["ft_sam", "mcr", "anp", "i_bau", "neural_cleanse", "nab"])
 def test_an_interrupted_run_ends_in_the_same_numbers(name: str) -> None:
     """Also where Adam's moments, masks, a perturbation or trigger costs are kept between epochs."""
-    fields = SHORT[name] | {"i_bau": {"rounds": 3}, "nab": {}}.get(name, {})
+    fields = SHORT[name] | {"i_bau": {"rounds": 3, "steps": 12}, "nab": {}}.get(name, {})
     whole = spec(BADNETS, {"name": name, **fields}, epochs=EPOCHS)
     expected = experiment(whole, store=STORE, checkpoint_seconds=1e9)
     victim_key = keys(whole)["undefended", "victim"]

@@ -63,6 +63,14 @@ class Defense:
 
         return train(run, network, split.images, split.labels, recipe, rows=rows, after_epoch=observe)
 
+    def record_sweep(self, run: StageRun, network: Network, **values: float) -> None:
+        """Add a row to the stage's table of models, ``sweep.csv``: ``values`` and the usual curves' numbers.
+
+        The curves use test data: they inform readers, and the defense must not use them.
+        """
+        for name, value in (values | self._harness.curve(network)).items():
+            run.sweep.setdefault(name, []).append(float(value))
+
     def warn(self, run: StageRun, message: str) -> None:
         """Add a caveat for readers of the result. It must not depend on true flags or test images."""
         run.warnings.append(message)

@@ -11,7 +11,10 @@ from worker.lab.data.datasets import Split, draw_stratified
 
 @dataclass(frozen=True)
 class CleanSet:
-    """Clean images with true labels: ``fit`` for training, ``held_out`` for accuracy bounds and warnings."""
+    """Clean images with true labels: ``fit`` for training, ``held_out`` for accuracy bounds and warnings.
+
+    ``held_out`` is empty for a defense that does not use it.
+    """
 
     fit: Split
     held_out: Split
@@ -25,16 +28,17 @@ class CleanSet:
 def draw_clean_set(train: Split, classes: int, ratio: float, held_out_ratio: float, seed: int) -> CleanSet:
     """Draw the clean set from the *unpoisoned* training set ``train``, class proportions kept.
 
-    The same ``ratio`` and ``seed`` give every defense the same images. Images that the attack poisoned are not
-    excluded, since the defender does not know which they are; the clean set has their original versions.
+    The same ``ratio`` and ``seed`` give every defense the same images. With ``held_out_ratio`` 0 nothing is held out.
+    Images that the attack poisoned are not excluded, since the defender does not know which they are; the clean set
+    has their original versions.
     """
     device = train.labels.device
     size = max(2, round(ratio * len(train)))
     chosen = draw_stratified(train.labels, size, classes, derive_seed("clean set", seed))
     labels = train.labels[chosen.to(device)]
-    held_out_size = max(1, round(held_out_ratio * size))
     mask = torch.zeros(len(chosen), dtype=torch.bool)
-    mask[
-        draw_stratified(labels, held_out_size, classes, derive_seed("held-out part of the clean set", seed))
-    ] = True
+    if held_out_ratio:
+        held_out_size = max(1, round(held_out_ratio * size))
+        purpose = "held-out part of the clean set"
+        mask[draw_stratified(labels, held_out_size, classes, derive_seed(purpose, seed))] = True
     return CleanSet(train.rows(chosen[~mask].to(device)), train.rows(chosen[mask].to(device)))

@@ -1,8 +1,12 @@
 """Fine-Pruning (Liu et al. 2018).
 
 A backdoor uses neurons that are dormant on clean images. Channels of the last convolution are pruned, the least active
-first, until clean accuracy falls (section 4.1); fine-tuning restores the accuracy (section 4.2).
+first, until clean accuracy falls (section 4.1); fine-tuning of the others restores the accuracy (section 4.2).
 """
+
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,31 +18,60 @@ from worker.lab.defenses.repair import copy_network, fine_tune, finish_repair, l
 from worker.lab.evaluation import accuracy, extract_features
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
+from worker.lab.training import Recipe
+
+AT_ONCE = 0.01  # of the channels (BackdoorBench, once_prune_ratio)
 
 
 def run(spec: FinePruning, lab: RepairDefense) -> Network:
-    """Prune, then fine-tune."""
+    """Prune, then fine-tune what is left."""
     pruned = lab.stage("pruning", lambda stage: prune_channels(spec, lab, stage))
 
     def tune(stage: StageRun) -> Outcome:
         network = load_network(lab, pruned)
-        if spec.epochs:
-            fine_tune(lab, stage, network, spec.epochs, spec.learning_rate)
+        if spec.steps:
+            fine_tune(
+                lab,
+                stage,
+                network,
+                spec.steps,
+                spec.learning_rate,
+                batch_size=spec.batch_size,
+                weight_decay=spec.weight_decay,
+                optimizer=partial(MaskedSgd, network=network),
+            )
         return finish_repair(lab, stage, network, lab.clean)
 
     return load_network(lab, lab.stage("repair", tune))
+
+
+class MaskedSgd(torch.optim.SGD):
+    """SGD that keeps pruned channels pruned, as BackdoorBench's defense/fp.py does by a mask on the head's weights."""
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], recipe: Recipe, network: Network) -> None:
+        super().__init__(
+            parameters, lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        )
+        self.network = network
+        self.pruned = (network.head.weight == 0).all(0)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
+        loss: Tensor | None = super().step(closure)
+        self.network.head.weight[:, self.pruned] = 0
+        return loss
 
 
 def prune_channels(spec: FinePruning, lab: RepairDefense, stage: StageRun) -> Outcome:
     """Prune as many of the least active channels as the bound on held-out accuracy allows.
 
     A channel is pruned by zeroing the head's weights for it. That equals zeroing its activation, since the head is
-    linear in the pooled last feature map. Fine-tuning may use the channel again, as in the paper.
+    linear in the pooled last feature map.
     """
     network = copy_network(lab, lab.victim)
     activity = extract_features(network, lab.clean.fit.images, lab.compute).mean(0)
     order = activity.argsort(stable=True)
-    count = count_prunable(network, order, lab, spec.max_accuracy_drop)
+    count = count_prunable(network, order, lab, stage, spec.max_accuracy_drop)
     disconnect_channels(network, order[:count])
     if count == 0:
         lab.warn(stage, "no channel could be pruned within the bound; only fine-tuning was done")
@@ -46,19 +79,27 @@ def prune_channels(spec: FinePruning, lab: RepairDefense, stage: StageRun) -> Ou
     return stage.finish(copy_state(network))
 
 
-def count_prunable(network: Network, order: Tensor, lab: RepairDefense, max_drop: float) -> int:
-    """How many channels, in ``order``, can be pruned before held-out accuracy falls by more than ``max_drop``.
+def count_prunable(
+    network: Network, order: Tensor, lab: RepairDefense, stage: StageRun, max_drop: float
+) -> int:
+    """How many channels, in ``order``, can be pruned before held-out accuracy falls by the share ``max_drop``.
 
-    The last one is never pruned.
+    They are pruned a hundredth of all at a time and at least one, never all, and the first excess ends it
+    (BackdoorBench, defense/fp.py). Every step is a row of the stage's sweep.
     """
     held_out: Split = lab.clean.held_out
-    floor = accuracy(network, held_out, lab.compute) - max_drop
+    before = accuracy(network, held_out, lab.compute)
     trial = copy_network(lab, network)
-    for count in range(1, len(order)):
-        disconnect_channels(trial, order[count - 1 : count])
-        if accuracy(trial, held_out, lab.compute) < floor:
-            return count - 1
-    return len(order) - 1
+    lab.record_sweep(stage, trial, pruned=0, held_out_accuracy=before)
+    kept = 0
+    for count in range(0, len(order), math.ceil(len(order) * AT_ONCE))[1:]:
+        disconnect_channels(trial, order[:count])
+        after = accuracy(trial, held_out, lab.compute)
+        lab.record_sweep(stage, trial, pruned=count, held_out_accuracy=after)
+        if before - after >= max_drop * before:
+            break
+        kept = count
+    return kept
 
 
 @torch.no_grad()

@@ -12,7 +12,15 @@ def run(spec: FineTuning, lab: RepairDefense) -> Network:
 
     def tune(stage: StageRun) -> Outcome:
         network = copy_network(lab, lab.victim)
-        fine_tune(lab, stage, network, spec.epochs, spec.learning_rate)
+        fine_tune(  # BackdoorBench defense/ft.py, config/defense/ft/cifar10.yaml
+            lab,
+            stage,
+            network,
+            spec.steps,
+            spec.learning_rate,
+            batch_size=spec.batch_size,
+            weight_decay=spec.weight_decay,
+        )
         return finish_repair(lab, stage, network, lab.clean)
 
     return load_network(lab, lab.stage("repair", tune))

@@ -5,7 +5,7 @@ delta resembles the trigger, and the model is trained to predict true labels in 
 theta, the gradient has an implicit part, which is computed by a fixed-point iteration (algorithm 1).
 """
 
-from dataclasses import replace
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,14 @@ from torch import Tensor
 
 from app.specs.defenses.repair import IBau
 from worker.lab.defenses.base import RepairDefense
-from worker.lab.defenses.repair import copy_network, finish_repair, load_network, small_set_recipe
+from worker.lab.defenses.repair import (
+    copy_network,
+    divide_steps,
+    finish_repair,
+    load_network,
+    small_set_recipe,
+    train_steps,
+)
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 from worker.lab.training import NO_AUGMENT, Batch, Objective, constant
@@ -27,20 +34,23 @@ def inner_loss(network: Network, x: Tensor, labels: Tensor, delta: Tensor) -> Te
     return -F.cross_entropy(network(x + delta).float(), labels) + PENALTY * delta.square().sum()
 
 
-def worst_perturbation(spec: IBau, network: Network, inputs: Tensor, batch_size: int) -> Tensor:
-    """Gradient ascent from zero over one pass of the clean images, then projection onto the l2 ball.
+def worst_perturbation(spec: IBau, network: Network, batches: Iterable[Tensor]) -> Tensor:
+    """Gradient ascent from zero over batches of clean images, then projection onto the l2 ball if there is a radius.
 
-    The labels are the network's own predictions, as in the authors' code.
+    The labels are the network's own predictions, as in the authors' defense.py.
     """
     network.eval()
-    delta = torch.zeros_like(inputs[:1])
-    for x in inputs.split(batch_size):
+    delta: Tensor | None = None
+    for x in batches:
+        if delta is None:
+            delta = torch.zeros_like(x[:1])
         with torch.no_grad():
             predictions = network(x).argmax(1)
         delta.requires_grad_()
         (gradient,) = torch.autograd.grad(inner_loss(network, x, predictions, delta), delta)
         delta = (delta - spec.perturbation_learning_rate * gradient).detach()
-    return delta * min(1.0, spec.radius / max(float(delta.norm()), 1e-12))
+    assert delta is not None
+    return delta if spec.radius is None else delta * min(1.0, spec.radius / max(float(delta.norm()), 1e-12))
 
 
 def hypergradient_objective(spec: IBau, memory: dict[str, Tensor]) -> Objective:
@@ -81,18 +91,32 @@ def run(spec: IBau, lab: RepairDefense) -> Network:
     def unlearn(stage: StageRun) -> Outcome:
         network = copy_network(lab, lab.victim)
         recipe = small_set_recipe(
-            lab, len(fit), epochs=spec.rounds, learning_rate=spec.learning_rate, schedule=constant
+            lab,
+            len(fit),
+            epochs=1,
+            learning_rate=spec.learning_rate,
+            schedule=constant,
+            batch_size=spec.batch_size,
+            weight_decay=0.0,
         )
-        recipe = replace(recipe, augment=NO_AUGMENT, objective=hypergradient_objective(spec, recipe.memory))
-        recipe.optimizer = lambda parameters, recipe: torch.optim.Adam(parameters, lr=recipe.learning_rate)
+        recipe.objective = hypergradient_objective(spec, recipe.memory)
+        recipe.optimizer = lambda parameters, recipe: torch.optim.Adam(
+            parameters, lr=recipe.learning_rate, amsgrad=spec.amsgrad
+        )
+        if not spec.augmentation:
+            recipe.augment = NO_AUGMENT
         inputs = lab.compute.to_input(fit.images)
+        batches = inputs.split(recipe.batch_size)
+        _, repeats = divide_steps(spec.steps, len(batches), spec.rounds)
 
         def update_perturbation(network: Network, epoch: int = 0) -> dict[str, float]:
-            recipe.memory["delta"] = worst_perturbation(spec, network, inputs, recipe.batch_size)
+            recipe.memory["delta"] = worst_perturbation(spec, network, batches * repeats)
             return {"perturbation_norm": float(recipe.memory["delta"].norm())}
 
         update_perturbation(network)
-        lab.fit_on(stage, network, fit, recipe, after_epoch=update_perturbation)
+        train_steps(
+            lab, stage, network, recipe, spec.steps, epochs=spec.rounds, after_epoch=update_perturbation
+        )
         return finish_repair(lab, stage, network, lab.clean)
 
     return load_network(lab, lab.stage("repair", unlearn))

@@ -17,14 +17,18 @@ from worker.lab.defenses.repair import (
     fine_tune,
     finish_repair,
     load_network,
+    plain_sgd,
     refresh_statistics,
     small_set_recipe,
+    train_steps,
 )
+from worker.lab.evaluation import accuracy
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
-from worker.lab.training import Batch, Objective
+from worker.lab.training import Batch, Objective, cosine
 
 Weights = dict[str, Tensor]
+POINTS = 11  # of the curve, which are measured
 
 
 def bezier_point(first: Weights, bend: Weights, last: Weights, t: Tensor | float) -> Weights:
@@ -34,13 +38,22 @@ def bezier_point(first: Weights, bend: Weights, last: Weights, t: Tensor | float
     }
 
 
-def curve_objective(first: Weights, last: Weights) -> Objective:
-    """Cross-entropy at a random point of the curve for each batch; the trained network is the bend."""
+def piecewise(share: float) -> float:
+    """The authors' schedule (train.py, learning_rate_schedule): 1, from 1/2 to 9/10 linear to 0.01, then 0.01."""
+    return 1.0 - min(max((share - 0.5) / 0.4, 0.0), 1.0) * 0.99
+
+
+def curve_objective(first: Weights, last: Weights, weight_decay: float) -> Objective:
+    """Cross-entropy at a random point of the curve for each batch; the trained network is the bend.
+
+    As in the authors' code (curves.py, l2_regularizer), the weights of that point are regularized, not the bend's.
+    """
 
     def objective(bend: Network, batch: Batch) -> Tensor:
         t = torch.rand((), device=batch.x.device, generator=batch.generator)
         weights = bezier_point(first, dict(bend.named_parameters()), last, t)
-        return F.cross_entropy(functional_call(bend, weights, (batch.x,)).float(), batch.labels)
+        loss = F.cross_entropy(functional_call(bend, weights, (batch.x,)).float(), batch.labels)
+        return loss + 0.5 * weight_decay * torch.stack([w.square().sum() for w in weights.values()]).sum()
 
     return objective
 
@@ -51,7 +64,15 @@ def run(spec: Mcr, lab: RepairDefense) -> Network:
 
     def tune(stage: StageRun) -> Outcome:
         network = copy_network(lab, lab.victim)
-        fine_tune(lab, stage, network, spec.tuning_epochs, spec.tuning_learning_rate)
+        fine_tune(
+            lab,
+            stage,
+            network,
+            spec.tuning_steps,
+            spec.tuning_learning_rate,
+            batch_size=spec.batch_size,
+            weight_decay=spec.tuning_weight_decay,
+        )
         return stage.finish(copy_state(network))
 
     first = _copy_weights(lab.victim)
@@ -63,21 +84,38 @@ def run(spec: Mcr, lab: RepairDefense) -> Network:
         with torch.no_grad():  # initialized to the middle of the straight line
             for name, parameter in network.named_parameters():
                 parameter.copy_((first[name] + last[name]) / 2)
-        recipe = small_set_recipe(lab, len(fit), epochs=spec.epochs, learning_rate=spec.learning_rate)
-        recipe.objective = curve_objective(first, last)
-        lab.fit_on(stage, network, fit, recipe)
+        recipe = small_set_recipe(
+            lab,
+            len(fit),
+            epochs=1,
+            learning_rate=spec.learning_rate,
+            schedule=piecewise if spec.schedule == "piecewise" else cosine,
+            batch_size=spec.batch_size,
+            weight_decay=spec.weight_decay,
+        )
+        recipe.objective = curve_objective(first, last, recipe.weight_decay)
+        recipe.weight_decay = 0.0
+        recipe.optimizer = plain_sgd
+        train_steps(lab, stage, network, recipe, spec.steps)
         return stage.finish(copy_state(network))
 
     bent = load_network(lab, lab.stage("curve", bend))
 
-    def repair(stage: StageRun) -> Outcome:
+    def point(t: float) -> Network:
         network = copy_network(lab, tuned)
         with torch.no_grad():
-            for name, tensor in bezier_point(first, _copy_weights(bent), last, spec.point).items():
+            for name, tensor in bezier_point(first, _copy_weights(bent), last, t).items():
                 network.get_parameter(name).copy_(tensor)
         # Running statistics are not interpolated: they are recomputed for these weights.
         refresh_statistics(network, fit.images, lab.compute)
-        return finish_repair(lab, stage, network, lab.clean)
+        return network
+
+    def repair(stage: StageRun) -> Outcome:
+        for i in range(POINTS):
+            t = i / (POINTS - 1)
+            network = point(t)
+            lab.record_sweep(stage, network, t=t, training_accuracy=accuracy(network, fit, lab.compute))
+        return finish_repair(lab, stage, point(spec.point), lab.clean)
 
     return load_network(lab, lab.stage("repair", repair))
 

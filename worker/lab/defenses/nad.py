@@ -10,10 +10,16 @@ from torch import Tensor
 
 from app.specs.defenses.repair import Nad
 from worker.lab.defenses.base import RepairDefense, copy_state
-from worker.lab.defenses.repair import copy_network, fine_tune, finish_repair, load_network, small_set_recipe
+from worker.lab.defenses.repair import (
+    copy_network,
+    finish_repair,
+    load_network,
+    small_set_recipe,
+    train_steps,
+)
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
-from worker.lab.training import Batch, Objective
+from worker.lab.training import Batch, Objective, Recipe, Schedule
 
 
 def attention_map(feature_map: Tensor, power: float) -> Tensor:
@@ -22,41 +28,62 @@ def attention_map(feature_map: Tensor, power: float) -> Tensor:
 
 
 def distillation_objective(spec: Nad, teacher: Network) -> Objective:
-    """Cross-entropy plus the weighted squared distances of the last three attention maps (equation 3).
+    """Cross-entropy plus the weighted mean squared distances of the last three attention maps (equation 3).
 
-    The authors' code takes the mean over a map's positions, so that the same betas weigh 64 times more on maps of 1x1
-    than on 8x8. The sum used here does not depend on the image's size.
+    The mean is over images and positions, as in the authors' at.py, so the betas weigh small maps more.
+    The last map is the last stage's output, before a final normalization (their models/wresnet.py, activation3).
     """
 
     def objective(student: Network, batch: Batch) -> Tensor:
         with torch.no_grad():
-            teacher_maps = teacher.feature_maps(batch.x)[-3:]
-        maps = student.feature_maps(batch.x)
-        loss = F.cross_entropy(student.head(maps[-1].mean((2, 3))).float(), batch.labels)
+            teacher_maps = teacher.stage_maps(batch.x)[-3:]
+        maps = student.stage_maps(batch.x)
+        logits = student.head(student.finish(maps[-1]).mean((2, 3)))
+        loss = F.cross_entropy(logits.float(), batch.labels)
         for beta, own, target in zip(spec.betas, maps[-3:], teacher_maps, strict=True):
-            distance = attention_map(own, spec.power) - attention_map(target, spec.power)
-            loss = loss + beta * distance.square().sum(1).mean()
+            distance = F.mse_loss(attention_map(own, spec.power), attention_map(target, spec.power))
+            loss = loss + beta * distance
         return loss
 
     return objective
 
 
+def two_rates(spec: Nad, steps: int) -> Schedule:
+    """The authors' schedule (utils/util.py, adjust_learning_rate): the first rate for two epochs, then a constant one.
+
+    It is the teacher's as well: the authors train it by the same code with betas of zero (README).
+    """
+    return lambda share: (
+        1.0 if share * steps < spec.first_steps else spec.learning_rate / spec.first_learning_rate
+    )
+
+
 def run(spec: Nad, lab: RepairDefense) -> Network:
     """Fine-tune the teacher, then distill it into the victim."""
 
+    def recipe_of(steps: int) -> Recipe:
+        return small_set_recipe(
+            lab,
+            len(lab.clean.fit),
+            epochs=1,
+            learning_rate=spec.first_learning_rate,
+            schedule=two_rates(spec, steps),
+            batch_size=spec.batch_size,
+            weight_decay=spec.weight_decay,
+        )
+
     def teach(stage: StageRun) -> Outcome:
         teacher = copy_network(lab, lab.victim)
-        fine_tune(lab, stage, teacher, spec.teacher_epochs, spec.learning_rate)
+        train_steps(lab, stage, teacher, recipe_of(spec.teacher_steps), spec.teacher_steps)
         return stage.finish(copy_state(teacher))
 
     taught = lab.stage("teacher", teach)
 
     def distill(stage: StageRun) -> Outcome:
         student, teacher = copy_network(lab, lab.victim), load_network(lab, taught).eval()
-        fit = lab.clean.fit
-        recipe = small_set_recipe(lab, len(fit), epochs=spec.epochs, learning_rate=spec.learning_rate)
+        recipe = recipe_of(spec.steps)
         recipe.objective = distillation_objective(spec, teacher)
-        lab.fit_on(stage, student, fit, recipe)
+        train_steps(lab, stage, student, recipe, spec.steps)
         return finish_repair(lab, stage, student, lab.clean)
 
     return load_network(lab, lab.stage("repair", distill))

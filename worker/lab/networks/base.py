@@ -44,6 +44,14 @@ class Network(nn.Module):
         """Output of every stage, ``[N, channels, height, width]``, first to last."""
         raise NotImplementedError
 
+    def stage_maps(self, x: Tensor) -> list[Tensor]:
+        """`feature_maps`, but the last one as it leaves the last stage, before `finish`."""
+        return self.feature_maps(x)
+
+    def finish(self, last: Tensor) -> Tensor:
+        """The last feature map, from the output of the last stage: a final normalization, where there is one."""
+        return last
+
     def outputs_of(self, x: Tensor, stages: Iterable[nn.Module]) -> list[Tensor]:
         """The outputs of ``stages``, each of which gets the output of the one before; the first gets ``x``."""
         maps = []

@@ -54,12 +54,16 @@ class PreActResNet18(Network):
     def head(self) -> nn.Linear:  # type: ignore[override]  # the benchmark names the layer
         return self.linear
 
+    def stage_maps(self, x: Tensor) -> list[Tensor]:
+        stages = (self.layer1, self.layer2, self.layer3, self.layer4)
+        return self.outputs_of(self.conv1(self.normalize(x)), stages)
+
+    def finish(self, last: Tensor) -> Tensor:
+        return last if self.bn is None else F.relu(self.bn(last))
+
     def feature_maps(self, x: Tensor) -> list[Tensor]:
-        x = self.conv1(self.normalize(x))
-        maps = self.outputs_of(x, (self.layer1, self.layer2, self.layer3, self.layer4))
-        if self.bn is not None:
-            maps[-1] = F.relu(self.bn(maps[-1]))
-        return maps
+        *maps, last = self.stage_maps(x)
+        return [*maps, self.finish(last)]
 
 
 def _make_layer(width_in: int, width: int, stride: int) -> nn.Sequential:

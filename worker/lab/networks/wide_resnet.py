@@ -32,11 +32,15 @@ class WideResNet16x1(Network):
     def head(self) -> nn.Linear:  # type: ignore[override]  # the authors name the layer
         return self.fc
 
+    def stage_maps(self, x: Tensor) -> list[Tensor]:
+        return self.outputs_of(self.conv1(self.normalize(x)), (self.block1, self.block2, self.block3))
+
+    def finish(self, last: Tensor) -> Tensor:
+        return F.relu(self.bn1(last))
+
     def feature_maps(self, x: Tensor) -> list[Tensor]:
-        x = self.conv1(self.normalize(x))
-        maps = self.outputs_of(x, (self.block1, self.block2, self.block3))
-        maps[-1] = F.relu(self.bn1(maps[-1]))
-        return maps
+        *maps, last = self.stage_maps(x)
+        return [*maps, self.finish(last)]
 
 
 def _make_block(width_in: int, width: int, stride: int) -> nn.Sequential:
