@@ -45,7 +45,7 @@ from worker.lab.defenses.base import (
     load_state,
 )
 from worker.lab.defenses.clean_set import CleanSet, draw_clean_set
-from worker.lab.evaluation import TestSet, accuracy, evaluate, isolation_quality
+from worker.lab.evaluation import TestSet, accuracy, class_quality, evaluate, isolation_quality
 from worker.lab.manifest import MANIFEST_NAME, StageRecord, build_manifest
 from worker.lab.networks import Network, build_network
 from worker.lab.networks.checkpoints import find_variant, rename_tensors
@@ -198,7 +198,7 @@ class SeedRun:
                 network = self.run_defense(next(d for d in self.spec.defenses if d.arm_name == arm))
         values = evaluate(network, self.test, self.compute)
         values["train_accuracy"] = accuracy(network, train_on, self.compute)
-        values |= self.report.isolation_scores(arm, self.seed)
+        values |= self.report.stage_metrics(arm, self.seed)
         if arm == UNDEFENDED:
             values |= self.stealth
         values["seconds"] = self.report.computing_seconds(arm, self.seed)
@@ -239,7 +239,23 @@ class SeedRun:
         truth = self.poisoned.is_poisoned
 
         def score(suspicion: Tensor, isolated: Tensor) -> dict[str, float]:
-            return isolation_quality(suspicion, isolated, truth)
+            return isolation_quality(suspicion, isolated, truth, self.poisoned.labels)
+
+        def before_unlearning(network: Network) -> dict[str, float]:
+            measured = evaluate(network, self.test, self.compute)
+            names = {
+                "clean_accuracy": "accuracy_before_unlearning",
+                "attack_success_rate": "attack_success_before_unlearning",
+            }
+            return {new: v for name, new in names.items() if (v := measured[name]) is not None}
+
+        def label_accuracy(rows: Tensor, labels: Tensor) -> dict[str, float]:
+            true = self.poisoned.clean_labels
+            right = true[rows.to(true.device)] == labels.to(true.device)
+            return {"pseudo_label_accuracy": right.double().mean().item()} if len(right) else {}
+
+        def score_classes(flagged: Tensor) -> dict[str, float]:
+            return class_quality(flagged, self.poisoned.labels[truth].unique())
 
         common: dict[str, Any] = {
             "facts": self.data.facts,
@@ -249,7 +265,13 @@ class SeedRun:
             "new_network": lambda purpose: self.new_network(purpose, self.poisoned.images),
             "recipe": replace(self.recipe),
             "stage": lambda kind, compute: self.run_stage(kind, spec.arm_name, compute),
-            "_harness": Harness(curve=self.measure_curves, score=score),
+            "_harness": Harness(
+                curve=self.measure_curves,
+                score=score,
+                before_unlearning=before_unlearning,
+                label_accuracy=label_accuracy,
+                score_classes=score_classes,
+            ),
         }
         poisoned: dict[str, Any] = {"images": self.poisoned.images, "labels": self.poisoned.labels}
         common["clean"] = self.draw_clean_set(spec)

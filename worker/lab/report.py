@@ -11,7 +11,7 @@ from torch import Tensor
 
 from app.specs.experiment import ATTACK, ExperimentSpec
 from app.specs.facts import DatasetFacts
-from app.specs.metrics import METRICS
+from app.specs.metrics import OF_STAGES
 from worker.lab.attacks import PoisonedSet
 from worker.lab.compute import Compute
 from worker.lab.contracts import Recorder, Scope
@@ -118,12 +118,10 @@ class Report:
         if "class_flagged" in outcome.tensors:
             self._classes(run, outcome)
 
-    def isolation_scores(self, arm: str, seed: int) -> dict[str, float]:
-        """The last isolation quality of an arm; empty if it isolates nothing or nothing is poisoned."""
+    def stage_metrics(self, arm: str, seed: int) -> dict[str, float]:
+        """The last value of each of `OF_STAGES` that the arm's stages recorded."""
         series = self.series.get((arm, seed), {})
-        return {
-            name: series[name][1][-1] for name in METRICS if name.startswith("isolation_") and name in series
-        }
+        return {name: series[name][1][-1] for name in OF_STAGES if name in series}
 
     def computing_seconds(self, arm: str, seed: int) -> float:
         """Computing time of the arm's stages, including those loaded from the store."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -109,6 +109,8 @@ class Recipe:
     objective: Objective | None = None
     """Replaces ``loss`` if not None."""
     optimizer: MakeOptimizer = sgd
+    steps: int | None = None
+    """Replaces ``epochs`` if not None: the training ends after so many optimizer steps, within an epoch if need be."""
     stop: Callable[[], bool] = lambda: False
     """Called before every epoch; True ends the training."""
     memory: dict[str, Tensor] = field(default_factory=dict)
@@ -148,6 +150,9 @@ def train(
     network.to(device=device).to(memory_format=run.compute.layout(images))  # type: ignore[call-overload]
     optimizer = recipe.optimizer(network.parameters(), recipe)
     rows = torch.arange(len(labels), device=device) if rows is None else rows.to(device)
+    if recipe.steps is not None:
+        full, last = divmod(len(rows), recipe.batch_size)
+        recipe = replace(recipe, epochs=math.ceil(recipe.steps / max(1, full + (last > 1))))
     start = _restore(run, network, optimizer, recipe)
     gradients = _make_gradients(run, network, optimizer, recipe, len(rows))
     epoch = start
@@ -159,6 +164,8 @@ def train(
         order = rows[torch.randperm(len(rows), device=device, generator=generator)]
         # Batch normalization cannot train on a single image, so a last batch of one is left out.
         batches = [batch for batch in order.split(recipe.batch_size) if len(batch) > 1] or [order]
+        if recipe.steps is not None:
+            batches = batches[: recipe.steps - (epoch - 1) * len(batches)]
         losses = torch.zeros(len(batches), device=device)
         for step, batch in enumerate(batches):
             run.recorder.check()
