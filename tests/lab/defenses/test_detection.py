@@ -32,6 +32,11 @@ def test_the_poison_is_found_and_purged(name: str, attack: Spec) -> None:
         rows = table(done, f"seed-0/{name}/classes.csv")
         assert rows[0]["flagged"] == "1"
         assert max(rows, key=lambda row: float(row["silhouette"]))["class"] == "0"
+    counts = {n: number(done, name, n) for n in ("true_positives", "false_negatives", "false_positives")}
+    assert number(done, name, "isolation_recall") == pytest.approx(
+        counts["true_positives"] / (counts["true_positives"] + counts["false_negatives"])
+    )
+    assert number(done, name, "false_positive_rate") < 0.2
 
 
 def test_neural_cleanse_finds_the_class_and_unlearns_its_trigger() -> None:
@@ -44,11 +49,29 @@ def test_neural_cleanse_finds_the_class_and_unlearns_its_trigger() -> None:
     assert number(done, "neural_cleanse", "clean_accuracy") > 0.85
 
 
+def test_exclusionary_reclassification_accuses_the_poison_and_acquits_most_classes() -> None:
+    defense = {"name": "activation_clustering", "preset": "paper", "then": "nothing"}
+    done = defended({"name": "badnets", "poisoning_rate": 0.03}, defense)
+    rows = table(done, "seed-0/activation_clustering/classes.csv")
+    assert rows[0]["flagged"] == "1"
+    assert float(rows[0]["reclassification_score"]) <= 1
+    assert sum(row["flagged"] == "1" for row in rows) <= 3
+    assert number(done, "activation_clustering", "isolation_recall") > 0.9
+
+
+def test_the_benchmark_s_clustering_flags_a_cluster_of_every_class() -> None:
+    defense = {"name": "activation_clustering", "preset": "benchmark", "then": "nothing"}
+    done = defended(NOTHING, defense)
+    rows = table(done, "seed-0/activation_clustering/classes.csv")
+    assert all(row["flagged"] == "1" for row in rows)
+    assert number(done, "activation_clustering", "false_positive_rate") > 0.1
+
+
 @pytest.mark.parametrize(
     ("name", "most", "words"),
     [
         ("spectral_signatures", 0.16, "no class is an outlier"),
-        ("activation_clustering", 0.0, "nothing was flagged"),
+        ("activation_clustering", 0.1, ""),
         ("strip", 0.12, ""),
     ],
 )
@@ -59,6 +82,9 @@ def test_flags_on_clean_data_come_with_a_warning(name: str, most: float, words: 
     assert any(words in message for message in done.warnings) or not words
     assert number(done, name, "clean_accuracy") >= number(done, "clean", "clean_accuracy") - 0.03
     assert "isolation_precision" not in done.results[name, 0]  # undefined if nothing is poisoned
+    flags = sum(row["isolated"] == "1" for row in rows)
+    assert number(done, name, "false_positives") == flags
+    assert number(done, name, "false_positive_rate") == pytest.approx(flags / len(rows))
 
 
 def test_the_scores_of_every_sample_are_stored_with_the_true_flags() -> None:

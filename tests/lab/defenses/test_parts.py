@@ -6,18 +6,25 @@ from pydantic import ValidationError
 from torch import nn
 
 from app.specs.checks import find_problems
+from app.specs.defenses.detection import ActivationClustering, SpectralSignatures, Strip
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import BUILT_IN
 from tests.lab.defenses.cases import BADNETS, spec
 from tests.lab.memory import DIGITS_ONLY
 from worker.lab.data.datasets import load_dataset
-from worker.lab.defenses.activation_clustering import split_in_two
+from worker.lab.defenses.activation_clustering import (
+    Clusters,
+    is_poison,
+    reclassification_score,
+    split_in_two,
+)
 from worker.lab.defenses.clean_set import draw_clean_set
 from worker.lab.defenses.ft_sam import ETA, Sam
 from worker.lab.defenses.mcr import bezier_point
 from worker.lab.defenses.nad import attention_map
 from worker.lab.defenses.neural_cleanse import anomaly_index
-from worker.lab.defenses.spectral_signatures import outlier_scores
+from worker.lab.defenses.spectral_signatures import flagged_per_class, outlier_scores
+from worker.lab.defenses.strip import entropy_threshold
 from worker.lab.training import Recipe
 
 
@@ -60,6 +67,38 @@ def test_spectral_scores_are_squares_along_the_longest_axis() -> None:
     scores = outlier_scores(points)
     assert scores[:2].tolist() == pytest.approx([9.0, 9.0], rel=0.01)
     assert scores[2:].max() < 0.01
+
+
+def test_a_poisoned_share_of_the_whole_set_is_capped_at_half_of_a_class() -> None:
+    by_share, by_count = SpectralSignatures(), SpectralSignatures.model_validate({"preset": "toolbox"})
+    assert flagged_per_class(by_share, 1000, 10_000) == 150
+    assert flagged_per_class(by_count, 1000, 10_000) == 500
+    assert flagged_per_class(SpectralSignatures(expected_rate=0.02), 1000, 10_000) == 300
+
+
+def test_strip_s_threshold_is_a_quantile_of_the_fit_or_of_the_entropies() -> None:
+    entropies = torch.tensor([0.0, 1.0, 1.0, 1.0, 2.0])
+    fitted = entropy_threshold(Strip(false_positive_rate=0.25), entropies)
+    assert fitted == pytest.approx(1 - 0.67449 * 0.5**0.5, rel=1e-4)
+    assert entropy_threshold(Strip(false_positive_rate=0.25, threshold="quantile"), entropies) == 1.0
+
+
+def test_a_small_cluster_is_flagged_without_a_silhouette_bar() -> None:
+    small = torch.arange(10) < 3
+    clusters = Clusters(torch.arange(10), small, torch.zeros(10), silhouette=0.27)
+    assert is_poison(ActivationClustering(), clusters, float("nan"))
+    assert not is_poison(ActivationClustering(min_silhouette=0.45), clusters, float("nan"))
+    assert not is_poison(ActivationClustering(max_size=0.3), clusters, float("nan"))
+    assert is_poison(ActivationClustering(analysis="smaller", max_size=0.3), clusters, float("nan"))
+
+
+def test_reclassification_compares_the_label_with_the_most_common_other_class() -> None:
+    assert reclassification_score(torch.tensor([0, 0, 1, 2, 2, 2, 2]), 0) == 0.5
+    assert reclassification_score(torch.tensor([3, 3]), 3) == float("inf")
+    clusters = Clusters(torch.arange(4), torch.arange(4) < 2, torch.zeros(4), 0.2)
+    spec = ActivationClustering(analysis="exclusionary_reclassification")
+    assert is_poison(spec, clusters, 0.5)
+    assert not is_poison(spec, clusters, float("inf"))
 
 
 def test_the_smaller_of_two_clusters_is_the_suspicious_one() -> None:
