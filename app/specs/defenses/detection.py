@@ -41,6 +41,9 @@ _SPECTRAL_PRESETS = {
         {"expected_rate": 0.1},
     ),
 }
+_CLEANSE_PRESETS = {
+    "benchmark": Preset("the settings of BackdoorBench, on the authors' form of the mask.", BENCHMARK, {})
+}
 _STRIP_PRESETS = {
     "recommended": Preset(
         "64 overlays and the 5 % quantile of a normal fit to the clean entropies, as in the paper; cheaper than 100.",
@@ -200,6 +203,8 @@ class NeuralCleanse(CleanSetDefense):
 
     kind: ClassVar[Kind] = "detection"
     name: Literal["neural_cleanse"] = "neural_cleanse"
+    presets = _CLEANSE_PRESETS
+    preset: Literal["benchmark"] = preset_field(_CLEANSE_PRESETS, "benchmark")
     epochs: int = field(
         80,
         "Passes over the clean set to invert the triggers.",
@@ -210,8 +215,8 @@ class NeuralCleanse(CleanSetDefense):
     )
     learning_rate: float = field(
         0.1,
-        "Learning rate of Adam for masks and patterns.",
-        source="Wang et al. 2019, published code",
+        "Learning rate of Adam for masks and patterns, which are (tanh(t) + 1) / 2 of what is learned.",
+        source=WANG,
         gt=0,
         le=10,
     )

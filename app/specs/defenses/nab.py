@@ -8,6 +8,7 @@ from app.specs.base import field
 from app.specs.defenses.base import BENCHMARK, CleanSetDefense, check_window
 
 PAPER = "Liu et al. 2023, section 4"
+CODE = "damianliumin/non-adversarial_backdoor, the authors' code"
 
 
 class Nab(CleanSetDefense):
@@ -55,11 +56,12 @@ class Nab(CleanSetDefense):
     stamp_size: int = field(
         2, "Side of the square stamp in the top left corner.", unit="pixels", source=PAPER, ge=1, le=224
     )
-    stamp_value: int = field(
+    stamp_value: int | None = field(
         255,
-        "Gray level of the stamp. The paper's value of 0 is invisible on images with black edges.",
+        "Gray level of the stamp. Null: the mean color of the training images, which is the 0 that the authors write into "
+        "normalized images.",
         unit="gray levels (0-255)",
-        source=PAPER,
+        source=f"chosen here: the mean color is hard to see on many images; {CODE}",
         ge=0,
         le=255,
     )

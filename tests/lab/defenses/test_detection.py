@@ -44,6 +44,18 @@ def test_neural_cleanse_finds_the_class_and_unlearns_its_trigger() -> None:
     rows = table(done, "seed-0/neural_cleanse/classes.csv")
     assert [row["class"] for row in rows if row["flagged"] == "1"] == ["0"]
     assert min(rows, key=lambda row: float(row["mask_norm"]))["class"] == "0"
+    assert number(done, "neural_cleanse", "target_class_found") == 1
+    assert number(done, "neural_cleanse", "wrong_classes_flagged") == 0
+    norms = sorted(float(row["mask_norm"]) for row in rows)
+    assert number(done, "neural_cleanse", "smallest_mask_norm") == pytest.approx(norms[0], rel=1e-5)
+    median, deviation = (
+        number(done, "neural_cleanse", f"{name}_mask_norm") for name in ("median", "mad")
+    )
+    assert median == pytest.approx((norms[4] + norms[5]) / 2, rel=1e-5)
+    assert number(done, "neural_cleanse", "anomaly_index") == pytest.approx(
+        (median - norms[0]) / deviation, rel=1e-4
+    )
+    assert done.files["seed-0/neural_cleanse/trigger_0.png"].startswith(b"\x89PNG")
     assert number(done, "undefended", "attack_success_rate") > 0.7
     assert number(done, "neural_cleanse", "attack_success_rate") < 0.2
     assert number(done, "neural_cleanse", "clean_accuracy") > 0.85

@@ -1,5 +1,7 @@
 """Functions of the defenses against values computed by hand."""
 
+import math
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -22,7 +24,7 @@ from worker.lab.defenses.clean_set import draw_clean_set
 from worker.lab.defenses.ft_sam import ETA, Sam
 from worker.lab.defenses.mcr import bezier_point
 from worker.lab.defenses.nad import attention_map
-from worker.lab.defenses.neural_cleanse import anomaly_index
+from worker.lab.defenses.neural_cleanse import FACTOR, InvertedTriggers, anomaly_index
 from worker.lab.defenses.spectral_signatures import flagged_per_class, outlier_scores
 from worker.lab.defenses.strip import entropy_threshold
 from worker.lab.training import Recipe
@@ -32,6 +34,16 @@ def test_anomaly_index_counts_deviations_below_the_median() -> None:
     # median 10, deviations 0 1 1 2 8: their median is 1
     index = anomaly_index(torch.tensor([2.0, 9.0, 10.0, 11.0, 12.0]))
     assert index.tolist() == pytest.approx([8 / 1.4826, 1 / 1.4826, 0, -1 / 1.4826, -2 / 1.4826])
+
+
+def test_the_cost_of_a_mask_doubles_and_masks_have_the_authors_tanh_form() -> None:
+    assert FACTOR == 2
+    triggers = InvertedTriggers(3, (1, 40, 40), torch.Generator().manual_seed(0))
+    assert triggers.masks.mean().item() == pytest.approx(0.5, abs=0.02)
+    assert triggers.masks.std().item() == pytest.approx(12**-0.5, abs=0.02)  # uniform
+    with torch.no_grad():
+        triggers.mask_tanh.fill_(1.0)
+    assert triggers.masks[0, 0, 0, 0].item() == pytest.approx(1 / (1 + math.exp(-2)))
 
 
 def test_the_curve_runs_from_end_to_end() -> None:

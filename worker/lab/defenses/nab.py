@@ -1,7 +1,7 @@
 """NAB, the non-adversarial backdoor (Liu et al. 2023).
 
 Samples that are learned too fast are isolated, as in ABL. Each gets the label that a model trained on the clean set
-predicts for it, and the defender's own trigger, the stamp. The model learns that a stamped image has its true class,
+predicts for it and, if that differs from the given one, the defender's own trigger, the stamp. The model learns that a stamped image has its true class,
 with or without the attacker's trigger. At test time every image is stamped. The paper's optional filter, which rejects
 images whose prediction the stamp changes, is left out: rejections cannot be scored as predictions.
 """
@@ -60,17 +60,18 @@ def relabel_suspects(spec: Nab, lab: TrainingDefense, stage: StageRun, suspects:
             stage,
             f"the relabeling model has an accuracy of only {right:.0%} on {len(held_out)} held-out clean images",
         )
-    return stage.finish({"labels": predict_logits(network, lab.images[suspects], lab.compute).argmax(1)})
+    labels = predict_logits(network, lab.images[suspects], lab.compute).argmax(1)
+    lab.record_label_accuracy(stage, spec.labelling_epochs, suspects, labels)
+    return stage.finish({"labels": labels})
 
 
 def train_with_stamp(
     spec: Nab, lab: TrainingDefense, stage: StageRun, suspects: Tensor, labeled: Outcome
 ) -> Outcome:
-    """Train on all samples, with the suspects relabeled and stamped."""
+    """Train on all samples, with the suspects relabeled, and stamped where the label changes."""
     labels = lab.labels.clone()
     labels[suspects] = labeled.tensors["labels"].to(labels.device)
-    is_stamped = torch.zeros_like(labels, dtype=torch.bool)
-    is_stamped[suspects] = True
+    is_stamped = labels != lab.labels  # damianliumin/non-adversarial_backdoor, train_nab.py:56
     network = _new_stamping_network(spec, lab)
     recipe = replace(lab.recipe, memory={}, objective=stamp_objective(is_stamped))
     lab.fit_on(stage, network, Split(lab.images, labels), recipe)
@@ -92,4 +93,8 @@ def stamp_objective(is_stamped: Tensor) -> Objective:
 def _new_stamping_network(spec: Nab, lab: TrainingDefense) -> TriggerInput:
     mask = torch.zeros(1, 1, lab.facts.height, lab.facts.width)
     mask[:, :, : spec.stamp_size, : spec.stamp_size] = 1
-    return TriggerInput(lab.new_network("nab"), mask, mask * (spec.stamp_value / 255)).to(lab.compute.device)
+    if spec.stamp_value is None:  # zero after normalization (train_nab.py:58)
+        value = lab.images.float().mean((0, 2, 3), keepdim=True).cpu() / 255
+    else:
+        value = torch.full((1, 1, 1, 1), spec.stamp_value / 255)
+    return TriggerInput(lab.new_network("nab"), mask, mask * value).to(lab.compute.device)
