@@ -150,7 +150,9 @@ def test_unlearning_is_counted_in_steps_and_the_numbers_before_it_are_results(
             assert result["accuracy_before_unlearning"] == result["clean_accuracy"]
             assert result["attack_success_before_unlearning"] == result["attack_success_rate"]
     assert before > 7
-    assert taken == 7  # 287 isolated images are 3 batches: two epochs and one step; all else came from the store
+    assert (
+        taken == 7
+    )  # 287 isolated images are 3 batches: two epochs and one step; all else came from the store
 
 
 @pytest.mark.slow

@@ -48,9 +48,7 @@ def test_neural_cleanse_finds_the_class_and_unlearns_its_trigger() -> None:
     assert number(done, "neural_cleanse", "wrong_classes_flagged") == 0
     norms = sorted(float(row["mask_norm"]) for row in rows)
     assert number(done, "neural_cleanse", "smallest_mask_norm") == pytest.approx(norms[0], rel=1e-5)
-    median, deviation = (
-        number(done, "neural_cleanse", f"{name}_mask_norm") for name in ("median", "mad")
-    )
+    median, deviation = (number(done, "neural_cleanse", f"{name}_mask_norm") for name in ("median", "mad"))
     assert median == pytest.approx((norms[4] + norms[5]) / 2, rel=1e-5)
     assert number(done, "neural_cleanse", "anomaly_index") == pytest.approx(
         (median - norms[0]) / deviation, rel=1e-4

@@ -120,7 +120,9 @@ def run(spec: ActivationClustering, lab: DetectionDefense) -> Network:
         lab.fit(stage, network, replace(lab.recipe, memory={}), rows=kept.nonzero().flatten())
         return stage.finish(copy_state(network))
 
-    without = load_network(lab, lab.stage("reclassification", train_without_smaller)) if reclassifying else None
+    without = (
+        load_network(lab, lab.stage("reclassification", train_without_smaller)) if reclassifying else None
+    )
 
     def detect(stage: StageRun) -> Outcome:
         suspicion = torch.zeros(len(lab.labels), device=lab.labels.device)

@@ -39,7 +39,6 @@ class InvertedTriggers(Network):
         super().__init__(shape[0])
         device = generator.device
 
-
         def uniform(*size: int) -> nn.Parameter:
             start = torch.rand(size, device=device, generator=generator)
             return nn.Parameter(((2 * start - 1) * (1 - ROUNDING)).atanh())
