@@ -33,6 +33,7 @@ METRICS = (
     "clean_accuracy",
     "attack_success_rate",
     "robust_accuracy",
+    "defense_effectiveness",
     "cross_trigger_accuracy",
     "target_image_hit",
     "clean_loss",
@@ -93,7 +94,7 @@ def format_interval(mean: float, low: float | None, high: float | None, scale: f
 
 
 EFFECTIVENESS = "defense_effectiveness"
-"""The metric computed by `defense_effectiveness`. It is derived from two arms, so no arm records it."""
+"""The metric computed by `defense_effectiveness`, of defended arms only: it compares them with the undefended arm."""
 
 
 def defense_effectiveness(

@@ -17,7 +17,7 @@ from app.specs.defense import DefenseSpec
 from app.specs.defenses.base import CleanSetDefense
 from app.specs.experiment import ATTACK, CLEAN, UNDEFENDED, ExperimentSpec
 from app.specs.facts import DatasetFacts
-from app.specs.metrics import arms_document
+from app.specs.metrics import EFFECTIVENESS, arms_document, defense_effectiveness
 from app.specs.model import ModelSpec
 from app.specs.stages import plan
 from worker.lab import attack_files
@@ -150,6 +150,9 @@ class SeedRun:
         self.test = TestSet.make(data.test, attack, self.poisoned.state)
         self.curve_test = self._make_curve_test(attack, self.poisoned.state)
         self.victims: dict[str, dict[str, Tensor]] = {}
+        self.undefended: dict[
+            str, float | None
+        ] = {}  # the numbers of that arm, which runs before the defended ones
         report.poisoning_done(seed, data.train.images, self.poisoned, poisoned.tensors["index"], self.test)
         self.stealth = attack_files.record_attack_files(
             spec, seed, data, attack, prepared, self.poisoned, self.test, context.recorder
@@ -199,6 +202,10 @@ class SeedRun:
         values = evaluate(network, self.test, self.compute)
         values["train_accuracy"] = accuracy(network, train_on, self.compute)
         values |= self.report.stage_metrics(arm, self.seed)
+        if arm == UNDEFENDED:
+            self.undefended = values
+        elif arm != CLEAN and (rating := defense_effectiveness(self.undefended, values)) is not None:
+            values[EFFECTIVENESS] = rating
         if arm == UNDEFENDED:
             values |= self.stealth
         values["seconds"] = self.report.computing_seconds(arm, self.seed)

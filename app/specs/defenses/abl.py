@@ -14,7 +14,8 @@ OWN_TUNING = "docs/results: chosen on digits and CIFAR-10 with other seeds and r
 
 _PRESETS = {
     "steady": Preset(
-        "a variant of this project, not the published method: ranks are averaged over epochs, and unlearning is bounded "
+        "a variant of this project, not the published method: ranks are averaged over epochs, and unlearning "
+        "is bounded "
         "and monitored on a hold-out. It is reliable where the published settings are not.",
         OWN_TUNING,
         {},
@@ -42,7 +43,8 @@ _PRESETS = {
         },
     ),
     "authors": Preset(
-        "the settings of the authors' code. It passes the momentum of fine-tuning on to unlearning; here each stage has "
+        "the settings of the authors' code. It passes the momentum of fine-tuning on to unlearning; here "
+        "each stage has "
         "its own optimizer, because a stage stores a network only.",
         CODE,
         {
@@ -132,7 +134,8 @@ class Abl(Defense):
     )
     unlearning_objective: Literal["unlikelihood", "joint", "ascent"] = field(
         "unlikelihood",
-        "joint: the loss on the other samples minus the loss on the isolated ones, equation 4 of the paper, which has no "
+        "joint: the loss on the other samples minus the loss on the isolated ones, equation 4 of the paper, "
+        "which has no "
         "lower bound and is in no public code; limit it with unlearning_steps. ascent: minus the loss on the isolated "
         "samples, as in the authors' code. unlikelihood: the loss on the other samples plus -log(1 - p) "
         "for the labels of the isolated ones, which is bounded.",
@@ -148,7 +151,8 @@ class Abl(Defense):
     )
     unlearning_steps: int | None = field(
         None,
-        "Length of unlearning in optimizer steps, independent of the size of the training set. The authors take 4 passes "
+        "Length of unlearning in optimizer steps, independent of the size of the training set. The authors "
+        "take 4 passes "
         "over 500 images with batches of 128: 16 steps. Null: unlearning_epochs.",
         unit="steps",
         source=CODE,

@@ -37,6 +37,7 @@ def test_the_poison_is_found_and_purged(name: str, attack: Spec) -> None:
         counts["true_positives"] / (counts["true_positives"] + counts["false_negatives"])
     )
     assert number(done, name, "false_positive_rate") < 0.2
+    assert number(done, name, "defense_effectiveness") > 0.9
 
 
 def test_neural_cleanse_finds_the_class_and_unlearns_its_trigger() -> None:

@@ -1,9 +1,10 @@
 """NAB, the non-adversarial backdoor (Liu et al. 2023).
 
 Samples that are learned too fast are isolated, as in ABL. Each gets the label that a model trained on the clean set
-predicts for it and, if that differs from the given one, the defender's own trigger, the stamp. The model learns that a stamped image has its true class,
-with or without the attacker's trigger. At test time every image is stamped. The paper's optional filter, which rejects
-images whose prediction the stamp changes, is left out: rejections cannot be scored as predictions.
+predicts for it and, if that differs from the given one, the defender's own trigger, the stamp. The model learns that a
+stamped image has its true class, with or without the attacker's trigger. At test time every image is stamped. The
+paper's optional filter, which rejects images whose prediction the stamp changes, is left out: rejections cannot be
+scored as predictions.
 """
 
 from dataclasses import replace
