@@ -18,7 +18,7 @@ from app.settings import Settings
 from app.specs.checks import find_problems
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import BUILT_IN
-from app.specs.metrics import EFFECTIVENESS, METRICS
+from app.specs.metrics import METRICS
 from bdlab.cli import app
 from bdlab.commands.batches import SubmitGroup
 from tests.conftest import Stack
@@ -198,7 +198,7 @@ def test_every_attack_and_defense_has_its_formula_and_its_picture() -> None:
 
 def test_every_metric_is_explained() -> None:
     text = (ROOT / "docs/reading-numbers.md").read_text()
-    for name in (*METRICS, EFFECTIVENESS):
+    for name in METRICS:
         assert f"`{name}`" in text, name
 
 

@@ -12,7 +12,15 @@ from app.results.compare import service
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 CURVES = ["clean_accuracy", "attack_success_rate"]
-METRICS = ("clean_accuracy", "attack_success_rate", "robust_accuracy", "isolation_precision", "seconds")
+METRICS = (
+    "clean_accuracy",
+    "attack_success_rate",
+    "robust_accuracy",
+    "defense_effectiveness",
+    "isolation_precision",
+    "false_positive_rate",
+    "seconds",
+)
 
 
 @router.get("/compare")

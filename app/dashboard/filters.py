@@ -12,12 +12,14 @@ METRICS = {
     "clean_accuracy": "Clean accuracy",
     "attack_success_rate": "Attack success",
     "robust_accuracy": "Robust accuracy",
+    "defense_effectiveness": "Defense effectiveness",
     "cross_trigger_accuracy": "Accuracy under foreign triggers",
     "target_image_hit": "Target image hit",
     "train_accuracy": "Training accuracy",
     "isolation_precision": "Isolation precision",
     "isolation_recall": "Isolation recall",
     "isolation_auroc": "Isolation AUROC",
+    "false_positive_rate": "False positive rate",
     "seconds": "Seconds",
 }
 STAGES = {

@@ -6,18 +6,40 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
+OF_STAGES = (
+    "accuracy_before_unlearning",
+    "attack_success_before_unlearning",
+    "isolation_precision",
+    "isolation_recall",
+    "isolation_auroc",
+    "false_positive_rate",
+    "target_class_precision",
+    "target_class_auroc",
+    "true_positives",
+    "false_positives",
+    "true_negatives",
+    "false_negatives",
+    "pseudo_label_accuracy",
+    "target_class_found",
+    "wrong_classes_flagged",
+    "anomaly_index",
+    "smallest_mask_norm",
+    "median_mask_norm",
+    "mad_mask_norm",
+)
+"""Metrics that the stages of a defense record; the last value counts."""
+
 METRICS = (
     "clean_accuracy",
     "attack_success_rate",
     "robust_accuracy",
+    "defense_effectiveness",
     "cross_trigger_accuracy",
     "target_image_hit",
     "clean_loss",
     "poisoned_loss",
     "train_accuracy",
-    "isolation_precision",
-    "isolation_recall",
-    "isolation_auroc",
+    *OF_STAGES,
     "psnr",
     "ssim",
     "l_inf",
@@ -27,7 +49,25 @@ METRICS = (
 )
 """Every metric of a result, in the order in which tables show them."""
 
-NOT_FRACTIONS = frozenset({"clean_loss", "poisoned_loss", "psnr", "l_inf", "l_2", "seconds"})
+NOT_FRACTIONS = frozenset(
+    {
+        "clean_loss",
+        "poisoned_loss",
+        "true_positives",
+        "false_positives",
+        "true_negatives",
+        "false_negatives",
+        "wrong_classes_flagged",
+        "anomaly_index",
+        "smallest_mask_norm",
+        "median_mask_norm",
+        "mad_mask_norm",
+        "psnr",
+        "l_inf",
+        "l_2",
+        "seconds",
+    }
+)
 """Metrics that are not fractions in [0, 1]. All others are shown to people in percent."""
 
 
@@ -54,7 +94,7 @@ def format_interval(mean: float, low: float | None, high: float | None, scale: f
 
 
 EFFECTIVENESS = "defense_effectiveness"
-"""The metric computed by `defense_effectiveness`. It is derived from two arms, so no arm records it."""
+"""The metric computed by `defense_effectiveness`, of defended arms only: it compares them with the undefended arm."""
 
 
 def defense_effectiveness(

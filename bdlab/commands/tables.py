@@ -11,6 +11,7 @@ METRICS = {
     "clean_accuracy": "clean accuracy",
     "attack_success_rate": "attack success",
     "robust_accuracy": "robust accuracy",
+    "defense_effectiveness": "effectiveness",
     "isolation_precision": "isolation precision",
 }
 """Columns of the results table: heading by metric."""

@@ -1,12 +1,13 @@
 """ABL: its losses against hand-computed values, its ranking, and that it removes a backdoor."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from app.specs.defenses.abl import Abl
-from tests.lab.memory import experiment
+from tests.lab.memory import MemoryStore, experiment
 from worker.lab.compute import choose_compute
 from worker.lab.defenses.abl import (
     isolation_loss,
@@ -17,6 +18,7 @@ from worker.lab.defenses.abl import (
 )
 from worker.lab.evaluation import sample_losses
 from worker.lab.networks.small_cnn import SmallCnn
+from worker.lab.training import _optimizer_step
 
 ROWS = torch.arange(2)
 
@@ -88,7 +90,7 @@ def test_ranks_are_averaged_over_the_window_and_isolation_takes_the_lowest() -> 
 
 def test_the_ranking_does_not_depend_on_the_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    network, images = SmallCnn(1, 10), torch.randint(256, (50, 1, 8, 8), dtype=torch.uint8)
+    network, images = SmallCnn(1, 10, 16, 3), torch.randint(256, (50, 1, 8, 8), dtype=torch.uint8)
     labels, compute = torch.randint(10, (50,)), choose_compute("cpu", "float32", compile=False)
     whole = sample_losses(network, images, labels, compute)
     monkeypatch.setattr("worker.lab.compute.EVALUATION_BATCH", 7)
@@ -108,8 +110,49 @@ def test_presets_fill_omitted_fields() -> None:
         0.02,
     )
     paper = Abl.model_validate({"name": "abl", "preset": "paper"})
-    assert (paper.isolation_reduction, paper.unlearning_objective) == ("per_sample", "joint")
+    assert (paper.isolation_reduction, paper.unlearning_objective) == ("batch_mean", "ascent")
     assert Abl.model_validate(authors.model_dump()) == authors  # the canonical form is equivalent
+
+
+def test_the_paper_s_preset_keeps_the_mean_loss_of_a_batch_near_gamma() -> None:
+    spec = Abl.model_validate({"preset": "paper"})
+    _, slope = _value_and_gradient(isolation_loss(spec), [0.2, 1.0])
+    assert slope == pytest.approx([0.5, 0.5])
+
+
+def test_the_authors_unlearning_is_sixteen_unaugmented_steps_of_ascent() -> None:
+    spec = Abl.model_validate({"preset": "authors"})
+    assert (spec.unlearning_steps, spec.unlearning_objective) == (16, "ascent")
+    assert (spec.unlearning_augmentation, spec.weight_decay, spec.finetune_cutout) == (False, 1e-4, 2)
+
+
+def test_unlearning_is_counted_in_steps_and_the_numbers_before_it_are_results(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken = 0
+
+    def step(*arguments: Any) -> torch.Tensor:
+        nonlocal taken
+        taken += 1
+        return _optimizer_step(*arguments)
+
+    monkeypatch.setattr("worker.lab.training._optimizer_step", step)
+    store, before = MemoryStore(), 0
+    for steps in (0, 7):
+        fields = {"preset": "authors", "isolation_epochs": 1, "finetune_epochs": 1, "isolation_ratio": 0.2}
+        defense = {"name": "abl", **fields, "unlearning_steps": steps}
+        before, taken = taken, 0
+        done = experiment(
+            {"training": {"epochs": 1}, "defenses": [defense]}, store=store, checkpoint_seconds=1e9
+        )
+        result = done.results["abl", 0]
+        if steps == 0:
+            assert result["accuracy_before_unlearning"] == result["clean_accuracy"]
+            assert result["attack_success_before_unlearning"] == result["attack_success_rate"]
+    assert before > 7
+    assert (
+        taken == 7
+    )  # 287 isolated images are 3 batches: two epochs and one step; all else came from the store
 
 
 @pytest.mark.slow

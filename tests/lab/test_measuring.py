@@ -18,7 +18,7 @@ from worker.lab.contracts import DatasetMissingError, NonFiniteLossError
 from worker.lab.data import datasets
 from worker.lab.data.augment import Augment
 from worker.lab.data.datasets import Split, load_dataset
-from worker.lab.evaluation import TestSet, auroc, evaluate, isolation_quality, predict_logits
+from worker.lab.evaluation import TestSet, auroc, class_quality, evaluate, isolation_quality, predict_logits
 from worker.lab.networks import build_network
 
 CPU = choose_compute("cpu", "float32", compile=False)
@@ -82,15 +82,47 @@ def test_auroc_counts_ties_half() -> None:
     assert auroc(torch.tensor([2.0, 1.0, 1.0, 0.0]), positive) == pytest.approx(3.5 / 4)
 
 
-def test_isolation_quality_needs_poison_to_have_a_meaning() -> None:
+def test_detections_are_counted_also_on_clean_data() -> None:
     suspicion, isolated = torch.tensor([0.9, 0.8, 0.1, 0.2]), torch.tensor([0, 1])
     truth = torch.tensor([True, False, False, False])
+    counts = {"true_positives": 1, "false_positives": 1, "true_negatives": 2, "false_negatives": 0}
     assert isolation_quality(suspicion, isolated, truth) == {
         "isolation_precision": 0.5,
         "isolation_recall": 1.0,
         "isolation_auroc": 1.0,
+        "false_positive_rate": pytest.approx(1 / 3),
+        **counts,
     }
-    assert isolation_quality(suspicion, isolated, torch.zeros(4, dtype=torch.bool)) == {}
+    assert isolation_quality(suspicion, isolated, torch.zeros(4, dtype=torch.bool)) == {
+        "true_positives": 0,
+        "false_positives": 2,
+        "true_negatives": 2,
+        "false_negatives": 0,
+        "false_positive_rate": 0.5,
+    }
+
+
+def test_a_detection_is_also_measured_within_the_target_class() -> None:
+    suspicion, isolated = torch.tensor([0.9, 0.8, 0.1, 0.95]), torch.tensor([0, 1, 3])
+    truth, labels = torch.tensor([True, False, False, False]), torch.tensor([4, 4, 4, 7])
+    values = isolation_quality(suspicion, isolated, truth, labels)
+    assert values["isolation_precision"] == pytest.approx(1 / 3)
+    assert values["target_class_precision"] == 0.5
+    assert values["isolation_auroc"] == pytest.approx(2 / 3)
+    assert values["target_class_auroc"] == 1.0
+
+
+def test_a_named_class_is_compared_with_the_target() -> None:
+    flagged = torch.tensor([True, False, True])
+    assert class_quality(flagged, torch.tensor([2])) == {
+        "target_class_found": 1.0,
+        "wrong_classes_flagged": 1,
+    }
+    assert class_quality(flagged, torch.tensor([1])) == {
+        "target_class_found": 0.0,
+        "wrong_classes_flagged": 2,
+    }
+    assert class_quality(flagged, torch.empty(0, dtype=torch.int64)) == {"wrong_classes_flagged": 2}
 
 
 def test_digits_have_a_fixed_balanced_split() -> None:

@@ -148,20 +148,51 @@ def auroc(scores: Tensor, positive: Tensor) -> float:
     return float(u / (n_positive * n_negative))
 
 
-def isolation_quality(suspicion: Tensor, isolated: Tensor, is_poisoned: Tensor) -> dict[str, float]:
-    """Precision and recall of the isolated rows, and AUROC of the whole ranking, against the true flags.
+def isolation_quality(
+    suspicion: Tensor, isolated: Tensor, is_poisoned: Tensor, labels: Tensor | None = None
+) -> dict[str, float]:
+    """Confusion counts and rates of the isolated rows, and AUROC of the whole ranking, against the true flags.
 
-    ``suspicion`` ``[N]``, higher is more suspicious; ``isolated`` rows ``[K]``; ``is_poisoned`` bool ``[N]``.
-    Empty if no sample is poisoned, or all are: then the AUROC is undefined.
+    ``suspicion`` ``[N]``, higher is more suspicious; ``isolated`` rows ``[K]``, each at most once; ``is_poisoned`` bool
+    ``[N]``. With ``labels`` int64 ``[N]``, those of the training set, also precision and AUROC among the samples that
+    have a label of some poisoned sample (the target class). A rate that is undefined is left out: on clean data
+    everything but the counts and the false positive rate.
     """
     # The true flags are on the device; a defense may return its results on the CPU.
     is_poisoned, isolated = is_poisoned.to(suspicion.device), isolated.to(suspicion.device)
-    poisoned = int(is_poisoned.sum())
-    if poisoned in (0, len(is_poisoned)):
-        return {}
+    poisoned, clean = int(is_poisoned.sum()), int((~is_poisoned).sum())
     hits = int(is_poisoned[isolated].sum())
-    return {
-        "isolation_precision": hits / max(1, len(isolated)),
-        "isolation_recall": hits / poisoned,
-        "isolation_auroc": auroc(suspicion, is_poisoned),
+    false = len(isolated) - hits
+    values: dict[str, float] = {
+        "true_positives": hits,
+        "false_positives": false,
+        "true_negatives": clean - false,
+        "false_negatives": poisoned - hits,
     }
+    if clean:
+        values["false_positive_rate"] = false / clean
+    if poisoned and clean:
+        values |= {
+            "isolation_precision": hits / max(1, len(isolated)),
+            "isolation_recall": hits / poisoned,
+            "isolation_auroc": auroc(suspicion, is_poisoned),
+        }
+    if poisoned and labels is not None:
+        labels = labels.to(suspicion.device)
+        in_target = torch.isin(labels, labels[is_poisoned].unique())
+        # Every poisoned sample has a target's label, so recall within the target class is the recall.
+        values["target_class_precision"] = hits / max(1, int(in_target[isolated].sum()))
+        if int(in_target.sum()) > poisoned:
+            values["target_class_auroc"] = auroc(suspicion[in_target], is_poisoned[in_target])
+    return values
+
+
+def class_quality(flagged: Tensor, targets: Tensor) -> dict[str, float]:
+    """How a detection of target classes did: ``flagged`` bool ``[classes]``, ``targets`` the true target classes.
+
+    ``target_class_found`` is the share of the targets that are flagged; left out if there is none.
+    """
+    flagged, targets = flagged.cpu(), targets.cpu()
+    right = int(flagged[targets].sum())
+    values: dict[str, float] = {"wrong_classes_flagged": int(flagged.sum()) - right}
+    return values | ({"target_class_found": right / len(targets)} if len(targets) else {})

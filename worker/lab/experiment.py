@@ -18,7 +18,7 @@ from app.specs.defense import DefenseSpec
 from app.specs.defenses.base import CleanSetDefense, HeldOutDefense
 from app.specs.experiment import ATTACK, CLEAN, UNDEFENDED, ExperimentSpec
 from app.specs.facts import DatasetFacts
-from app.specs.metrics import arms_document
+from app.specs.metrics import EFFECTIVENESS, arms_document, defense_effectiveness
 from app.specs.model import ModelSpec
 from app.specs.stages import plan
 from worker.lab import attack_files
@@ -46,7 +46,7 @@ from worker.lab.defenses.base import (
     load_state,
 )
 from worker.lab.defenses.clean_set import CleanSet, draw_clean_set
-from worker.lab.evaluation import TestSet, accuracy, evaluate, isolation_quality
+from worker.lab.evaluation import TestSet, accuracy, class_quality, evaluate, isolation_quality
 from worker.lab.manifest import MANIFEST_NAME, StageRecord, build_manifest
 from worker.lab.networks import Network, build_network
 from worker.lab.networks.checkpoints import find_variant, rename_tensors
@@ -153,6 +153,9 @@ class SeedRun:
         self.curve_test = self._make_curve_test(attack, self.poisoned.state)
         self.victims: dict[str, dict[str, Tensor]] = {}
         report.poisoning_done(seed, data.train.images, self.poisoned, self.test)
+        self.undefended: dict[
+            str, float | None
+        ] = {}  # the numbers of that arm, which runs before the defended ones
         self.stealth = attack_files.record_attack_files(
             spec, seed, data, attack, prepared, self.poisoned, self.test, context.recorder
         )
@@ -207,7 +210,11 @@ class SeedRun:
                 network = self.run_defense(next(d for d in self.spec.defenses if d.arm_name == arm))
         values = evaluate(network, self.test, self.compute)
         values["train_accuracy"] = accuracy(network, train_on, self.compute)
-        values |= self.report.isolation_scores(arm, self.seed)
+        values |= self.report.stage_metrics(arm, self.seed)
+        if arm == UNDEFENDED:
+            self.undefended = values
+        elif arm != CLEAN and (rating := defense_effectiveness(self.undefended, values)) is not None:
+            values[EFFECTIVENESS] = rating
         if arm == UNDEFENDED:
             values |= self.stealth
         values["seconds"] = self.report.computing_seconds(arm, self.seed)
@@ -260,7 +267,23 @@ class SeedRun:
         truth = self.poisoned.is_poisoned
 
         def score(suspicion: Tensor, isolated: Tensor) -> dict[str, float]:
-            return isolation_quality(suspicion, isolated, truth)
+            return isolation_quality(suspicion, isolated, truth, self.poisoned.labels)
+
+        def before_unlearning(network: Network) -> dict[str, float]:
+            measured = evaluate(network, self.test, self.compute)
+            names = {
+                "clean_accuracy": "accuracy_before_unlearning",
+                "attack_success_rate": "attack_success_before_unlearning",
+            }
+            return {new: v for name, new in names.items() if (v := measured[name]) is not None}
+
+        def label_accuracy(rows: Tensor, labels: Tensor) -> dict[str, float]:
+            true = self.poisoned.clean_labels
+            right = true[rows.to(true.device)] == labels.to(true.device)
+            return {"pseudo_label_accuracy": right.double().mean().item()} if len(right) else {}
+
+        def score_classes(flagged: Tensor) -> dict[str, float]:
+            return class_quality(flagged, self.poisoned.labels[truth].unique())
 
         common: dict[str, Any] = {
             "facts": self.data.facts,
@@ -270,7 +293,13 @@ class SeedRun:
             "new_network": lambda purpose: self.new_network(purpose, self.poisoned.images),
             "recipe": replace(self.recipe),
             "stage": lambda kind, compute: self.run_stage(kind, spec.arm_name, compute),
-            "_harness": Harness(curve=self.measure_curves, score=score),
+            "_harness": Harness(
+                curve=self.measure_curves,
+                score=score,
+                before_unlearning=before_unlearning,
+                label_accuracy=label_accuracy,
+                score_classes=score_classes,
+            ),
         }
         poisoned: dict[str, Any] = {"images": self.poisoned.images, "labels": self.poisoned.labels}
         common["clean"] = self.draw_clean_set(spec)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from app.specs.experiment import ATTACK, ExperimentSpec
 from app.specs.facts import DatasetFacts
-from app.specs.metrics import METRICS
+from app.specs.metrics import OF_STAGES
 from worker.lab.attacks import PoisonedSet
 from worker.lab.compute import Compute
 from worker.lab.contracts import Recorder, Scope
@@ -21,6 +21,7 @@ from worker.lab.sprites import COLUMNS, sprite_sheet
 from worker.lab.stages import Outcome, StageRun
 
 GRID_IMAGES = 8  # in a grid of test images
+TRIGGER_SIDE = 128  # pixels, about, of each part of the picture of a reversed trigger
 MOST_SUSPICIOUS = 200  # training images on the sheet of an isolation
 Series = dict[str, tuple[list[int], list[float]]]
 
@@ -118,13 +119,13 @@ class Report:
             self._table(run.scope, f"seed-{seed}/{arm}/sweep.csv", columns)
         if "class_flagged" in outcome.tensors:
             self._classes(run, outcome)
+        if "class_mask_norm" in outcome.tensors:
+            self._reversed_triggers(run, outcome)
 
-    def isolation_scores(self, arm: str, seed: int) -> dict[str, float]:
-        """The last isolation quality of an arm; empty if it isolates nothing or nothing is poisoned."""
+    def stage_metrics(self, arm: str, seed: int) -> dict[str, float]:
+        """The last value of each of `OF_STAGES` that the arm's stages recorded."""
         series = self.series.get((arm, seed), {})
-        return {
-            name: series[name][1][-1] for name in METRICS if name.startswith("isolation_") and name in series
-        }
+        return {name: series[name][1][-1] for name in OF_STAGES if name in series}
 
     def computing_seconds(self, arm: str, seed: int) -> float:
         """Computing time of the arm's stages, including those loaded from the store."""
@@ -254,6 +255,27 @@ class Report:
         self._table(
             run.scope, where, head | {n: c.int() if c.dtype == torch.bool else c for n, c in columns.items()}
         )
+
+    def _reversed_triggers(self, run: StageRun, outcome: Outcome) -> None:
+        """Record the trigger of each flagged class, or of the class with the smallest mask if none is flagged.
+
+        Each picture has the mask, the pattern, and the pattern under the mask, side by side.
+        """
+        classes = outcome.tensors["class_flagged"].nonzero().flatten().tolist()
+        for label in classes or [int(outcome.tensors["class_mask_norm"].argmin())]:
+            pattern = outcome.tensors["pattern"][label].cpu()
+            mask = outcome.tensors["mask"][label].cpu().expand_as(pattern)
+            parts = (torch.stack([mask, pattern, mask * pattern]) * 255).round().to(torch.uint8)
+            scale = max(1, TRIGGER_SIDE // parts.shape[2])
+            large = parts.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+            self.recorder.artifact(
+                run.scope,
+                f"seed-{run.planned.seed}/{run.planned.arm}/trigger_{label}.png",
+                "figure",
+                "image/png",
+                sprite_sheet(large),
+                {"class": label, "flagged": bool(outcome.tensors["class_flagged"][label])},
+            )
 
     def _table(self, scope: Scope, name: str, columns: dict[str, Tensor]) -> None:
         """Record columns ``[N]`` as CSV; floats with seven digits."""

@@ -111,6 +111,8 @@ class Recipe:
     optimizer: MakeOptimizer = sgd
     head_only: bool = False
     """Train the last layer alone, with the network in evaluation mode: all other tensors stay as they are."""
+    steps: int | None = None
+    """Replaces ``epochs`` if not None: the training ends after so many optimizer steps, within an epoch if need be."""
     stop: Callable[[], bool] = lambda: False
     """Called before every epoch; True ends the training."""
     memory: dict[str, Tensor] = field(default_factory=dict)
@@ -167,6 +169,9 @@ def train(
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = recipe.optimizer(trained, recipe)
     rows = torch.arange(len(labels), device=device) if rows is None else rows.to(device)
+    if recipe.steps is not None:
+        full, last = divmod(len(rows), recipe.batch_size)
+        recipe = replace(recipe, epochs=math.ceil(recipe.steps / max(1, full + (last > 1))))
     start = _restore(run, network, optimizer, recipe)
     gradients = _make_gradients(run, network, optimizer, recipe, len(rows))
     epoch = start
@@ -178,6 +183,8 @@ def train(
         order = rows[torch.randperm(len(rows), device=device, generator=generator)]
         # Batch normalization cannot train on a single image, so a last batch of one is left out.
         batches = [batch for batch in order.split(recipe.batch_size) if len(batch) > 1] or [order]
+        if recipe.steps is not None:
+            batches = batches[: recipe.steps - (epoch - 1) * len(batches)]
         losses = torch.zeros(len(batches), device=device)
         for step, batch in enumerate(batches):
             run.recorder.check()

@@ -77,7 +77,7 @@ def all_fields() -> dict[str, Field]:
             number = same.number or bool(types & {int, float})
             text = same.text or bool(types - {int, float, type(None)})
             fields[path] = replace(same, number=number, text=text)
-    for metric in (*METRICS, EFFECTIVENESS):
+    for metric in METRICS:
         name = f"results.{metric}"
         fields[name] = Field(name, "metric", metric, number=True, text=False)
         for end in INTERVAL:

@@ -4,6 +4,60 @@ from typing import Any, ClassVar, Literal
 
 from app.specs.base import field
 from app.specs.defenses.base import BENCHMARK, Defense, HeldOutDefense, Kind
+from app.specs.presets import Preset, preset_field
+
+CHEN = "Chen et al. 2018, section 5"
+ART = "the Adversarial Robustness Toolbox"
+TRAN = "Tran et al. 2018, algorithm 1"
+TOOLBOX = "vtu81/backdoor-toolbox"
+GAO = "Gao et al. 2019, published code"
+WANG = "Wang et al. 2019, published code"
+
+_CLUSTERING_PRESETS = {
+    "recommended": Preset(
+        "the smaller cluster of a class is suspicious below 0.35 of the class, as in the Adversarial "
+        "Robustness Toolbox "
+        "and in BackdoorBench's code; it costs no training and flags few clean images.",
+        ART,
+        {},
+    ),
+    "paper": Preset(
+        "exclusionary reclassification of the smaller cluster of every class, with threshold 1.",
+        CHEN,
+        {"analysis": "exclusionary_reclassification"},
+    ),
+    "benchmark": Preset(
+        "the smaller cluster of every class is flagged, poisoned or not.", BENCHMARK, {"analysis": "smaller"}
+    ),
+}
+_SPECTRAL_PRESETS = {
+    "recommended": Preset(
+        "epsilon as a share of each class, as BackdoorBench's percentile 85: it needs no knowledge of the "
+        "poisoning rate.",
+        f"{TRAN}; {BENCHMARK}",
+        {},
+    ),
+    "toolbox": Preset(
+        "epsilon as the number of poisoned images in the whole set, at rate 0.1, at most half of a class.",
+        TOOLBOX,
+        {"expected_rate": 0.1},
+    ),
+}
+_CLEANSE_PRESETS = {
+    "benchmark": Preset("the settings of BackdoorBench, on the authors' form of the mask.", BENCHMARK, {})
+}
+_STRIP_PRESETS = {
+    "recommended": Preset(
+        "64 overlays and the 5 % quantile of a normal fit to the clean entropies, as in the paper; cheaper than 100.",
+        "Gao et al. 2019, section 4",
+        {},
+    ),
+    "benchmark": Preset(
+        "100 overlays and the empirical 10 % quantile, as BackdoorBench calls it.",
+        BENCHMARK,
+        {"overlays": 100, "false_positive_rate": 0.1, "threshold": "quantile"},
+    ),
+}
 
 Then = Literal["purge_and_retrain", "nothing"]
 RETRAINING_EPOCHS = 30  # for progress only; the retraining itself uses the experiment's number
@@ -27,13 +81,25 @@ class SpectralSignatures(Defense):
 
     kind: ClassVar[Kind] = "detection"
     name: Literal["spectral_signatures"] = "spectral_signatures"
+    presets = _SPECTRAL_PRESETS
+    preset: Literal["recommended", "toolbox"] = preset_field(_SPECTRAL_PRESETS, "recommended")
     expected_share: float = field(
         0.1,
         "Expected poisoned share of a class. 1.5 times this share of each class is flagged, at most all but one image.",
         unit="fraction",
-        source=f"Tran et al. 2018, algorithm 1; {BENCHMARK}",
+        source=f"{TRAN}; {BENCHMARK}",
         gt=0,
         le=0.6,
+    )
+    expected_rate: float | None = field(
+        None,
+        "Expected poisoned share of the whole training set. If given, it replaces expected_share: 1.5 times "
+        "this number "
+        "of images is flagged in every class, at most half of the class.",
+        unit="fraction",
+        source=TOOLBOX,
+        gt=0,
+        le=0.5,
     )
     then: Then = _follow_up()
 
@@ -46,28 +112,52 @@ class ActivationClustering(Defense):
 
     kind: ClassVar[Kind] = "detection"
     name: Literal["activation_clustering"] = "activation_clustering"
+    presets = _CLUSTERING_PRESETS
+    preset: Literal["recommended", "paper", "benchmark"] = preset_field(_CLUSTERING_PRESETS, "recommended")
+    analysis: Literal["relative_size", "smaller", "exclusionary_reclassification"] = field(
+        "relative_size",
+        "Which clusters are flagged. relative_size: the smaller one of a class, if its share is below "
+        "max_size. smaller: "
+        "the smaller one of every class. exclusionary_reclassification: the smaller one of a class, unless a model "
+        "trained without the smaller clusters gives it its label more often than reclassification_threshold times the "
+        "most common other class.",
+        source=f"{CHEN}; {ART}",
+    )
     components: int = field(
         10, "Dimensions that features are reduced to.", source="Chen et al. 2018, section 4", ge=2, le=256
     )
     max_size: float = field(
         0.35,
-        "Largest share of its class that a suspicious cluster may have.",
+        "Share of its class below which the smaller cluster is flagged by relative_size.",
         unit="fraction",
-        source="the Adversarial Robustness Toolbox",
+        source=ART,
         gt=0,
         le=0.5,
     )
-    min_silhouette: float = field(
-        0.45,
-        "Smallest silhouette score at which clusters are suspicious.",
-        source="docs/defenses.md: digits, seeds 7 and 8; Chen et al. 2018, section 5, has 0.10 to 0.15",
+    min_silhouette: float | None = field(
+        None,
+        "Smallest silhouette score at which a cluster is flagged, in every analysis. Null: any. Chen et al. "
+        "name 0.10 to "
+        "0.15 for clean data, the Adversarial Robustness Toolbox takes 0.1.",
+        source=f"{CHEN}; {ART}",
         ge=-1,
         le=1,
+    )
+    reclassification_threshold: float = field(
+        1.0,
+        "Largest ratio l / p of images of a cluster that keep their label to images given the most common other class, "
+        "at which the cluster is flagged.",
+        source=f"{CHEN}; {ART}",
+        gt=0,
+        le=1000,
     )
     then: Then = _follow_up()
 
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:
-        return _stages(self, self.then)
+        stages = _stages(self, self.then)
+        if self.analysis != "exclusionary_reclassification":
+            return stages
+        return [("reclassification", self.fields_with("components"), RETRAINING_EPOCHS), *stages]
 
 
 class Strip(HeldOutDefense):
@@ -75,11 +165,13 @@ class Strip(HeldOutDefense):
 
     kind: ClassVar[Kind] = "detection"
     name: Literal["strip"] = "strip"
+    presets = _STRIP_PRESETS
+    preset: Literal["recommended", "benchmark"] = preset_field(_STRIP_PRESETS, "recommended")
     overlays: int = field(
         64,
         "Number of clean images overlaid on each sample, one at a time.",
         unit="images",
-        source=BENCHMARK,
+        source="BackdoorBench's class default, which its call replaces by 100",
         ge=1,
         le=1000,
     )
@@ -87,17 +179,24 @@ class Strip(HeldOutDefense):
         1.0,
         "Weight of the overlay, which is added to the sample at full intensity and clipped at 255. Averaging the two "
         "instead would weaken small patches.",
-        source="Gao et al. 2019, published code",
+        source=GAO,
         gt=0,
         le=10,
     )
     false_positive_rate: float = field(
         0.05,
-        "Share of clean images to flag: sets the threshold, a quantile of the clean set's entropies.",
+        "Share of clean images to flag (the false rejection rate): sets the threshold.",
         unit="fraction",
-        source=BENCHMARK,
+        source="BackdoorBench's class default, which its call replaces by 0.1",
         gt=0,
         lt=0.5,
+    )
+    threshold: Literal["normal_fit", "quantile"] = field(
+        "normal_fit",
+        "How the threshold follows from the clean set's entropies: the quantile of a normal distribution "
+        "fitted to them, "
+        "as in the paper, or their empirical quantile, as in BackdoorBench.",
+        source=f"Gao et al. 2019, section 4; {BENCHMARK}",
     )
     then: Then = _follow_up()
 
@@ -110,6 +209,8 @@ class NeuralCleanse(HeldOutDefense):
 
     kind: ClassVar[Kind] = "detection"
     name: Literal["neural_cleanse"] = "neural_cleanse"
+    presets = _CLEANSE_PRESETS
+    preset: Literal["benchmark"] = preset_field(_CLEANSE_PRESETS, "benchmark")
     epochs: int = field(
         80,
         "Passes over the clean set to invert the triggers.",
@@ -120,8 +221,8 @@ class NeuralCleanse(HeldOutDefense):
     )
     learning_rate: float = field(
         0.1,
-        "Learning rate of Adam for masks and patterns.",
-        source="Wang et al. 2019, published code",
+        "Learning rate of Adam for masks and patterns, which are (tanh(t) + 1) / 2 of what is learned.",
+        source=WANG,
         gt=0,
         le=10,
     )

@@ -1,11 +1,14 @@
 """Functions of the defenses against values computed by hand."""
 
+import math
+
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
 
 from app.specs.checks import find_problems
+from app.specs.defenses.detection import ActivationClustering, SpectralSignatures, Strip
 from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau, Mcr, Nad
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import BUILT_IN
@@ -13,15 +16,21 @@ from app.specs.model import SmallCnn, WideResNet16x1
 from tests.lab.defenses.cases import BADNETS, spec
 from tests.lab.memory import DIGITS_ONLY
 from worker.lab.data.datasets import load_dataset
-from worker.lab.defenses.activation_clustering import split_in_two
+from worker.lab.defenses.activation_clustering import (
+    Clusters,
+    is_poison,
+    reclassification_score,
+    split_in_two,
+)
 from worker.lab.defenses.clean_set import draw_clean_set
 from worker.lab.defenses.fine_pruning import MaskedSgd
 from worker.lab.defenses.ft_sam import Sam, waves
 from worker.lab.defenses.mcr import bezier_point, piecewise
 from worker.lab.defenses.nad import attention_map, distillation_objective, two_rates
-from worker.lab.defenses.neural_cleanse import anomaly_index
+from worker.lab.defenses.neural_cleanse import FACTOR, InvertedTriggers, anomaly_index
 from worker.lab.defenses.repair import divide_steps
-from worker.lab.defenses.spectral_signatures import outlier_scores
+from worker.lab.defenses.spectral_signatures import flagged_per_class, outlier_scores
+from worker.lab.defenses.strip import entropy_threshold
 from worker.lab.networks import build_network
 from worker.lab.training import Batch, Recipe
 
@@ -34,6 +43,16 @@ def test_anomaly_index_counts_deviations_below_the_median() -> None:
     # median 10, deviations 0 1 1 2 8: their median is 1
     index = anomaly_index(torch.tensor([2.0, 9.0, 10.0, 11.0, 12.0]))
     assert index.tolist() == pytest.approx([8 / 1.4826, 1 / 1.4826, 0, -1 / 1.4826, -2 / 1.4826])
+
+
+def test_the_cost_of_a_mask_doubles_and_masks_have_the_authors_tanh_form() -> None:
+    assert FACTOR == 2
+    triggers = InvertedTriggers(3, (1, 40, 40), torch.Generator().manual_seed(0))
+    assert triggers.masks.mean().item() == pytest.approx(0.5, abs=0.02)
+    assert triggers.masks.std().item() == pytest.approx(12**-0.5, abs=0.02)  # uniform
+    with torch.no_grad():
+        triggers.mask_tanh.fill_(1.0)
+    assert triggers.masks[0, 0, 0, 0].item() == pytest.approx(1 / (1 + math.exp(-2)))
 
 
 def test_the_curve_runs_from_end_to_end() -> None:
@@ -147,6 +166,38 @@ def test_spectral_scores_are_squares_along_the_longest_axis() -> None:
     scores = outlier_scores(points)
     assert scores[:2].tolist() == pytest.approx([9.0, 9.0], rel=0.01)
     assert scores[2:].max() < 0.01
+
+
+def test_a_poisoned_share_of_the_whole_set_is_capped_at_half_of_a_class() -> None:
+    by_share, by_count = SpectralSignatures(), SpectralSignatures.model_validate({"preset": "toolbox"})
+    assert flagged_per_class(by_share, 1000, 10_000) == 150
+    assert flagged_per_class(by_count, 1000, 10_000) == 500
+    assert flagged_per_class(SpectralSignatures(expected_rate=0.02), 1000, 10_000) == 300
+
+
+def test_strip_s_threshold_is_a_quantile_of_the_fit_or_of_the_entropies() -> None:
+    entropies = torch.tensor([0.0, 1.0, 1.0, 1.0, 2.0])
+    fitted = entropy_threshold(Strip(false_positive_rate=0.25), entropies)
+    assert fitted == pytest.approx(1 - 0.67449 * 0.5**0.5, rel=1e-4)
+    assert entropy_threshold(Strip(false_positive_rate=0.25, threshold="quantile"), entropies) == 1.0
+
+
+def test_a_small_cluster_is_flagged_without_a_silhouette_bar() -> None:
+    small = torch.arange(10) < 3
+    clusters = Clusters(torch.arange(10), small, torch.zeros(10), silhouette=0.27)
+    assert is_poison(ActivationClustering(), clusters, float("nan"))
+    assert not is_poison(ActivationClustering(min_silhouette=0.45), clusters, float("nan"))
+    assert not is_poison(ActivationClustering(max_size=0.3), clusters, float("nan"))
+    assert is_poison(ActivationClustering(analysis="smaller", max_size=0.3), clusters, float("nan"))
+
+
+def test_reclassification_compares_the_label_with_the_most_common_other_class() -> None:
+    assert reclassification_score(torch.tensor([0, 0, 1, 2, 2, 2, 2]), 0) == 0.5
+    assert reclassification_score(torch.tensor([3, 3]), 3) == float("inf")
+    clusters = Clusters(torch.arange(4), torch.arange(4) < 2, torch.zeros(4), 0.2)
+    spec = ActivationClustering(analysis="exclusionary_reclassification")
+    assert is_poison(spec, clusters, 0.5)
+    assert not is_poison(spec, clusters, float("inf"))
 
 
 def test_the_smaller_of_two_clusters_is_the_suspicious_one() -> None:

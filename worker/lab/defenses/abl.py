@@ -29,7 +29,8 @@ def isolation_loss(spec: Abl) -> Loss:
     """Local gradient ascent ``sign(l - gamma) l`` or flooding ``|l - gamma| + gamma`` (section 4.2;
     Ishida et al. 2020).
 
-    ``l`` is the batch's mean loss, or each sample's with the mean taken afterwards.
+    ``l`` is the batch's mean loss (bboylyg/ABL, backdoor_isolation.py:107; BackdoorBench, defense/abl.py:67), or each
+    sample's with the mean taken afterwards.
     """
 
     def keep_near_gamma(loss: Tensor) -> Tensor:
@@ -46,7 +47,8 @@ def isolation_loss(spec: Abl) -> Loss:
 def unlearning_loss(spec: Abl, isolated: Tensor) -> Loss:
     """What unlearning minimizes; ``isolated`` is a bool mask over the training set.
 
-    joint: ``E_rest[l] - E_isolated[l]`` (section 4.3, equation 4). ascent: ``-E_isolated[l]``.
+    joint: ``E_rest[l] - E_isolated[l]`` (section 4.3, equation 4). ascent: ``-E_isolated[l]`` (bboylyg/ABL,
+    backdoor_unlearning.py:61).
     unlikelihood: ``E_rest[l] + E_isolated[-log(1 - p)]`` with ``p = exp(-l)`` the label's probability: like joint it
     drives p to zero, but its gradient vanishes once that is done, where joint's keeps growing.
     """
@@ -97,6 +99,7 @@ def isolate_samples(spec: Abl, lab: TrainingDefense, stage: StageRun) -> Outcome
         epochs=spec.isolation_epochs,
         learning_rate=spec.isolation_learning_rate,
         schedule=constant,
+        weight_decay=_weight_decay(spec, lab),
         loss=isolation_loss(spec),
         augment=lab.recipe.augment if spec.isolation_augmentation else Augment(),
         memory={},
@@ -108,7 +111,8 @@ def isolate_samples(spec: Abl, lab: TrainingDefense, stage: StageRun) -> Outcome
         window = memory.get("losses", losses.new_empty((0, len(losses))))
         memory["losses"] = torch.cat([window, losses[None]])[-spec.ranking_window :]
         ranks = smoothed_ranks(list(memory["losses"]))
-        lab.record_isolation(stage, epoch, 1 - ranks, lowest_ranked(ranks, spec.isolation_ratio))
+        isolated = lowest_ranked(ranks, spec.isolation_ratio)
+        lab.record_isolation(stage, epoch, 1 - ranks, isolated, final=epoch == spec.isolation_epochs)
 
     lab.fit(stage, network, recipe, after_epoch=rank)
     ranks = smoothed_ranks(list(memory["losses"]))
@@ -129,13 +133,16 @@ def finetune(spec: Abl, lab: TrainingDefense, stage: StageRun, isolation: Outcom
         lab.recipe,
         epochs=spec.finetune_epochs,
         learning_rate=spec.finetune_learning_rate,
-        schedule=last_third_at_a_tenth,
+        schedule=last_third_at_a_tenth,  # 0.1, then 0.01 from epoch 40 of 60 (backdoor_unlearning.py:225)
+        weight_decay=_weight_decay(spec, lab),
+        augment=replace(lab.recipe.augment, cutout=spec.finetune_cutout or lab.recipe.augment.cutout),
     )
     held_out = _holdout_rows(spec, lab, isolation)
     kept = torch.ones_like(lab.labels, dtype=torch.bool)
     kept[isolation.tensors["isolated"].to(kept.device)] = False
     kept[held_out] = False
     lab.fit(stage, network, recipe, rows=kept.nonzero().flatten())
+    lab.record_before_unlearning(stage, spec.finetune_epochs, network)
     return stage.finish(prefixed_state(network))
 
 
@@ -171,8 +178,11 @@ def unlearn_isolated(
     recipe = replace(
         lab.recipe,
         epochs=spec.unlearning_epochs,
+        steps=spec.unlearning_steps,
         learning_rate=spec.unlearning_learning_rate,
         schedule=constant,
+        weight_decay=_weight_decay(spec, lab),
+        augment=lab.recipe.augment if spec.unlearning_augmentation else Augment(),
         loss=unlearning_loss(spec, isolated),
         stop=lambda: int(memory["below"]) >= PATIENCE,
         memory=memory,
@@ -199,6 +209,10 @@ def unlearn_isolated(
             "backdoor may be intact",
         )
     return stage.finish(prefixed_state(network))
+
+
+def _weight_decay(spec: Abl, lab: TrainingDefense) -> float:
+    return lab.recipe.weight_decay if spec.weight_decay is None else spec.weight_decay
 
 
 def _anchor_rows(spec: Abl, lab: TrainingDefense, isolation: Outcome) -> Tensor:

@@ -1,22 +1,25 @@
 """Activation clustering (Chen et al. 2018).
 
 The features of a poisoned class form two clusters, one of the class's own images and one of triggered ones. Each
-class's features are reduced and clustered by 2-means; a cluster that is small and well separated is suspicious
-(relative size and silhouette, section 5).
+class's features are reduced and clustered by 2-means. Which cluster is poison is decided by its relative size, or by
+exclusionary reclassification: what a model says of it that was trained without it (section 5).
 
 The paper reduces by independent components. Principal components, which keep the variance of each direction, separate
 better here, and the Adversarial Robustness Toolbox uses them too. If half of a class is poisoned, size does not tell
-the clusters apart, and nothing is flagged.
+the clusters apart: by relative size nothing is flagged, and the other analyses may accuse the clean half.
 """
+
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from app.specs.defenses.detection import ActivationClustering
 from worker.lab.compute import derive_seed
-from worker.lab.defenses.base import DetectionDefense
+from worker.lab.defenses.base import DetectionDefense, copy_state
 from worker.lab.defenses.detection import finish_detection, retrain_without_flagged
-from worker.lab.evaluation import extract_features
+from worker.lab.defenses.repair import load_network
+from worker.lab.evaluation import extract_features, predict_logits
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 
@@ -50,33 +53,102 @@ def split_in_two(points: Tensor, seed: int) -> tuple[Tensor, Tensor, float]:
     return in_smaller, margin.float(), silhouette
 
 
+@dataclass(frozen=True)
+class Clusters:
+    """The two clusters of a class."""
+
+    rows: Tensor
+    """Rows ``[n]`` of the class in the training set."""
+    small: Tensor
+    """bool ``[n]``: in the smaller cluster."""
+    margin: Tensor
+    silhouette: float
+
+    @property
+    def size(self) -> float:
+        """Share of the smaller cluster in its class."""
+        return self.small.double().mean().item()
+
+
+def cluster_classes(spec: ActivationClustering, lab: DetectionDefense) -> dict[int, Clusters]:
+    """The clusters of every class that has enough samples."""
+    points = extract_features(lab.victim, lab.images, lab.compute)
+    clusters = {}
+    for label in range(lab.facts.classes):
+        rows = (lab.labels == label).nonzero().flatten()
+        if len(rows) < 2 * spec.components:  # too few to cluster
+            continue
+        seed = derive_seed("activation clustering", lab.seed, label) % 2**32
+        small, margin, silhouette = split_in_two(reduce_dimensions(points[rows], spec.components), seed)
+        clusters[label] = Clusters(rows, small.to(rows.device), margin.to(rows.device), silhouette)
+    return clusters
+
+
+def reclassification_score(predicted: Tensor, label: int) -> float:
+    """``l / p`` of a cluster: ``l`` of its images keep their ``label``, ``p`` get the most common other class.
+
+    ``predicted`` int64 ``[n]`` by a model that was trained without them (section 5; ART activation_defence.py:358).
+    Infinite if all keep their label.
+    """
+    counts = torch.bincount(predicted, minlength=label + 1)
+    kept = int(counts[label])
+    counts[label] = 0
+    other = int(counts.max())
+    return kept / other if other else float("inf")
+
+
+def is_poison(spec: ActivationClustering, clusters: Clusters, score: float) -> bool:
+    """Whether the smaller cluster is flagged; ``score`` is its reclassification score, if it has one."""
+    if not clusters.small.any():
+        return False
+    if spec.min_silhouette is not None and clusters.silhouette < spec.min_silhouette:
+        return False
+    if spec.analysis == "relative_size":
+        return clusters.size < spec.max_size
+    return spec.analysis == "smaller" or score <= spec.reclassification_threshold
+
+
 def run(spec: ActivationClustering, lab: DetectionDefense) -> Network:
-    """Cluster each class, flag small clusters, and retrain."""
+    """Cluster each class, flag suspicious clusters, and retrain."""
+    reclassifying = spec.analysis == "exclusionary_reclassification"
+
+    def train_without_smaller(stage: StageRun) -> Outcome:
+        kept = torch.ones_like(lab.labels, dtype=torch.bool)
+        for clusters in cluster_classes(spec, lab).values():
+            kept[clusters.rows[clusters.small]] = False
+        network = lab.new_network("reclassification")
+        lab.fit(stage, network, replace(lab.recipe, memory={}), rows=kept.nonzero().flatten())
+        return stage.finish(copy_state(network))
+
+    without = (
+        load_network(lab, lab.stage("reclassification", train_without_smaller)) if reclassifying else None
+    )
 
     def detect(stage: StageRun) -> Outcome:
-        points = extract_features(lab.victim, lab.images, lab.compute)
-        suspicion = torch.zeros(len(points), device=points.device)
+        suspicion = torch.zeros(len(lab.labels), device=lab.labels.device)
         flagged = torch.zeros_like(lab.labels, dtype=torch.bool)
         silhouettes = torch.full((lab.facts.classes,), torch.nan)
-        sizes = silhouettes.clone()
-        for label in range(lab.facts.classes):
-            rows = (lab.labels == label).nonzero().flatten()
-            if len(rows) < 2 * spec.components:  # too few to cluster
-                continue
-            seed = derive_seed("activation clustering", lab.seed, label) % 2**32
-            small, margin, silhouette = split_in_two(reduce_dimensions(points[rows], spec.components), seed)
-            size = small.double().mean().item()
-            silhouettes[label], sizes[label] = silhouette, size
-            # Weighted by the silhouette, so that suspicion is comparable across classes.
-            suspicion[rows] = (margin * max(silhouette, 0.0)).to(suspicion.device)
-            if size < spec.max_size and silhouette >= spec.min_silhouette:
-                flagged[rows[small.to(rows.device)]] = True
-        class_flagged = torch.bincount(lab.labels[flagged], minlength=lab.facts.classes) > 0
+        sizes, scores = silhouettes.clone(), silhouettes.clone()
+        class_flagged = torch.zeros(lab.facts.classes, dtype=torch.bool)
+        for label, clusters in cluster_classes(spec, lab).items():
+            silhouettes[label], sizes[label] = clusters.silhouette, clusters.size
+            suspects = clusters.rows[clusters.small]
+            if without is not None and len(suspects):
+                predicted = predict_logits(without, lab.images[suspects], lab.compute).argmax(1)
+                scores[label] = reclassification_score(predicted, label)
+            if is_poison(spec, clusters, scores[label].item()):
+                class_flagged[label] = True
+                flagged[suspects] = True
+                # Weighted by the silhouette, so that suspicion is comparable across classes. Classes in which nothing
+                # is flagged keep zero: there the method does not say which cluster would be the poison.
+                suspicion[clusters.rows] = clusters.margin * max(clusters.silhouette, 0.0)
         by_class = {
             "class_silhouette": silhouettes,
             "class_small_share": sizes,
             "class_flagged": class_flagged,
         }
+        if reclassifying:
+            by_class["class_reclassification_score"] = scores
         return finish_detection(lab, stage, suspicion, flagged, by_class)
 
     return retrain_without_flagged(lab, spec.then, lab.stage("detection", detect))

@@ -27,7 +27,13 @@ class Harness:
 
     curve: Callable[[Network], dict[str, float]]
     score: Callable[[Tensor, Tensor], dict[str, float]]
-    """(suspicion ``[N]``, isolated rows ``[K]``) to isolation precision, recall and AUROC."""
+    """(suspicion ``[N]``, isolated rows ``[K]``) to the numbers of `evaluation.isolation_quality`."""
+    before_unlearning: Callable[[Network], dict[str, float]]
+    """A network to its clean accuracy and attack success on the whole test set, under names of their own."""
+    label_accuracy: Callable[[Tensor, Tensor], dict[str, float]]
+    """(rows ``[K]``, labels ``[K]`` given to them) to the share of the labels that are true."""
+    score_classes: Callable[[Tensor], dict[str, float]]
+    """Flagged classes, bool ``[classes]``, to whether the attack's target is among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +77,16 @@ class Defense:
         for name, value in (values | self._harness.curve(network)).items():
             run.sweep.setdefault(name, []).append(float(value))
 
+    def record(self, run: StageRun, epoch: int, values: dict[str, float]) -> None:
+        """Record numbers of a stage; those named in `app.specs.metrics.OF_STAGES` become metrics of the arm."""
+        for name, value in values.items():
+            run.history.append((name, epoch, value))
+            self.recorder.metric(run.scope, name, run.first_step + epoch, value)
+
+    def record_flagged_classes(self, run: StageRun, flagged: Tensor) -> None:
+        """Record whether the target class was flagged (bool ``[classes]``); the defense does not see it."""
+        self.record(run, 1, self._harness.score_classes(flagged))
+
     def warn(self, run: StageRun, message: str) -> None:
         """Add a caveat for readers of the result. It must not depend on true flags or test images."""
         run.warnings.append(message)
@@ -100,12 +116,23 @@ class TrainingDefense(Defense):
         split = Split(self.images, self.labels)
         return self.fit_on(run, network, split, recipe, rows=rows, after_epoch=after_epoch)
 
-    def record_isolation(self, run: StageRun, epoch: int, suspicion: Tensor, isolated: Tensor) -> None:
-        """Record an isolation's precision, recall and AUROC against the true flags; the defense does not see them."""
-        for name, value in self._harness.score(suspicion, isolated).items():
-            point = (name, epoch, value)
-            run.history.append(point)
-            self.recorder.metric(run.scope, name, run.first_step + epoch, value)
+    def record_isolation(
+        self, run: StageRun, epoch: int, suspicion: Tensor, isolated: Tensor, *, final: bool = True
+    ) -> None:
+        """Record an isolation's quality against the true flags; the defense does not see them.
+
+        Unless ``final``, only precision, recall and AUROC, which are shown as curves.
+        """
+        values = self._harness.score(suspicion, isolated)
+        self.record(run, epoch, {n: v for n, v in values.items() if final or n.startswith("isolation_")})
+
+    def record_before_unlearning(self, run: StageRun, epoch: int, network: Network) -> None:
+        """Record accuracy and attack success of ``network``, which is about to be unlearned."""
+        self.record(run, epoch, self._harness.before_unlearning(network))
+
+    def record_label_accuracy(self, run: StageRun, epoch: int, rows: Tensor, labels: Tensor) -> None:
+        """Record the share of new ``labels`` ``[K]`` of ``rows`` that are true; the defense does not see it."""
+        self.record(run, epoch, self._harness.label_accuracy(rows, labels))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,10 @@
 """NAB, the non-adversarial backdoor (Liu et al. 2023).
 
 Samples that are learned too fast are isolated, as in ABL. Each gets the label that a model trained on the clean set
-predicts for it, and the defender's own trigger, the stamp. The model learns that a stamped image has its true class,
-with or without the attacker's trigger. At test time every image is stamped. The paper's optional filter, which rejects
-images whose prediction the stamp changes, is left out: rejections cannot be scored as predictions.
+predicts for it and, if that differs from the given one, the defender's own trigger, the stamp. The model learns that a
+stamped image has its true class, with or without the attacker's trigger. At test time every image is stamped. The
+paper's optional filter, which rejects images whose prediction the stamp changes, is left out: rejections cannot be
+scored as predictions.
 """
 
 from dataclasses import replace
@@ -22,7 +23,7 @@ from worker.lab.evaluation import accuracy, predict_logits
 from worker.lab.networks import Network
 from worker.lab.networks.trigger_input import TriggerInput
 from worker.lab.stages import Outcome, StageRun
-from worker.lab.training import Batch, Objective, train
+from worker.lab.training import Batch, Objective, cosine, train
 
 MIN_LABEL_ACCURACY = 0.7  # of the relabeling model on held-out clean images; below it there is a warning
 
@@ -30,7 +31,8 @@ MIN_LABEL_ACCURACY = 0.7  # of the relabeling model on held-out clean images; be
 def run(spec: Nab, lab: TrainingDefense) -> Network:
     """Isolate, relabel, and train with the stamp."""
     ranking = Abl(
-        isolation_loss="local_gradient_ascent",
+        isolation_loss=spec.isolation_loss,
+        isolation_augmentation=spec.isolation_augmentation,
         isolation_reduction="batch_mean",
         isolation_ratio=spec.isolation_ratio,
         isolation_epochs=spec.isolation_epochs,
@@ -51,7 +53,11 @@ def relabel_suspects(spec: Nab, lab: TrainingDefense, stage: StageRun, suspects:
     fit, held_out = lab.clean.fit, lab.clean.held_out
     network = lab.new_network("labelling")
     recipe = small_set_recipe(
-        lab, len(fit), epochs=spec.labelling_epochs, learning_rate=spec.labelling_learning_rate
+        lab,
+        len(fit),
+        epochs=spec.labelling_epochs,
+        learning_rate=spec.labelling_learning_rate,
+        schedule=cosine if spec.labelling_schedule == "cosine" else two_steps,
     )
     train(stage, network, fit.images, fit.labels, recipe)
     right = accuracy(network, held_out, lab.compute)
@@ -60,17 +66,22 @@ def relabel_suspects(spec: Nab, lab: TrainingDefense, stage: StageRun, suspects:
             stage,
             f"the relabeling model has an accuracy of only {right:.0%} on {len(held_out)} held-out clean images",
         )
-    return stage.finish({"labels": predict_logits(network, lab.images[suspects], lab.compute).argmax(1)})
+    images = lab.images[suspects]
+    if spec.labelling_with_stamp:  # pseudo_label_vd.py, update_pseudo_label
+        mask, value = (255 * tensor for tensor in stamp(spec, lab))
+        images = torch.where(mask.to(images.device) > 0, value.round().to(images), images)
+    labels = predict_logits(network, images, lab.compute).argmax(1)
+    lab.record_label_accuracy(stage, spec.labelling_epochs, suspects, labels)
+    return stage.finish({"labels": labels})
 
 
 def train_with_stamp(
     spec: Nab, lab: TrainingDefense, stage: StageRun, suspects: Tensor, labeled: Outcome
 ) -> Outcome:
-    """Train on all samples, with the suspects relabeled and stamped."""
+    """Train on all samples, with the suspects relabeled, and stamped where the label changes."""
     labels = lab.labels.clone()
     labels[suspects] = labeled.tensors["labels"].to(labels.device)
-    is_stamped = torch.zeros_like(labels, dtype=torch.bool)
-    is_stamped[suspects] = True
+    is_stamped = labels != lab.labels  # damianliumin/non-adversarial_backdoor, train_nab.py:56
     network = _new_stamping_network(spec, lab)
     recipe = replace(lab.recipe, memory={}, objective=stamp_objective(is_stamped))
     lab.fit_on(stage, network, Split(lab.images, labels), recipe)
@@ -89,7 +100,21 @@ def stamp_objective(is_stamped: Tensor) -> Objective:
     return objective
 
 
-def _new_stamping_network(spec: Nab, lab: TrainingDefense) -> TriggerInput:
+def two_steps(share: float) -> float:
+    """A tenth after a fifth of the training, a hundredth after three fifths (pseudo_label_vd.py, adjust_lr)."""
+    return 1.0 if share < 0.2 else 0.1 if share < 0.6 else 0.01
+
+
+def stamp(spec: Nab, lab: TrainingDefense) -> tuple[Tensor, Tensor]:
+    """The stamp's mask ``[1, 1, H, W]`` and its values under the mask ``[1, 1 or C, H, W]``, both in [0, 1]."""
     mask = torch.zeros(1, 1, lab.facts.height, lab.facts.width)
     mask[:, :, : spec.stamp_size, : spec.stamp_size] = 1
-    return TriggerInput(lab.new_network("nab"), mask, mask * (spec.stamp_value / 255)).to(lab.compute.device)
+    if spec.stamp_value is None:  # zero after normalization (train_nab.py:58)
+        value = lab.images.float().mean((0, 2, 3), keepdim=True).cpu() / 255
+    else:
+        value = torch.full((1, 1, 1, 1), spec.stamp_value / 255)
+    return mask, mask * value
+
+
+def _new_stamping_network(spec: Nab, lab: TrainingDefense) -> TriggerInput:
+    return TriggerInput(lab.new_network("nab"), *stamp(spec, lab)).to(lab.compute.device)

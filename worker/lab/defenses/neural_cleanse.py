@@ -24,27 +24,35 @@ from worker.lab.training import NO_AUGMENT, Batch, Objective, constant, train
 
 MIN_STEPS = 20  # per epoch: as many as 5 % of CIFAR-10 give
 PATIENCE = 5  # consecutive epochs of success, or of failure, before the cost changes (authors' code)
-FACTOR = 1.5  # the cost is multiplied by it, and divided by its 1.5th power (authors' code)
+FACTOR = 2.0  # the cost is multiplied by it, and divided by its 1.5th power (authors' gtsrb_visualize_example.py:62)
+ROUNDING = 1e-6  # keeps the inverse of tanh finite
 
 
 class InvertedTriggers(Network):
-    """A mask ``[K, 1, H, W]`` and a pattern ``[K, C, H, W]`` for every class, in [0, 1] through a sigmoid."""
+    """A mask ``[K, 1, H, W]`` and a pattern ``[K, C, H, W]`` for every class, uniform in [0, 1] at the start.
+
+    Each is ``tanh(t) / 2 + 1 / 2`` of a parameter ``t``, as in the authors' code (visualizer.py). The learning rate
+    refers to ``t``: with a sigmoid the same rate would move masks half as fast.
+    """
 
     def __init__(self, classes: int, shape: tuple[int, int, int], generator: torch.Generator) -> None:
         super().__init__(shape[0])
         device = generator.device
-        self.mask_logits = nn.Parameter(
-            torch.randn(classes, 1, *shape[1:], device=device, generator=generator)
-        )
-        self.pattern_logits = nn.Parameter(torch.randn(classes, *shape, device=device, generator=generator))
+
+        def uniform(*size: int) -> nn.Parameter:
+            start = torch.rand(size, device=device, generator=generator)
+            return nn.Parameter(((2 * start - 1) * (1 - ROUNDING)).atanh())
+
+        self.mask_tanh = uniform(classes, 1, *shape[1:])
+        self.pattern_tanh = uniform(classes, *shape)
 
     @property
     def masks(self) -> Tensor:
-        return self.mask_logits.sigmoid()
+        return self.mask_tanh.tanh() / 2 + 0.5
 
     @property
     def patterns(self) -> Tensor:
-        return self.pattern_logits.sigmoid()
+        return self.pattern_tanh.tanh() / 2 + 0.5
 
 
 def blend_pattern(x: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
@@ -62,10 +70,15 @@ def anomaly_index(sizes: Tensor) -> Tensor:
 
     1.4826 scales the median absolute deviation to the standard deviation of a normal distribution.
     """
+    median, deviation = median_and_deviation(sizes)
+    return ((median - sizes.double()) / deviation.clamp(min=1e-12)).float()
+
+
+def median_and_deviation(sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """The median, and the median absolute deviation from it, scaled by 1.4826."""
     sizes = sizes.double()
     median = sizes.quantile(0.5)
-    deviation = (sizes - median).abs().quantile(0.5)
-    return ((median - sizes) / (1.4826 * deviation).clamp(min=1e-12)).float()
+    return median, 1.4826 * (sizes - median).abs().quantile(0.5)
 
 
 class TriggerSearch:
@@ -74,7 +87,7 @@ class TriggerSearch:
     def __init__(self, spec: NeuralCleanse, triggers: InvertedTriggers, memory: dict[str, Tensor]) -> None:
         self.spec = spec
         self.memory = memory
-        zeros = torch.zeros(len(triggers.masks), device=triggers.mask_logits.device)
+        zeros = torch.zeros(len(triggers.masks), device=triggers.mask_tanh.device)
         memory |= {
             "cost": torch.full_like(zeros, spec.mask_cost),
             "hits": zeros.clone(),
@@ -171,6 +184,18 @@ def invert_triggers(spec: NeuralCleanse, lab: DetectionDefense, clean: CleanSet,
             memory[name] = torch.where(failed[:, None, None, None], last, memory[name])
     anomaly = anomaly_index(memory["size"])
     flagged = (anomaly > spec.anomaly_threshold) & ~failed
+    median, deviation = median_and_deviation(memory["size"])
+    lab.record(
+        stage,
+        spec.epochs,
+        {
+            "anomaly_index": anomaly.max().item(),  # of the model: that of its smallest mask (section 4.2)
+            "smallest_mask_norm": memory["size"].min().item(),
+            "median_mask_norm": median.item(),
+            "mad_mask_norm": deviation.item(),
+        },
+    )
+    lab.record_flagged_classes(stage, flagged)
     names = [lab.facts.class_names[c] for c in flagged.nonzero().flatten().tolist()]
     if not names:
         lab.warn(stage, "no class was flagged; the model is left as it is")

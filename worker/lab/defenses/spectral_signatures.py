@@ -28,6 +28,17 @@ def outlier_scores(points: Tensor) -> Tensor:
     return (centered @ direction).square().float()
 
 
+def flagged_per_class(spec: SpectralSignatures, size: int, samples: int) -> int:
+    """How many of a class of ``size`` are flagged, of ``samples`` in all classes.
+
+    1.5 epsilon, epsilon being a share of the class (algorithm 1; BackdoorBench's percentile 85), or the number of
+    poisoned samples in the whole set, capped at half of the class (backdoor-toolbox, spectral_signature.py:38,61).
+    """
+    if spec.expected_rate is not None:
+        return min(size // 2, round(SAFETY * spec.expected_rate * samples))
+    return min(size - 1, round(SAFETY * spec.expected_share * size))
+
+
 def run(spec: SpectralSignatures, lab: DetectionDefense) -> Network:
     """Score each class, flag its highest scores, and retrain."""
 
@@ -40,7 +51,7 @@ def run(spec: SpectralSignatures, lab: DetectionDefense) -> Network:
             if len(rows) < 2:
                 continue
             suspicion[rows] = outlier_scores(points[rows])
-            count = min(len(rows) - 1, round(SAFETY * spec.expected_share * len(rows)))
+            count = flagged_per_class(spec, len(rows), len(points))
             flagged[rows[suspicion[rows].argsort(descending=True, stable=True)[:count]]] = True
         spread = torch.stack([suspicion[lab.labels == label].mean() for label in lab.labels.unique()])
         if spread.max() < OUTLIER_VARIANCE * spread.quantile(0.5):

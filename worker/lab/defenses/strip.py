@@ -2,7 +2,8 @@
 
 Clean images are superimposed on a sample. The prediction for a clean sample changes with every overlay; that for a
 triggered one remains the target, so the mean entropy of its predictions is low (section 4). The threshold is the
-quantile of the clean set's entropies at the accepted false positive rate, from a normal fit as in the paper.
+quantile of the clean set's entropies at the accepted false positive rate (the paper's false rejection rate), of a
+normal fit as in the paper or of the entropies themselves. The false acceptance rate is 1 minus the recall.
 """
 
 from statistics import NormalDist
@@ -29,6 +30,14 @@ def overlay_entropies(
     return total / spec.overlays
 
 
+def entropy_threshold(spec: Strip, clean: Tensor) -> float:
+    """The entropy below which an image is flagged, from the entropies ``[M]`` of clean images."""
+    if spec.threshold == "quantile":
+        return clean.double().quantile(spec.false_positive_rate).item()
+    fitted = NormalDist(clean.mean().item(), max(clean.std().item(), 1e-9))
+    return fitted.inv_cdf(spec.false_positive_rate)
+
+
 def run(spec: Strip, lab: DetectionDefense) -> Network:
     """Score by entropy, flag low entropies, and retrain."""
     assert lab.clean is not None
@@ -36,8 +45,7 @@ def run(spec: Strip, lab: DetectionDefense) -> Network:
 
     def detect(stage: StageRun) -> Outcome:
         clean_entropies = overlay_entropies(spec, lab, stage, overlays, overlays)
-        fitted = NormalDist(clean_entropies.mean().item(), max(clean_entropies.std().item(), 1e-9))
-        threshold = fitted.inv_cdf(spec.false_positive_rate)
+        threshold = entropy_threshold(spec, clean_entropies)
         entropies = overlay_entropies(spec, lab, stage, lab.images, overlays)
         flagged = entropies < threshold
         share = flagged.double().mean().item()

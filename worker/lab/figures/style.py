@@ -123,7 +123,7 @@ def render_png(figure: Figure, background: Image.Image | None = None) -> bytes:
     """
     canvas = figure.canvas
     assert isinstance(canvas, FigureCanvasAgg)
-    canvas.draw()
+    canvas.draw()  # type: ignore[no-untyped-call]
     drawn = Image.fromarray(np.asarray(canvas.buffer_rgba()))  # type: ignore[no-untyped-call]
     picture = Image.new("RGB", drawn.size, "white") if background is None else background.copy()
     picture.paste(drawn, mask=drawn)
