@@ -208,7 +208,7 @@ def test_every_stage_of_abl_plus(by_strangeness: bool, monkeypatch: pytest.Monke
 @pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("name", ["input_aware", "hidden_trigger"])
 def test_an_attack_goes_on_where_it_stopped(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.lab.attacks.surrogate.CRAFT_CHUNK", 8)
+    monkeypatch.setattr("worker.lab.attacks.hidden_trigger.BATCH", 8)
     longer = {field: 2 for field in ATTACKS[name] if field.endswith("_epochs")}
     assert len(in_pieces(spec(ATTACKS[name] | longer), MemoryStore())) == 2
 
