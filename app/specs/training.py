@@ -6,6 +6,7 @@ from pydantic import model_validator
 
 from app.specs.base import Spec, field
 
+OWN = "chosen here"
 RECIPE = "He et al. 2016, section 4.2, with a cosine schedule"
 SAHA_CODE = "github.com/UMBCvision/Hidden-Trigger-Backdoor-Attacks, finetune_and_test.py and cfg"
 Schedule = Literal["cosine", "constant", "one_cycle"]
@@ -90,10 +91,11 @@ class TrainingSpec(Spec):
     fine_tuning: FineTuning | None = field(
         None,
         "Fine-tuning of the surrogate; only with start surrogate, which has the defaults if this is omitted.",
+        source=OWN,
         exclude_if=lambda fine_tuning: fine_tuning is None,
     )
 
-    epochs: int = field(30, "Passes over the training set.", unit="epochs", ge=1, le=1000)
+    epochs: int = field(30, "Passes over the training set.", unit="epochs", source=OWN, ge=1, le=1000)
     batch_size: int = field(128, "Images per step.", unit="images", source=RECIPE, ge=2, le=65536)
     learning_rate: float = field(0.1, "Peak learning rate of SGD.", source=RECIPE, gt=0, le=10)
     momentum: float = field(0.9, "Nesterov momentum of SGD.", unit="fraction", source=RECIPE, ge=0, lt=1)
@@ -104,14 +106,19 @@ class TrainingSpec(Spec):
         "up to the peak in the first fifth, then linearly down to zero.",
         source="Loshchilov and Hutter 2017; Smith 2018",
     )
-    augmentation: Augmentation = field(Augmentation(), "Random changes of the training images.")
+    augmentation: Augmentation = field(
+        Augmentation(), "Random changes of the training images.", source=RECIPE
+    )
     precision: Literal["auto", "float32", "bfloat16"] = field(
-        "auto", "Number format of the forward and backward pass. auto: bfloat16 on a GPU, float32 on a CPU."
+        "auto",
+        "Number format of the forward and backward pass. auto: bfloat16 on a GPU, float32 on a CPU.",
+        source=OWN,
     )
     compile: bool = field(
         False,
         "Compile the network with torch.compile on a GPU, instead of replaying recorded CUDA graphs. Slower for "
         "ResNet-18 on an H200 (docs/results/gpu.md).",
+        source=OWN,
     )
 
     @model_validator(mode="before")

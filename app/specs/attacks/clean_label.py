@@ -166,7 +166,9 @@ class HiddenTrigger(CleanLabelAttack, SurrogateAttack):
         "Position of the patch. random: anywhere; it follows from the image and the seed.",
         source=HIDDEN_CODE + " (rand_loc)",
     )
-    margin: int = field(0, "Distance of the patch from the image's edges.", unit="pixels", ge=0, le=112)
+    margin: int = field(
+        0, "Distance of the patch from the image's edges.", unit="pixels", source="chosen here", ge=0, le=112
+    )
     craft_epsilon: float = field(
         16.0,
         "l_inf bound on the change of a poisoned image.",
@@ -235,6 +237,7 @@ class PoisonFrogs(CleanLabelAttack, SurrogateAttack):
     target_image: int | None = field(
         None,
         "Index of the test image to be misclassified, in the subset used. Null: drawn by the seed.",
+        source="Shafahi et al. 2018",
         ge=0,
     )
     watermark: float = field(

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 
 from app.specs.base import field
-from app.specs.defenses.abl import OWN_TUNING, Abl
+from app.specs.defenses.abl import OWN_TUNING, PAPER, Abl
 from app.specs.defenses.base import Defense, check_window
 
 ROUNDS = 4
@@ -30,7 +30,12 @@ class AblPlus(Defense):
 
     name: Literal["abl_plus"] = "abl_plus"
     isolation_epochs: int = field(
-        24, "Length of the isolation stage that ranks the samples, as in `abl`.", unit="epochs", ge=1, le=500
+        24,
+        "Length of the isolation stage that ranks the samples, as in `abl`.",
+        unit="epochs",
+        source=OWN_TUNING,
+        ge=1,
+        le=500,
     )
     isolation_learning_rate: float = field(
         0.01, "Constant learning rate of the isolation stage, as in `abl`.", source=OWN_TUNING, gt=0, le=10
@@ -43,7 +48,9 @@ class AblPlus(Defense):
         ge=1,
         le=500,
     )
-    gamma: float = field(0.5, "Loss level that isolation maintains, as in `abl`.", unit="nats", ge=0, le=10)
+    gamma: float = field(
+        0.5, "Loss level that isolation maintains, as in `abl`.", unit="nats", source=PAPER, ge=0, le=10
+    )
     scout_epochs: int = field(
         20,
         "Training of the model for the superposition test, on all images.",

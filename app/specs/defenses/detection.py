@@ -68,6 +68,7 @@ def _follow_up() -> Any:
         "purge_and_retrain",
         "What follows detection. purge_and_retrain: train a new model on the samples that were not flagged, with the "
         "experiment's recipe. nothing: keep the victim.",
+        source=TRAN,
     )
 
 
@@ -253,6 +254,7 @@ class NeuralCleanse(HeldOutDefense):
         "unlearn",
         "What follows detection. unlearn: fine-tune on the clean set, part of it with the flagged triggers and true "
         "labels. nothing: keep the victim.",
+        source=WANG,
     )
     unlearning_epochs: int = field(
         20, "Unlearning passes over the clean set.", unit="epochs", source=BENCHMARK, ge=1, le=1000

@@ -63,15 +63,21 @@ class Nab(HeldOutDefense):
         le=0.5,
     )
     isolation_epochs: int = field(
-        24, "Length of the isolation stage that ranks the samples, as in `abl`.", unit="epochs", ge=1, le=500
+        24,
+        "Length of the isolation stage that ranks the samples, as in `abl`.",
+        unit="epochs",
+        source=OWN_TUNING,
+        ge=1,
+        le=500,
     )
     isolation_learning_rate: float = field(
-        0.01, "Constant learning rate of the isolation stage, as in `abl`.", gt=0, le=10
+        0.01, "Constant learning rate of the isolation stage, as in `abl`.", source=OWN_TUNING, gt=0, le=10
     )
     ranking_window: int = field(
         12,
         "Number of last isolation epochs over which ranks are averaged, as in `abl`.",
         unit="epochs",
+        source=OWN_TUNING,
         ge=1,
         le=500,
     )
