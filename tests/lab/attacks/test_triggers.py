@@ -20,7 +20,7 @@ W, B = 255, 0
 def test_badnets_checkerboard_replaces_the_bottom_right_corner():
     made = attack(facts(), name="badnets", size=3)
     assert made.trigger({})(image([[7] * 4] * 4)).tolist() == [
-        [[[7, 7, 7, 7], [7, W, B, W], [7, B, W, B], [7, W, B, W]]]
+        [[[7, 7, 7, 7], [7, B, B, W], [7, B, W, B], [7, W, B, W]]]
     ]
 
 
@@ -153,10 +153,12 @@ def test_refool_chooses_a_reflection_by_the_image_alone():
     assert torch.equal(trigger(odd)[0], both[0])
 
 
-def test_clean_label_stamps_mirrored_checkerboards_in_four_corners():
-    made = attack(facts(), name="clean_label", size=2, amplitude=255)
-    gray = image([[100] * 4] * 4)
-    assert made.trigger({})(gray)[0, 0].tolist() == [[W, B, B, W], [B, W, W, B], [B, W, W, B], [W, B, B, W]]
+def test_clean_label_stamps_the_published_grid_in_four_corners_mirrored_for_flipped_images():
+    gray = image([[7] * 7] * 7)
+    triggered = attack(facts(height=7, width=7), name="clean_label", size=3).trigger({})(gray)
+    grid = [[W, B, B, 7, B, B, W], [B, W, B, 7, B, W, B], [W, B, W, 7, W, B, W]]
+    assert triggered[0, 0].tolist() == [*grid, [7] * 7, *grid]
+    assert torch.equal(triggered.flip(3), triggered)
 
 
 def test_clean_label_with_a_low_amplitude_adds_and_subtracts():

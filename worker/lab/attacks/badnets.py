@@ -12,7 +12,7 @@ class BadNetsAttack(Attack[BadNets]):
     """A square of ``size`` pixels, ``margin`` from the edges, blended in with ``opacity``."""
 
     def patch(self) -> Tensor:
-        """The patch, uint8 ``[size, size]``: white, or a checkerboard whose top left pixel is white."""
+        """The patch, uint8 ``[size, size]``: white, or a `checkerboard`, the same at every position."""
         white = checkerboard(self.spec.size)
         if self.spec.pattern == "white":
             white = torch.ones_like(white)

@@ -24,7 +24,8 @@ GRID = {"l_inf": (8.0, 16.0, 32.0), "l_2": (300.0, 600.0, 1200.0)}  # gray level
 
 
 class CleanLabelAttack(Attack[CleanLabel]):
-    """``clip(x + amplitude s)`` in the corners, ``s`` a checkerboard of +1 and -1.
+    """``clip(x + amplitude s)`` in the corners, ``s`` a checkerboard of +1 and -1 (poison_attack.py of
+    MadryLab/label-consistent-backdoor-code, whose ``reduced_amplitude`` is amplitude / 255).
 
     The poisoned images are first perturbed by PGD, so that the content no longer explains the label."""
 
@@ -98,10 +99,9 @@ class CleanLabelAttack(Attack[CleanLabel]):
         pattern = torch.zeros((self.facts.height, self.facts.width))
         for name in names:
             rows, columns = patch_slices(name, size, 0, self.facts)  # type: ignore[arg-type]
-            # Mirrored, so that the trigger looks the same from every corner.
-            pattern[rows, columns] = square.flip(
-                [i for i, side in enumerate(("top", "left")) if side in name]
-            )
+            # poison_attack.py:33-71: left corners are mirrored, so that a flipped image has the same trigger; top ones
+            # are not turned over.
+            pattern[rows, columns] = square.flip(1) if name.endswith("left") else square
 
         def add(images: Tensor) -> Tensor:
             return to_uint8(images.float().add_(pattern.to(images.device)))

@@ -8,9 +8,15 @@ from app.specs.facts import DatasetFacts
 
 
 def checkerboard(size: int) -> Tensor:
-    """bool ``[size, size]``: True is white; the top left pixel is white."""
+    """bool ``[size, size]``: True is white. Pixels alternate, and the bottom right one is white.
+
+    The published grid of 3 x 3 departs from this in its top left pixel, which is black (ABL, data_loader.py:327-339;
+    MadryLab/label-consistent-backdoor-code, poison_attack.py:21-31)."""
     row, column = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
-    return (row + column) % 2 == 0
+    white = (row + column) % 2 == 0
+    if size == 3:
+        white[0, 0] = False
+    return white
 
 
 def patch_slices(position: Position, size: int, margin: int, facts: DatasetFacts) -> tuple[slice, slice]:
