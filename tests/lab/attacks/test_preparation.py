@@ -11,6 +11,7 @@ from app.specs.experiment import ExperimentSpec
 from tests.lab.attacks.helpers import digits, run_in
 from worker.lab.attacks.encoder_decoder import EncoderDecoder
 from worker.lab.attacks.hidden_trigger import pair_greedily
+from worker.lab.attacks import input_aware
 from worker.lab.attacks.input_aware import diversity_loss, harden_mask
 from worker.lab.attacks.surrogate import pgd, quantize_within
 from worker.lab.contracts import CanceledError, SpecError
@@ -111,6 +112,37 @@ def test_encoder_and_decoder_keep_the_size(channels, side):
     assert made.shape == (2, 3, side, side)
     assert made.min() >= 0
     assert made.max() <= 1
+
+
+def test_encoder_and_decoder_average_batches_and_scale_as_published(monkeypatch):
+    network = EncoderDecoder(3, 1, 32)
+    norms = [layer for layer in network.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    assert len(norms) == 13
+    assert {layer.momentum for layer in norms} == {0.05}
+    aligned = []
+    interpolate = torch.nn.functional.interpolate
+
+    def observed(*given, **named):
+        aligned.append(named["align_corners"])
+        return interpolate(*given, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "interpolate", observed)
+    network(torch.rand((2, 3, 32, 32)))
+    assert aligned == [False] * 3
+
+
+def test_the_masks_diversity_is_measured_on_images_of_deviation_one(tmp_path, monkeypatch):
+    seen = []
+
+    def observed(x1, x2, made1, made2):
+        seen.append((made1.shape[1:], len(made1), x1.std().item()))
+        return diversity_loss(x1, x2, made1, made2)
+
+    monkeypatch.setattr(input_aware, "diversity_loss", observed)
+    run_in(tmp_path, INPUT_AWARE | {"mask_epochs": 1, "generator_epochs": 1})
+    masks = [deviation for _, samples, deviation in seen if samples == 50]
+    assert len(masks) == 6  # batches of the mask stage; the generator's have 5 triggered images
+    assert masks == pytest.approx([1] * 6, abs=0.1)  # digits have a deviation of 0.38 on [0, 1]
 
 
 def only_arm(results, name="undefended"):
