@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 
 from app.specs.experiment import ExperimentSpec
 from tests.lab.attacks.helpers import digits, run_in
+from worker.lab.attacks import input_aware
 from worker.lab.attacks.encoder_decoder import EncoderDecoder
 from worker.lab.attacks.hidden_trigger import pair_greedily
-from worker.lab.attacks import input_aware
 from worker.lab.attacks.input_aware import diversity_loss, harden_mask
 from worker.lab.attacks.surrogate import pgd, quantize_within
 from worker.lab.contracts import CanceledError, SpecError

@@ -44,6 +44,8 @@ def test_every_attack_runs_as_it_is_on_cifar10(name):
         ({"name": "clean_label", "size": 9, "corners": "one"}, "attack.size"),
         ({"name": "single_pixel", "row": 8}, "attack.row"),
         ({"name": "single_pixel", "column": -9}, "attack.column"),
+        ({"name": "single_pixel", "value": [1, 2, 3]}, "attack.value"),
+        ({"name": "single_pixel", "preset": "authors", "row": 0, "column": 0}, "attack.value"),
         ({"name": "sig", "label_mode": "all_to_all"}, "attack.label_mode"),
         ({"name": "badnets", "label_mode": "all_to_all", "target_class": 3}, "attack.target_class"),
         (
@@ -79,6 +81,8 @@ def test_a_pattern_of_the_right_shape_is_accepted():
         ({"name": "clean_label", "label_mode": "all_to_all"}, "label_mode"),
         ({"name": "hidden_trigger", "label_mode": "all_to_all"}, "label_mode"),
         ({"name": "badnets", "poisoning_rate": 0}, "poisoning_rate"),
+        ({"name": "single_pixel", "value": [1, 2, 256]}, "value"),
+        ({"name": "single_pixel", "value": -1}, "value"),
         ({"name": "badnets", "poisoning_rate": 1.5}, "poisoning_rate"),
     ],
 )

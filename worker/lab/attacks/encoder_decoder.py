@@ -10,7 +10,7 @@ WIDTHS_SMALL = (16, 32)
 
 
 def _convolution(before: int, after: int, *, relu: bool = True) -> nn.Sequential:
-    # Conv2dBlock of networks/blocks.py:6-18 in the authors' code.
+    # Conv2dBlock of networks/blocks.py:5-17 in the authors' code.
     layers: list[nn.Module] = [
         nn.Conv2d(before, after, 3, padding=1),
         nn.BatchNorm2d(after, momentum=0.05),
@@ -19,7 +19,7 @@ def _convolution(before: int, after: int, *, relu: bool = True) -> nn.Sequential
 
 
 class EncoderDecoder(nn.Module):
-    """Images in [0, 1] to ``outputs`` channels in (0, 1) of the same size (networks/models.py:38-83 of
+    """Images in [0, 1] to ``outputs`` channels in (0, 1) of the same size (networks/models.py:41-112 of
     VinAIResearch/input-aware-backdoor-attack-release).
 
     Pairs of 3x3 convolutions of growing width, each pair followed by max-pooling; one in the middle; then bilinear

@@ -49,7 +49,7 @@ def diversity_loss(x1: Tensor, x2: Tensor, made1: Tensor, made2: Tensor) -> Tens
 
 
 def harden_mask(mask: Tensor) -> Tensor:
-    """A mask network's output in (0, 1), sharpened towards 0 and 1 (networks/models.py:108-109)."""
+    """A mask network's output in (0, 1), sharpened towards 0 and 1 (networks/models.py:124-125)."""
     return torch.tanh(20 * (mask - 0.5)) / 2 + 0.5
 
 
