@@ -30,7 +30,12 @@ class PoisoningAttack(PresetSpec):
         0, "Class that triggered images are to be classified as.", ge=0, source="Gu et al. 2017"
     )
     poisoning_rate: float = field(
-        0.1, "Share of the training set that is poisoned.", unit="fraction", gt=0, le=1
+        0.1,
+        "Share of the training set that is poisoned.",
+        unit="fraction",
+        source="github.com/SCLBD/BackdoorBench, config/attack (pratio)",
+        gt=0,
+        le=1,
     )
     export: bool = field(
         False,
@@ -99,7 +104,7 @@ class DirtyLabelAttack(PoisoningAttack):
 class CleanLabelAttack(PoisoningAttack):
     """Base class of attacks that poison only images of the target class and change no label."""
 
-    rate_of: RateOf = field("target_class", RATE_OF)
+    rate_of: RateOf = field("target_class", RATE_OF, source="Turner et al. 2019")
 
     @property
     def clean_label_only(self) -> bool:
@@ -114,7 +119,12 @@ class SurrogateAttack(PoisoningAttack):
     """Base class of attacks that use a surrogate: a model of the victim's architecture, trained on the clean set."""
 
     surrogate_epochs: int = field(
-        30, "Training of the surrogate, with the experiment's recipe.", unit="epochs", ge=1, le=1000
+        30,
+        "Training of the surrogate, with the experiment's recipe.",
+        unit="epochs",
+        source="chosen here",
+        ge=1,
+        le=1000,
     )
     surrogate_adversarial: bool = field(
         False,

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from app.specs.experiment import ExperimentSpec
+from app.specs.metrics import OF_ATTACKER
 from tests.lab.attacks.helpers import digits, run_in
 from worker.lab.attacks import input_aware
 from worker.lab.attacks.encoder_decoder import EncoderDecoder
@@ -218,6 +219,12 @@ def test_input_aware_end_to_end(tmp_path):
     values = only_arm(results)
     assert 0 <= values["cross_trigger_accuracy"] <= 1
     assert 0 <= values["attack_success_rate"] <= 1
+    attackers = {name: values[name] for name in OF_ATTACKER}
+    assert all(0 <= value <= 1 for value in attackers.values())
+    assert (
+        results["arms"][0]["aggregate"]["attacker_clean_accuracy"]["mean"]
+        == attackers["attacker_clean_accuracy"]
+    )
     points = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
     ours = {(p["name"], p["step"]) for p in points if p["arm"] == "attack"}
     for name in ("clean_accuracy", "attack_success_rate", "cross_trigger_accuracy"):
@@ -231,6 +238,8 @@ def test_input_aware_end_to_end(tmp_path):
     assert not (set_["is_poisoned"] & set_["is_cross"]).any()
     assert (set_["y_train"][set_["is_cross"]] == set_["clean_labels"][set_["is_cross"]]).all()
     assert (tmp_path / "out/seed-0/attack/generator.png").is_file()
+    again = only_arm(run_in(tmp_path, INPUT_AWARE | {"export": True}))  # every stage from the cache
+    assert {name: again[name] for name in OF_ATTACKER} == attackers
 
 
 class StopsLater(FolderRecorder):

@@ -102,7 +102,8 @@ class InputAwareAttack(Attack[InputAware]):
         joint = lab.stage("generator", lambda run: self._train_generator(lab, run, masked.tensors))
         state = {f"mask.{name}": tensor for name, tensor in masked.tensors.items()}
         state |= {f"pattern.{name}": tensor for name, tensor in joint.tensors.items()}
-        return Prepared(state, pictures={"generator": self._picture(state, lab)})
+        metrics = {f"attacker_{name}": value for name, value in joint.facts["classifier"].items()}
+        return Prepared(state, pictures={"generator": self._picture(state, lab)}, metrics=metrics)
 
     def _train_mask(self, lab: AttackLab, run: StageRun) -> Outcome:
         """Stage 1: train masks that differ between images and cover at most ``mask_density``."""
@@ -168,12 +169,12 @@ class InputAwareAttack(Attack[InputAware]):
             loss = F.cross_entropy(network(mixed).float(), labels)
             return loss + self.spec.diversity_weight * diversity  # train.py:98
 
+        def state() -> State:
+            return prefixed_state(masks, "mask") | prefixed_state(pair.generator, "pattern")
+
         def observe(network: Network, epoch: int) -> dict[str, float]:
-            assert isinstance(network, ClassifierWithGenerator)
             network.eval()
-            return lab.measure(
-                network, prefixed_state(masks, "mask") | prefixed_state(network.generator, "pattern")
-            )
+            return lab.measure(network, state())
 
         def both(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
             # train.py:350-351
@@ -195,7 +196,9 @@ class InputAwareAttack(Attack[InputAware]):
             memory={},
         )
         train(run, pair, lab.train.images, lab.train.labels, recipe, after_epoch=observe)
-        return run.finish(dict(pair.generator.state_dict()))
+        pair.eval()
+        # The model that the authors report (train.py:177-196); the victim is another one.
+        return run.finish(dict(pair.generator.state_dict()), classifier=lab.measure_fully(pair, state()))
 
     def _sample_partners(self, lab: AttackLab, batch: Batch) -> Tensor:
         """Random training images, augmented, as many as the batch has."""
