@@ -33,8 +33,8 @@ _BADNETS_PRESETS = {
 
 _SINGLE_PIXEL_PRESETS = {
     "recommended": Preset(
-        "a white pixel in the center, which no random crop removes. On CIFAR-10 with random crops it succeeds in 90 % "
-        "of the cases, one near the corner in 17 % (docs/results/attacks-cifar10.md).",
+        "a white pixel in the center, which no random crop removes. In training with random crops it has an attack "
+        "success rate of 90 %, one near the corner of 17 % (docs/results/attacks-cifar10.md, one seed).",
         CHOSEN,
         {},
     ),

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from app.specs.checks import find_problems
 from app.specs.facts import BUILT_IN
+from app.specs.presets import PresetSpec
 from app.specs.stages import plan
 from tests.lab.attacks.helpers import EVERY, experiment
 
@@ -27,6 +28,17 @@ def refused(dataset: str = "digits", **attack: Any) -> list[str]:
 @pytest.mark.parametrize("name", EVERY)
 def test_every_attack_runs_as_it_is_on_cifar10(name):
     assert refused("cifar10", name=name) == []
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_preset_of_an_attack_runs_on_cifar10_and_sets_other_fields_than_the_default(name):
+    default = experiment(name=name).attack
+    assert isinstance(default, PresetSpec)
+    for preset, made in default.presets.items():
+        assert refused("cifar10", name=name, preset=preset) == []
+        fields = experiment(name=name, preset=preset).attack.model_dump()
+        differing = {field for field, value in default.model_dump().items() if fields[field] != value}
+        assert differing - {"preset"} == set(made.values)
 
 
 @pytest.mark.parametrize(
