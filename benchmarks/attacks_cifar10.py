@@ -32,7 +32,7 @@ ATTACKS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("badnets", {}),
     ("badnets", {"label_mode": "all_to_all", "poisoning_rate": 0.3}),
     ("single_pixel", {}),
-    ("single_pixel", {"row": 16, "column": 16}),
+    ("single_pixel", {"preset": "authors"}),
     ("blend", {}),
     ("refool", {}),
     ("low_frequency", {}),

@@ -19,7 +19,6 @@ from app.specs.attack import (
     PoisonFrogs,
     PoisoningAttack,
     Refool,
-    SinglePixel,
     Trojan,
     WaNet,
 )
@@ -197,12 +196,6 @@ def _shape_problems(attack: PoisoningAttack, facts: DatasetFacts) -> Iterator[Pr
         case PoisonFrogs() if attack.target_image is not None and attack.target_image >= facts.test_size:
             allowed = f"0 to {facts.test_size - 1}, a test image"
             yield Problem("attack.target_image", attack.target_image, allowed)
-        case SinglePixel():
-            for name, length in (("row", facts.height), ("column", facts.width)):
-                if not -length <= (value := getattr(attack, name)) < length:
-                    yield Problem(
-                        f"attack.{name}", value, f"-{length} to {length - 1}, a {name} of the image"
-                    )
         case LowFrequency() if attack.waves > side:
             yield Problem("attack.waves", attack.waves, f"at most {of_side}")
         case WaNet() if attack.grid > side:

@@ -29,6 +29,13 @@ OF_STAGES = (
 )
 """Metrics that the stages of a defense record; the last value counts."""
 
+OF_ATTACKER = (
+    "attacker_clean_accuracy",
+    "attacker_attack_success_rate",
+    "attacker_cross_trigger_accuracy",
+)
+"""Metrics of the undefended arm: those of the classifier that the attacker trained together with a generator."""
+
 METRICS = (
     "clean_accuracy",
     "attack_success_rate",
@@ -36,6 +43,7 @@ METRICS = (
     "defense_effectiveness",
     "cross_trigger_accuracy",
     "target_image_hit",
+    *OF_ATTACKER,
     "clean_loss",
     "poisoned_loss",
     "train_accuracy",

@@ -156,6 +156,7 @@ class SeedRun:
         self.undefended: dict[
             str, float | None
         ] = {}  # the numbers of that arm, which runs before the defended ones
+        self.attacker_metrics = prepared.metrics
         self.stealth = attack_files.record_attack_files(
             spec, seed, data, attack, prepared, self.poisoned, self.test, context.recorder
         )
@@ -175,6 +176,9 @@ class SeedRun:
             clean_accuracy=lambda network: self._measure_curves_on(network, self._make_curve_test(None, {})),
             measure=lambda network, state: self._measure_curves_on(
                 network, self._make_curve_test(attack, state)
+            ),
+            measure_fully=lambda network, state: self._measure_curves_on(
+                network, TestSet.make(self.data.test, attack, state)
             ),
         )
 
@@ -216,7 +220,7 @@ class SeedRun:
         elif arm != CLEAN and (rating := defense_effectiveness(self.undefended, values)) is not None:
             values[EFFECTIVENESS] = rating
         if arm == UNDEFENDED:
-            values |= self.stealth
+            values |= self.attacker_metrics | self.stealth
         values["seconds"] = self.report.computing_seconds(arm, self.seed)
         asr = values["attack_success_rate"]
         # An attack on a single image may have no success rate; its models are labeled as backdoored.

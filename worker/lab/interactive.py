@@ -141,6 +141,7 @@ def state_without_training(spec: ExperimentSpec, data: Dataset, attack: Attack[A
         stage=no_training,
         clean_accuracy=no_training,
         measure=no_training,
+        measure_fully=no_training,
     )
     return attack.state_without_training(lab)
 

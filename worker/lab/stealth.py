@@ -36,8 +36,9 @@ def measure_stealth(clean: Tensor, changed: Tensor) -> dict[str, float | None]:
 def ssim(x: Tensor, y: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004) of float ``[N, C, H, W]``, ``[N]``, averaged over channels.
 
-    Gaussian window of 11 x 11 with deviation 1.5 and without padding; on smaller images the largest odd window that
-    fits. K1 = 0.01, K2 = 0.03.
+    Gaussian window of 11 x 11 with deviation 1.5, around every pixel; on smaller images the largest odd window that
+    fits. K1 = 0.01, K2 = 0.03. Images are continued by reflection, since windows inside the image hardly see its
+    corners, where many triggers are.
     """
     channels, side = x.shape[1], min(x.shape[2:])
     size = min(WINDOW, side - 1 + side % 2)
@@ -47,8 +48,9 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     window = (kernel[:, None] * kernel[None, :]).expand(channels, 1, size, size).contiguous()
 
     def mean(values: Tensor) -> Tensor:
-        return F.conv2d(values, window, groups=channels)
+        return F.conv2d(F.pad(values, [size // 2] * 4, mode="reflect"), window, groups=channels)
 
+    # Equation 13 of Wang et al. 2004; sections III.B and III.C for window and constants.
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     mx, my = mean(x), mean(y)
     vx, vy, covariance = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my

@@ -13,6 +13,31 @@ FROGS_CODE = (
     "github.com/ashafahi/inceptionv3-transferLearn-poison, util_one_shot_kill_attack.py and main_oneShot.py"
 )
 
+CONSISTENT_CODE = "github.com/MadryLab/label-consistent-backdoor-code, config.json and poison_attack.py"
+CONSISTENT_BENCHMARK = "github.com/SCLBD/BackdoorBench, attack/lc.py and config/attack/lc"
+CONSISTENT_PGD = "github.com/hkunzhe/label_consistent_attacks_pytorch, config/craft.yaml"
+CONSISTENT_RATE = "chosen here; github.com/THUYimingLi/BackdoorBox, tests/test_LabelConsistent.py: 0.25"
+
+_CONSISTENT_PRESETS = {
+    "recommended": Preset(
+        "the attack of the paper with four corners, which training with random flips and crops does not remove, and "
+        "a quarter of the class.",
+        f"{CONSISTENT_RATE}; Turner et al. 2019",
+        {},
+    ),
+    "authors": Preset(
+        "the configuration of the authors' code: every image of the class, perturbed within an l_2 norm of 300, and a "
+        "single corner.",
+        CONSISTENT_CODE,
+        {"poisoning_rate": 1.0, "pgd_norm": "l_2", "pgd_epsilon": 300.0, "corners": "one"},
+    ),
+    "benchmark": Preset(
+        "the configuration of BackdoorBench: a tenth of the training set, on CIFAR-10 every image of the class.",
+        CONSISTENT_BENCHMARK,
+        {"poisoning_rate": 1.0},
+    ),
+}
+
 _HIDDEN_PRESETS = {
     "recommended": Preset(
         "the authors' attack with steps along the gradient's sign, whose length does not depend on the scale of the "
@@ -60,11 +85,13 @@ class CleanLabel(CleanLabelAttack, SurrogateAttack):
     """
 
     name: Literal["clean_label"] = "clean_label"
+    presets = _CONSISTENT_PRESETS
+    preset: Literal["recommended", "authors", "benchmark"] = preset_field(_CONSISTENT_PRESETS, "recommended")
     poisoning_rate: float = field(
         0.25,
         "Share of the target class (or of the training set, see rate_of) that is poisoned.",
         unit="fraction",
-        source="public code of the attack",
+        source=CONSISTENT_RATE,
         gt=0,
         le=1,
     )
@@ -81,7 +108,7 @@ class CleanLabel(CleanLabelAttack, SurrogateAttack):
         16.0,
         "Bound on the perturbation's norm. Common values are 8, 16, 32 for l_inf and 300, 600, 1200 for l_2.",
         unit="gray levels (0-255)",
-        source="Turner et al. 2019; the document, figure 1",
+        source=f"Turner et al. 2019; {CONSISTENT_BENCHMARK}",
         gt=0,
         le=100_000,
     )
@@ -92,18 +119,16 @@ class CleanLabel(CleanLabelAttack, SurrogateAttack):
         None,
         "Length of a gradient step. Null: 1.5 for l_inf, 2.5 * pgd_epsilon / pgd_steps for l_2.",
         unit="gray levels (0-255)",
-        source="public code of the attack; Madry et al. 2018",
+        source=f"{CONSISTENT_PGD}; Madry et al. 2018",
         gt=0,
         le=100_000,
     )
     corners: Literal["one", "four"] = field(
         "four",
         "Corners with a trigger: the bottom right one, or all four.",
-        source="Turner et al. 2019",
+        source=f"Turner et al. 2019; {CONSISTENT_CODE}",
     )
-    size: int = field(
-        3, "Side of the square trigger.", unit="pixels", source="Turner et al. 2019", ge=1, le=112
-    )
+    size: int = field(3, "Side of the square trigger.", unit="pixels", source=CONSISTENT_CODE, ge=1, le=112)
     amplitude: float = field(
         255.0,
         "Amount that the checkerboard adds to its white pixels and subtracts from its black ones. 255: opaque.",

@@ -8,8 +8,28 @@ from typing import Literal
 
 from app.specs.attacks.base import DirtyLabelAttack, PreparationStage
 from app.specs.base import field
+from app.specs.presets import Preset, preset_field
 
-AUTHORS = "Nguyen and Tran 2020, published code"
+INPUT_AWARE_CODE = "github.com/VinAIResearch/input-aware-backdoor-attack-release, config.py and train.py"
+WANET_CODE = "github.com/VinAIResearch/Warping-based_Backdoor_Attack-release, config.py"
+
+_INPUT_AWARE_PRESETS = {
+    "recommended": Preset(
+        "the authors' settings with a tenth of their joint epochs, which cost far more than the victim's training.",
+        "chosen here",
+        {},
+    ),
+    "authors": Preset(
+        "the authors' 600 epochs. Their learning rates fall by steps, of which classifier and generator have "
+        "different ones; here both follow a cosine.",
+        INPUT_AWARE_CODE,
+        {"generator_epochs": 600},
+    ),
+}
+
+_WANET_PRESETS = {
+    "authors": Preset("the settings of the authors' code.", WANET_CODE, {}),
+}
 
 
 class InputAware(DirtyLabelAttack):
@@ -21,35 +41,42 @@ class InputAware(DirtyLabelAttack):
     """
 
     name: Literal["input_aware"] = "input_aware"
+    presets = _INPUT_AWARE_PRESETS
+    preset: Literal["recommended", "authors"] = preset_field(_INPUT_AWARE_PRESETS, "recommended")
     cross_rate: float = field(
         0.1,
         "Share of the training set that is cross samples: another image's trigger, true label.",
         unit="fraction",
-        source=AUTHORS,
+        source=INPUT_AWARE_CODE,
         gt=0,
         lt=1,
     )
     mask_density: float = field(
-        0.032, "Mean of the mask above which it is penalized.", unit="fraction", source=AUTHORS, gt=0, le=1
+        0.032,
+        "Mean of the mask above which it is penalized.",
+        unit="fraction",
+        source=INPUT_AWARE_CODE,
+        gt=0,
+        le=1,
     )
     mask_epochs: int = field(
-        25, "Training of the mask network.", unit="epochs", source=AUTHORS, ge=1, le=1000
+        25, "Training of the mask network.", unit="epochs", source=INPUT_AWARE_CODE, ge=1, le=1000
     )
     generator_epochs: int = field(
         60,
         "Joint training of generator and classifier.",
         unit="epochs",
-        source="chosen here; the authors train for 600",
+        source=f"chosen here; {INPUT_AWARE_CODE}: 600",
         ge=1,
         le=5000,
     )
     diversity_weight: float = field(
-        1.0, "Weight of the diversity loss (lambda_div).", source=AUTHORS, ge=0, le=1000
+        1.0, "Weight of the diversity loss (lambda_div).", source=INPUT_AWARE_CODE, ge=0, le=1000
     )
     network_learning_rate: float = field(
         0.01,
         "Learning rate of Adam for the mask network and the generator, and of SGD for the classifier.",
-        source=AUTHORS,
+        source=INPUT_AWARE_CODE,
         gt=0,
         le=1,
     )
@@ -77,21 +104,21 @@ class WaNet(DirtyLabelAttack):
     """
 
     name: Literal["wanet"] = "wanet"
-    strength: float = field(
-        0.5, "Strength of the warp (s).", source="Nguyen and Tran 2021, published code", gt=0, le=10
-    )
+    presets = _WANET_PRESETS
+    preset: Literal["authors"] = preset_field(_WANET_PRESETS, "authors")
+    strength: float = field(0.5, "Strength of the warp (s).", source=WANET_CODE, gt=0, le=10)
     grid: int = field(
         4,
         "Control points along each side of the warping grid (k).",
         unit="points",
-        source="Nguyen and Tran 2021, published code",
+        source=WANET_CODE,
         ge=2,
         le=64,
     )
     cross_ratio: float = field(
         2.0,
         "Cross samples (randomly warped, true label) per poisoned image. 0: none.",
-        source="Nguyen and Tran 2021, published code",
+        source=WANET_CODE,
         ge=0,
         le=8,
     )

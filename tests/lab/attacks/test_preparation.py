@@ -8,7 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from app.specs.experiment import ExperimentSpec
+from app.specs.metrics import OF_ATTACKER
 from tests.lab.attacks.helpers import digits, run_in
+from worker.lab.attacks import input_aware
 from worker.lab.attacks.encoder_decoder import EncoderDecoder
 from worker.lab.attacks.hidden_trigger import pair_greedily
 from worker.lab.attacks.input_aware import diversity_loss, harden_mask
@@ -113,6 +115,37 @@ def test_encoder_and_decoder_keep_the_size(channels, side):
     assert made.max() <= 1
 
 
+def test_encoder_and_decoder_average_batches_and_scale_as_published(monkeypatch):
+    network = EncoderDecoder(3, 1, 32)
+    norms = [layer for layer in network.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    assert len(norms) == 13
+    assert {layer.momentum for layer in norms} == {0.05}
+    aligned = []
+    interpolate = torch.nn.functional.interpolate
+
+    def observed(*given, **named):
+        aligned.append(named["align_corners"])
+        return interpolate(*given, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "interpolate", observed)
+    network(torch.rand((2, 3, 32, 32)))
+    assert aligned == [False] * 3
+
+
+def test_the_masks_diversity_is_measured_on_images_of_deviation_one(tmp_path, monkeypatch):
+    seen = []
+
+    def observed(x1, x2, made1, made2):
+        seen.append((made1.shape[1:], len(made1), x1.std().item()))
+        return diversity_loss(x1, x2, made1, made2)
+
+    monkeypatch.setattr(input_aware, "diversity_loss", observed)
+    run_in(tmp_path, INPUT_AWARE | {"mask_epochs": 1, "generator_epochs": 1})
+    masks = [deviation for _, samples, deviation in seen if samples == 50]
+    assert len(masks) == 6  # batches of the mask stage; the generator's have 5 triggered images
+    assert masks == pytest.approx([1] * 6, abs=0.1)  # digits have a deviation of 0.38 on [0, 1]
+
+
 def only_arm(results, name="undefended"):
     return next(arm for arm in results["arms"] if arm["arm"] == name)["seeds"][0]
 
@@ -186,6 +219,12 @@ def test_input_aware_end_to_end(tmp_path):
     values = only_arm(results)
     assert 0 <= values["cross_trigger_accuracy"] <= 1
     assert 0 <= values["attack_success_rate"] <= 1
+    attackers = {name: values[name] for name in OF_ATTACKER}
+    assert all(0 <= value <= 1 for value in attackers.values())
+    assert (
+        results["arms"][0]["aggregate"]["attacker_clean_accuracy"]["mean"]
+        == attackers["attacker_clean_accuracy"]
+    )
     points = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
     ours = {(p["name"], p["step"]) for p in points if p["arm"] == "attack"}
     for name in ("clean_accuracy", "attack_success_rate", "cross_trigger_accuracy"):
@@ -199,6 +238,8 @@ def test_input_aware_end_to_end(tmp_path):
     assert not (set_["is_poisoned"] & set_["is_cross"]).any()
     assert (set_["y_train"][set_["is_cross"]] == set_["clean_labels"][set_["is_cross"]]).all()
     assert (tmp_path / "out/seed-0/attack/generator.png").is_file()
+    again = only_arm(run_in(tmp_path, INPUT_AWARE | {"export": True}))  # every stage from the cache
+    assert {name: again[name] for name in OF_ATTACKER} == attackers
 
 
 class StopsLater(FolderRecorder):

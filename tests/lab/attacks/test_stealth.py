@@ -1,7 +1,8 @@
-"""Stealth measures against their definitions, and against scikit-image's SSIM worked out by hand."""
+"""Stealth measures against their definitions, worked out by hand."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,22 +31,37 @@ def test_ssim_of_flat_images_is_its_luminance_term():
     assert value.item() == pytest.approx((2 * 100 * 150 + c1) / (100**2 + 150**2 + c1), rel=1e-4)
 
 
-def test_ssim_on_an_image_of_one_window_is_the_formula():
-    generator = torch.Generator().manual_seed(0)
-    x, y = (torch.randint(256, (1, 1, 11, 11), generator=generator).double() for _ in range(2))
-    place = torch.arange(11, dtype=torch.float64) - 5
-    line = torch.exp(-(place**2) / (2 * 1.5**2))
-    weight = line[:, None] * line[None, :]
-    weight /= weight.sum()
+def test_ssim_is_the_mean_of_the_formula_around_every_pixel_of_the_reflected_image():
+    generator = np.random.default_rng(0)
+    x, y = generator.integers(256, size=(2, 12, 13)).astype(float)
+    line = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
+    weight = np.outer(line, line) / line.sum() ** 2
 
-    def mean(values):
-        return (weight * values[0, 0]).sum()
+    def around(image):
+        return np.lib.stride_tricks.sliding_window_view(np.pad(image, 5, mode="reflect"), (11, 11))
 
-    mx, my = mean(x), mean(y)
-    vx, vy, cov = mean((x - mx) ** 2), mean((y - my) ** 2), mean((x - mx) * (y - my))
+    def mean(windows):
+        return (weight * windows).sum((2, 3), keepdims=True)
+
+    a, b = around(x), around(y)
+    assert a.shape[:2] == (12, 13)
+    mx, my = mean(a), mean(b)
+    vx, vy, cov = mean((a - mx) ** 2), mean((b - my) ** 2), mean((a - mx) * (b - my))
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    expected = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
-    assert ssim(x, y).item() == pytest.approx(expected.item(), rel=1e-6)
+    expected = ((2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))).mean()
+    images = (torch.from_numpy(image)[None, None] for image in (x, y))
+    assert ssim(*images).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_ssim_sees_an_opaque_patch_in_a_corner():
+    clean = torch.randint(
+        60, 200, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    changed = clean.clone()
+    changed[:, :, -3:, -3:] = 255
+    value = measure_stealth(clean, changed)["ssim"]
+    assert value is not None
+    assert 0.9 < value < 0.99
 
 
 def test_equal_images_have_no_psnr_and_full_similarity():

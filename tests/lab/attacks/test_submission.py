@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from app.specs.checks import find_problems
 from app.specs.facts import BUILT_IN
+from app.specs.presets import PresetSpec
 from app.specs.stages import plan
 from tests.lab.attacks.helpers import EVERY, experiment
 
@@ -29,6 +30,17 @@ def test_every_attack_runs_as_it_is_on_cifar10(name):
     assert refused("cifar10", name=name) == []
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_every_preset_of_an_attack_runs_on_cifar10_and_sets_other_fields_than_the_default(name):
+    default = experiment(name=name).attack
+    assert isinstance(default, PresetSpec)
+    for preset, made in default.presets.items():
+        assert refused("cifar10", name=name, preset=preset) == []
+        fields = experiment(name=name, preset=preset).attack.model_dump()
+        differing = {field for field, value in default.model_dump().items() if fields[field] != value}
+        assert differing - {"preset"} == set(made.values)
+
+
 @pytest.mark.parametrize(
     ("attack", "field"),
     [
@@ -44,6 +56,8 @@ def test_every_attack_runs_as_it_is_on_cifar10(name):
         ({"name": "clean_label", "size": 9, "corners": "one"}, "attack.size"),
         ({"name": "single_pixel", "row": 8}, "attack.row"),
         ({"name": "single_pixel", "column": -9}, "attack.column"),
+        ({"name": "single_pixel", "value": [1, 2, 3]}, "attack.value"),
+        ({"name": "single_pixel", "preset": "authors", "row": 0, "column": 0}, "attack.value"),
         ({"name": "sig", "label_mode": "all_to_all"}, "attack.label_mode"),
         ({"name": "badnets", "label_mode": "all_to_all", "target_class": 3}, "attack.target_class"),
         (
@@ -79,6 +93,8 @@ def test_a_pattern_of_the_right_shape_is_accepted():
         ({"name": "clean_label", "label_mode": "all_to_all"}, "label_mode"),
         ({"name": "hidden_trigger", "label_mode": "all_to_all"}, "label_mode"),
         ({"name": "badnets", "poisoning_rate": 0}, "poisoning_rate"),
+        ({"name": "single_pixel", "value": [1, 2, 256]}, "value"),
+        ({"name": "single_pixel", "value": -1}, "value"),
         ({"name": "badnets", "poisoning_rate": 1.5}, "poisoning_rate"),
     ],
 )

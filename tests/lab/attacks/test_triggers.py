@@ -63,6 +63,26 @@ def test_single_pixel_sets_one_pixel_in_every_channel():
     assert (triggered != 9).sum() == 6
 
 
+def test_single_pixel_is_in_the_center_unless_a_place_is_given():
+    triggered = attack(facts(height=6), name="single_pixel").trigger({})(
+        torch.zeros((1, 1, 6, 4), dtype=torch.uint8)
+    )
+    assert triggered[0, 0].nonzero().tolist() == [[3, 2]]
+    assert triggered.max() == 255
+
+
+def test_single_pixel_of_the_authors_has_a_color():
+    made = attack(facts(channels=3, height=32, width=32), name="single_pixel", preset="authors")
+    triggered = made.trigger({})(torch.full((2, 3, 32, 32), 9, dtype=torch.uint8))
+    assert triggered[:, :, 11, 16].tolist() == [[101, 0, 25]] * 2
+    assert (triggered != 9).sum() == 6
+
+
+def test_badnets_of_the_benchmark_is_a_white_square():
+    made = attack(facts(), name="badnets", preset="benchmark")
+    assert made.trigger({})(ZERO)[0, 0].tolist() == [[B] * 4, *[[B, W, W, W]] * 3]
+
+
 def test_sig_adds_the_sinusoid_counted_from_column_one_and_clips():
     made = attack(facts(width=8, height=2), name="sig", amplitude=30, frequency=1)
     wave = [30 * math.sin(2 * math.pi * j / 8) for j in range(1, 9)]

@@ -88,6 +88,8 @@ class AttackLab:
     measure: Callable[[Network, State], dict[str, float]]
     """(network, trigger state) to clean accuracy, attack success rate and, with cross samples, cross-trigger accuracy
     on part of the test set."""
+    measure_fully: Callable[[Network, State], dict[str, float]]
+    """The same on the whole test set."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,8 @@ class Prepared:
     """The poisoned images, uint8 ``[P, C, H, W]``; None if they are the chosen images with the trigger."""
     pictures: dict[str, Picture] = field(default_factory=dict)
     """Figures of the preparation, by file name."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Metrics of the attacker's own model, of `app.specs.metrics.OF_ATTACKER`, for the undefended arm."""
 
 
 class Attack(Generic[SpecT]):

@@ -60,6 +60,7 @@ class CleanLabelAttack(Attack[CleanLabel]):
     ) -> Tensor:
         """Perturb uint8 images by PGD within ``epsilon`` gray levels; returns uint8."""
         steps = self.spec.pgd_steps
+        # hkunzhe/label_consistent_attacks_pytorch, config/craft.yaml: 1.5 of 255 in 100 steps
         step = self.spec.pgd_step_size or (1.5 if norm == "l_inf" else 2.5 * epsilon / steps)
         labels = torch.full((len(images),), self.spec.target_class, device=images.device)
         x = lab.compute.to_input(images)

@@ -10,12 +10,17 @@ WIDTHS_SMALL = (16, 32)
 
 
 def _convolution(before: int, after: int, *, relu: bool = True) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after)]
+    # Conv2dBlock of networks/blocks.py:5-17 in the authors' code.
+    layers: list[nn.Module] = [
+        nn.Conv2d(before, after, 3, padding=1),
+        nn.BatchNorm2d(after, momentum=0.05),
+    ]
     return nn.Sequential(*layers, nn.ReLU(inplace=True)) if relu else nn.Sequential(*layers)
 
 
 class EncoderDecoder(nn.Module):
-    """Images in [0, 1] to ``outputs`` channels in (0, 1) of the same size (Nguyen and Tran 2020, published code).
+    """Images in [0, 1] to ``outputs`` channels in (0, 1) of the same size (networks/models.py:41-112 of
+    VinAIResearch/input-aware-backdoor-attack-release).
 
     Pairs of 3x3 convolutions of growing width, each pair followed by max-pooling; one in the middle; then bilinear
     up-sampling back to the size of each level. The last convolution has no ReLU; the output is ``tanh / 2 + 1/2``.
@@ -42,5 +47,5 @@ class EncoderDecoder(nn.Module):
             x = F.max_pool2d(x, 2, ceil_mode=True)
         x = self.middle(x)
         for block, size in zip(self.up, reversed(sizes), strict=True):
-            x = block(F.interpolate(x, size, mode="bilinear", align_corners=True))
+            x = block(F.interpolate(x, size, mode="bilinear", align_corners=False))
         return torch.tanh(x) / 2 + 0.5

@@ -43,12 +43,13 @@ def root_mean_square(difference: Tensor) -> Tensor:
 
 
 def diversity_loss(x1: Tensor, x2: Tensor, made1: Tensor, made2: Tensor) -> Tensor:
-    """Large where different images get similar masks or patterns: the mean of ``rms(x1 - x2) / rms(made1 - made2)``."""
+    """Large where different images get similar masks or patterns: the mean of ``rms(x1 - x2) / rms(made1 - made2)``
+    (the paper's equation of L_div; train.py:87-96 of VinAIResearch/input-aware-backdoor-attack-release)."""
     return (root_mean_square(x1 - x2) / root_mean_square(made1 - made2)).mean()
 
 
 def harden_mask(mask: Tensor) -> Tensor:
-    """A mask network's output in (0, 1), sharpened towards 0 and 1."""
+    """A mask network's output in (0, 1), sharpened towards 0 and 1 (networks/models.py:124-125)."""
     return torch.tanh(20 * (mask - 0.5)) / 2 + 0.5
 
 
@@ -101,17 +102,21 @@ class InputAwareAttack(Attack[InputAware]):
         joint = lab.stage("generator", lambda run: self._train_generator(lab, run, masked.tensors))
         state = {f"mask.{name}": tensor for name, tensor in masked.tensors.items()}
         state |= {f"pattern.{name}": tensor for name, tensor in joint.tensors.items()}
-        return Prepared(state, pictures={"generator": self._picture(state, lab)})
+        metrics = {f"attacker_{name}": value for name, value in joint.facts["classifier"].items()}
+        return Prepared(state, pictures={"generator": self._picture(state, lab)}, metrics=metrics)
 
     def _train_mask(self, lab: AttackLab, run: StageRun) -> Outcome:
         """Stage 1: train masks that differ between images and cover at most ``mask_density``."""
         network = new_encoder_decoder(self.facts, 1, "mask", lab.seed)
+        deviation = lab.new_network("input-aware classifier").std
 
         def objective(network: Network, batch: Batch) -> Tensor:
             x2 = self._sample_partners(lab, batch)
             m1, m2 = harden_mask(network(batch.x).float()), harden_mask(network(x2).float())
-            density = F.relu(m1 - self.spec.mask_density).mean()
-            return 100 * density + self.spec.diversity_weight * diversity_loss(batch.x, x2, m1, m2)
+            density = F.relu(m1 - self.spec.mask_density).mean()  # train.py:266
+            # train.py:255-264. The authors normalize images, but not masks. The mean cancels in the difference.
+            diversity = diversity_loss(batch.x / deviation, x2 / deviation, m1, m2)
+            return 100 * density + self.spec.diversity_weight * diversity  # train.py:268, lambda_norm = 100
 
         def density(network: Network, epoch: int) -> dict[str, float]:
             network.eval()
@@ -153,24 +158,26 @@ class InputAwareAttack(Attack[InputAware]):
             x1, foreign = batch.x, x2[n : n + k]
             # One call for both, so that their batch statistics are closer to the running ones used in evaluation.
             own, others = network.generator(torch.cat([x1[:n], foreign])).split([n, len(foreign)])
-            backdoor = x1[:n] + (own - x1[:n]) * harden_mask(masks(x1[:n]))
+            backdoor = x1[:n] + (own - x1[:n]) * harden_mask(masks(x1[:n]))  # train.py:35, B(x, g(x))
             carrier = x1[n : n + k]
-            cross = carrier + (others - carrier) * harden_mask(masks(foreign))
+            cross = carrier + (others - carrier) * harden_mask(masks(foreign))  # train.py:43, B(x, g(x'))
             mixed = torch.cat([backdoor, cross, x1[n + k :]])
             labels = torch.cat([self.target(batch.labels[:n]), batch.labels[n:]])
             both = min(n, k)
+            # train.py:87-96. Images and patterns are normalized alike there, so that the deviation cancels here.
             diversity = diversity_loss(x1[:both], foreign[:both], own[:both], others[:both])
             loss = F.cross_entropy(network(mixed).float(), labels)
-            return loss + self.spec.diversity_weight * diversity
+            return loss + self.spec.diversity_weight * diversity  # train.py:98
+
+        def state() -> State:
+            return prefixed_state(masks, "mask") | prefixed_state(pair.generator, "pattern")
 
         def observe(network: Network, epoch: int) -> dict[str, float]:
-            assert isinstance(network, ClassifierWithGenerator)
             network.eval()
-            return lab.measure(
-                network, prefixed_state(masks, "mask") | prefixed_state(network.generator, "pattern")
-            )
+            return lab.measure(network, state())
 
         def both(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+            # train.py:350-351
             classifier = torch.optim.SGD(
                 pair.classifier.parameters(),
                 lr=recipe.learning_rate,
@@ -189,7 +196,9 @@ class InputAwareAttack(Attack[InputAware]):
             memory={},
         )
         train(run, pair, lab.train.images, lab.train.labels, recipe, after_epoch=observe)
-        return run.finish(dict(pair.generator.state_dict()))
+        pair.eval()
+        # The model that the authors report (train.py:177-196); the victim is another one.
+        return run.finish(dict(pair.generator.state_dict()), classifier=lab.measure_fully(pair, state()))
 
     def _sample_partners(self, lab: AttackLab, batch: Batch) -> Tensor:
         """Random training images, augmented, as many as the batch has."""

@@ -36,6 +36,7 @@ class TrojanAttack(Attack[Trojan]):
         order = torch.randperm(len(lab.train), generator=generator, device=device)[:IMAGES]
         x = lab.compute.to_input(lab.train.images[order])
         rows, columns = patch_slices(self.spec.position, self.spec.size, self.spec.margin, self.facts)
+        # attack/trojannn.py:62-71 of SCLBD/BackdoorBench: the neurons most connected to the layer behind them
         strength = network.head.weight.abs().sum(0)
         neurons = strength.argsort(descending=True, stable=True)[: self.spec.patch_neurons]
         shape = (self.facts.channels, self.spec.size, self.spec.size)
@@ -48,6 +49,7 @@ class TrojanAttack(Attack[Trojan]):
         for _ in range(self.spec.patch_steps):
             run.recorder.check()
             padded = torch.nn.functional.pad(patch, around)
+            # attack/trojannn.py:97-108, with the patch on clean images in place of the patch alone
             features = network.features(x * (1 - inside) + padded * inside)
             loss = (self.spec.patch_activation - features[:, neurons]).square().mean()
             optimizer.zero_grad()

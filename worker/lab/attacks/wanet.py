@@ -10,16 +10,17 @@ from worker.lab.compute import seeded_generator
 
 
 class WaNetAttack(Attack[WaNet]):
-    """Bilinear sampling at ``identity + strength * flow / side``, in coordinates of [-1, 1], clipped to the image.
+    """Bilinear sampling at ``identity + strength * flow / height``, in coordinates of [-1, 1], clipped to the image.
 
-    The flow is uniform noise on a ``grid`` x ``grid``, divided by its mean absolute value and
-    interpolated to the image's size (section 3.2 of the paper). It is drawn from the experiment's seed.
+    The flow is uniform noise on a ``grid`` x ``grid``, divided by its mean absolute value and interpolated to the
+    image's size. It is drawn from the experiment's seed. Section 3.2 of the paper; line numbers are those of
+    VinAIResearch/Warping-based_Backdoor_Attack-release at 45e8c33.
     """
 
     def prepare(self, lab: AttackLab) -> Prepared:
         generator = seeded_generator(torch.device("cpu"), "wanet warp", lab.seed)
         k = self.spec.grid
-        control = torch.rand((1, 2, k, k), generator=generator) * 2 - 1
+        control = torch.rand((1, 2, k, k), generator=generator) * 2 - 1  # train.py:343-349
         control /= control.abs().mean()
         size = (self.facts.height, self.facts.width)
         flow = F.interpolate(control, size, mode="bicubic", align_corners=True)
@@ -27,6 +28,7 @@ class WaNetAttack(Attack[WaNet]):
 
     def _grid(self, flow: Tensor) -> Tensor:
         """Sampling positions of the pixels, float ``[1, H, W, 2]``, (x, y) in [-1, 1]."""
+        # train.py:350-352 and 72-73; grid_rescale is 1
         y, x = torch.meshgrid(
             torch.linspace(-1, 1, self.facts.height, device=flow.device),
             torch.linspace(-1, 1, self.facts.width, device=flow.device),
@@ -40,12 +42,15 @@ class WaNetAttack(Attack[WaNet]):
 
         def warp(images: Tensor) -> Tensor:
             grids = grid.to(images.device).expand(len(images), -1, -1, -1)
-            return to_uint8(F.grid_sample(images.float(), grids, align_corners=True))
+            return to_uint8(F.grid_sample(images.float(), grids, align_corners=True))  # train.py:79
 
         return warp
 
     def cross(self, state: State, images: Tensor, seed: int) -> Tensor:
-        """Each image warped along the same flow plus uniform noise of up to one pixel (noise mode of the paper)."""
+        """Each image warped along the same flow plus uniform noise (noise mode of the paper; train.py:75-85).
+
+        The noise is at most 1 / H in coordinates of [-1, 1], which span H - 1 pixels: about half a pixel.
+        """
         generator = seeded_generator(images.device, "wanet noise", seed)
         grid = self._grid(state["flow"].to(images.device))
         parts = []
