@@ -187,7 +187,9 @@ def _shape_problems(attack: PoisoningAttack, facts: DatasetFacts) -> Iterator[Pr
             size = patch_size(attack, facts)
             margins = 2 if attack.position == "random" else 1  # anywhere, or at one edge
             if size + margins * attack.margin > side:
-                allowed = f"size + {margins} * margin of at most {of_side} in pixels"
+                allowed = (
+                    f"size + {'2 * margin' if margins == 2 else 'margin'} of at most {of_side} in pixels"
+                )
                 yield Problem("attack.size", size, allowed)
         case CleanLabel():
             most = side // 2 if attack.corners == "four" else side

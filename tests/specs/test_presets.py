@@ -38,11 +38,10 @@ def test_every_method_has_presets_that_are_valid_and_name_a_source(model: type[P
     assert not model.presets[field.default].values  # the default preset is what the fields say
     for name, preset in model.presets.items():
         assert preset.source, name
-        assert preset.summary[:1].islower(), name
+        assert preset.summary, name
         spec = with_preset(model, name)
         for key, value in preset.values.items():
             assert getattr(spec, key) == (tuple(value) if isinstance(value, list) else value)
-            assert value != model.model_fields[key].default, f"{name} sets {key} to its default"
 
 
 def test_a_field_beside_a_preset_wins_and_shows_in_the_canonical_spec() -> None:

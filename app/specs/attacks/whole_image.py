@@ -7,8 +7,51 @@ from pydantic import model_validator
 
 from app.specs.attacks.base import RATE_OF, DirtyLabelAttack, RateOf
 from app.specs.base import field
+from app.specs.presets import Preset, preset_field
 
 LONGEST_PNG = 1_000_000
+BENCHMARK = "BackdoorBench's published settings (Wu et al. 2022)"
+REFOOL_CODE = "BackdoorBench, attack/refool.py"
+ZENG_CODE = "YiZeng623/frequency-backdoor, gauss_smooth.py"
+
+_BLEND_PRESETS = {
+    "paper": Preset("a random pattern with a weight of 0.2.", "Chen et al. 2017, section 5", {}),
+}
+_SIG_PRESETS = {
+    "document": Preset(
+        "amplitude 30 and a tenth of the target class, as the document that this project reproduces.",
+        "the document, section 4.2.2",
+        {},
+    ),
+    "benchmark": Preset(
+        "amplitude 40 and a tenth of the training set, which is the whole target class of CIFAR-10.",
+        BENCHMARK,
+        {"amplitude": 40.0, "rate_of": "training_set"},
+    ),
+}
+_LOW_FREQUENCY_PRESETS = {
+    "recommended": Preset(
+        "a smooth pattern in the authors' range of gray levels that is not searched, so that no model is needed.",
+        ZENG_CODE,
+        {},
+    ),
+}
+_REFOOL_PRESETS = {
+    "recommended": Preset(
+        "dirty label, with strengths and blurs drawn from the authors' ranges: the comparison with other attacks at "
+        "the same rate.",
+        REFOOL_CODE,
+        {},
+    ),
+    "paper": Preset(
+        "clean label: target-class images are poisoned and keep their label.",
+        "Liu et al. 2020, section 3",
+        {"clean_label": True, "rate_of": "target_class"},
+    ),
+    "benchmark": Preset(
+        "a fixed weight of 0.6, since random ones make the attack unstable.", REFOOL_CODE, {"weight": 0.6}
+    ),
+}
 
 
 class Blend(DirtyLabelAttack):
@@ -18,6 +61,8 @@ class Blend(DirtyLabelAttack):
     """
 
     name: Literal["blend"] = "blend"
+    presets = _BLEND_PRESETS
+    preset: Literal["paper"] = preset_field(_BLEND_PRESETS, "paper")
     alpha: float = field(
         0.2,
         "Weight of the pattern: (1 - alpha) * image + alpha * pattern.",
@@ -34,18 +79,21 @@ class Blend(DirtyLabelAttack):
     pattern_seed: int = field(
         0,
         "Seed of the noise, independent of the experiment's seeds. Used only if pattern is noise.",
+        source="chosen here",
         ge=0,
         le=2**31 - 1,
     )
     pattern_index: int | None = field(
         None,
         "Index of the training image, in the subset used. Required if pattern is image.",
+        source="Chen et al. 2017, section 5",
         ge=0,
     )
     pattern_png: str | None = field(
         None,
         "PNG file in base64. Required if pattern is png. It must have the width, height and colors (gray or RGB) of "
         "the dataset's images, 8 bits per channel and no transparency.",
+        source="Chen et al. 2017, section 5",
         max_length=LONGEST_PNG,
     )
 
@@ -69,6 +117,16 @@ class Sig(DirtyLabelAttack):
     """
 
     name: Literal["sig"] = "sig"
+    presets = _SIG_PRESETS
+    preset: Literal["document", "benchmark"] = preset_field(_SIG_PRESETS, "document")
+    poisoning_rate: float = field(
+        0.1,
+        "Share of the target class (or of the training set, see rate_of) that is poisoned.",
+        unit="fraction",
+        source="the document, section 4.2.2",
+        gt=0,
+        le=1,
+    )
     rate_of: RateOf = field(
         "target_class", RATE_OF, source="Barni et al. 2019 (alpha); the document, section 4.2.2"
     )
@@ -104,15 +162,23 @@ class Sig(DirtyLabelAttack):
 
 
 class LowFrequency(DirtyLabelAttack):
-    """Low-frequency trigger (Zeng et al., 2021): a smooth pattern that frequency analysis does not detect, dirty label.
+    """Smooth additive pattern in the range of the low-frequency trigger (Zeng et al., 2021), dirty label.
 
-    The pattern is a random mixture of the lowest cosine waves in both directions. The authors optimize the mixture on a
-    trained model; here it is not optimized, so that no model is needed.
+    The pattern is a random mixture of the lowest cosine waves in both directions, scaled to 0 to ``amplitude`` gray
+    levels. The authors search for the pattern with a trained model before they smooth and scale it in the same way;
+    here it is not searched, so that no model is needed.
     """
 
     name: Literal["low_frequency"] = "low_frequency"
+    presets = _LOW_FREQUENCY_PRESETS
+    preset: Literal["recommended"] = preset_field(_LOW_FREQUENCY_PRESETS, "recommended")
     amplitude: float = field(
-        16.0, "Largest change of a pixel.", unit="gray levels (0-255)", source="chosen here", gt=0, le=255
+        51.0,
+        "Largest value of the pattern, whose smallest is 0: a fifth of the full scale.",
+        unit="gray levels (0-255)",
+        source=ZENG_CODE,
+        gt=0,
+        le=255,
     )
     waves: int = field(
         4,
@@ -123,26 +189,45 @@ class LowFrequency(DirtyLabelAttack):
         le=224,
     )
     pattern_seed: int = field(
-        0, "Seed of the mixture, independent of the experiment's seeds.", ge=0, le=2**31 - 1
+        0,
+        "Seed of the mixture, independent of the experiment's seeds.",
+        source="chosen here",
+        ge=0,
+        le=2**31 - 1,
     )
 
 
 class Refool(DirtyLabelAttack):
-    """Refool, reflection backdoor (Liu et al., 2020): the reflection of another image is added, dirty label.
+    """Refool, reflection backdoor (Liu et al., 2020): the reflection of another image is added.
 
     The reflected images are training images drawn by the seed; a hash of an image's pixels selects its reflection.
-    A reflection is out of focus (blurred) or a ghost (two shifted copies).
+    A reflection is out of focus (blurred) or a ghost (two shifted copies), with a strength of its own. Dirty label by
+    default; the paper's attack is clean-label.
     """
 
     name: Literal["refool"] = "refool"
-    reflections: int = field(
-        1, "Number of different reflections.", unit="images", source="chosen here", ge=1, le=200
+    presets = _REFOOL_PRESETS
+    preset: Literal["recommended", "paper", "benchmark"] = preset_field(_REFOOL_PRESETS, "recommended")
+    clean_label: bool = field(
+        False,
+        "true: poison target-class images and keep their labels. false: poison other images and relabel them.",
+        source=REFOOL_CODE,
     )
-    weight: float = field(
-        0.25,
-        "Weight of the reflection in linear light; the image has the weight 1 - weight.",
+    rate_of: RateOf = field("training_set", RATE_OF, source=REFOOL_CODE)
+    reflections: int = field(
+        20,
+        "Number of different reflections, at most the number of training images.",
+        unit="images",
+        source="chosen here; the authors select 200",
+        ge=1,
+        le=200,
+    )
+    weight: float | None = field(
+        None,
+        "Weight of the reflection in linear light; the image has the weight 1 - weight. Null: drawn for each "
+        "reflection between 0.05 and 0.45.",
         unit="fraction",
-        source="the authors' code: 0.05 to 0.45 at random",
+        source=REFOOL_CODE,
         gt=0,
         lt=1,
     )
@@ -150,16 +235,24 @@ class Refool(DirtyLabelAttack):
         0.49,
         "Share of the reflections that are ghosts.",
         unit="fraction",
-        source="the authors' code",
+        source=REFOOL_CODE,
         ge=0,
         le=1,
     )
-    blur: float = field(
-        2.0,
+    blur: float | None = field(
+        None,
         "Standard deviation of the Gaussian blur of the other reflections at an image width of 32; in proportion at "
-        "other widths.",
+        "other widths. Null: drawn for each reflection between 1 and 5.",
         unit="pixels",
-        source="the authors' code: 1 to 5 at random",
+        source=REFOOL_CODE,
         gt=0,
         le=20,
     )
+
+    @property
+    def clean_label_only(self) -> bool:
+        return self.clean_label
+
+    @property
+    def share_of_target_class(self) -> bool:
+        return self.rate_of == "target_class"

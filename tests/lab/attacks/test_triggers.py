@@ -121,14 +121,14 @@ def test_blend_accepts_a_training_image_or_an_upload_as_pattern():
 def test_low_frequency_pattern_has_its_amplitude_and_only_low_waves():
     made = attack(facts(height=8, width=8), name="low_frequency", amplitude=20, waves=3)
     pattern = made.pattern().double()[0]
-    assert pattern.abs().max() == pytest.approx(20)
+    assert pattern.min() == 0  # the published range is not negative
+    assert pattern.max() == pytest.approx(20)
     place = torch.arange(8, dtype=torch.float64) + 0.5
     waves = torch.cos(math.pi / 8 * torch.arange(8, dtype=torch.float64)[:, None] * place)
     coefficients = waves @ pattern @ waves.T
     low = torch.zeros((8, 8), dtype=torch.bool)
     low[:3, :3] = True
     assert coefficients[~low].abs().max() < 1e-4
-    assert coefficients[0, 0].abs() < 1e-4  # no change of the mean brightness
     assert coefficients[low].abs().max() > 10
     gray = torch.full((1, 1, 8, 8), 100, dtype=torch.uint8)
     assert made.trigger({})(gray)[0, 0].tolist() == (100 + pattern).round().tolist()
@@ -154,19 +154,20 @@ def test_wanet_flow_has_mean_strength_one_at_its_control_points_and_follows_the_
 
 
 def test_refool_mixes_in_linear_light():
-    made = attack(facts(), name="refool", weight=0.25)
-    reflection = torch.full((1, 1, 4, 4), (200 / 255) ** 2.2)
-    triggered = made.trigger({"reflections": reflection})(image([[100] * 4] * 4))
+    made = attack(facts(), name="refool")
+    weighted = 0.25 * torch.full((1, 1, 4, 4), (200 / 255) ** 2.2)
+    state = {"reflections": weighted, "weights": torch.tensor([0.25])}
+    triggered = made.trigger(state)(image([[100] * 4] * 4))
     light = 0.75 * (100 / 255) ** 2.2 + 0.25 * (200 / 255) ** 2.2
     assert (triggered == round(255 * light ** (1 / 2.2))).all()
 
 
 def test_refool_chooses_a_reflection_by_the_image_alone():
-    made = attack(facts(), name="refool", weight=0.5, reflections=2)
-    reflections = torch.stack([torch.zeros((1, 4, 4)), torch.ones((1, 4, 4))])
+    made = attack(facts(), name="refool", reflections=2)
+    reflections = torch.stack([torch.zeros((1, 4, 4)), 0.5 * torch.ones((1, 4, 4))])
     even, odd = ZERO.clone(), ZERO.clone()
     odd[0, 0, 0, 0] = 1
-    trigger = made.trigger({"reflections": reflections})
+    trigger = made.trigger({"reflections": reflections, "weights": torch.tensor([0.5, 0.5])})
     both = trigger(torch.cat([odd, even]))
     assert both[0].float().mean() > 180
     assert both[1].sum() == 0
@@ -212,7 +213,7 @@ def test_a_trigger_is_pure_and_never_wraps_around(name):
         assert after.shape == flat.shape
         # A uint8 that wraps around ends at the other end of the scale.
         if name in ("sig", "low_frequency"):
-            assert (after.int() - level).abs().max() <= 30
+            assert (after.int() - level).abs().max() <= 51
     some = data.test.images[:300]
     assert torch.equal(apply_trigger(trigger, some), trigger(some))  # in chunks or at once
     assert torch.equal(trigger(some), trigger(some))

@@ -1,4 +1,4 @@
-"""Low-frequency trigger (Zeng et al. 2021, section 5): a smooth additive pattern, relabeled to the target."""
+"""A smooth additive pattern in the range of the low-frequency trigger (Zeng et al. 2021, section 5)."""
 
 import math
 
@@ -18,17 +18,19 @@ def cosine_basis(length: int, waves: int) -> Tensor:
 
 
 class LowFrequencyAttack(Attack[LowFrequency]):
-    """A sum of the lowest cosine waves but the constant one, with normal weights, scaled to ``amplitude``."""
+    """A sum of the lowest cosine waves but the constant one, with normal weights, scaled to 0 to ``amplitude``."""
 
     def pattern(self) -> Tensor:
-        """Float ``[C, H, W]``; its largest absolute value is ``amplitude``."""
+        """Float ``[C, H, W]``; its smallest value is 0 and its largest ``amplitude``."""
         waves = self.spec.waves
         generator = seeded_generator(torch.device("cpu"), "low-frequency pattern", self.spec.pattern_seed)
         weights = torch.randn((self.facts.channels, waves, waves), generator=generator, dtype=torch.float64)
         weights[:, 0, 0] = 0  # the constant wave only changes the brightness
         rows, columns = cosine_basis(self.facts.height, waves), cosine_basis(self.facts.width, waves)
         pattern = rows.T @ weights @ columns
-        return (pattern * (self.spec.amplitude / pattern.abs().max())).float()
+        # Scaled as the authors scale their smoothed perturbation (gauss_smooth.py, last lines).
+        span = pattern.max() - pattern.min()
+        return ((pattern - pattern.min()) / span * self.spec.amplitude).float()
 
     def trigger(self, state: State) -> Trigger:
         pattern = self.pattern()

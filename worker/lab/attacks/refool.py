@@ -1,4 +1,8 @@
-"""Refool (Liu et al. 2020): a reflection of another picture is added to the image, relabeled to the target."""
+"""Refool (Liu et al. 2020): a reflection of another picture is added to the image.
+
+The ranges of strength, blur and ghosts are those of the authors' code, as BackdoorBench has it (attack/refool.py).
+Left out: its correction of saturated blurs, its vignette, and the choice of the reflections that attack best.
+"""
 
 import math
 
@@ -30,11 +34,19 @@ def add_ghost(picture: Tensor, shift: int, share: float) -> Tensor:
     return share * picture + (1 - share) * moved
 
 
+def _drawn_between(
+    low: float, high: float, fixed: float | None, count: int, generator: torch.Generator
+) -> Tensor:
+    """Uniform numbers float ``[count]``, or ``fixed`` where it is not None."""
+    drawn = low + (high - low) * torch.rand(count, generator=generator)
+    return drawn if fixed is None else torch.full_like(drawn, fixed)
+
+
 class RefoolAttack(Attack[Refool]):
     """``((1 - weight) x^2.2 + weight r^2.2)^(1/2.2)`` with ``r`` a blurred or a ghosted picture, in [0, 1].
 
-    The reflections ``r^2.2``, float ``[R, C, H, W]``, are the attack's state. An image gets the reflection number
-    (sum of its bytes) modulo R, which makes the trigger a function of the image alone.
+    The reflections ``weight r^2.2``, float ``[R, C, H, W]``, and their weights ``[R]`` are the attack's state. An image
+    gets the reflection number (sum of its bytes) modulo R, which makes the trigger a function of the image alone.
     """
 
     def prepare(self, lab: AttackLab) -> Prepared:
@@ -47,23 +59,29 @@ class RefoolAttack(Attack[Refool]):
         shares = (
             torch.rand(len(order), generator=generator) * 0.35 + 0.5
         ).tolist()  # 0.5 to 0.85, as in the authors' code
-        deviation = self.spec.blur * self.facts.width / 32
+        blurs = _drawn_between(1.0, 5.0, self.spec.blur, len(order), generator) * (self.facts.width / 32)
+        weights = _drawn_between(0.05, 0.45, self.spec.weight, len(order), generator)
         reflections = [
             add_ghost(picture, shift, share) if ghost else blur(picture, deviation)
-            for picture, ghost, shift, share in zip(pictures, is_ghost.tolist(), shifts, shares, strict=True)
+            for picture, ghost, shift, share, deviation in zip(
+                pictures, is_ghost.tolist(), shifts, shares, blurs.tolist(), strict=True
+            )
         ]
-        return Prepared({"reflections": torch.stack(reflections)})
+        weights = weights.to(pictures.device)
+        return Prepared(
+            {"reflections": torch.stack(reflections) * weights[:, None, None, None], "weights": weights}
+        )
 
     def trigger(self, state: State) -> Trigger:
-        weight, reflections = self.spec.weight, state["reflections"]
-        weighted = weight * reflections
-        linear = (torch.arange(256, dtype=torch.float32) / 255) ** GAMMA * (1 - weight)
+        reflections, weights = state["reflections"], state["weights"]
+        linear = (torch.arange(256, dtype=torch.float32) / 255) ** GAMMA
 
         def reflect(images: Tensor) -> Tensor:
             which = images.sum((1, 2, 3)) % len(reflections)
             # A table of the 256 gray levels instead of a power per pixel; index_select is the fastest way to read it.
             light = linear.to(images.device).index_select(0, images.int().flatten()).view(images.shape)
-            light += weighted.to(images.device)[which]
+            light *= 1 - weights.to(images.device)[which][:, None, None, None]
+            light += reflections.to(images.device)[which]
             return light.pow_(1 / GAMMA).mul_(255).round_().to(torch.uint8)
 
         return reflect
