@@ -255,8 +255,10 @@ def _wait_until_ready(processes: ProcessTree, listener: socket.socket, stop: thr
 
 @contextmanager
 def _publish_address(path: Path, url: str) -> Iterator[None]:
-    """Write the file in which the command line finds the service's address."""
-    path.write_text(f"{url}\n")
+    """Write the file in which the command line finds the service's address. A reader never sees an empty one."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(f"{url}\n")
+    partial.replace(path)
     try:
         yield
     finally:

@@ -78,7 +78,7 @@ def test_a_sweep_is_validated_and_submitted(open_tab: OpenTab, service: Service,
     page.get_by_label("Field", exact=True).nth(1).fill("defenses.0.isolation_ratio")
     values.nth(1).fill("0.02, 0.05")
     expect(page.locator("#verdict")).to_contain_text("6 cells with 48 models")
-    assert "defenses.1.epochs" in page.locator("#paths option").evaluate_all("all => all.map(o => o.value)")
+    assert "defenses.1.steps" in page.locator("#paths option").evaluate_all("all => all.map(o => o.value)")
     page.get_by_label("Name", exact=True).fill("Six cells")
     expect(page.locator("#json")).to_contain_text("Six cells")
     assert request_of(page)["base"]["attack"] == SPEC["attack"]

@@ -159,7 +159,8 @@ def test_unlearning_is_counted_in_steps_and_the_numbers_before_it_are_results(
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_abl_removes_badnets_from_digits(seed: int) -> None:
     """Requirement: ASR falls from >= 0.95 to <= 0.05 at a loss of at most 0.03 in clean accuracy."""
-    spec = {"defenses": [{"name": "abl"}], "training": {"epochs": 15}, "seeds": [seed]}
+    attack = {"name": "badnets", "size": 4}
+    spec = {"attack": attack, "defenses": [{"name": "abl"}], "training": {"epochs": 15}, "seeds": [seed]}
     done = experiment(spec, checkpoint_seconds=1e9)
     undefended, defended = done.results["undefended", seed], done.results["abl", seed]
     assert undefended["attack_success_rate"] >= 0.95  # type: ignore[operator]

@@ -15,7 +15,7 @@ ONE_PIXEL: Spec = {"name": "badnets", "size": 1, "pattern": "white"}
     ("name", "attack"),
     [
         # 15 % of each class are removed, so less than that of its class may be poison.
-        ("spectral_signatures", {"name": "badnets", "poisoning_rate": 0.01}),
+        ("spectral_signatures", {"name": "badnets", "size": 4, "poisoning_rate": 0.01}),
         # The poison must be a clear minority of its class.
         ("activation_clustering", {"name": "badnets", "poisoning_rate": 0.03}),
         ("strip", BADNETS),
@@ -62,7 +62,7 @@ def test_neural_cleanse_finds_the_class_and_unlearns_its_trigger() -> None:
 
 def test_exclusionary_reclassification_accuses_the_poison_and_acquits_most_classes() -> None:
     defense = {"name": "activation_clustering", "preset": "paper", "then": "nothing"}
-    done = defended({"name": "badnets", "poisoning_rate": 0.03}, defense)
+    done = defended({"name": "badnets", "size": 4, "poisoning_rate": 0.03}, defense)
     rows = table(done, "seed-0/activation_clustering/classes.csv")
     assert rows[0]["flagged"] == "1"
     assert float(rows[0]["reclassification_score"]) <= 1

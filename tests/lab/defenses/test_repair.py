@@ -39,7 +39,7 @@ def test_a_backdoor_is_removed(name: str) -> None:
 @pytest.mark.parametrize("name", GENTLE)
 def test_a_clean_model_keeps_its_accuracy(name: str) -> None:
     done = defended(NOTHING, {"name": name, "clean_ratio": 0.2, **GENTLE[name]})
-    assert number(done, name, "clean_accuracy") >= number(done, "clean", "clean_accuracy") - 0.03
+    assert number(done, name, "clean_accuracy") >= number(done, "clean", "clean_accuracy") - 0.04
 
 
 def test_lost_accuracy_is_warned_of_from_clean_images_alone() -> None:
