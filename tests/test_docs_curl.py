@@ -43,7 +43,8 @@ def test_the_api(stack: Stack, tmp_path: Path) -> None:
     (tmp_path / "examples/digits-badnets-abl.json").write_text(json.dumps(QUICK))  # seconds, not a minute
     printed = run("api.md", stack, tmp_path)
     assert '"field": "attack.poisoning_rate", "value": 1.5, "message": "Input should be less' in printed
-    assert "}304\n" in printed
+    # 304, unless the run made progress between the two requests; tests/app/test_experiments.py has the exact cases.
+    assert "}304\n" in printed or "}200\n" in printed
     assert '"status": "succeeded"' in printed
     assert "arm,seed,clean_accuracy" in printed
     assert "x-backdoored: true" in printed.lower()
