@@ -36,7 +36,6 @@ ATTACKS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("blend", {}),
     ("refool", {}),
     ("low_frequency", {}),
-    ("low_frequency", {"amplitude": 40}),
     ("sig", {"clean_label": False, "rate_of": "training_set"}),
     ("sig", {"poisoning_rate": 0.5}),
     ("wanet", {}),

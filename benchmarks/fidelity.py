@@ -1,8 +1,8 @@
 """Every repair and training defense with published settings, beside the numbers that its source reports.
 
 ``python benchmarks/fidelity.py`` writes docs/results/fidelity.md: all 50,000 images of CIFAR-10, `wide_resnet_16_1`,
-BadNets with the 3x3 grid at a rate of 0.1, one seed. The victim takes about half an hour on one core that supports
-bfloat16, each defense 3 to 60 minutes. It can be interrupted: finished rows and stages are kept under var/fidelity.
+BadNets with the 3x3 grid at a rate of 0.1, one seed. The repairs that were measured took up to a quarter of an hour
+each on one core that supports bfloat16. It can be interrupted: finished rows and stages are kept under var/fidelity.
 
 ``--victim FILE`` starts from a model instead of training one, such as the one that the ABL authors publish (their
 weight/backdoored_model/WRN-16-1-gridTrigger-targetLB0.tar as safetensors, with ``mean`` 0 and ``std`` 1, since it is
@@ -29,6 +29,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "results" / "fidelity.md"
 WORK = ROOT / "var" / "fidelity"
 DATA_DIR = Path(os.environ.get("BDLAB_DATA_DIR", ROOT / "var" / "data"))
+START, END = "<!-- table -->", "<!-- end of table -->"
+MADE = (
+    "Measured with `python benchmarks/fidelity.py` on {date}: {processor}, one thread, Python {python}, "
+    "torch {torch}."
+)
 NO_ID = "0" * 8 + "-0000-4000-8000-" + "0" * 12
 """The victim's id in a spec; the file is given to the lab directly."""
 NAD_README = "the NAD authors' README: WRN-16-1, the same grid"
@@ -37,29 +42,30 @@ BOARD = "BackdoorBench's leaderboard: PreActResNet-18, a white square"
 
 
 class Row(NamedTuple):
-    """A defense; ``published`` is clean accuracy / attack success in percent, before and after, and where."""
+    """A defense at a preset. ``published`` is clean accuracy / attack success in percent, before -> after."""
 
-    defense: dict[str, Any]
+    defense: str
+    preset: str
     published: str
     source: str
 
     @property
     def name(self) -> str:
-        return f"{self.defense['name']} ({self.defense['preset']})"
+        return f"{self.defense} ({self.preset})"
 
 
 ROWS = (
-    Row({"name": "fine_tuning", "preset": "benchmark"}, "91.3 / 95.0 -> 90.0 / 1.5", BOARD),
-    Row({"name": "fine_pruning", "preset": "benchmark"}, "91.3 / 95.0 -> 91.3 / 57.1", BOARD),
-    Row({"name": "nad", "preset": "authors"}, "85.7 / 100.0 -> 82.1 / 3.6", NAD_README),
-    Row({"name": "nad", "preset": "benchmark"}, "91.3 / 95.0 -> 89.9 / 2.1", BOARD),
-    Row({"name": "anp", "preset": "recommended"}, "91.3 / 95.0 -> 84.2 / 0.7", BOARD),
-    Row({"name": "anp", "preset": "authors"}, "", "none for this network and trigger"),
-    Row({"name": "i_bau", "preset": "recommended"}, "91.3 / 95.0 -> 89.2 / 1.3", BOARD),
-    Row({"name": "i_bau", "preset": "authors"}, "", "none for this network and trigger"),
-    Row({"name": "ft_sam", "preset": "benchmark"}, "", "none for this network and trigger"),
-    Row({"name": "mcr", "preset": "authors"}, "", "none for this network and trigger"),
-    Row({"name": "abl", "preset": "authors"}, "82.8 / 100.0 -> 81.9 / 0.5", ABL_README),
+    Row("fine_tuning", "benchmark", "91.3 / 95.0 -> 90.0 / 1.5", BOARD),
+    Row("fine_pruning", "benchmark", "91.3 / 95.0 -> 91.3 / 57.1", BOARD),
+    Row("nad", "authors", "85.7 / 100.0 -> 82.1 / 3.6", NAD_README),
+    Row("nad", "benchmark", "91.3 / 95.0 -> 89.9 / 2.1", BOARD),
+    Row("anp", "recommended", "91.3 / 95.0 -> 84.2 / 0.7", BOARD),
+    Row("anp", "authors", "", "none for this network and trigger"),
+    Row("i_bau", "recommended", "91.3 / 95.0 -> 89.2 / 1.3", BOARD),
+    Row("i_bau", "authors", "", "none for this network and trigger"),
+    Row("ft_sam", "benchmark", "", "none for this network and trigger"),
+    Row("mcr", "authors", "", "none for this network and trigger"),
+    Row("abl", "authors", "82.8 / 100.0 -> 81.9 / 0.5", ABL_README),
 )
 
 
@@ -70,60 +76,63 @@ def spec_of(row: Row, with_victim: bool) -> ExperimentSpec:
         "model": {"name": "wide_resnet_16_1"},
         "attack": {"name": "badnets"},
         "training": {"precision": "bfloat16"},
-        "defenses": [row.defense],
+        "defenses": [{"name": row.defense, "preset": row.preset}],
     }
     return ExperimentSpec.model_validate(document | ({"victim": {"model_id": NO_ID}} if with_victim else {}))
 
 
+def result_file(row: Row, victim: Path | None) -> Path:
+    """Where the numbers of a row are kept."""
+    stem = victim.stem if victim else "trained"
+    return WORK / f"{stem}-{spec_of(row, victim is not None).spec_hash[:12]}.json"
+
+
 def compute(row: Row, victim: Path | None) -> dict[str, Any]:
     """The numbers of both arms; from var/fidelity if they were computed before."""
-    spec = spec_of(row, victim is not None)
-    stem = victim.stem if victim else "trained"
-    where = WORK / f"{stem}-{spec.spec_hash[:12]}.json"
+    where = result_file(row, victim)
     if not where.is_file():
         recorder = FolderRecorder(WORK / where.stem, sys.stderr)
+        store = FolderStore(WORK / "stages")
+        spec = spec_of(row, victim is not None)
         try:
-            result = run_experiment(
-                spec, recorder, FolderStore(WORK / "stages"), data_dir=DATA_DIR, device="cpu", victim=victim
-            )
+            result = run_experiment(spec, recorder, store, data_dir=DATA_DIR, device="cpu", victim=victim)
         finally:
             recorder.close()
         numbers = {arm["arm"]: arm["seeds"][0] for arm in result["arms"]}
-        where.write_text(json.dumps({"arms": numbers, "warnings": recorder.notes}, indent=1))
-    document: dict[str, Any] = json.loads(where.read_text())
-    return document["arms"]
+        facts = {"made": making([0]), "warnings": recorder.notes}
+        where.write_text(json.dumps({"arms": numbers} | facts, indent=1))
+    arms: dict[str, Any] = json.loads(where.read_text())["arms"]
+    return arms
 
 
-def pair(
-    values: dict[str, Any], accuracy: str = "clean_accuracy", success: str = "attack_success_rate"
-) -> str:
-    return f"{100 * values[accuracy]:.1f} / {100 * values[success]:.1f}"
+def pair(values: dict[str, Any]) -> str:
+    """Clean accuracy / attack success in percent."""
+    return f"{100 * values['clean_accuracy']:.1f} / {100 * values['attack_success_rate']:.1f}"
 
 
 def table(victim: Path | None) -> list[str]:
-    """The rows that are computed, and a sentence about the others."""
+    """How the computed rows were made, the rows, and a sentence about the others."""
+    found = {
+        row: json.loads(result_file(row, victim).read_text())
+        for row in ROWS
+        if result_file(row, victim).is_file()
+    }
+    made = sorted({MADE.format(**document["made"]) for document in found.values()})
     lines = [
+        *made,
+        "",
         "| defense (preset) | before | after | robust accuracy | DER | published | source |",
         "|---|---|---|---|---|---|---|",
     ]
-    missing = []
-    for row in ROWS:
-        spec = spec_of(row, victim is not None)
-        stem = victim.stem if victim else "trained"
-        where = WORK / f"{stem}-{spec.spec_hash[:12]}.json"
-        if not where.is_file():
-            missing.append(row.name)
-            continue
-        arms = json.loads(where.read_text())["arms"]
-        before, after = arms["undefended"], arms[row.defense["name"]]
+    for row, document in found.items():
+        before, after = document["arms"]["undefended"], document["arms"][row.defense]
         robust, rating = after["robust_accuracy"], after["defense_effectiveness"]
         lines.append(
             f"| {row.name} | {pair(before)} | {pair(after)} | {100 * robust:.1f} | {rating:.2f} "
             f"| {row.published or '-'} | {row.source} |"
         )
-    if missing:
-        lines += ["", f"Not measured yet: {', '.join(missing)}."]
-    return lines
+    missing = [row.name for row in ROWS if row not in found]
+    return lines + (["", f"Not measured yet: {', '.join(missing)}."] if missing else [])
 
 
 def main() -> int:
@@ -139,19 +148,14 @@ def main() -> int:
     torch.set_num_threads(1)
     WORK.mkdir(parents=True, exist_ok=True)
     for row in ROWS:
-        names = {row.defense["name"], f"{row.defense['name']}:{row.defense['preset']}"}
+        names = {row.defense, f"{row.defense}:{row.preset}"}
         if options.rows is None or names & set(options.rows):
             arms = compute(row, options.victim)
             print(f"{row.name}: {pair(arms['undefended'])} -> {pair(arms[row.defense['name']])}", flush=True)
     if not options.no_page:
-        text = PAGE.read_text()
-        start, end = "<!-- table -->", "<!-- end of table -->"
-        head, _, rest = text.partition(start)
-        _, _, tail = rest.partition(end)
-        made = "Measured with `python benchmarks/fidelity.py` on {date}: {processor}, one thread, Python {python}, "
-        made += "torch {torch}."
-        heading = made.format(**making([0]))
-        PAGE.write_text("\n".join([head + start, heading, "", *table(options.victim), end]) + tail)
+        head, _, rest = PAGE.read_text().partition(START)
+        tail = rest.partition(END)[2]
+        PAGE.write_text("\n".join([head + START, *table(options.victim), END]) + tail)
     return 0
 
 

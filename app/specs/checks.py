@@ -80,9 +80,8 @@ def find_victim_problems(
     if spec.model != model:
         allowed = f"the victim's architecture, {canonical_json(model)}"
         problems.append(Problem("model", spec.model.model_dump(mode="json"), allowed))
-    if (
-        spec.victim is None and spec.training.start != "scratch"
-    ):  # a local file; else found with the spec alone
+    # A local file is not named in the spec, so `find_problems` does not see it.
+    if spec.victim is None and spec.training.start != "scratch":
         problems.append(Problem("training.start", spec.training.start, "scratch, since the victim is given"))
     if facts.shape != shape:
         problems.append(Problem("dataset", str(facts.shape), f"the images of the victim, {shape}"))

@@ -8,8 +8,9 @@ work, so stages are shared between arms, experiments and workers.
 from typing import Any, NamedTuple
 
 from app.specs.attack import NoAttack
-from app.specs.attacks.base import SURROGATE
+from app.specs.attacks.base import ATTACK_LABELS, SURROGATE
 from app.specs.base import Spec, digest
+from app.specs.defenses.base import DEFENSE_LABELS
 from app.specs.experiment import ATTACK, CLEAN, UNDEFENDED, ExperimentSpec
 
 LAB_VERSION = 6
@@ -80,7 +81,7 @@ def _plan_seed(spec: ExperimentSpec, seed: int, data_version: str, victim_versio
             prepared = add(kind, ATTACK, [fields, recipe], prepared, epochs, attack_code)
             if kind == SURROGATE:
                 surrogate = prepared
-    attack = spec.attack.model_dump(mode="json", exclude={"export", "preset"})
+    attack = spec.attack.model_dump(mode="json", exclude=set(ATTACK_LABELS))
     poisoned = add("poisoned_set", None, attack, prepared, 1, attack_code)
 
     model = ""
@@ -122,7 +123,7 @@ def arm_keys(spec: ExperimentSpec, stages: list[PlannedStage]) -> dict[tuple[str
     poisoned = {stage.seed: stage.key for stage in stages if stage.kind == "poisoned_set"}
     # Later stages of an arm replace earlier ones.
     last = {(stage.arm, stage.seed): stage.key for stage in stages}
-    defenses = {d.arm_name: d.model_dump(mode="json", exclude={"arm", "preset"}) for d in spec.defenses}
+    defenses = {d.arm_name: d.model_dump(mode="json", exclude=set(DEFENSE_LABELS)) for d in spec.defenses}
     return {
         (arm, seed): digest(["arm", spec.device, poisoned[seed], last[arm, seed], defenses.get(arm)])
         for seed in spec.seeds

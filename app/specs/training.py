@@ -102,8 +102,8 @@ class TrainingSpec(Spec):
     weight_decay: float = field(5e-4, "L2 penalty.", source=RECIPE, ge=0, le=1)
     schedule: Schedule = field(
         "cosine",
-        "Learning rate over the run. cosine: from the peak to zero. constant: the peak throughout. one_cycle: linearly "
-        "up to the peak in the first fifth, then linearly down to zero.",
+        "Learning rate over the run. cosine: from the peak to zero. constant: the peak throughout. one_cycle: "
+        "linearly up to the peak in the first fifth, then linearly down to zero.",
         source="Loshchilov and Hutter 2017; Smith 2018",
     )
     augmentation: Augmentation = field(

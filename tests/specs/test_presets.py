@@ -9,10 +9,12 @@ from pydantic import ValidationError
 
 from app.core.validation import members
 from app.data.catalog.service import catalog
+from app.results.search.indexing import describe_arm
 from app.specs.defenses.abl import Abl
 from app.specs.experiment import ExperimentSpec
 from app.specs.presets import PresetSpec
 from app.specs.stages import arm_keys, plan
+from app.specs.stored import StoredSpec
 
 PAGE = Path(__file__).parents[2] / "docs" / "results" / "fidelity.md"
 OWN = {"abl_plus", "none"}
@@ -41,7 +43,8 @@ def test_every_method_has_presets_that_are_valid_and_name_a_source(model: type[P
         assert preset.summary, name
         spec = with_preset(model, name)
         for key, value in preset.values.items():
-            assert getattr(spec, key) == (tuple(value) if isinstance(value, list) else value)
+            assert getattr(spec, key) == value
+            assert value != model.model_fields[key].default, f"{name} sets {key} to its default"
 
 
 def test_a_field_beside_a_preset_wins_and_shows_in_the_canonical_spec() -> None:
@@ -99,3 +102,14 @@ def test_every_default_names_a_source_of_the_fidelity_page() -> None:
                 unlisted.append(f"{entry.name}.{name}: {source!r}")
     assert not unlisted
     assert not unused
+
+
+def test_the_leaderboard_takes_a_preset_and_its_fields_for_the_same_setting() -> None:
+    values = dict(Abl.presets["authors"].values)
+    named, spelled = (
+        describe_arm(
+            StoredSpec(ExperimentSpec.model_validate({"defenses": [fields]}).model_dump(mode="json")), "abl"
+        )
+        for fields in ({"name": "abl", "preset": "authors"}, {"name": "abl"} | values)
+    )
+    assert named.setting == spelled.setting

@@ -153,9 +153,8 @@ class SeedRun:
         self.curve_test = self._make_curve_test(attack, self.poisoned.state)
         self.victims: dict[str, dict[str, Tensor]] = {}
         report.poisoning_done(seed, data.train.images, self.poisoned, self.test)
-        self.undefended: dict[
-            str, float | None
-        ] = {}  # the numbers of that arm, which runs before the defended ones
+        # The numbers of the undefended arm, which runs before the defended ones.
+        self.undefended: dict[str, float | None] = {}
         self.attacker_metrics = prepared.metrics
         self.stealth = attack_files.record_attack_files(
             spec, seed, data, attack, prepared, self.poisoned, self.test, context.recorder

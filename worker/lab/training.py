@@ -112,7 +112,7 @@ class Recipe:
     head_only: bool = False
     """Train the last layer alone, with the network in evaluation mode: all other tensors stay as they are."""
     steps: int | None = None
-    """Replaces ``epochs`` if not None: the training ends after so many optimizer steps, within an epoch if need be."""
+    """Replaces ``epochs`` if not None: training ends after this many steps, even in the middle of an epoch."""
     stop: Callable[[], bool] = lambda: False
     """Called before every epoch; True ends the training."""
     memory: dict[str, Tensor] = field(default_factory=dict)

@@ -9,6 +9,8 @@ from app.specs.presets import PresetSpec
 
 RateOf = Literal["training_set", "target_class"]
 RATE_OF = "The set that poisoning_rate is a share of: the whole training set or the target class."
+ATTACK_LABELS = frozenset({"export", "preset"})
+"""Fields of an attack that affect no number."""
 SURROGATE = "surrogate"
 """The kind of the stage that trains the attacker's surrogate."""
 Position = Literal["bottom_right", "bottom_left", "top_right", "top_left", "center"]
@@ -39,8 +41,8 @@ class PoisoningAttack(PresetSpec):
     )
     export: bool = field(
         False,
-        "Also store the poisoned training set and the clean test set as poisoned_train.npz (and in parquet, if pyarrow "
-        "is installed) for `bdlab data import`. About 180 MB for CIFAR-10.",
+        "Also store the poisoned training set and the clean test set as poisoned_train.npz (and in parquet, if "
+        "pyarrow is installed) for `bdlab data import`. About 180 MB for CIFAR-10.",
     )
 
     @classmethod
@@ -99,6 +101,27 @@ class DirtyLabelAttack(PoisoningAttack):
     @property
     def all_to_all(self) -> bool:
         return self.label_mode == "all_to_all"
+
+
+class EitherLabelAttack(DirtyLabelAttack):
+    """Base class of attacks that can also be clean-label."""
+
+    clean_label: bool = field(
+        False,
+        "true: poison target-class images and keep their labels. false: poison other images and relabel them.",
+        source="BackdoorBench's published settings (Wu et al. 2022)",
+    )
+    rate_of: RateOf = field(
+        "training_set", RATE_OF, source="BackdoorBench's published settings (Wu et al. 2022)"
+    )
+
+    @property
+    def clean_label_only(self) -> bool:
+        return self.clean_label
+
+    @property
+    def share_of_target_class(self) -> bool:
+        return self.rate_of == "target_class"
 
 
 class CleanLabelAttack(PoisoningAttack):

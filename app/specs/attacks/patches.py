@@ -48,9 +48,9 @@ _SINGLE_PIXEL_PRESETS = {
 
 _TROJAN_PRESETS = {
     "recommended": Preset(
-        "neurons, their target and the number of steps are those of BackdoorBench. The patch is opaque and square, and "
-        "optimized with Adam on clean images that carry it; there it has the shape of an apple, is added to the image, "
-        "and is optimized on black with steps along the gradient's sign.",
+        "neurons, their target and the number of steps are those of BackdoorBench. The patch is opaque and square, "
+        "and optimized with Adam on clean images that carry it; there it has the shape of an apple, is added to the "
+        "image, and is optimized on black with steps along the gradient's sign.",
         f"{CHOSEN}; {TROJAN_BENCHMARK}",
         {},
     ),

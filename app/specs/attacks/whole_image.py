@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from app.specs.attacks.base import RATE_OF, DirtyLabelAttack, RateOf
+from app.specs.attacks.base import RATE_OF, DirtyLabelAttack, EitherLabelAttack, RateOf
 from app.specs.base import field
 from app.specs.presets import Preset, preset_field
 
@@ -110,7 +110,7 @@ class Blend(DirtyLabelAttack):
         return self
 
 
-class Sig(DirtyLabelAttack):
+class Sig(EitherLabelAttack):
     """SIG (Barni et al., 2019): a sinusoid along the rows is added to target-class images, clean label.
 
     ``v(i, j) = amplitude * sin(2 pi j frequency / m)`` for column j of m.
@@ -152,14 +152,6 @@ class Sig(DirtyLabelAttack):
         source="Barni et al. 2019",
     )
 
-    @property
-    def clean_label_only(self) -> bool:
-        return self.clean_label
-
-    @property
-    def share_of_target_class(self) -> bool:
-        return self.rate_of == "target_class"
-
 
 class LowFrequency(DirtyLabelAttack):
     """Smooth additive pattern in the range of the low-frequency trigger (Zeng et al., 2021), dirty label.
@@ -197,7 +189,7 @@ class LowFrequency(DirtyLabelAttack):
     )
 
 
-class Refool(DirtyLabelAttack):
+class Refool(EitherLabelAttack):
     """Refool, reflection backdoor (Liu et al., 2020): the reflection of another image is added.
 
     The reflected images are training images drawn by the seed; a hash of an image's pixels selects its reflection.
@@ -208,12 +200,6 @@ class Refool(DirtyLabelAttack):
     name: Literal["refool"] = "refool"
     presets = _REFOOL_PRESETS
     preset: Literal["recommended", "paper", "benchmark"] = preset_field(_REFOOL_PRESETS, "recommended")
-    clean_label: bool = field(
-        False,
-        "true: poison target-class images and keep their labels. false: poison other images and relabel them.",
-        source=REFOOL_CODE,
-    )
-    rate_of: RateOf = field("training_set", RATE_OF, source=REFOOL_CODE)
     reflections: int = field(
         20,
         "Number of different reflections, at most the number of training images.",
@@ -248,11 +234,3 @@ class Refool(DirtyLabelAttack):
         gt=0,
         le=20,
     )
-
-    @property
-    def clean_label_only(self) -> bool:
-        return self.clean_label
-
-    @property
-    def share_of_target_class(self) -> bool:
-        return self.rate_of == "target_class"

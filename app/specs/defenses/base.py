@@ -7,6 +7,8 @@ from app.specs.presets import PresetSpec
 
 Kind = Literal["training", "repair", "detection"]
 
+DEFENSE_LABELS = frozenset({"arm", "preset"})
+"""Fields of a defense that affect no number."""
 BENCHMARK = "BackdoorBench's published settings (Wu et al. 2022)"
 
 
@@ -44,7 +46,7 @@ class Defense(PresetSpec):
 
     def fields(self, *omit: str) -> dict[str, Any]:
         """Every field that affects the numbers, as JSON, except those in ``omit``."""
-        return self.model_dump(mode="json", exclude={"arm", "name", "preset", *omit})
+        return self.model_dump(mode="json", exclude={"name", *DEFENSE_LABELS, *omit})
 
 
 def check_window(ranking_window: int, isolation_epochs: int) -> None:

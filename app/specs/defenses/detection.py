@@ -15,9 +15,8 @@ WANG = "Wang et al. 2019, published code"
 
 _CLUSTERING_PRESETS = {
     "recommended": Preset(
-        "the smaller cluster of a class is suspicious below 0.35 of the class, as in the Adversarial "
-        "Robustness Toolbox "
-        "and in BackdoorBench's code; it costs no training and flags few clean images.",
+        "the smaller cluster of a class is suspicious below 0.35 of the class, as in the Adversarial Robustness "
+        "Toolbox and in BackdoorBench's code; it costs no training and flags few clean images.",
         ART,
         {},
     ),
@@ -94,9 +93,8 @@ class SpectralSignatures(Defense):
     )
     expected_rate: float | None = field(
         None,
-        "Expected poisoned share of the whole training set. If given, it replaces expected_share: 1.5 times "
-        "this number "
-        "of images is flagged in every class, at most half of the class.",
+        "Expected poisoned share of the whole training set. If given, it replaces expected_share: 1.5 times this "
+        "number of images is flagged in every class, at most half of the class.",
         unit="fraction",
         source=TOOLBOX,
         gt=0,
@@ -117,11 +115,10 @@ class ActivationClustering(Defense):
     preset: Literal["recommended", "paper", "benchmark"] = preset_field(_CLUSTERING_PRESETS, "recommended")
     analysis: Literal["relative_size", "smaller", "exclusionary_reclassification"] = field(
         "relative_size",
-        "Which clusters are flagged. relative_size: the smaller one of a class, if its share is below "
-        "max_size. smaller: "
-        "the smaller one of every class. exclusionary_reclassification: the smaller one of a class, unless a model "
-        "trained without the smaller clusters gives it its label more often than reclassification_threshold times the "
-        "most common other class.",
+        "Which clusters are flagged. relative_size: the smaller one of a class, if its share is below max_size. "
+        "smaller: the smaller one of every class. exclusionary_reclassification: the smaller one of a class, unless a "
+        "model trained without the smaller clusters gives it its label more often than reclassification_threshold "
+        "times the most common other class.",
         source=f"{CHEN}; {ART}",
     )
     components: int = field(
@@ -137,17 +134,16 @@ class ActivationClustering(Defense):
     )
     min_silhouette: float | None = field(
         None,
-        "Smallest silhouette score at which a cluster is flagged, in every analysis. Null: any. Chen et al. "
-        "name 0.10 to "
-        "0.15 for clean data, the Adversarial Robustness Toolbox takes 0.1.",
+        "Smallest silhouette score at which a cluster is flagged, in every analysis. Null: any. Chen et al. name 0.10 "
+        "to 0.15 for clean data, the Adversarial Robustness Toolbox takes 0.1.",
         source=f"{CHEN}; {ART}",
         ge=-1,
         le=1,
     )
     reclassification_threshold: float = field(
         1.0,
-        "Largest ratio l / p of images of a cluster that keep their label to images given the most common other class, "
-        "at which the cluster is flagged.",
+        "Largest ratio l / p of images of a cluster that keep their label to images given the most common other "
+        "class, at which the cluster is flagged.",
         source=f"{CHEN}; {ART}",
         gt=0,
         le=1000,
@@ -194,9 +190,8 @@ class Strip(HeldOutDefense):
     )
     threshold: Literal["normal_fit", "quantile"] = field(
         "normal_fit",
-        "How the threshold follows from the clean set's entropies: the quantile of a normal distribution "
-        "fitted to them, "
-        "as in the paper, or their empirical quantile, as in BackdoorBench.",
+        "How the threshold follows from the clean set's entropies: the quantile of a normal distribution fitted to "
+        "them, as in the paper, or their empirical quantile, as in BackdoorBench.",
         source=f"Gao et al. 2019, section 4; {BENCHMARK}",
     )
     then: Then = _follow_up()

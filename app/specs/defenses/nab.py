@@ -20,9 +20,8 @@ _PRESETS = {
         {},
     ),
     "authors": Preset(
-        "the settings of the authors' code for CIFAR-10. The length of the final training remains the "
-        "experiment's; there "
-        "it is 100 epochs.",
+        "the settings of the authors' code for CIFAR-10. The length of the final training remains the experiment's; "
+        "there it is 100 epochs.",
         CODE,
         {
             "isolation_loss": "flooding",
@@ -110,9 +109,8 @@ class Nab(HeldOutDefense):
     )
     stamp_value: int | None = field(
         255,
-        "Gray level of the stamp. Null: the mean color of the training images, which is the 0 that the "
-        "authors write into "
-        "normalized images.",
+        "Gray level of the stamp. Null: the mean color of the training images, which is the 0 that the authors write "
+        "into normalized images.",
         unit="gray levels (0-255)",
         source=f"chosen here: the mean color is hard to see on many images; {CODE}",
         ge=0,

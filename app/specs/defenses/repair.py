@@ -333,8 +333,8 @@ class Anp(_Repair, HeldOutDefense):
 _I_BAU_PRESETS = {
     "recommended": Preset(
         "the authors' five rounds of 50 batches of 100 with the paper's bound, on the clean set of the other repairs. "
-        "On CIFAR-10 with `small_cnn`, one seed, BadNets and 2,000 clean images it ended at an accuracy of 0.62, and a "
-        "separate implementation of the authors' loop without bound at 0.27; attack success was 0.03 and 0.02.",
+        "On CIFAR-10 with `small_cnn`, one seed, BadNets and 2,000 clean images it ended at an accuracy of 0.62, and "
+        "a separate implementation of the authors' loop without bound at 0.27; attack success was 0.03 and 0.02.",
         f"{I_BAU_CODE}; {CHOSEN}",
         {},
     ),
@@ -374,8 +374,8 @@ class IBau(_Repair):
     augmentation: bool = field(False, "Augment images, as in training.", source=f"{I_BAU_CODE}; {BENCHMARK}")
     radius: float | None = field(
         10.0,
-        "Bound on the l2 norm of the universal perturbation, on images in [0, 1]; it has no effect on 8x8 gray images. "
-        "Null: none, as in the authors' code, where the projection onto this bound is commented out.",
+        "Bound on the l2 norm of the universal perturbation, on images in [0, 1]; it has no effect on 8x8 gray "
+        "images. Null: none, as in the authors' code, where the projection onto this bound is commented out.",
         source="Zeng et al. 2022, equation 1; the value from a comment in the I-BAU authors' published code",
         gt=0,
         le=1000,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from app.specs.attack import Refool
 from tests.lab.attacks.helpers import CHEAP, attack, digits, experiment, facts, image, state_of
 from worker.lab.attacks import apply_trigger, make_attack
 
@@ -217,3 +218,20 @@ def test_a_trigger_is_pure_and_never_wraps_around(name):
     some = data.test.images[:300]
     assert torch.equal(apply_trigger(trigger, some), trigger(some))  # in chunks or at once
     assert torch.equal(trigger(some), trigger(some))
+
+
+def test_refool_draws_a_strength_for_each_reflection_unless_it_is_given():
+    data = digits()
+    drawn = state_of(experiment(name="refool"), data)["weights"]
+    assert len(drawn) == 20
+    assert len(drawn.unique()) > 10
+    assert 0.05 <= drawn.min() < drawn.max() <= 0.45
+    fixed = state_of(experiment(name="refool", preset="benchmark"), data)["weights"]
+    assert fixed.tolist() == pytest.approx([0.6] * 20)
+
+
+def test_refool_is_clean_label_in_the_paper_and_dirty_label_by_default():
+    spec = experiment(name="refool", preset="paper").attack
+    assert isinstance(spec, Refool)
+    assert (spec.clean_label_only, spec.share_of_target_class) == (True, True)
+    assert not Refool().clean_label_only

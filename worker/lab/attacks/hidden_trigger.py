@@ -81,7 +81,7 @@ class HiddenTriggerAttack(Attack[HiddenTrigger]):
                     tick(step, steps)
                     z = z.detach().requires_grad_(True)
                     f = network.features(z)
-                    # Paired anew in every iteration (generate_poison.py, "find closest pair without replacement").
+                    # Paired in every iteration (generate_poison.py:240).
                     partner = pair_greedily(torch.cdist(f.detach(), goals))
                     loss = (f - goals[partner]).square().sum()
                     (gradient,) = torch.autograd.grad(loss, z)

@@ -28,7 +28,7 @@ class LowFrequencyAttack(Attack[LowFrequency]):
         weights[:, 0, 0] = 0  # the constant wave only changes the brightness
         rows, columns = cosine_basis(self.facts.height, waves), cosine_basis(self.facts.width, waves)
         pattern = rows.T @ weights @ columns
-        # Scaled as the authors scale their smoothed perturbation (gauss_smooth.py, last lines).
+        # Scaled as the authors scale their smoothed perturbation (gauss_smooth.py, normalization).
         span = pattern.max() - pattern.min()
         return ((pattern - pattern.min()) / span * self.spec.amplitude).float()
 

@@ -1,7 +1,8 @@
 """Refool (Liu et al. 2020): a reflection of another picture is added to the image.
 
 The ranges of strength, blur and ghosts are those of the authors' code, as BackdoorBench has it (attack/refool.py).
-Left out: its correction of saturated blurs, its vignette, and the choice of the reflections that attack best.
+Left out: its correction of saturated blurs, the vignette under which a blurred reflection has the weight
+(1 + weight) / 2 in the middle, ghosts of less than half, and the choice of the reflections that attack best.
 """
 
 import math

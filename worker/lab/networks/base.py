@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class Network(nn.Module):
     """A classifier of float images in [0, 1], ``[N, C, H, W]``, that normalizes its input itself.
 
-    Subclasses define `feature_maps` and ``head``, a linear layer on the pooled last feature map. Their layers have
+    Subclasses define `stage_maps` and ``head``, a linear layer on the pooled last feature map. Their layers have
     the names that published checkpoints use. Mean and standard deviation of the training pixels are buffers, so a
     checkpoint is complete on its own.
     """
@@ -40,17 +40,18 @@ class Network(nn.Module):
         """Images with mean 0 and deviation 1 in every channel."""
         return (x - self.mean) / self.std
 
-    def feature_maps(self, x: Tensor) -> list[Tensor]:
-        """Output of every stage, ``[N, channels, height, width]``, first to last."""
+    def stage_maps(self, x: Tensor) -> list[Tensor]:
+        """Output of every stage, ``[N, channels, height, width]``, first to last. Subclasses define it."""
         raise NotImplementedError
 
-    def stage_maps(self, x: Tensor) -> list[Tensor]:
-        """`feature_maps`, but the last one as it leaves the last stage, before `finish`."""
-        return self.feature_maps(x)
-
-    def finish(self, last: Tensor) -> Tensor:
-        """The last feature map, from the output of the last stage: a final normalization, where there is one."""
+    def apply_final_norm(self, last: Tensor) -> Tensor:
+        """The last feature map, from the last stage's output; differs only where a normalization follows."""
         return last
+
+    def feature_maps(self, x: Tensor) -> list[Tensor]:
+        """`stage_maps`, the last one after the final normalization, if there is one."""
+        *maps, last = self.stage_maps(x)
+        return [*maps, self.apply_final_norm(last)]
 
     def outputs_of(self, x: Tensor, stages: Iterable[nn.Module]) -> list[Tensor]:
         """The outputs of ``stages``, each of which gets the output of the one before; the first gets ``x``."""

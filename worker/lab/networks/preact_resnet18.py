@@ -58,12 +58,8 @@ class PreActResNet18(Network):
         stages = (self.layer1, self.layer2, self.layer3, self.layer4)
         return self.outputs_of(self.conv1(self.normalize(x)), stages)
 
-    def finish(self, last: Tensor) -> Tensor:
+    def apply_final_norm(self, last: Tensor) -> Tensor:
         return last if self.bn is None else F.relu(self.bn(last))
-
-    def feature_maps(self, x: Tensor) -> list[Tensor]:
-        *maps, last = self.stage_maps(x)
-        return [*maps, self.finish(last)]
 
 
 def _make_layer(width_in: int, width: int, stride: int) -> nn.Sequential:

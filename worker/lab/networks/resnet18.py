@@ -35,7 +35,7 @@ class ResNet18(Network):
     def head(self) -> nn.Linear:  # type: ignore[override]  # torchvision names the layer
         return self.fc
 
-    def feature_maps(self, x: Tensor) -> list[Tensor]:
+    def stage_maps(self, x: Tensor) -> list[Tensor]:
         x = self.relu(self.bn1(self.conv1(self.normalize(x))))
         x = x if self.small else self.maxpool(x)
         return self.outputs_of(x, (self.layer1, self.layer2, self.layer3, self.layer4))

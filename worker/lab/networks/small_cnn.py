@@ -8,8 +8,8 @@ from worker.lab.networks.base import Network
 class SmallCnn(Network):
     """Blocks of 3x3 convolution, batch normalization and ReLU, with max-pooling between them.
 
-    With five blocks every position of the last map sees a whole image of 32 pixels, which triggers that do not have a
-    single target class require.
+    With five blocks every position of the last map sees a whole image of 32 pixels, which triggers whose target depends
+    on the image's class require.
     """
 
     def __init__(self, channels: int, classes: int, width: int, blocks: int) -> None:
@@ -26,5 +26,5 @@ class SmallCnn(Network):
         )
         self.head = nn.Linear(widths[-1], classes)
 
-    def feature_maps(self, x: Tensor) -> list[Tensor]:
+    def stage_maps(self, x: Tensor) -> list[Tensor]:
         return self.outputs_of(self.normalize(x), self.blocks)

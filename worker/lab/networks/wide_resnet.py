@@ -35,12 +35,8 @@ class WideResNet16x1(Network):
     def stage_maps(self, x: Tensor) -> list[Tensor]:
         return self.outputs_of(self.conv1(self.normalize(x)), (self.block1, self.block2, self.block3))
 
-    def finish(self, last: Tensor) -> Tensor:
+    def apply_final_norm(self, last: Tensor) -> Tensor:
         return F.relu(self.bn1(last))
-
-    def feature_maps(self, x: Tensor) -> list[Tensor]:
-        *maps, last = self.stage_maps(x)
-        return [*maps, self.finish(last)]
 
 
 def _make_block(width_in: int, width: int, stride: int) -> nn.Sequential:
