@@ -9,12 +9,10 @@ from pydantic import ValidationError
 
 from app.core.validation import members
 from app.data.catalog.service import catalog
-from app.results.search.indexing import describe_arm
 from app.specs.defenses.abl import Abl
 from app.specs.experiment import ExperimentSpec
 from app.specs.presets import PresetSpec
 from app.specs.stages import arm_keys, plan
-from app.specs.stored import StoredSpec
 
 PAGE = Path(__file__).parents[2] / "docs" / "results" / "fidelity.md"
 OWN = {"abl_plus", "none"}
@@ -102,14 +100,3 @@ def test_every_default_names_a_source_of_the_fidelity_page() -> None:
                 unlisted.append(f"{entry.name}.{name}: {source!r}")
     assert not unlisted
     assert not unused
-
-
-def test_the_leaderboard_takes_a_preset_and_its_fields_for_the_same_setting() -> None:
-    values = dict(Abl.presets["authors"].values)
-    named, spelled = (
-        describe_arm(
-            StoredSpec(ExperimentSpec.model_validate({"defenses": [fields]}).model_dump(mode="json")), "abl"
-        )
-        for fields in ({"name": "abl", "preset": "authors"}, {"name": "abl"} | values)
-    )
-    assert named.setting == spelled.setting

@@ -149,7 +149,7 @@ def test_a_final_normalization_is_not_part_of_the_last_stages_map() -> None:
     x = torch.rand(2, 3, 32, 32)
     last = network.stage_maps(x)[-1]
     assert (last < 0).any()
-    assert torch.equal(network.finish(last), network.feature_maps(x)[-1])
+    assert torch.equal(network.apply_final_norm(last), network.feature_maps(x)[-1])
 
 
 def test_the_curves_rate_is_piecewise() -> None:
