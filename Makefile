@@ -9,7 +9,7 @@ FRONTEND := app/dashboard/static
 SHARED ?= ../shared
 DATA := $(or $(BDLAB_DATA_DIR),var/data)
 UNPACK := $(wildcard $(SHARED)/data/unpack.py)
-ARGS ?= -n 2 --dist loadgroup --no-loadscope-reorder $(if $(LONG),,-m "not long")
+ARGS ?= -n 3 --dist loadgroup --no-loadscope-reorder $(if $(LONG),,-m "not long")
 REAL := $(if $(UNPACK),$(DATA)/cifar10.safetensors $(DATA)/gtsrb.safetensors)
 
 # The service and its tests are many processes: told not to keep compiled sources, each would spend half of its time on
@@ -36,7 +36,7 @@ demo: $(READY)  ## run the demo: attack, train, defend, end to end (KEEP=1 leave
 up: $(READY)  ## start the service (API, relay, workers, broker) on this machine
 	@$(BIN)/bdlab up
 
-test: $(READY) $(REAL)  ## run the tests in two processes (LONG=1: also the slow ones), or those in ARGS in one; tests on real data require make data
+test: $(READY) $(REAL)  ## run the tests in three processes (LONG=1: also the slow ones), or those in ARGS in one; tests on real data require make data
 	@BDLAB_DATA_DIR="$(abspath $(DATA))" $(BIN)/python -m pytest $(ARGS)
 
 data: $(READY) $(REAL)  ## import CIFAR-10 and GTSRB into var/data, if ../shared/data has them

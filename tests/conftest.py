@@ -57,7 +57,7 @@ CHILDREN = {
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """How `make test` shares tests out to two processes: all that use the one service go to one of them, which begins
+    """How `make test` shares tests out to its processes: all that use the one service go to one of them, which begins
     at once; else a file stays together. With one process this changes nothing but the order."""
 
     def group(item: pytest.Item) -> str:

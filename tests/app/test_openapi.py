@@ -48,7 +48,8 @@ EXAMPLES: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+# PostgreSQL is long: the same requests as on SQLite, where all of them take 25 s. test_postgres.py has what differs.
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgres", marks=pytest.mark.long)])
 def api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The document, bound to a running service and to the key of somebody who may do everything."""
     url = ""

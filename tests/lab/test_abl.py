@@ -156,7 +156,10 @@ def test_unlearning_is_counted_in_steps_and_the_numbers_before_it_are_results(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
+# One seed shows that it works; that it does so for other seeds takes ten seconds each.
+@pytest.mark.parametrize(
+    "seed", [0, pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long)]
+)
 def test_abl_removes_badnets_from_digits(seed: int) -> None:
     """Requirement: ASR falls from >= 0.95 to <= 0.05 at a loss of at most 0.03 in clean accuracy."""
     attack = {"name": "badnets", "size": 4}

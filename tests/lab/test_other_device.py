@@ -205,6 +205,8 @@ def test_every_stage_of_abl_plus(by_strangeness: bool, monkeypatch: pytest.Monke
     assert ("abl_plus", 0, "isolated_accuracy") in done.points
 
 
+# The emulated device is slow: half a minute each, for what resumes elsewhere as well (defenses/test_stages.py).
+@pytest.mark.long
 @pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("name", ["input_aware", "hidden_trigger"])
 def test_an_attack_goes_on_where_it_stopped(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,6 +215,7 @@ def test_an_attack_goes_on_where_it_stopped(name: str, monkeypatch: pytest.Monke
     assert len(in_pieces(spec(ATTACKS[name] | longer), MemoryStore())) == 2
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("device")
 def test_a_defense_goes_on_where_it_stopped() -> None:
     store = MemoryStore()

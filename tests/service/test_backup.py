@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from app.core.security import BACKDOORED, READ, WRITE
+from app.settings import Settings
+from tests.app.conftest import serve
 from tests.conftest import Stack
 from tests.servers import S3, Postgres
 from tests.service.phases import log, wait_for_phase
@@ -96,6 +98,28 @@ def check_backup(stack: Stack, folder: Path, elsewhere: dict[str, str]) -> None:
     assert doctor.returncode == 0, doctor
 
 
+def test_a_backup_of_a_running_service_restores_results_and_files(stack: Stack, tmp_path: Path) -> None:
+    ended = stack.submit(spec(seed=25, epochs=1, defenses=[]))
+    stack.wait(ended)
+    stored = stack.experiment(ended)
+    backup = str(tmp_path / "backup")
+    first, second = (run_json(stack, "backup", backup) for _ in range(2))
+    assert second["copied"] < first["copied"]
+    assert (first["damaged"], second["damaged"]) == ([], [])
+    other = {"BDLAB_HOME": str(tmp_path / "home"), "BDLAB_DATA_DIR": str(tmp_path / "data")}
+    assert bdlab("restore", backup, **other).returncode == 0
+    assert "already" in fails(2, "restore", backup, **other)
+    with serve(Settings(home=tmp_path / "home", data_dir=tmp_path / "data")) as restored:
+        assert restored.get(ended) == stored
+        answer = restored.http.get(f"/v1/experiments/{ended}/results")
+        assert answer.json() == stack.results(ended)
+        listed = restored.http.get(f"/v1/experiments/{ended}/artifacts").json()["artifacts"]
+        found = {one["name"]: restored.http.get(f"/v1/artifacts/{one['id']}/content") for one in listed}
+        assert {name: sha256(one.content).hexdigest() for name, one in found.items()} == digests(stack, ended)
+
+
+# Two services, three trainings and a run of the lab: a minute and a half.
+@pytest.mark.long
 def test_backup_of_the_embedded_back_ends(new_stack: NewStack, tmp_path: Path) -> None:
     stack = new_stack(BDLAB_DATA_DIR=str(tmp_path / "data"), **MANY_ATTEMPTS)
     check_backup(stack, tmp_path, {})

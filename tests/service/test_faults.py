@@ -39,18 +39,12 @@ def reference(body: dict[str, Any], folder: Path) -> Any:
     return json.loads((folder / "out" / "results.json").read_text())
 
 
-@pytest.mark.parametrize(
-    "stages",
-    [
-        pytest.param(STAGES[1::2], id="two_stages"),
-        # Five kills, each followed by the start of a worker, take two minutes; two kills take one.
-        pytest.param(STAGES, id="every_stage", marks=pytest.mark.long),
-    ],
-)
-def test_a_run_whose_worker_is_killed_ends_in_the_same_numbers(
-    own_stack: Stack, tmp_path: Path, stages: tuple[tuple[str, str], ...]
+# Five kills, each followed by the start of a worker, take two minutes. test_reproduce kills once.
+@pytest.mark.long
+def test_a_run_whose_worker_is_killed_in_every_stage_ends_in_the_same_numbers(
+    own_stack: Stack, tmp_path: Path
 ) -> None:
-    body = spec(seed=10 + 100 * len(stages), epochs=20, images=400)
+    body = spec(seed=10, epochs=20, images=400)
     experiment_id = own_stack.submit(body)
 
     def lost() -> int:
@@ -58,7 +52,7 @@ def test_a_run_whose_worker_is_killed_ends_in_the_same_numbers(
             "lost"
         )
 
-    for arm, stage in stages:
+    for arm, stage in STAGES:
         wait_for_phase(own_stack, experiment_id, arm, stage)
         before = lost()
         os.kill(own_stack.training_pid(), signal.SIGKILL)
@@ -67,10 +61,10 @@ def test_a_run_whose_worker_is_killed_ends_in_the_same_numbers(
     *earlier, last = [attempt["outcome"] for attempt in ended["attempts"]]
     assert_completed_once(own_stack, experiment_id)
     # On a busy machine the short lease may also expire without a kill.
-    assert len(earlier) >= len(stages)
+    assert len(earlier) >= len(STAGES)
     assert set(earlier) == {"lost"}
     assert last == "succeeded"
-    assert log(own_stack, experiment_id).count("resumed from a checkpoint") >= len(stages)
+    assert log(own_stack, experiment_id).count("resumed from a checkpoint") >= len(STAGES)
     assert numbers(own_stack.results(experiment_id)) == numbers(reference(body, tmp_path))
 
 

@@ -22,6 +22,7 @@ from tests.service.phases import PHASES, REPORT, assert_completed_once, curves, 
 from tests.service.specs import numbers, spec
 
 SPEC = spec(seed=40, epochs=20, images=400)
+SHORT = spec(seed=41, epochs=1)
 
 
 def kill_the_control_plane(team: Team) -> None:
@@ -59,15 +60,11 @@ def undisturbed(team: Team) -> Any:
     return record(team.service, experiment_id)
 
 
+# Each takes a minute or two, for every run is reproduced up to six times. test_faults kills the control plane during
+# one run, and the tests below every part once.
+@pytest.mark.long
 @pytest.mark.parametrize(
-    "failure",
-    [
-        kill_the_control_plane,
-        pytest.param(kill_the_worker, marks=pytest.mark.long),
-        # Each takes a minute or two; the control plane's also reproduces as many runs as the others.
-        pytest.param(kill_the_database, marks=pytest.mark.long),
-        pytest.param(interrupt_the_object_store, marks=pytest.mark.long),
-    ],
+    "failure", [kill_the_control_plane, kill_the_worker, kill_the_database, interrupt_the_object_store]
 )
 def test_the_numbers_are_those_of_an_undisturbed_run(
     team: Team, undisturbed: Any, failure: Callable[[Team], None]
@@ -120,13 +117,11 @@ def wait_until_published(team: Team, ids: list[str]) -> None:
     [kill_the_control_plane, kill_the_database, interrupt_the_object_store],
     ids=lambda h: h.__name__,
 )
-def test_queued_experiments_are_not_lost(
-    team: Team, undisturbed: Any, failure: Callable[[Team], None]
-) -> None:
+def test_queued_experiments_are_not_lost(team: Team, failure: Callable[[Team], None]) -> None:
     """The broker has no persistence, so its messages are lost."""
     service = team.service
     os.kill(service.pid("worker"), signal.SIGSTOP)
-    experiment_id = service.submit(SPEC)
+    experiment_id = service.submit(SHORT)
     wait_until_published(team, [experiment_id])
     failure(team)
     service.until_ready()
@@ -137,7 +132,7 @@ def test_queued_experiments_are_not_lost(
     assert len(service.experiment(experiment_id)["attempts"]) == 1
 
 
-def test_an_api_killed_between_commit_and_publication(team: Team, undisturbed: Any) -> None:
+def test_an_api_killed_between_commit_and_publication(team: Team) -> None:
     """The row exists, but neither response nor message was sent; the client retries with its idempotency key."""
     service = team.service
     database = Database(service.environment["BDLAB_DATABASE_URL"])
@@ -152,7 +147,7 @@ def test_an_api_killed_between_commit_and_publication(team: Team, undisturbed: A
         headers = {"Idempotency-Key": name}
         while True:
             try:
-                answer = service.client.post("/v1/experiments", json={**SPEC, "name": name}, headers=headers)
+                answer = service.client.post("/v1/experiments", json={**SHORT, "name": name}, headers=headers)
             except httpx2.TransportError:
                 continue
             assert answer.status_code == 202, answer.text
@@ -183,7 +178,7 @@ def test_submissions_while_the_api_keeps_dying(team: Team) -> None:
         ids: dict[str, str] = {}
         while len(ids) < 8:
             key = f"client {client}, submission {len(ids)}"
-            body, headers = {**SPEC, "name": key}, {"Idempotency-Key": key}
+            body, headers = {**SHORT, "name": key}, {"Idempotency-Key": key}
             try:
                 answer = service.client.post("/v1/experiments", json=body, headers=headers)
                 assert answer.status_code == 202, answer.text

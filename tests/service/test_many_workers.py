@@ -103,7 +103,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 def test_sigterm_requeues_the_run_and_its_numbers_stay_the_same(fleet: Fleet) -> None:
     first = fleet.start()
-    experiment_id = fleet.service.submit(spec(seed=30, epochs=24, images=400))["id"]
+    experiment_id = fleet.service.submit(spec(seed=30, epochs=10, images=400))["id"]
 
     def is_training() -> Any:
         return (fleet.service.get(experiment_id)["progress"].get("epoch") or 0) >= 2
@@ -135,7 +135,7 @@ def test_a_stage_that_two_workers_need_is_computed_once(fleet: Fleet) -> None:
     while len(fleet.workers()) < 2:
         fleet.start()
     experiment_ids = [
-        fleet.service.submit(spec(seed=31, epochs=20, images=400, tags={"copy": copy}))["id"] for copy in "ab"
+        fleet.service.submit(spec(seed=31, epochs=10, images=400, tags={"copy": copy}))["id"] for copy in "ab"
     ]
     ended = [fleet.wait(one) for one in experiment_ids]
     assert len({attempt["worker"] for one in ended for attempt in one["attempts"]}) == 2

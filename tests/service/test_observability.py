@@ -31,7 +31,7 @@ def observed(new_stack: Callable[..., Stack], collected: Collector) -> Stack:
         OTEL_EXPORTER_OTLP_ENDPOINT=collected.url, OTEL_BSP_SCHEDULE_DELAY="200", BDLAB_SECRET=SECRET
     )
     headers = {"X-Request-ID": REQUEST}
-    answer = stack.client.post("/v1/experiments", json=spec(seed=11, epochs=12, images=600), headers=headers)
+    answer = stack.client.post("/v1/experiments", json=spec(seed=11, epochs=12, images=300), headers=headers)
     assert answer.headers["X-Request-ID"] == REQUEST
     experiment = answer.json()["id"]
     stack.eventually(
