@@ -114,7 +114,7 @@ class FinePruning(_Repair, HeldOutDefense):
 
 
 _NAD_PRESETS = {
-    "authors": Preset("learning rate 0.1 for two of 20 passes, then 0.01; batches of 64.", NAD_CODE, {}),
+    "authors": Preset("learning rate 0.1 for two of 20 passes, then 0.01; batches of 64; cutout.", NAD_CODE, {}),
     "benchmark": Preset(
         "ten passes in batches of 256 at a constant rate of 0.01.",
         BENCHMARK,
@@ -124,6 +124,7 @@ _NAD_PRESETS = {
             "first_steps": 0,
             "batch_size": 256,
             "weight_decay": 5e-4,
+            "cutout": 0,
         },
     ),
 }
@@ -157,6 +158,16 @@ class Nad(_Repair):
         "map's positions, so on images of 8x8 these weigh far more than on 32x32: try 32, 64, 64 there.",
         source=NAD_CODE,
     )
+    cutout: int = field(
+        2,
+        "Side of the square that is cut out of each clean image at a random place, in both trainings, beside the "
+        "experiment's augmentation. The authors' Cutout(1, 3) covers 2 x 2 pixels, since it halves the side with "
+        "integer division.",
+        unit="pixels",
+        source=NAD_CODE,
+        ge=0,
+        le=224,
+    )
     power: float = field(
         2.0,
         "Exponent p of the attention map, which is the mean of |a|^p over channels.",
@@ -166,7 +177,7 @@ class Nad(_Repair):
     )
 
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:
-        common = ("clean_ratio", "first_", "learning_rate", "batch_size", "weight_decay")
+        common = ("clean_ratio", "first_", "learning_rate", "batch_size", "weight_decay", "cutout")
         return [
             ("teacher", self.fields_with(*common, "teacher_steps"), expected_epochs(self.teacher_steps)),
             ("repair", self.fields("clean_ratio", "teacher_steps"), expected_epochs(self.steps)),
