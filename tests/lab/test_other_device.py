@@ -55,6 +55,13 @@ ATTACKS: dict[str, Spec] = {
         "rate_of": "training_set",
     },
     "low_frequency": {"name": "low_frequency"},
+    "low_frequency_search": {
+        "name": "low_frequency",
+        "preset": "authors",
+        **SURROGATE,
+        "search_images": 4,
+        "search_passes": 1,
+    },
 }
 ABL = {"isolation_epochs": 2, "ranking_window": 2, "finetune_epochs": 1, "unlearning_epochs": 2}
 # These flag something however little there is to find, so that what follows is seen too.

@@ -114,7 +114,9 @@ class FinePruning(_Repair, HeldOutDefense):
 
 
 _NAD_PRESETS = {
-    "authors": Preset("learning rate 0.1 for two of 20 passes, then 0.01; batches of 64; cutout.", NAD_CODE, {}),
+    "authors": Preset(
+        "learning rate 0.1 for two of 20 passes, then 0.01; batches of 64; cutout.", NAD_CODE, {}
+    ),
     "benchmark": Preset(
         "ten passes in batches of 256 at a constant rate of 0.01.",
         BENCHMARK,
