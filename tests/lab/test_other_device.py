@@ -43,7 +43,7 @@ ATTACKS: dict[str, Spec] = {
     },
     "input_aware": {"name": "input_aware", "mask_epochs": 1, "generator_epochs": 1},
     "trojan": {"name": "trojan", **SURROGATE, "patch_steps": 2},
-    "wanet": {"name": "wanet"},
+    "wanet": {"name": "wanet", "joint_epochs": 1},
     "refool": {"name": "refool", "ghost_rate": 0.5, "reflections": 20},
     "hidden_trigger": {"name": "hidden_trigger", **SURROGATE, "craft_steps": 2},
     "poison_frogs": {"name": "poison_frogs", **SURROGATE, "craft_steps": 2, "rate_of": "training_set"},
