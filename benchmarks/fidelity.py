@@ -71,8 +71,8 @@ ROWS = (
     Row("anp", "authors", "", "none for this network and trigger"),
     Row("i_bau", "recommended", "91.3 / 95.0 -> 89.2 / 1.3", BOARD),
     Row("i_bau", "authors", "", "none for this network and trigger"),
+    Row("ft_sam", "recommended", "", "none for this network and trigger"),
     Row("ft_sam", "benchmark", "", "none for this network and trigger"),
-    Row("ft_sam", "benchmark", "", "none for this network and trigger", 2),
     Row("mcr", "authors", "", "none for this network and trigger"),
     Row("abl", "authors", "82.8 / 100.0 -> 81.9 / 0.5", ABL_README),
 )

@@ -242,8 +242,17 @@ class Mcr(_Repair):
 
 
 _FT_SAM_PRESETS = {
+    "recommended": Preset(
+        "BackdoorBench's setting with five times its learning rate, which leaves the backdoor in the narrow network of "
+        "docs/results/fidelity.md. Tuned on the backdoored model that the NAD authors publish, where it ends at "
+        "83.6 % clean accuracy and 3.4 % attack success.",
+        f"{BENCHMARK}; {CHOSEN}",
+        {},
+    ),
     "benchmark": Preset(
-        "1,000 steps with label smoothing; the rate falls and rises every 200 steps.", BENCHMARK, {}
+        "1,000 steps with label smoothing; the rate falls and rises every 200 steps.",
+        BENCHMARK,
+        {"learning_rate": 0.01},
     ),
 }
 
@@ -253,10 +262,12 @@ class FtSam(_Repair):
 
     name: Literal["ft_sam"] = "ft_sam"
     presets = _FT_SAM_PRESETS
-    preset: Literal["benchmark"] = preset_field(_FT_SAM_PRESETS, "benchmark")
+    preset: Literal["recommended", "benchmark"] = preset_field(_FT_SAM_PRESETS, "recommended")
     steps: int = _steps(1000, "Optimization steps", BENCHMARK)
     batch_size: int | None = _batch_size(256, BENCHMARK)
-    learning_rate: float = _learning_rate(0.01, "Peak learning rate, with a cosine schedule.", BENCHMARK)
+    learning_rate: float = _learning_rate(
+        0.05, "Peak learning rate, with a cosine schedule.", f"{CHOSEN}: docs/results/fidelity.md"
+    )
     half_period: int | None = field(
         100,
         "Steps in which the rate falls to zero; it rises again in as many, and so on. Null: it falls once.",
