@@ -7,6 +7,9 @@ each on one core that supports bfloat16. It can be interrupted: finished rows an
 ``--victim FILE`` starts from a model instead of training one, such as the one that the ABL authors publish (their
 weight/backdoored_model/WRN-16-1-gridTrigger-targetLB0.tar as safetensors, with ``mean`` 0 and ``std`` 1, since it is
 trained without normalization). ``--rows`` computes only some rows. Rows that were not computed are named on the page.
+
+``--target CLASS`` and ``--set FIELD=VALUE`` are for tuning: a row for a victim with another target class, or with a
+field of the defense changed. They print their numbers and leave the page alone.
 """
 
 import argparse
@@ -42,20 +45,25 @@ BOARD = "BackdoorBench's leaderboard: PreActResNet-18, a white square"
 
 
 class Row(NamedTuple):
-    """A defense at a preset. ``published`` is clean accuracy / attack success in percent, before -> after."""
+    """A defense at a preset. ``published`` is clean accuracy / attack success in percent, before -> after.
+
+    ``cutout`` adds the 2 x 2 pixels that the ABL and NAD authors cut out of images to the augmentation of the repair.
+    """
 
     defense: str
     preset: str
     published: str
     source: str
+    cutout: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.defense} ({self.preset})"
+        return f"{self.defense} ({self.preset}{', cutout' if self.cutout else ''})"
 
 
 ROWS = (
     Row("fine_tuning", "benchmark", "91.3 / 95.0 -> 90.0 / 1.5", BOARD),
+    Row("fine_tuning", "benchmark", "85.7 / 100.0 -> 82.3 / 18.1", NAD_README, 2),
     Row("fine_pruning", "benchmark", "91.3 / 95.0 -> 91.3 / 57.1", BOARD),
     Row("nad", "authors", "85.7 / 100.0 -> 82.1 / 3.6", NAD_README),
     Row("nad", "benchmark", "91.3 / 95.0 -> 89.9 / 2.1", BOARD),
@@ -63,39 +71,57 @@ ROWS = (
     Row("anp", "authors", "", "none for this network and trigger"),
     Row("i_bau", "recommended", "91.3 / 95.0 -> 89.2 / 1.3", BOARD),
     Row("i_bau", "authors", "", "none for this network and trigger"),
+    Row("ft_sam", "recommended", "", "none for this network and trigger"),
     Row("ft_sam", "benchmark", "", "none for this network and trigger"),
     Row("mcr", "authors", "", "none for this network and trigger"),
     Row("abl", "authors", "82.8 / 100.0 -> 81.9 / 0.5", ABL_README),
 )
 
 
-def spec_of(row: Row, with_victim: bool) -> ExperimentSpec:
+class Setting(NamedTuple):
+    """What all rows share, and what is changed in a row for tuning."""
+
+    victim: Path | None = None
+    target: int = 0
+    changes: tuple[tuple[str, Any], ...] = ()
+
+
+def spec_of(row: Row, setting: Setting) -> ExperimentSpec:
     """The experiment of one row; all rows share the victim's stage."""
     document: dict[str, Any] = {
         "dataset": {"name": "cifar10"},
         "model": {"name": "wide_resnet_16_1"},
-        "attack": {"name": "badnets"},
-        "training": {"precision": "bfloat16"},
-        "defenses": [{"name": row.defense, "preset": row.preset}],
+        "attack": {"name": "badnets", "target_class": setting.target},
+        "training": {"precision": "bfloat16"}
+        | ({"augmentation": {"cutout": row.cutout}} if row.cutout else {}),
+        "defenses": [{"name": row.defense, "preset": row.preset} | dict(setting.changes)],
     }
-    return ExperimentSpec.model_validate(document | ({"victim": {"model_id": NO_ID}} if with_victim else {}))
+    return ExperimentSpec.model_validate(
+        document | ({"victim": {"model_id": NO_ID}} if setting.victim else {})
+    )
 
 
-def result_file(row: Row, victim: Path | None) -> Path:
+def result_file(row: Row, setting: Setting) -> Path:
     """Where the numbers of a row are kept."""
-    stem = victim.stem if victim else "trained"
-    return WORK / f"{stem}-{spec_of(row, victim is not None).spec_hash[:12]}.json"
+    stem = setting.victim.stem if setting.victim else "trained"
+    return WORK / f"{stem}-{spec_of(row, setting).spec_hash[:12]}.json"
 
 
-def compute(row: Row, victim: Path | None) -> dict[str, Any]:
+def compute(row: Row, setting: Setting) -> dict[str, Any]:
     """The numbers of both arms; from var/fidelity if they were computed before."""
-    where = result_file(row, victim)
+    where = result_file(row, setting)
     if not where.is_file():
         recorder = FolderRecorder(WORK / where.stem, sys.stderr)
         store = FolderStore(WORK / "stages")
-        spec = spec_of(row, victim is not None)
         try:
-            result = run_experiment(spec, recorder, store, data_dir=DATA_DIR, device="cpu", victim=victim)
+            result = run_experiment(
+                spec_of(row, setting),
+                recorder,
+                store,
+                data_dir=DATA_DIR,
+                device="cpu",
+                victim=setting.victim,
+            )
         finally:
             recorder.close()
         numbers = {arm["arm"]: arm["seeds"][0] for arm in result["arms"]}
@@ -110,12 +136,12 @@ def pair(values: dict[str, Any]) -> str:
     return f"{100 * values['clean_accuracy']:.1f} / {100 * values['attack_success_rate']:.1f}"
 
 
-def table(victim: Path | None) -> list[str]:
+def table(setting: Setting) -> list[str]:
     """How the computed rows were made, the rows, and a sentence about the others."""
     found = {
-        row: json.loads(result_file(row, victim).read_text())
+        row: json.loads(result_file(row, setting).read_text())
         for row in ROWS
-        if result_file(row, victim).is_file()
+        if result_file(row, setting).is_file()
     }
     made = sorted({MADE.format(**document["made"]) for document in found.values()})
     lines = [
@@ -141,21 +167,33 @@ def main() -> int:
         "--victim", type=Path, help="a safetensors file to defend, instead of a trained victim"
     )
     parser.add_argument(
-        "--rows", nargs="*", help="names of defenses, such as nad or nad:authors; default: all"
+        "--rows",
+        nargs="*",
+        help="names of rows or defenses, such as nad, nad:authors or 'ft_sam (benchmark, cutout)'; default: all",
     )
     parser.add_argument("--no-page", action="store_true", help="compute only")
+    parser.add_argument("--target", type=int, default=0, help="target class of the victim")
+    parser.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="FIELD=VALUE",
+        type=lambda text: (text.partition("=")[0], json.loads(text.partition("=")[2])),
+        help="fields of the defense to change; values are JSON",
+    )
     options = parser.parse_args()
+    setting = Setting(options.victim, options.target, tuple(options.set))
     torch.set_num_threads(1)
     WORK.mkdir(parents=True, exist_ok=True)
     for row in ROWS:
-        names = {row.defense, f"{row.defense}:{row.preset}"}
+        names = {row.defense, f"{row.defense}:{row.preset}", row.name}
         if options.rows is None or names & set(options.rows):
-            arms = compute(row, options.victim)
-            print(f"{row.name}: {pair(arms['undefended'])} -> {pair(arms[row.defense['name']])}", flush=True)
-    if not options.no_page:
+            arms = compute(row, setting)
+            print(f"{row.name}: {pair(arms['undefended'])} -> {pair(arms[row.defense])}", flush=True)
+    if not options.no_page and setting == Setting(options.victim):
         head, _, rest = PAGE.read_text().partition(START)
         tail = rest.partition(END)[2]
-        PAGE.write_text("\n".join([head + START, *table(options.victim), END]) + tail)
+        PAGE.write_text("\n".join([head + START, *table(setting), END]) + tail)
     return 0
 
 

@@ -23,6 +23,7 @@ from app.specs.attack import (
     WaNet,
 )
 from app.specs.attacks.base import SURROGATE
+from app.specs.attacks.whole_image import PatternAttack
 from app.specs.base import canonical_json
 from app.specs.defenses.base import CleanSetDefense
 from app.specs.experiment import ExperimentSpec
@@ -204,12 +205,16 @@ def _shape_problems(attack: PoisoningAttack, facts: DatasetFacts) -> Iterator[Pr
         case Refool() if attack.reflections > facts.train_size:
             allowed = f"at most {facts.train_size}, all training images"
             yield Problem("attack.reflections", attack.reflections, allowed)
-        case Blend():
-            yield from _pattern_problems(attack, facts)
+    if isinstance(attack, PatternAttack):
+        yield from _pattern_problems(attack, facts)
 
 
-def _pattern_problems(attack: Blend, facts: DatasetFacts) -> Iterator[Problem]:
-    if attack.pattern_index is not None and attack.pattern_index >= facts.train_size:
+def _pattern_problems(attack: PatternAttack, facts: DatasetFacts) -> Iterator[Problem]:
+    if (
+        isinstance(attack, Blend)
+        and attack.pattern_index is not None
+        and attack.pattern_index >= facts.train_size
+    ):
         allowed = f"0 to {facts.train_size - 1}, a training image"
         yield Problem("attack.pattern_index", attack.pattern_index, allowed)
     if attack.pattern_png is not None:

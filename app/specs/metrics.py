@@ -34,7 +34,7 @@ OF_ATTACKER = (
     "attacker_attack_success_rate",
     "attacker_cross_trigger_accuracy",
 )
-"""Metrics of the undefended arm: those of the classifier that the attacker trained together with a generator."""
+"""Metrics of the undefended arm: those of the model that the attacker trained, with control over its training."""
 
 METRICS = (
     "clean_accuracy",

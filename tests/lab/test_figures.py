@@ -104,6 +104,13 @@ def isolation(n: int = 2000, rate: float = 0.01) -> tuple[np.ndarray, np.ndarray
     return losses, is_poisoned, isolated
 
 
+SWEEP = {
+    "threshold": [0.0, 0.05, 0.1, 0.15],
+    "pruned": [0.0, 3.0, 8.0, 9.0],
+    "held_out_accuracy": [0.9, 0.9, 0.85, 0.5],
+    "clean_accuracy": [0.9, 0.89, 0.84, 0.52],
+    "attack_success_rate": [1.0, 0.6, 0.1, 0.0],
+}
 STAGES = [("isolation", 1), ("finetune", 3), ("a stage with a long name", 4), ("unlearning", 30)]
 
 
@@ -121,6 +128,7 @@ def plain_cases() -> dict[str, bytes]:
         "predictions": figures.predictions(
             clean, triggered, labels, {"undefended": ["0"] * 8, "abl": labels}, "0"
         ),
+        "sweep": figures.sweep(SWEEP, "anp"),
         "sheet": figures.dataset_sheet(digits(200)[0], digits(200)[2], "digits"),
     }
 
@@ -152,6 +160,7 @@ def hard_cases() -> dict[str, bytes]:
         "predictions of 8 arms": figures.predictions(
             wide, wide, [LONG_CLASS] * 12, dict.fromkeys(EIGHT_ARMS, [LONG_CLASS] * 12), LONG_CLASS
         ),
+        "sweep, one model of a long arm": figures.sweep({"t": [0.0], "clean_accuracy": [0.5]}, LONG_ARM * 3),
         "sheet, one": figures.dataset_sheet(clean, [LONG_CLASS], LONG_CLASS * 4),
         "sheet of 70 classes": figures.dataset_sheet(
             color_images(70, 8), [f"class {i}" for i in range(70)], "many"
@@ -188,7 +197,7 @@ def test_equal_bytes_in_a_new_process_that_never_imports_pyplot_or_torch(cases: 
     )
     *digests, forbidden = done.stdout.split("\n")[:-1]
     assert digests == [hashlib.sha256(data).hexdigest() for data in list(cases.values())[: len(digests)]]
-    assert len(digests) == 8
+    assert len(digests) == 9
     assert forbidden == "[]"
 
 

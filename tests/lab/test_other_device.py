@@ -43,7 +43,7 @@ ATTACKS: dict[str, Spec] = {
     },
     "input_aware": {"name": "input_aware", "mask_epochs": 1, "generator_epochs": 1},
     "trojan": {"name": "trojan", **SURROGATE, "patch_steps": 2},
-    "wanet": {"name": "wanet"},
+    "wanet": {"name": "wanet", "joint_epochs": 1},
     "refool": {"name": "refool", "ghost_rate": 0.5, "reflections": 20},
     "hidden_trigger": {"name": "hidden_trigger", **SURROGATE, "craft_steps": 2},
     "poison_frogs": {"name": "poison_frogs", **SURROGATE, "craft_steps": 2, "rate_of": "training_set"},
@@ -55,6 +55,13 @@ ATTACKS: dict[str, Spec] = {
         "rate_of": "training_set",
     },
     "low_frequency": {"name": "low_frequency"},
+    "low_frequency_search": {
+        "name": "low_frequency",
+        "preset": "authors",
+        **SURROGATE,
+        "search_images": 4,
+        "search_passes": 1,
+    },
 }
 ABL = {"isolation_epochs": 2, "ranking_window": 2, "finetune_epochs": 1, "unlearning_epochs": 2}
 # These flag something however little there is to find, so that what follows is seen too.

@@ -117,6 +117,7 @@ class Report:
         if "sweep" in outcome.facts:
             columns = {name: torch.tensor(values).double() for name, values in outcome.facts["sweep"].items()}
             self._table(run.scope, f"seed-{seed}/{arm}/sweep.csv", columns)
+            self._figure(run.scope, f"seed-{seed}/{arm}/sweep.png", "sweep", outcome.facts["sweep"], arm)
         if "class_flagged" in outcome.tensors:
             self._classes(run, outcome)
         if "class_mask_norm" in outcome.tensors:

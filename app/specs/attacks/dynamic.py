@@ -123,6 +123,25 @@ class WaNet(DirtyLabelAttack):
         le=8,
     )
 
+    joint_epochs: int = field(
+        0,
+        "Epochs of the authors' own training, in which every batch is poisoned anew. Its model's numbers are stored as "
+        "attacker_clean_accuracy, attacker_attack_success_rate and attacker_cross_trigger_accuracy beside the "
+        "victim's. 0: none. The authors train for 1,000.",
+        unit="epochs",
+        source="chosen here: an attacker who only poisons data trains no model",
+        ge=0,
+        le=1000,
+    )
+
     @property
     def cross_share(self) -> float:
         return self.cross_ratio * self.poisoning_rate
+
+    def stages(self) -> list[PreparationStage]:
+        if not self.joint_epochs:
+            return []
+        fields = self.fields_with(
+            "joint_", "strength", "grid", "cross_ratio", "poisoning_rate", "target_class", "label_mode"
+        )
+        return [PreparationStage("joint", fields, self.joint_epochs)]

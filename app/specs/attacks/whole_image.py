@@ -1,11 +1,18 @@
 """Attacks whose trigger covers the whole image and needs no model."""
 
 import base64
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from app.specs.attacks.base import RATE_OF, DirtyLabelAttack, EitherLabelAttack, RateOf
+from app.specs.attacks.base import (
+    RATE_OF,
+    DirtyLabelAttack,
+    EitherLabelAttack,
+    PreparationStage,
+    RateOf,
+    SurrogateAttack,
+)
 from app.specs.base import field
 from app.specs.presets import Preset, preset_field
 
@@ -13,6 +20,7 @@ LONGEST_PNG = 1_000_000
 BENCHMARK = "BackdoorBench's published settings (Wu et al. 2022)"
 REFOOL_CODE = "BackdoorBench, attack/refool.py"
 ZENG_CODE = "YiZeng623/frequency-backdoor, gauss_smooth.py"
+ZENG_SEARCH = "YiZeng623/frequency-backdoor, target_universal.py"
 
 _BLEND_PRESETS = {
     "paper": Preset("a random pattern with a weight of 0.2.", "Chen et al. 2017, section 5", {}),
@@ -35,6 +43,11 @@ _LOW_FREQUENCY_PRESETS = {
         ZENG_CODE,
         {},
     ),
+    "authors": Preset(
+        "the pattern is searched for with a surrogate, smoothed and scaled as in the authors' code.",
+        ZENG_SEARCH,
+        {"pattern": "search"},
+    ),
 }
 _REFOOL_PRESETS = {
     "recommended": Preset(
@@ -54,13 +67,41 @@ _REFOOL_PRESETS = {
 }
 
 
-class Blend(DirtyLabelAttack):
+class PatternAttack(DirtyLabelAttack):
+    """Base class of attacks whose field ``pattern`` chooses what is put over the image, such as an uploaded picture."""
+
+    requires: ClassVar[dict[str, str]] = {"png": "pattern_png"}
+    """The field that each of these values of ``pattern`` requires, and that the others do not allow."""
+    pattern: str
+    pattern_png: str | None = field(
+        None,
+        "PNG file in base64. Required if pattern is png. It must have the width, height and colors (gray or RGB) of "
+        "the dataset's images, 8 bits per channel and no transparency.",
+        source="Chen et al. 2017, section 5",
+        max_length=LONGEST_PNG,
+    )
+
+    @model_validator(mode="after")
+    def _check_pattern(self) -> Self:
+        for kind, name in self.requires.items():
+            if (self.pattern == kind) != (getattr(self, name) is not None):
+                raise ValueError(f"{name} is required if pattern is {kind!r}, and not allowed otherwise")
+        if self.pattern_png is not None:
+            try:
+                base64.b64decode(self.pattern_png, validate=True)
+            except ValueError as error:
+                raise ValueError(f"pattern_png must be base64: {error}") from error
+        return self
+
+
+class Blend(PatternAttack):
     """Blended injection (Chen et al., 2017): a pattern is blended into the whole image, dirty label.
 
     The pattern is noise, a training image of the dataset, or an uploaded image.
     """
 
     name: Literal["blend"] = "blend"
+    requires: ClassVar[dict[str, str]] = {"image": "pattern_index", "png": "pattern_png"}
     presets = _BLEND_PRESETS
     preset: Literal["paper"] = preset_field(_BLEND_PRESETS, "paper")
     alpha: float = field(
@@ -89,25 +130,6 @@ class Blend(DirtyLabelAttack):
         source="Chen et al. 2017, section 5",
         ge=0,
     )
-    pattern_png: str | None = field(
-        None,
-        "PNG file in base64. Required if pattern is png. It must have the width, height and colors (gray or RGB) of "
-        "the dataset's images, 8 bits per channel and no transparency.",
-        source="Chen et al. 2017, section 5",
-        max_length=LONGEST_PNG,
-    )
-
-    @model_validator(mode="after")
-    def _check_pattern(self) -> Self:
-        for kind, name in (("image", "pattern_index"), ("png", "pattern_png")):
-            if (self.pattern == kind) != (getattr(self, name) is not None):
-                raise ValueError(f"{name} is required if pattern is {kind!r}, and not allowed otherwise")
-        if self.pattern_png is not None:
-            try:
-                base64.b64decode(self.pattern_png, validate=True)
-            except ValueError as error:
-                raise ValueError(f"pattern_png must be base64: {error}") from error
-        return self
 
 
 class Sig(EitherLabelAttack):
@@ -153,17 +175,22 @@ class Sig(EitherLabelAttack):
     )
 
 
-class LowFrequency(DirtyLabelAttack):
-    """Smooth additive pattern in the range of the low-frequency trigger (Zeng et al., 2021), dirty label.
+class LowFrequency(PatternAttack, SurrogateAttack):
+    """Low-frequency trigger (Zeng et al., 2021): a smooth pattern is added to the image, dirty label.
 
-    The pattern is a random mixture of the lowest cosine waves in both directions, scaled to 0 to ``amplitude`` gray
-    levels. The authors search for the pattern with a trained model before they smooth and scale it in the same way;
-    here it is not searched, so that no model is needed.
+    The pattern is a random mixture of the lowest cosine waves, an uploaded picture, or the authors': a perturbation
+    that is searched for with a surrogate and smoothed. It is scaled to 0 to ``amplitude`` gray levels.
     """
 
     name: Literal["low_frequency"] = "low_frequency"
     presets = _LOW_FREQUENCY_PRESETS
-    preset: Literal["recommended"] = preset_field(_LOW_FREQUENCY_PRESETS, "recommended")
+    preset: Literal["recommended", "authors"] = preset_field(_LOW_FREQUENCY_PRESETS, "recommended")
+    pattern: Literal["mixture", "search", "png"] = field(
+        "mixture",
+        "mixture: cosine waves mixed by pattern_seed. search: found with a surrogate, by the fields search_ and "
+        "surrogate_. png: pattern_png.",
+        source="chosen here, so that no model is needed; " + ZENG_SEARCH,
+    )
     amplitude: float = field(
         51.0,
         "Largest value of the pattern, whose smallest is 0: a fifth of the full scale.",
@@ -174,7 +201,7 @@ class LowFrequency(DirtyLabelAttack):
     )
     waves: int = field(
         4,
-        "Number of cosine waves in each direction, including the constant one.",
+        "Number of cosine waves in each direction, including the constant one. Used only if pattern is mixture.",
         unit="waves",
         source="chosen here: an eighth of CIFAR-10's 32",
         ge=2,
@@ -182,11 +209,44 @@ class LowFrequency(DirtyLabelAttack):
     )
     pattern_seed: int = field(
         0,
-        "Seed of the mixture, independent of the experiment's seeds.",
+        "Seed of the mixture, independent of the experiment's seeds. Used only if pattern is mixture.",
         source="chosen here",
         ge=0,
         le=2**31 - 1,
     )
+    search_images: int = field(
+        100, "Training images that the search is made on.", unit="images", source=ZENG_SEARCH, ge=1, le=10_000
+    )
+    search_success: float = field(
+        0.2,
+        "The search ends when the pattern changes the prediction of this share of these images.",
+        unit="fraction",
+        source=ZENG_SEARCH + " (1 - delta)",
+        gt=0,
+        le=1,
+    )
+    search_passes: int = field(
+        10,
+        "Passes over these images after which the search ends in any case; the authors set no limit.",
+        unit="passes",
+        source="chosen here",
+        ge=1,
+        le=1000,
+    )
+    search_smoothing: float = field(
+        6.0,
+        "Deviation of the Gaussian filter that smooths the pattern, on CIFAR-10's 32 pixels.",
+        unit="pixels",
+        source=ZENG_CODE,
+        gt=0,
+        le=224,
+    )
+
+    def stages(self) -> list[PreparationStage]:
+        if self.pattern != "search":
+            return []
+        search = self.fields_with("search_", "target_class", "amplitude")
+        return [self.surrogate_stage(), PreparationStage("trigger", search, 1)]
 
 
 class Refool(EitherLabelAttack):

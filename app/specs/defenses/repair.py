@@ -114,7 +114,9 @@ class FinePruning(_Repair, HeldOutDefense):
 
 
 _NAD_PRESETS = {
-    "authors": Preset("learning rate 0.1 for two of 20 passes, then 0.01; batches of 64.", NAD_CODE, {}),
+    "authors": Preset(
+        "learning rate 0.1 for two of 20 passes, then 0.01; batches of 64; cutout.", NAD_CODE, {}
+    ),
     "benchmark": Preset(
         "ten passes in batches of 256 at a constant rate of 0.01.",
         BENCHMARK,
@@ -124,6 +126,7 @@ _NAD_PRESETS = {
             "first_steps": 0,
             "batch_size": 256,
             "weight_decay": 5e-4,
+            "cutout": 0,
         },
     ),
 }
@@ -157,6 +160,16 @@ class Nad(_Repair):
         "map's positions, so on images of 8x8 these weigh far more than on 32x32: try 32, 64, 64 there.",
         source=NAD_CODE,
     )
+    cutout: int = field(
+        2,
+        "Side of the square that is cut out of each clean image at a random place, in both trainings, beside the "
+        "experiment's augmentation. The authors' Cutout(1, 3) covers 2 x 2 pixels, since it halves the side with "
+        "integer division.",
+        unit="pixels",
+        source=NAD_CODE,
+        ge=0,
+        le=224,
+    )
     power: float = field(
         2.0,
         "Exponent p of the attention map, which is the mean of |a|^p over channels.",
@@ -166,7 +179,7 @@ class Nad(_Repair):
     )
 
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:
-        common = ("clean_ratio", "first_", "learning_rate", "batch_size", "weight_decay")
+        common = ("clean_ratio", "first_", "learning_rate", "batch_size", "weight_decay", "cutout")
         return [
             ("teacher", self.fields_with(*common, "teacher_steps"), expected_epochs(self.teacher_steps)),
             ("repair", self.fields("clean_ratio", "teacher_steps"), expected_epochs(self.steps)),
@@ -229,8 +242,17 @@ class Mcr(_Repair):
 
 
 _FT_SAM_PRESETS = {
+    "recommended": Preset(
+        "BackdoorBench's setting with five times its learning rate, which leaves the backdoor in the narrow network of "
+        "docs/results/fidelity.md. Tuned on the backdoored model that the NAD authors publish, where it ends at "
+        "83.6 % clean accuracy and 3.4 % attack success.",
+        f"{BENCHMARK}; {CHOSEN}",
+        {},
+    ),
     "benchmark": Preset(
-        "1,000 steps with label smoothing; the rate falls and rises every 200 steps.", BENCHMARK, {}
+        "1,000 steps with label smoothing; the rate falls and rises every 200 steps.",
+        BENCHMARK,
+        {"learning_rate": 0.01},
     ),
 }
 
@@ -240,10 +262,12 @@ class FtSam(_Repair):
 
     name: Literal["ft_sam"] = "ft_sam"
     presets = _FT_SAM_PRESETS
-    preset: Literal["benchmark"] = preset_field(_FT_SAM_PRESETS, "benchmark")
+    preset: Literal["recommended", "benchmark"] = preset_field(_FT_SAM_PRESETS, "recommended")
     steps: int = _steps(1000, "Optimization steps", BENCHMARK)
     batch_size: int | None = _batch_size(256, BENCHMARK)
-    learning_rate: float = _learning_rate(0.01, "Peak learning rate, with a cosine schedule.", BENCHMARK)
+    learning_rate: float = _learning_rate(
+        0.05, "Peak learning rate, with a cosine schedule.", f"{CHOSEN}: docs/results/fidelity.md"
+    )
     half_period: int | None = field(
         100,
         "Steps in which the rate falls to zero; it rises again in as many, and so on. Null: it falls once.",

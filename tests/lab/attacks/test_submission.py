@@ -72,6 +72,7 @@ def test_every_preset_of_an_attack_runs_on_cifar10_and_sets_other_fields_than_th
         ({"name": "blend", "pattern": "image", "pattern_index": 1437}, "attack.pattern_index"),
         ({"name": "blend", "pattern": "png", "pattern_png": png(8, 9)}, "attack.pattern_png"),
         ({"name": "blend", "pattern": "png", "pattern_png": png(8, 8, "RGB")}, "attack.pattern_png"),
+        ({"name": "low_frequency", "pattern": "png", "pattern_png": png(9, 8)}, "attack.pattern_png"),
         ({"name": "poison_frogs", "target_image": 360}, "attack.target_image"),
     ],
 )
@@ -89,6 +90,8 @@ def test_a_pattern_of_the_right_shape_is_accepted():
     [
         ({"name": "blend", "pattern": "png"}, "pattern_png is required"),
         ({"name": "blend", "pattern_index": 3}, "pattern_index is required"),
+        ({"name": "low_frequency", "pattern": "png"}, "pattern_png is required"),
+        ({"name": "low_frequency", "pattern": "image"}, "pattern"),
         ({"name": "blend", "pattern": "png", "pattern_png": "%%%"}, "pattern_png must be base64"),
         ({"name": "clean_label", "label_mode": "all_to_all"}, "label_mode"),
         ({"name": "hidden_trigger", "label_mode": "all_to_all"}, "label_mode"),

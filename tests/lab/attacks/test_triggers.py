@@ -119,9 +119,17 @@ def test_blend_accepts_a_training_image_or_an_upload_as_pattern():
     assert uploaded["pattern"].tolist() == [pixels.tolist()]
 
 
+def test_an_uploaded_smooth_pattern_is_scaled_to_the_amplitude():
+    file = io.BytesIO()
+    Image.fromarray(np.arange(10, 74, dtype=np.uint8).reshape(8, 8)).save(file, "PNG")
+    text = base64.b64encode(file.getvalue()).decode()
+    spec = experiment(name="low_frequency", pattern="png", pattern_png=text, amplitude=126)
+    assert state_of(spec, digits())["pattern"].flatten().tolist() == [2.0 * i for i in range(64)]
+
+
 def test_low_frequency_pattern_has_its_amplitude_and_only_low_waves():
     made = attack(facts(height=8, width=8), name="low_frequency", amplitude=20, waves=3)
-    pattern = made.pattern().double()[0]
+    pattern = made.mixture().double()[0]
     assert pattern.min() == 0  # the published range is not negative
     assert pattern.max() == pytest.approx(20)
     place = torch.arange(8, dtype=torch.float64) + 0.5
@@ -132,7 +140,7 @@ def test_low_frequency_pattern_has_its_amplitude_and_only_low_waves():
     assert coefficients[~low].abs().max() < 1e-4
     assert coefficients[low].abs().max() > 10
     gray = torch.full((1, 1, 8, 8), 100, dtype=torch.uint8)
-    assert made.trigger({})(gray)[0, 0].tolist() == (100 + pattern).round().tolist()
+    assert made.trigger({"pattern": made.mixture()})(gray)[0, 0].tolist() == (100 + pattern).round().tolist()
 
 
 def test_wanet_samples_bilinearly_along_the_flow():

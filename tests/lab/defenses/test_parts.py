@@ -13,25 +13,29 @@ from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau,
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import BUILT_IN
 from app.specs.model import SmallCnn, WideResNet16x1
-from tests.lab.defenses.cases import BADNETS, spec
+from tests.lab.defenses.cases import BADNETS, defended, spec
 from tests.lab.memory import DIGITS_ONLY
+from worker.lab.data.augment import Augment
 from worker.lab.data.datasets import load_dataset
+from worker.lab.defenses import nad
 from worker.lab.defenses.activation_clustering import (
     Clusters,
     is_poison,
     reclassification_score,
     split_in_two,
 )
+from worker.lab.defenses.base import RepairDefense
 from worker.lab.defenses.clean_set import draw_clean_set
 from worker.lab.defenses.fine_pruning import MaskedSgd
 from worker.lab.defenses.ft_sam import Sam, waves
 from worker.lab.defenses.mcr import bezier_point, piecewise
 from worker.lab.defenses.nad import attention_map, distillation_objective, two_rates
 from worker.lab.defenses.neural_cleanse import FACTOR, InvertedTriggers, anomaly_index
-from worker.lab.defenses.repair import divide_steps
+from worker.lab.defenses.repair import divide_steps, train_steps
 from worker.lab.defenses.spectral_signatures import flagged_per_class, outlier_scores
 from worker.lab.defenses.strip import entropy_threshold
-from worker.lab.networks import build_network
+from worker.lab.networks import Network, build_network
+from worker.lab.stages import StageRun
 from worker.lab.training import Batch, Recipe
 
 DEFENSES = {
@@ -144,6 +148,22 @@ def test_nad_has_the_mean_squares_and_the_two_rates_of_its_authors() -> None:
     assert [schedule(step / 800) for step in (0, 79, 80, 799)] == pytest.approx([1, 1, 0.1, 0.1])
 
 
+def test_nad_cuts_holes_into_the_images_of_teacher_and_student(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Augment] = []
+
+    def watch(lab: RepairDefense, stage: StageRun, network: Network, recipe: Recipe, steps: int) -> None:
+        seen.append(recipe.augment)
+        train_steps(lab, stage, network, recipe, steps)
+
+    monkeypatch.setattr(nad, "train_steps", watch)
+    short = {"name": "nad", "teacher_steps": 4, "steps": 4}
+    defended(
+        BADNETS, {**short, "clean_ratio": 0.21}, {**short, "clean_ratio": 0.21, "arm": "whole", "cutout": 0}
+    )
+    assert [augment.cutout for augment in seen] == [2, 2, 0, 0]
+    assert len({augment.crop_padding for augment in seen}) == 1
+
+
 def test_a_final_normalization_is_not_part_of_the_last_stages_map() -> None:
     network = build_network(WideResNet16x1(), BUILT_IN["cifar10"], 0).eval()
     x = torch.rand(2, 3, 32, 32)
@@ -243,8 +263,8 @@ def test_all_of_the_clean_set_is_trained_on_where_nothing_needs_to_be_held_out()
     [
         ("anp", "authors", {"threshold": 0.2, "clean_ratio": 0.01}),
         ("fine_pruning", "paper", {"max_accuracy_drop": 0.04}),
-        ("nad", "authors", {"steps": 800, "first_steps": 80, "betas": (500, 1000, 1000)}),
-        ("nad", "benchmark", {"steps": 100, "first_steps": 0, "learning_rate": 0.01}),
+        ("nad", "authors", {"steps": 800, "first_steps": 80, "betas": (500, 1000, 1000), "cutout": 2}),
+        ("nad", "benchmark", {"steps": 100, "first_steps": 0, "learning_rate": 0.01, "cutout": 0}),
         ("mcr", "benchmark", {"learning_rate": 3e-5, "point": 0.1}),
         ("i_bau", "benchmark", {"learning_rate": 1e-4, "amsgrad": True, "steps": 50}),
     ],

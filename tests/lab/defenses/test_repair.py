@@ -64,6 +64,7 @@ def test_the_models_that_a_repair_chooses_from_are_a_table(name: str, column: st
     table = list(csv.DictReader(done.files[f"seed-0/{name}/sweep.csv"].decode().splitlines()))
     assert {column, "clean_accuracy", "attack_success_rate"} < set(table[0])
     assert len(table) == rows or rows == 0
+    assert f"seed-0/{name}/sweep.png" in done.files
     assert float(table[0][column]) == 0
     positions = [float(row[column]) for row in table]
     assert positions == sorted(positions)

@@ -1,17 +1,12 @@
 """Blended injection (Chen et al. 2017): a faint pattern over the whole image, relabeled to the target."""
 
-import base64
-import io
-
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from app.specs.attack import Blend
 from worker.lab.attacks.base import Attack, AttackLab, Prepared, State, Trigger, to_uint8
+from worker.lab.attacks.patterns import decode_pattern
 from worker.lab.compute import seeded_generator
-from worker.lab.contracts import SpecError
 
 
 class BlendAttack(Attack[Blend]):
@@ -25,19 +20,10 @@ class BlendAttack(Attack[Blend]):
         if self.spec.pattern_index is not None:
             return images[self.spec.pattern_index].clone()
         if self.spec.pattern_png is not None:
-            return self._uploaded(self.spec.pattern_png)
+            return decode_pattern(self.spec.pattern_png, self.facts)
         shape = (self.facts.channels, self.facts.height, self.facts.width)
         generator = seeded_generator(torch.device("cpu"), "blend pattern", self.spec.pattern_seed)
         return torch.randint(256, shape, generator=generator, dtype=torch.uint8)
-
-    def _uploaded(self, png: str) -> Tensor:
-        try:
-            with Image.open(io.BytesIO(base64.b64decode(png)), formats=["PNG"]) as picture:
-                pixels = np.asarray(picture.convert("L" if self.facts.channels == 1 else "RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise SpecError(f"attack.pattern_png: this PNG cannot be read ({error})") from error
-        shape = (self.facts.height, self.facts.width, self.facts.channels)
-        return torch.from_numpy(pixels.reshape(shape).transpose(2, 0, 1).copy())
 
     def trigger(self, state: State) -> Trigger:
         alpha, pattern = self.spec.alpha, state["pattern"].float()

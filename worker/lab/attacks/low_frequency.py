@@ -1,4 +1,4 @@
-"""A smooth additive pattern in the range of the low-frequency trigger (Zeng et al. 2021, section 5)."""
+"""A smooth additive pattern, the low-frequency trigger of Zeng et al. 2021, section 5."""
 
 import math
 
@@ -6,8 +6,13 @@ import torch
 from torch import Tensor
 
 from app.specs.attack import LowFrequency
-from worker.lab.attacks.base import Attack, State, Trigger, to_uint8
+from worker.lab.attacks.base import Attack, AttackLab, Picture, Prepared, State, Trigger, to_uint8
+from worker.lab.attacks.patterns import decode_pattern
+from worker.lab.attacks.surrogate import train_surrogate
+from worker.lab.attacks.universal_perturbation import add_image, changed_share, scale
 from worker.lab.compute import seeded_generator
+from worker.lab.networks import Network
+from worker.lab.stages import Outcome, StageRun
 
 
 def cosine_basis(length: int, waves: int) -> Tensor:
@@ -18,22 +23,62 @@ def cosine_basis(length: int, waves: int) -> Tensor:
 
 
 class LowFrequencyAttack(Attack[LowFrequency]):
-    """A sum of the lowest cosine waves but the constant one, with normal weights, scaled to 0 to ``amplitude``."""
+    """``x + pattern``, rounded. The pattern, float ``[C, H, W]`` from 0 to ``amplitude``, is the attack's state."""
 
-    def pattern(self) -> Tensor:
-        """Float ``[C, H, W]``; its smallest value is 0 and its largest ``amplitude``."""
+    def prepare(self, lab: AttackLab) -> Prepared:
+        if self.spec.pattern == "search":
+            network = train_surrogate(self.spec, lab)
+            pattern = lab.stage("trigger", lambda run: self._search(network, lab, run)).tensors["pattern"]
+            picture = Picture(
+                "the pattern, scaled to all gray levels", [("pattern", to_uint8(scale(pattern, 255))[None])]
+            )
+            return Prepared({"pattern": pattern}, pictures={"pattern": picture})
+        if self.spec.pattern_png is not None:
+            uploaded = decode_pattern(self.spec.pattern_png, self.facts).float()
+            return Prepared({"pattern": scale(uploaded, self.spec.amplitude)})
+        return Prepared({"pattern": self.mixture()})
+
+    def mixture(self) -> Tensor:
+        """A sum of the lowest cosine waves but the constant one, with normal weights."""
         waves = self.spec.waves
         generator = seeded_generator(torch.device("cpu"), "low-frequency pattern", self.spec.pattern_seed)
         weights = torch.randn((self.facts.channels, waves, waves), generator=generator, dtype=torch.float64)
         weights[:, 0, 0] = 0  # the constant wave only changes the brightness
         rows, columns = cosine_basis(self.facts.height, waves), cosine_basis(self.facts.width, waves)
-        pattern = rows.T @ weights @ columns
-        # Scaled as the authors scale their smoothed perturbation (gauss_smooth.py, normalization).
-        span = pattern.max() - pattern.min()
-        return ((pattern - pattern.min()) / span * self.spec.amplitude).float()
+        return scale(rows.T @ weights @ columns, self.spec.amplitude).float()
+
+    def _search(self, network: Network, lab: AttackLab, run: StageRun) -> Outcome:
+        """The authors' universal_pert.py, with the target class given: theirs changes it to the one that most
+        perturbed images go to."""
+        device = lab.train.images.device
+        generator = seeded_generator(device, run.planned.stream)
+        rows = torch.randperm(len(lab.train), generator=generator, device=device)[: self.spec.search_images]
+        images = lab.compute.to_input(lab.train.images[rows])
+        highest = self.spec.amplitude / 255
+        pattern = best = torch.zeros_like(images[:1])
+        highest_share = -1.0
+        for _ in range(self.spec.search_passes):
+            for row in torch.randperm(len(images), generator=generator, device=device).tolist():
+                run.recorder.check()
+                pattern = add_image(
+                    network,
+                    pattern,
+                    images[row : row + 1],
+                    self.spec.target_class,
+                    self.spec.search_smoothing,
+                    highest,
+                )
+            share = changed_share(network, images, pattern)
+            if share >= highest_share:
+                best, highest_share = pattern, share
+            if share >= self.spec.search_success:
+                break
+        run.recorder.log(f"the pattern changes the prediction of {highest_share:.0%} of {len(images)} images")
+        run.epoch_done(1, 1, {})
+        return run.finish({"pattern": best[0] * 255})
 
     def trigger(self, state: State) -> Trigger:
-        pattern = self.pattern()
+        pattern = state["pattern"]
 
         def add(images: Tensor) -> Tensor:
             return to_uint8(images.float().add_(pattern.to(images.device)))

@@ -1,8 +1,10 @@
 """Refool (Liu et al. 2020): a reflection of another picture is added to the image.
 
-The ranges of strength, blur and ghosts are those of the authors' code, as BackdoorBench has it (attack/refool.py).
-Left out: its correction of saturated blurs, the vignette under which a blurred reflection has the weight
-(1 + weight) / 2 in the middle, ghosts of less than half, and the choice of the reflections that attack best.
+The ranges of strength and blur are the numbers of the authors' code, as BackdoorBench has it (attack/refool.py). That
+code enlarges every image to 560 pixels first, so that its blurs and shifts are a fraction of a pixel on CIFAR-10; here
+they are in pixels of the image itself, as strong as on the photographs of the paper. Left out: its correction of
+saturated blurs, the vignette under which a blurred reflection has the weight (1 + weight) / 2 in the middle, ghosts of
+less than half, and the choice of the reflections that attack best.
 """
 
 import math

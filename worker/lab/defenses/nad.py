@@ -4,6 +4,8 @@ A copy of the victim, fine-tuned on clean images, is the teacher. The victim is 
 distance between the attention maps of both is added to the cross-entropy (section 3.2).
 """
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -62,7 +64,7 @@ def run(spec: Nad, lab: RepairDefense) -> Network:
     """Fine-tune the teacher, then distill it into the victim."""
 
     def recipe_of(steps: int) -> Recipe:
-        return small_set_recipe(
+        recipe = small_set_recipe(
             lab,
             len(lab.clean.fit),
             epochs=1,
@@ -71,6 +73,9 @@ def run(spec: Nad, lab: RepairDefense) -> Network:
             batch_size=spec.batch_size,
             weight_decay=spec.weight_decay,
         )
+        # data_loader.py, get_train_loader: crop, flip and Cutout(1, 3), for teacher and student
+        recipe.augment = replace(recipe.augment, cutout=spec.cutout or recipe.augment.cutout)
+        return recipe
 
     def teach(stage: StageRun) -> Outcome:
         teacher = copy_network(lab, lab.victim)

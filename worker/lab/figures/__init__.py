@@ -9,6 +9,7 @@ from worker.lab.figures.images import dataset_sheet, samples
 from worker.lab.figures.isolation import loss_histogram, ranking
 from worker.lab.figures.predictions import predictions
 from worker.lab.figures.rows import image_rows
+from worker.lab.figures.sweep import sweep
 from worker.lab.figures.table import results_table
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "ranking",
     "results_table",
     "samples",
+    "sweep",
 ]
