@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from app.specs.attacks.base import SURROGATE
@@ -54,6 +53,7 @@ from worker.lab.networks.trigger_input import TriggerInput
 from worker.lab.report import Report
 from worker.lab.run_context import RunContext
 from worker.lab.stages import Outcome, Progress, StageRun
+from worker.lab.tensor_files import dump_tensors
 from worker.lab.training import Recipe, train
 from worker.lab.user_model import UserModel, load_user_model
 
@@ -350,13 +350,12 @@ class SeedRun:
         """Store the model as safetensors, with the spec and the label ``backdoored`` in the header."""
         labels = {"arm": str(scope.arm), "seed": str(scope.seed), "backdoored": str(backdoored).lower()}
         header = labels | {"spec": canonical_json(self.spec), "architecture": self.spec.model.name}
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in copy_state(network).items()}
         self.context.recorder.artifact(
             scope,
             f"seed-{self.seed}/{scope.arm}/model.safetensors",
             "checkpoint",
             "application/octet-stream",
-            save(tensors, metadata=header),
+            dump_tensors(copy_state(network), header),
             {"arm": scope.arm, "seed": scope.seed, "backdoored": backdoored},
         )
 
