@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.core.database import utcnow
 from app.settings import Settings
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import STANDARD_SHA256
 from app.specs.stages import plan
+from app.tables.artifacts import Artifact
 from app.tables.experiments import Experiment
 from tests.app.conftest import Service, serve
 from tests.app.sending import sent_dataset
@@ -199,3 +201,52 @@ def test_a_damaged_copy_of_an_upload_is_downloaded_again_and_a_damaged_upload_is
         f"dataset.dataset_id: the file of dataset {dataset_id} is damaged; upload it again",
     )
     assert stored_stages(service, third) == 0
+
+
+def add_file(service: Service, data: bytes) -> Artifact:
+    digest, key = service.store(data)
+    artifact = Artifact(
+        experiment_id=service.submit()["id"],
+        arm="undefended",
+        seed=0,
+        name="seed-0/undefended/model.safetensors",
+        kind="checkpoint",
+        media_type="application/octet-stream",
+        size=len(data),
+        sha256=digest,
+        object_key=key,
+        details={},
+        created_at=utcnow(),
+    )
+    service.add(artifact)
+    return artifact
+
+
+def flip_two_bytes(service: Service, key: str) -> None:
+    path = Path(service.settings.objects.removeprefix("file://")) / key
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        pair = file.read(2)
+        file.seek(-2, 1)
+        file.write(bytes(255 - byte for byte in pair))
+
+
+def test_a_damaged_file_is_not_sent(service: Service) -> None:
+    data = bytes(range(256)) * 2000
+    artifact = add_file(service, data)
+    address = f"/v1/artifacts/{artifact.id}/content"
+    link = service.http.get(f"/v1/artifacts/{artifact.id}/link").json()["url"]
+    assert service.http.get(address).content == data  # found intact once
+    flip_two_bytes(service, artifact.object_key)
+    for answer in (
+        service.http.get(address),
+        service.http.get(address, headers={"Range": "bytes=0-9"}),
+        service.http.get(link),
+    ):
+        assert (answer.status_code, answer.json()["type"]) == (500, "urn:backdoor-lab:problem:damaged")
+        assert artifact.sha256 in answer.json()["detail"]
+        assert ":retry" in answer.json()["detail"]
+        assert "ETag" not in answer.headers
+    assert service.http.head(address).status_code == 500
+    service.store(data)
+    assert service.http.get(address).content == data
