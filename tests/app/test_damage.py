@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from app.core.database import utcnow
+from app.operations.doctor.examination import CHECKS, examine
 from app.settings import Settings
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import STANDARD_SHA256
 from app.specs.stages import plan
 from app.tables.artifacts import Artifact
-from app.tables.experiments import Experiment
+from app.tables.experiments import Experiment, Stage
 from tests.app.conftest import Service, serve
 from tests.app.sending import sent_dataset
 from worker.attempt import run_attempt
@@ -250,3 +251,46 @@ def test_a_damaged_file_is_not_sent(service: Service) -> None:
     assert service.http.head(address).status_code == 500
     service.store(data)
     assert service.http.get(address).content == data
+
+
+def test_doctor_names_all_that_is_damaged(
+    service: Service, toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BDLAB_HOME", str(service.settings.home))
+    monkeypatch.setenv("BDLAB_DATA_DIR", str(service.settings.datasets))
+    for name in set(CHECKS) - {"database"}:
+        monkeypatch.delitem(CHECKS, name)
+
+    def findings(verify: bool = True) -> list[tuple[str, str, str]]:
+        return [(f.state, f.detail, f.mend) for f in examine(verify=verify) if f.check == "content"]
+
+    assert findings(verify=False) == []
+    before = [finding for finding in findings() if finding[0] != "ok"]
+    damaged, missing = add_file(service, b"four bytes"), add_file(service, b"none")
+    flip_two_bytes(service, damaged.object_key)
+    service.objects.delete(missing.object_key)
+    stage = Stage(key="b2" * 32, kind="victim", ready_at=utcnow(), sha256="0" * 64, last_used_at=utcnow())
+    service.add(stage)
+    service.objects.put(f"stages/{stage.key}.safetensors", b"whale")
+    damage(toy, "y_test")
+    upload_id = sent_dataset(service.http, name="to be damaged")
+    assert check(upload_id, service.settings) == "ready"
+    service.objects.put(f"uploads/{upload_id}.safetensors", b"\x10" + bytes(30))
+    *found, (state, summary, _) = findings()
+    assert (state, "are intact" in summary) == ("ok", True)
+    errors = {
+        detail: mend
+        for state, detail, mend in found
+        if state == "error" and (state, detail, mend) not in before
+    }
+    model = "seed-0/undefended/model.safetensors of experiment"
+    for detail, mend in {
+        f"the file {model} {damaged.experiment_id} is damaged": f"{damaged.experiment_id}:retry",
+        f"the file {model} {missing.experiment_id} is missing": f"{missing.experiment_id}:retry",
+        f"the dataset 'toy' is damaged: {toy}": "bdlab data import FILE --name toy",
+        f"the uploaded dataset {upload_id} is damaged": "upload it again",
+    }.items():
+        assert mend in errors.pop(detail)
+    assert errors == {}
+    assert f"the cached stage {stage.key} (victim) is damaged" in [d for s, d, _ in found if s == "warning"]
+    service.objects.delete(damaged.object_key)
