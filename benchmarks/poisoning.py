@@ -41,7 +41,7 @@ def cifar10(folder: Path) -> tuple[Dataset, str]:
             )
             for n in (facts.train_size, facts.test_size)
         )
-        return Dataset(train, test, facts), "random images of CIFAR-10's shape"
+        return Dataset(train, test, facts, "random"), "random images of CIFAR-10's shape"
 
 
 def best(work: Callable[[], object]) -> float:

@@ -22,7 +22,6 @@ from app.experiments import lifecycle, scheduling
 from app.operations.health.shared_counters import Pusher
 from app.settings import Settings
 from app.specs.placement import KINDS
-from app.specs.stages import LAB_VERSION
 from app.specs.stored import MissingPluginError, StoredSpec
 from app.tables.experiments import Experiment
 from app.tables.reproductions import Reproduction
@@ -117,8 +116,7 @@ def _run_lab(lease: Lease, recorder: SqlRecorder, objects: Objects, settings: Se
         )
         if is_reproduction:
             store = UncachedStageStore(store, lease.experiment_id)
-        if experiment.lab_version != LAB_VERSION:
-            lease.retrying(lambda: rekey(lease, spec, settings))
+        lease.retrying(lambda: rekey(lease, spec, settings))
         with fetched_inputs(spec, lease.database, objects, settings.datasets, lease.retrying) as files:
             run(
                 spec,

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from app.core.database import new_id, upsert, utcnow
 from app.core.objects import Objects, put_content
 from app.experiments import lifecycle
-from app.results.artifacts.storage import lock_contents, update_stored_bytes
+from app.results.artifacts.storage import delete_unreferenced, lock_contents, update_stored_bytes
 from app.results.search import indexing
 from app.specs.artifacts import ArtifactKind
 from app.tables.artifacts import Artifact
@@ -137,7 +137,8 @@ class SqlRecorder:
         data: bytes,
         metadata: dict[str, Any],
     ) -> None:
-        """Write the content before its row, so that a row never refers to a missing content."""
+        """Write the content before its row, so that a row never refers to a missing content; also one that is stored,
+        so that a retry replaces a damaged object. A content that the file had before is deleted last."""
         digest, key = self._lease.retrying(lambda: put_content(self._objects, data))
         row = {
             "experiment_id": self._lease.experiment_id,
@@ -154,7 +155,9 @@ class SqlRecorder:
             "expired_at": None,
             "expired_why": None,
         }
-        self._lease.retrying(lambda: self._write_artifact(row, data))
+        replaced = self._lease.retrying(lambda: self._write_artifact(row, data))
+        if replaced is not None:
+            self._lease.retrying(lambda: delete_unreferenced(self._lease.database, self._objects, [replaced]))
 
     def flush(self) -> None:
         """Write the buffer. If that fails, the buffer is kept and the error raised.
@@ -238,7 +241,8 @@ class SqlRecorder:
         indexing.refresh(session, experiment_id, arm)
         self._emit(session, "result", key, {"values": values})
 
-    def _write_artifact(self, row: dict[str, Any], data: bytes) -> None:
+    def _write_artifact(self, row: dict[str, Any], data: bytes) -> str | None:
+        """Returns the key of the content that this one replaces, if any."""
         experiment_id, object_key = row["experiment_id"], row["object_key"]
         with self._lease.writing() as session:
             lock_contents(session, [object_key])
@@ -251,11 +255,12 @@ class SqlRecorder:
                 stored.details = row["details"]
                 stored.expired_at = stored.expired_why = None
                 update_stored_bytes(session, [experiment_id])
-                return
-            artifact_id = stored.id if stored is not None else new_id()
+                return None
+            artifact_id, replaced = (stored.id, stored.object_key) if stored is not None else (new_id(), None)
             session.merge(Artifact(id=artifact_id, **row))
             update_stored_bytes(session, [experiment_id])
             lifecycle.emit(session, experiment_id, "artifact", {"id": artifact_id, "name": row["name"]})
+        return replaced
 
     def _emit(self, session: Session, kind: str, key: ArmSeed, data: dict[str, Any]) -> None:
         arm, seed = key

@@ -2,18 +2,19 @@
 
 import base64
 import os
+from collections.abc import Callable
 from typing import Any
 
 from celery import Task
 from pydantic import TypeAdapter
 
 from app.core.broker import CHECK_UPLOAD, PREDICT, PREVIEW, RUN_EXPERIMENT
-from app.core.objects import Objects
+from app.core.objects import DamagedObjectError, Objects
 from app.specs.dataset import DatasetSpec
 from app.specs.experiment import ExperimentSpec
 from worker.attempt import run_attempt
 from worker.celery import app, served_queues, settings, telemetry, worker_name
-from worker.lab.contracts import LabError
+from worker.lab.contracts import DatasetDamagedError, LabError
 from worker.uploads import fetch_dataset
 
 _DATASET: TypeAdapter[DatasetSpec] = TypeAdapter(DatasetSpec)
@@ -46,25 +47,35 @@ def check_upload(upload_id: str) -> None:
 
 @app.task(name=PREVIEW, ignore_result=False, bind=True)
 def preview(self: Task, payload: dict[str, Any]) -> dict[str, Any]:
-    """Clean and triggered samples and their difference as ``{"picture": <base64 PNG>}``, or ``{"error": ...}``."""
-    from worker.lab import interactive  # noqa: PLC0415
-
+    """Clean and triggered samples and their difference as ``{"picture": <base64 PNG>}``, or as `predict` fails."""
     with telemetry.request("preview", self.request.get("origin")):
-        try:
-            fetch_dataset(
-                _DATASET.validate_python(payload["dataset"]), Objects(settings.objects), settings.datasets
-            )
-            picture = interactive.preview(payload, settings.datasets)
-        except LabError as error:
-            return {"error": str(error)}
-        return {"picture": base64.b64encode(picture).decode()}
+        return _answer(lambda: _preview(payload))
 
 
 @app.task(name=PREDICT, ignore_result=False, bind=True)
 def predict(self: Task, payload: dict[str, Any]) -> dict[str, Any]:
-    """Class and probabilities of every arm's model, or ``{"error": ...}``."""
+    """Class and probabilities of every arm's model, or ``{"error": ...}``, or ``{"damaged": ...}``."""
     with telemetry.request("predict", self.request.get("origin")):
-        return _predict(payload)
+        return _answer(lambda: _predict(payload))
+
+
+def _answer(compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The answer, or what is wrong with the request (``error``) or with what is stored (``damaged``)."""
+    try:
+        return compute()
+    except (DamagedObjectError, DatasetDamagedError) as error:
+        return {"damaged": str(error)}
+    except LabError as error:
+        return {"error": str(error)}
+
+
+def _preview(payload: dict[str, Any]) -> dict[str, Any]:
+    from worker.lab import interactive  # noqa: PLC0415
+
+    dataset = _DATASET.validate_python(payload["dataset"])
+    fetch_dataset(dataset, Objects(settings.objects), settings.datasets)
+    picture = interactive.preview(payload, settings.datasets)
+    return {"picture": base64.b64encode(picture).decode()}
 
 
 def _predict(payload: dict[str, Any]) -> dict[str, Any]:
@@ -75,16 +86,13 @@ def _predict(payload: dict[str, Any]) -> dict[str, Any]:
     if missing := sorted(arm for arm, data in checkpoints.items() if data is None):
         return {"error": f"the stored model is missing: {', '.join(missing)}"}
     image, spec = payload["image"], ExperimentSpec.model_validate(payload["spec"])
-    try:
-        fetch_dataset(spec.dataset, objects, settings.datasets)
-        return interactive.predict(
-            spec,
-            {arm: data for arm, data in checkpoints.items() if data is not None},
-            data_dir=settings.datasets,
-            index=payload["index"],
-            image=base64.b64decode(image) if image is not None else None,
-            triggered=payload["triggered"],
-            seed=payload["seed"],
-        )
-    except LabError as error:
-        return {"error": str(error)}
+    fetch_dataset(spec.dataset, objects, settings.datasets)
+    return interactive.predict(
+        spec,
+        {arm: data for arm, data in checkpoints.items() if data is not None},
+        data_dir=settings.datasets,
+        index=payload["index"],
+        image=base64.b64decode(image) if image is not None else None,
+        triggered=payload["triggered"],
+        seed=payload["seed"],
+    )

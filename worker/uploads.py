@@ -13,7 +13,7 @@ from app.core.objects import Objects
 from app.specs.dataset import DatasetSpec, Uploaded
 from app.specs.experiment import ExperimentSpec
 from app.tables.uploads import Upload, dataset_key, source_key
-from worker.lab.contracts import LabError
+from worker.lab.contracts import DatasetDamagedError, LabError
 
 Retrying = Callable[[Callable[[], None]], None]
 """Calls a function, again if a back end fails, as `worker.lease.Lease.retrying` does."""
@@ -30,7 +30,7 @@ def fetched_inputs(
     """Download the uploads that ``spec`` refers to; the model's file is deleted at exit.
 
     Yields the arguments of `worker.lab.experiment.run_experiment` that name them. Raises UploadGoneError,
-    ObjectStoreError.
+    DatasetDamagedError, ObjectStoreError.
     """
     retrying(lambda: fetch_dataset(spec.dataset, objects, data_dir))
     if spec.victim is None:
@@ -53,16 +53,17 @@ def _fetch_model(model_id: str, path: Path, database: Database, objects: Objects
 
 
 def fetch_dataset(spec: DatasetSpec, objects: Objects, data_dir: Path) -> None:
-    """Download an uploaded dataset into the data folder unless it is there: its content never changes.
+    """Download an uploaded dataset into the data folder unless an intact copy is there: its content never changes.
 
-    Raises UploadGoneError, ObjectStoreError.
+    Raises UploadGoneError, DatasetDamagedError, ObjectStoreError.
     """
     if not isinstance(spec, Uploaded):
         return
+    from worker.lab.data import files  # noqa: PLC0415  # brings numpy
     from worker.lab.data.datasets import uploaded_path  # noqa: PLC0415  # brings torch
 
     path = uploaded_path(spec.dataset_id, data_dir)
-    if path.is_file():
+    if files.is_intact(path):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".fetch-")
@@ -70,6 +71,10 @@ def fetch_dataset(spec: DatasetSpec, objects: Objects, data_dir: Path) -> None:
     try:
         if objects.download(dataset_key(spec.dataset_id), Path(partial)) is None:
             raise UploadGoneError(f"dataset.dataset_id: the file of dataset {spec.dataset_id} is missing")
+        if not files.is_intact(Path(partial)):
+            raise DatasetDamagedError(
+                f"dataset.dataset_id: the file of dataset {spec.dataset_id} is damaged; upload it again"
+            )
         os.replace(partial, path)
     finally:
         Path(partial).unlink(missing_ok=True)

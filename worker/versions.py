@@ -1,9 +1,10 @@
-"""Recomputes the keys of experiments that were planned by an older version of the lab."""
+"""Corrects the keys of experiments that were planned for another version of the lab, or for other data."""
 
 import logging
 
 from sqlalchemy import delete, update
 
+from app.core.errors import InvalidError
 from app.experiments.planning import plan_again
 from app.settings import Settings
 from app.specs.experiment import ExperimentSpec
@@ -16,14 +17,21 @@ log = logging.getLogger(__name__)
 
 
 def rekey(lease: Lease, spec: ExperimentSpec, settings: Settings) -> None:
-    """Replace the keys of the experiment's stages and arms by those of this version.
+    """Replace the keys of the experiment's stages and arms by those of this version and of this machine's data, if
+    they differ.
 
-    Stages of the older version are then not reused, and numbers that an older worker reported are replaced, so one
-    experiment or key never mixes numbers of two versions.
+    Stages of the older version, or of other data, are then not reused, and numbers that an older worker reported are
+    replaced, so one experiment or key never mixes numbers of two.
     """
     experiment_id = lease.experiment_id
     with lease.database.reading() as session:
-        planned = plan_again(session, spec, settings.datasets)
+        experiment = session.get_one(Experiment, experiment_id)
+        try:
+            planned = plan_again(session, spec, settings.datasets)
+        except InvalidError:
+            return  # what the spec refers to is missing or damaged here; the run says so
+        if experiment.lab_version == LAB_VERSION and experiment.stages == planned.stored_stages:
+            return
     with lease.writing() as session:
         session.execute(delete(ArmKey).where(ArmKey.experiment_id == experiment_id))
         session.add_all(

@@ -12,13 +12,13 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from app.core.broker import BrokerError
-from app.core.objects import ObjectStoreError
+from app.core.objects import DamagedObjectError, ObjectStoreError
 from app.core.validation import FieldError, body_model, field_errors, shown
 
 MEDIA_TYPE = "application/problem+json"
 T = TypeVar("T")
-OUTAGES = (OperationalError, ObjectStoreError, BrokerError)
-"""Raised when a service that this one depends on does not answer."""
+FAULTS = (OperationalError, ObjectStoreError, BrokerError, DamagedObjectError)
+"""Raised when a service that this one depends on does not answer, or what it answers is damaged."""
 
 
 class AppError(Exception):
@@ -136,6 +136,12 @@ class UnavailableError(AppError):
         super().__init__(detail, headers={"Retry-After": str(retry_after)})
 
 
+class DamagedError(AppError):
+    """Stored bytes are not those that were written; the message names them and says how to get them back."""
+
+    kind = "damaged"
+
+
 class WorkerFailedError(AppError):
     """The interactive worker failed on the request."""
 
@@ -147,6 +153,14 @@ def require(row: T | None, what: str, name: str) -> T:
     if row is None:
         raise NotFoundError.of(what, name)
     return row
+
+
+def as_app_error(error: Exception) -> AppError:
+    """An error of `FAULTS` as the API reports it; an AppError stays itself."""
+    if isinstance(error, AppError):
+        return error
+    detail = str(error).partition("\n")[0]
+    return DamagedError(detail) if isinstance(error, DamagedObjectError) else UnavailableError(detail)
 
 
 def problem(
@@ -201,13 +215,12 @@ def install(app: FastAPI) -> None:
             headers["Allow"] = ", ".join(_allowed_methods(request))
         return _answer(request, error.status_code, detail, kind=kind, headers=headers)
 
-    def answer_outage(request: Request, error: Exception) -> Response:
-        detail = str(error).partition("\n")[0]
-        return answer_app_error(request, UnavailableError(detail))
+    def answer_fault(request: Request, error: Exception) -> Response:
+        return answer_app_error(request, as_app_error(error))
 
     app.add_exception_handler(AppError, answer_app_error)
-    for outage in OUTAGES:
-        app.add_exception_handler(outage, answer_outage)
+    for fault in FAULTS:
+        app.add_exception_handler(fault, answer_fault)
     app.add_exception_handler(RequestValidationError, answer_validation_error)
     app.add_exception_handler(HTTPException, answer_http_error)
 

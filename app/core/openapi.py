@@ -44,6 +44,7 @@ WHEN = {
     416: "The range is outside the file.",
     422: "A field is not valid; `errors` lists each with what is allowed.",
     429: "The owner has reached a limit; retry after `Retry-After` seconds.",
+    500: "A stored file is damaged; the detail says how to get it back.",
     502: "The interactive worker failed on the request.",
     503: "A back end does not answer; retry after `Retry-After` seconds.",
 }

@@ -11,7 +11,7 @@ from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 
-from app.core.errors import OUTAGES, AppError, UnavailableError, summary
+from app.core.errors import FAULTS, AppError, as_app_error, summary
 from app.core.validation import field_errors
 from app.dashboard import filters
 
@@ -83,9 +83,8 @@ class PageRoute(APIRoute):
         async def handle_or_render_error(request: Request) -> Response:
             try:
                 return await handle(request)
-            except (AppError, *OUTAGES) as failure:
-                outage = UnavailableError(str(failure).partition("\n")[0])
-                error = failure if isinstance(failure, AppError) else outage
+            except (AppError, *FAULTS) as failure:
+                error = as_app_error(failure)
                 status, detail, headers = int(error.status), error.detail, error.headers
             except RequestValidationError as error:
                 status, detail, headers = 422, summary(field_errors(error.errors(), None)), {}

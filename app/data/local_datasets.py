@@ -1,21 +1,28 @@
 """Datasets on this host, described by the headers of their files."""
 
 import json
+from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from app.specs.dataset import DatasetSpec, Imported, Uploaded
-from app.specs.facts import BUILT_IN, DatasetFacts
+from app.specs.facts import BUILT_IN, STANDARD_SHA256, DatasetFacts
 
 NO_FILE_NEEDED = "digits"
+UPLOADED = "uploaded"
+"""The folder of uploaded datasets that workers have downloaded."""
 LONGEST_HEADER = 10_000_000
+TENSORS = ("x_train", "y_train", "x_test", "y_test")
+"""In the order in which `worker.lab.data.files` hashes them."""
+CHUNK = 2**20
 
 
 class Dataset(NamedTuple):
-    """Facts of a whole dataset. ``version`` is the digest of an imported or uploaded dataset's content, else empty."""
+    """Facts of a whole dataset. ``version`` is the digest of its content, which whoever reads the images compares."""
 
     facts: DatasetFacts
-    version: str = ""
+    version: str
 
 
 class MissingDatasetError(Exception):
@@ -25,15 +32,17 @@ class MissingDatasetError(Exception):
 def find_local(spec: DatasetSpec, folder: Path) -> Dataset:
     """The dataset that ``spec`` names. Raises MissingDatasetError.
 
-    Where ``folder`` does not exist, the workers keep the data elsewhere, and the built-in facts are used.
+    Where ``folder`` does not exist, the workers keep the data elsewhere: a built-in dataset is then taken to have its
+    standard content, and a worker that has another one corrects the keys (`worker.versions`).
     """
     if isinstance(spec, Uploaded):
         raise MissingDatasetError("an uploaded dataset is known to the service only")
     if isinstance(spec, Imported):
-        return _read(folder / "imported" / f"{spec.key}.safetensors", spec.key)
-    if folder.is_dir() and not present(spec.name, folder):
-        raise MissingDatasetError(f"{spec.name} is not in the data folder; run `{command(spec.name)}`")
-    return Dataset(BUILT_IN[spec.name])
+        return _read_imported(folder / "imported" / f"{spec.key}.safetensors")
+    if spec.name == NO_FILE_NEEDED or not folder.is_dir():
+        return Dataset(BUILT_IN[spec.name], STANDARD_SHA256[spec.name])
+    path, missing = folder / f"{spec.name}.safetensors", f"{spec.name} is not in the data folder"
+    return Dataset(BUILT_IN[spec.name], _read(path, missing, f"bdlab data fetch {spec.name}").version)
 
 
 def present(name: str, folder: Path) -> bool:
@@ -51,30 +60,71 @@ def imported(folder: Path) -> dict[str, Dataset]:
     datasets: dict[str, Dataset] = {}
     for path in sorted((folder / "imported").glob("*.safetensors")):
         try:
-            datasets[path.stem] = _read(path, path.stem)
+            datasets[path.stem] = _read_imported(path)
         except MissingDatasetError:
             continue
     return datasets
 
 
-def _read(path: Path, key: str) -> Dataset:
-    command = f"bdlab data import FILE --name {key}"
+def files(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Every dataset's file in the data folder, and what replaces it."""
+    for name in BUILT_IN:
+        if name != NO_FILE_NEEDED and present(name, folder):
+            yield folder / f"{name}.safetensors", f"run bdlab data fetch {name}"
+    for path in sorted((folder / "imported").glob("*.safetensors")):
+        yield path, f"run {_import_command(path)}"
+    for path in sorted((folder / UPLOADED).glob("*.safetensors")):
+        yield path, "nothing has to be done: a worker downloads it again when it is needed"
+
+
+def is_intact(path: Path, version: str | None = None) -> bool:
+    """Whether a dataset's file has the content whose digest its header holds, which must be ``version`` if given.
+
+    Reads the whole file, as `worker.lab.data.files` does, which needs numpy.
+    """
+    digest = sha256()
     try:
-        metadata = _read_metadata(path)
+        with path.open("rb") as file:
+            header = _read_header(file)
+            start = file.tell()
+            for name in TENSORS:
+                first, last = header[name]["data_offsets"]
+                file.seek(start + first)
+                for offset in range(first, last, CHUNK):
+                    if not (chunk := file.read(min(CHUNK, last - offset))):
+                        return False
+                    digest.update(chunk)
+        recorded = header["__metadata__"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return digest.hexdigest() == recorded and version in (None, recorded)
+
+
+def _read_imported(path: Path) -> Dataset:
+    return _read(path, f"there is no imported dataset {path.stem!r}", _import_command(path))
+
+
+def _import_command(path: Path) -> str:
+    return f"bdlab data import FILE --name {path.stem}"
+
+
+def _read(path: Path, missing: str, command: str) -> Dataset:
+    try:
+        with path.open("rb") as file:
+            metadata = _read_header(file)["__metadata__"]
         return Dataset(DatasetFacts.model_validate_json(metadata["facts"]), metadata["sha256"])
     except FileNotFoundError:
-        raise MissingDatasetError(f"there is no imported dataset {key!r}; run `{command}`") from None
-    except (OSError, ValueError, KeyError):
+        raise MissingDatasetError(f"{missing}; run `{command}`") from None
+    except (OSError, ValueError, KeyError, TypeError):
         raise MissingDatasetError(
-            f"the file of the imported dataset {key!r} is damaged; run `{command}` again"
+            f"the file of the dataset {path.stem!r} is damaged; run `{command}` again"
         ) from None
 
 
-def _read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file: eight bytes of length, little-endian, then JSON."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 0 < length <= LONGEST_HEADER:
-            raise ValueError(f"{path} is not a safetensors file")
-        metadata: dict[str, str] = json.loads(file.read(length))["__metadata__"]
-    return metadata
+def _read_header(file: BinaryIO) -> dict[str, Any]:
+    """The header of a safetensors file: eight bytes of length, little-endian, then JSON; the tensors follow."""
+    length = int.from_bytes(file.read(8), "little")
+    if not 0 < length <= LONGEST_HEADER:
+        raise ValueError("not a safetensors file")
+    header: dict[str, Any] = json.loads(file.read(length))
+    return header

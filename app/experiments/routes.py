@@ -133,7 +133,8 @@ def cancel(experiment_id: str, context: Ctx) -> Response:
     responses=problems(404, 409),
 )
 def retry(experiment_id: str, context: Ctx) -> Response:
-    """Queue an ended experiment again. Earlier attempts stay in its history; finished stages are not computed again."""
+    """Queue an ended experiment again. Earlier attempts stay in its history; finished stages are not computed again,
+    unless they are damaged. All files are written again, so this replaces damaged and deleted ones."""
     return as_json(service.retry(context, experiment_id), status=202)
 
 

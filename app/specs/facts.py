@@ -111,3 +111,11 @@ BUILT_IN: dict[str, DatasetFacts] = {
     ),
 }
 """Facts of the built-in datasets. Those of an imported dataset are in the header of its file."""
+
+STANDARD_SHA256 = {
+    "digits": "d32116362856e7544c0a6c7d5dc6be5d56085e14d7650ec970c9d433d8f940ca",
+    "cifar10": "9048fcbac9c08a64d57a7c5a5a66750a974ad4eab380914df129f7e223d823df",
+    "gtsrb": "46d065144cb1fcfe337e5fe06d25611638ce60546231d53ca9d66cd5699228df",
+}
+"""The content that the name of a built-in dataset stands for: images and labels in the official order. A file may hold
+another one under that name, such as another order; its digest is then part of every key, see `app.specs.stages`."""

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 from app.specs.attack import NoAttack
 from app.specs.attacks.base import ATTACK_LABELS, SURROGATE
 from app.specs.base import Spec, digest
+from app.specs.dataset import Imported, Uploaded
 from app.specs.defenses.base import DEFENSE_LABELS
 from app.specs.experiment import ATTACK, CLEAN, UNDEFENDED, ExperimentSpec
+from app.specs.facts import STANDARD_SHA256
 
 LAB_VERSION = 6
 """Increase this when the same spec and seed would give different numbers, even in their last bits. Finished stages are
@@ -32,18 +34,19 @@ class PlannedStage(NamedTuple):
     stream: str
     epochs: int
     """Expected work in training epochs, for progress; the actual number may be smaller."""
-    code: tuple[str, ...] = ()
-    """Digests of the plug-in files that compute the stage: they may change while the lab's version stays the same."""
+    contents: tuple[str, ...] = ()
+    """Digests of what may change while the lab's version and the stream stay the same: the plug-in files that compute
+    the stage, and a built-in dataset whose content is not the standard one."""
 
     @property
     def key(self) -> str:
-        return digest([LAB_VERSION, self.stream, *self.code])
+        return digest([LAB_VERSION, self.stream, *self.contents])
 
 
 def plan(spec: ExperimentSpec, data_version: str = "", victim_version: str = "") -> list[PlannedStage]:
     """Every stage of ``spec``, in the order in which a worker computes them.
 
-    ``data_version`` is the digest of the content of an imported or uploaded dataset; built-in datasets need none.
+    ``data_version`` is the digest of the dataset's content; empty: the standard content of a built-in dataset.
     ``victim_version`` is the SHA-256 of the file of a victim that the user provides; empty if the victim is trained.
     """
     return [stage for seed in spec.seeds for stage in _plan_seed(spec, seed, data_version, victim_version)]
@@ -51,19 +54,23 @@ def plan(spec: ExperimentSpec, data_version: str = "", victim_version: str = "")
 
 def _plan_seed(spec: ExperimentSpec, seed: int, data_version: str, victim_version: str) -> list[PlannedStage]:
     stages: list[PlannedStage] = []
+    is_users = isinstance(spec.dataset, Imported | Uploaded)
+    is_standard = data_version in ("", STANDARD_SHA256.get(spec.dataset.name))
+    # A built-in dataset keeps its random streams whatever it holds, so its content is not part of the stream.
+    data_contents = () if is_users or is_standard else (data_version,)
 
     def add(
         kind: str, arm: str | None, depends_on: Any, parent: str, epochs: int, code: tuple[str, ...] = ()
     ) -> str:
         """Append a stage and return its stream."""
         stream = digest([STREAM_VERSION, kind, depends_on, parent, seed])
-        stages.append(PlannedStage(kind, arm, seed, stream, epochs, code))
+        stages.append(PlannedStage(kind, arm, seed, stream, epochs, code + data_contents))
         return stream
 
     # The content of an upload determines the numbers; its id does not.
     dataset = {
         "dataset": spec.dataset.model_dump(mode="json", exclude={"dataset_id"}),
-        "version": data_version,
+        "version": data_version if is_users else "",
     }
     clean_data = digest(["data", dataset, seed])
     # Also the recipe of training defenses, which train from scratch whatever the victim starts from.

@@ -224,12 +224,18 @@ def test_keys_that_let_nobody_in(look: Look, tmp_path: Path) -> None:
 
 
 def test_the_command(tmp_path: Path) -> None:
-    home = {"BDLAB_HOME": str(tmp_path)}
-    done = bdlab("doctor", "--json", **home)
+    home = {"BDLAB_HOME": str(tmp_path), "BDLAB_DATA_DIR": str(tmp_path / "data")}
+    done = bdlab("doctor", "--verify", "--json", **home)
     found = json.loads(done.stdout)
     assert (done.returncode, found["ok"]) == (0, True), found
     assert {"check", "state", "detail", "mend"} == set(found["checks"][0])
     assert next(c for c in found["checks"] if c["check"] == "torch")["state"] == "ok"
+    assert found["checks"][-1] == {
+        "check": "content",
+        "state": "ok",
+        "detail": "0 files, stages, uploads and datasets are intact",
+        "mend": "",
+    }
     broken = bdlab("doctor", BDLAB_MAX_ATTEMPTS="0", **home)
     assert (broken.returncode, broken.stderr) == (1, "")
     (line,) = broken.stdout.splitlines()

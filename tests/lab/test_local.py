@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from worker.lab.local import FolderStore
+
 SPEC = {"dataset": {"name": "digits", "train_size": 300}, "training": {"epochs": 2}}
 
 
@@ -29,6 +31,21 @@ def test_processes_share_a_folder_of_stages_and_compute_each_once(tmp_path: Path
     arms = [json.loads((out / "results.json").read_text())["arms"] for out in outs]
     assert arms[0] == arms[1]
     assert sorted({path.suffix for path in (tmp_path / "stages").iterdir()}) == [".stage"]
+
+
+def test_a_damaged_file_counts_as_never_written(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    for save, load, suffix in (
+        (lambda: store.save("key", "victim", b"whole"), store.load, "stage"),
+        (lambda: store.save_checkpoint("key", b"whole"), store.load_checkpoint, "checkpoint"),
+    ):
+        assert load("key") is None
+        save()
+        assert load("key") == b"whole"
+        path = tmp_path / f"key.{suffix}"
+        for damaged in (path.read_bytes()[:-1], b"", path.read_bytes()[:-1] + b"?"):
+            path.write_bytes(damaged)
+            assert load("key") is None
 
 
 def test_waiting_threads_sleep_unless_the_user_sets_a_policy() -> None:

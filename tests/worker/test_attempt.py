@@ -108,6 +108,7 @@ def test_a_replaced_artifact_keeps_its_id(backends: Backends) -> None:
     assert backends.run_attempt(experiment_id, twice) == "succeeded"
     (artifact,) = backends.rows(Artifact, experiment_id)
     assert backends.objects.get(artifact.object_key) == b"new"
+    assert list(backends.objects.list_all()) == [artifact.object_key]
     announced_ids = [
         event.data["id"] for event in backends.rows(Event, experiment_id) if event.type == "artifact"
     ]

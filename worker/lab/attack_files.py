@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save
 
 from app.specs.attack import NoAttack
 from app.specs.base import canonical_json
@@ -17,6 +16,7 @@ from worker.lab.contracts import Recorder, Scope
 from worker.lab.data.datasets import Dataset
 from worker.lab.evaluation import TestSet
 from worker.lab.stealth import measure_stealth
+from worker.lab.tensor_files import dump_tensors
 
 SHEET_IMAGES_PER_CLASS = 10
 POISONED = {"backdoored": True}
@@ -48,8 +48,8 @@ def record_attack_files(
     files.add("stealth.json", "data", "application/json", json.dumps(document, indent=1).encode())
     if spec.attack.stages() and poisoned.state:
         header = {"attack": canonical_json(spec.attack), "seed": str(seed)}
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in poisoned.state.items()}
-        files.add("trigger.safetensors", "data", "application/octet-stream", save(tensors, metadata=header))
+        file = dump_tensors(poisoned.state, header)
+        files.add("trigger.safetensors", "data", "application/octet-stream", file)
     if spec.attack.export:
         _record_poisoned_set(files, data, poisoned)
     _record_figures(files, spec, data, prepared)

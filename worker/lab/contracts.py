@@ -19,6 +19,10 @@ class DatasetMissingError(LabError):
     """A dataset is not in the data folder; the message names the command that gets it."""
 
 
+class DatasetDamagedError(LabError):
+    """A dataset's file does not hold what was written to it; the message names both."""
+
+
 class SpecError(LabError):
     """The spec cannot run on its dataset; the message names field, value and what is allowed."""
 

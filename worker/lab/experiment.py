@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from app.specs.attacks.base import SURROGATE
@@ -35,7 +34,7 @@ from worker.lab.contracts import (
     StageStore,
 )
 from worker.lab.data.augment import resolve_augmentation
-from worker.lab.data.datasets import Dataset, Split, draw_stratified, load_dataset, read_facts
+from worker.lab.data.datasets import Dataset, Split, draw_stratified, draw_subset, load_whole_dataset
 from worker.lab.defenses import defend
 from worker.lab.defenses.base import (
     DetectionDefense,
@@ -54,6 +53,7 @@ from worker.lab.networks.trigger_input import TriggerInput
 from worker.lab.report import Report
 from worker.lab.run_context import RunContext
 from worker.lab.stages import Outcome, Progress, StageRun
+from worker.lab.tensor_files import dump_tensors
 from worker.lab.training import Recipe, train
 from worker.lab.user_model import UserModel, load_user_model
 
@@ -76,11 +76,13 @@ def run_experiment(
 
     ``victim`` is the safetensors file of the model that the spec's victim names; without one the victim is trained.
     An arm that raises a LabError is reported to the recorder and the others go on. ``device`` overrides the spec's.
-    Raises SpecError, BadModelError or DatasetMissingError before any work, CanceledError and StageBusyError from
-    within, and the last arm's error if every arm failed.
+    Raises SpecError, BadModelError, DatasetMissingError or DatasetDamagedError before any work, CanceledError and
+    StageBusyError from within, and the last arm's error if every arm failed.
     """
     began = datetime.now(UTC)
-    facts, version = read_facts(spec.dataset, data_dir)
+    # Read once, so that the keys of all stages hold the digest of the very bytes that the stages are computed from.
+    whole = load_whole_dataset(spec.dataset, data_dir)
+    facts = whole.facts
     if problems := find_problems(spec, facts):
         raise SpecError("; ".join(map(str, problems)))
     try:
@@ -88,14 +90,14 @@ def run_experiment(
     except ValueError as error:
         raise SpecError(str(error)) from error
     user_model = load_victim(spec, facts, victim)
-    stages = plan(spec, version, user_model.sha256 if user_model else "")
+    stages = plan(spec, whole.version, user_model.sha256 if user_model else "")
     progress = Progress(sum(stage.epochs for stage in stages))
     context = RunContext(recorder, store, compute, progress, checkpoint_seconds, stages, user_model)
     report = Report(spec, facts.subset(spec.dataset), recorder)
     rows: list[dict[str, Any]] = []
     failure: LabError | None = None
     for seed in spec.seeds:
-        data = load_dataset(spec.dataset, data_dir, seed).to(compute.device)
+        data = draw_subset(whole, spec.dataset, seed).to(compute.device)
         try:
             seed_run = SeedRun(spec, seed, data, context, report)
         except (CanceledError, StageBusyError):
@@ -119,7 +121,7 @@ def run_experiment(
     arms = arms_document(spec.arms, rows)
     report.experiment_done(arms)
     sha256 = user_model.sha256 if user_model else None
-    document = build_manifest(spec, data_dir, compute, context.done, arms, began, sha256)
+    document = build_manifest(spec, whole, compute, context.done, arms, began, sha256)
     text = json.dumps(document, indent=1).encode()
     recorder.artifact(Scope(), MANIFEST_NAME, "data", "application/json", text, {})
     return {"arms": arms}
@@ -350,13 +352,12 @@ class SeedRun:
         """Store the model as safetensors, with the spec and the label ``backdoored`` in the header."""
         labels = {"arm": str(scope.arm), "seed": str(scope.seed), "backdoored": str(backdoored).lower()}
         header = labels | {"spec": canonical_json(self.spec), "architecture": self.spec.model.name}
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in copy_state(network).items()}
         self.context.recorder.artifact(
             scope,
             f"seed-{self.seed}/{scope.arm}/model.safetensors",
             "checkpoint",
             "application/octet-stream",
-            save(tensors, metadata=header),
+            dump_tensors(copy_state(network), header),
             {"arm": scope.arm, "seed": scope.seed, "backdoored": backdoored},
         )
 

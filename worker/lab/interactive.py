@@ -19,7 +19,7 @@ from worker.lab.attacks.poisoning import choose_poisoned
 from worker.lab.compute import choose_compute
 from worker.lab.contracts import SpecError
 from worker.lab.data.augment import resolve_augmentation
-from worker.lab.data.datasets import Dataset, load_dataset, read_facts
+from worker.lab.data.datasets import Dataset, draw_subset, load_whole_dataset
 from worker.lab.evaluation import TestSet, predict_logits
 from worker.lab.experiment import load_model
 from worker.lab.training import Recipe
@@ -168,7 +168,7 @@ def encode_png(pixels: Tensor) -> bytes:
 
 
 def _load_checked(spec: ExperimentSpec, data_dir: Path, seed: int) -> Dataset:
-    facts, _ = read_facts(spec.dataset, data_dir)
-    if problems := find_problems(spec, facts):
+    whole = load_whole_dataset(spec.dataset, data_dir)
+    if problems := find_problems(spec, whole.facts):
         raise SpecError("; ".join(map(str, problems)))
-    return load_dataset(spec.dataset, data_dir, seed)
+    return draw_subset(whole, spec.dataset, seed)

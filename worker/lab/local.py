@@ -5,11 +5,14 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TextIO
 
 from app.specs.artifacts import ArtifactKind
 from worker.lab.contracts import LabError, Scope
+
+DIGEST_BYTES = 32
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -21,7 +24,10 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 class FolderStore:
-    """Stages and checkpoints as files. Processes may share the folder: a claim waits for the process that holds it."""
+    """Stages and checkpoints as files, each after its SHA-256: a damaged one counts as never computed.
+
+    Processes may share the folder: a claim waits for the process that holds it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -30,14 +36,14 @@ class FolderStore:
         return self._read(self.folder / f"{key}.stage")
 
     def save(self, key: str, kind: str, data: bytes) -> None:
-        write_atomically(self.folder / f"{key}.stage", data)
+        self._write(self.folder / f"{key}.stage", data)
         (self.folder / f"{key}.checkpoint").unlink(missing_ok=True)
 
     def load_checkpoint(self, key: str) -> bytes | None:
         return self._read(self.folder / f"{key}.checkpoint")
 
     def save_checkpoint(self, key: str, data: bytes) -> None:
-        write_atomically(self.folder / f"{key}.checkpoint", data)
+        self._write(self.folder / f"{key}.checkpoint", data)
 
     @contextmanager
     def claim(self, key: str, kind: str) -> Iterator[None]:
@@ -52,8 +58,14 @@ class FolderStore:
                 path.unlink(missing_ok=True)
 
     @staticmethod
+    def _write(path: Path, data: bytes) -> None:
+        write_atomically(path, sha256(data).digest() + data)
+
+    @staticmethod
     def _read(path: Path) -> bytes | None:
-        return path.read_bytes() if path.is_file() else None
+        content = path.read_bytes() if path.is_file() else b""
+        digest, data = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+        return data if sha256(data).digest() == digest else None
 
 
 class FolderRecorder:

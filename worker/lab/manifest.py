@@ -21,7 +21,7 @@ import app.specs
 from app.specs.experiment import ExperimentSpec
 from app.specs.stages import LAB_VERSION
 from worker.lab.compute import Compute
-from worker.lab.data.datasets import load_whole_dataset
+from worker.lab.data.datasets import Dataset
 from worker.lab.stages import Outcome, StageRun
 
 FORMAT = 1
@@ -48,21 +48,24 @@ class StageRecord(NamedTuple):
 
 def build_manifest(
     spec: ExperimentSpec,
-    data_dir: Path,
+    data: Dataset,
     compute: Compute,
     stages: list[StageRecord],
     arms: list[dict[str, Any]],
     began: datetime,
     victim: str | None,
 ) -> dict[str, Any]:
-    """The manifest as JSON. ``began``: start of the run; ``victim``: SHA-256 of the user's model, if any."""
+    """The manifest as JSON.
+
+    ``data``: the whole dataset; ``began``: start of the run; ``victim``: SHA-256 of the user's model, if any.
+    """
     return {
         "format": FORMAT,
         "spec": spec.model_dump(mode="json"),
         "spec_hash": spec.spec_hash,
         "seeds": list(spec.seeds),
         "command": "python -m worker.lab spec.json --out DIR",
-        "data": {"name": spec.dataset.name, "sha256": data_digest(spec, data_dir)},
+        "data": {"name": spec.dataset.name, "sha256": data_digest(data)},
         "victim_sha256": victim,
         "code": {"lab_version": LAB_VERSION, "sha256": code_digest(), **_plugins(spec)},
         "packages": package_versions(),
@@ -95,9 +98,8 @@ def describe_device(compute: Compute) -> dict[str, Any]:
     }
 
 
-def data_digest(spec: ExperimentSpec, data_dir: Path) -> str:
-    """SHA-256 over the images and labels of the whole dataset, training before test."""
-    data = load_whole_dataset(spec.dataset, data_dir)
+def data_digest(data: Dataset) -> str:
+    """SHA-256 over the shapes, types and bytes of the images and labels, training before test."""
     digest = hashlib.sha256()
     for split in (data.train, data.test):
         for tensor in (split.images, split.labels):

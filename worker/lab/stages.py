@@ -21,12 +21,18 @@ from worker.lab.contracts import Recorder, Scope, StageStore
 
 @dataclass
 class Outcome:
-    """The result of a stage. ``history`` is its time series: (name, step within the stage, value)."""
+    """The result of a stage. ``history`` is its time series: (name, step within the stage, value).
+
+    Tensors are sorted by name, so that files made of them do not show whether the stage was computed or loaded.
+    """
 
     tensors: dict[str, Tensor]
     facts: dict[str, Any] = field(default_factory=dict)
     history: list[tuple[str, int, float]] = field(default_factory=list)
     seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.tensors = dict(sorted(self.tensors.items()))
 
     def dumps(self) -> bytes:
         header = {"facts": self.facts, "history": self.history, "seconds": self.seconds}

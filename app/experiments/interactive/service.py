@@ -14,6 +14,7 @@ from app.core.broker import PREDICT, PREVIEW
 from app.core.context import Context
 from app.core.errors import (
     ConflictError,
+    DamagedError,
     GoneError,
     InvalidError,
     TooLargeError,
@@ -33,7 +34,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.1
 
 
 async def preview(context: Context, request: PreviewRequest) -> bytes:
-    """A PNG of clean, triggered and residual samples. Raises InvalidError, UnavailableError."""
+    """A PNG of clean, triggered and residual samples. Raises DamagedError, InvalidError, UnavailableError."""
     # Nothing is trained, so the preview of a small dataset must not fail because of the default batch size.
     training = {"batch_size": 2}
     spec = ExperimentSpec.model_validate(
@@ -50,7 +51,7 @@ async def predict(
     """Every arm's answer for ``image``, or for the test image at ``request.index`` if that is None.
 
     Raises NotFoundError, ConflictError while there is no model or if a plug-in is missing, GoneError if all models
-    were deleted by the retention policy, InvalidError, UnavailableError.
+    were deleted by the retention policy, DamagedError, InvalidError, UnavailableError.
     """
     payload = await run_in_threadpool(_prediction, context, experiment_id, request, image)
     return await _ask(context, PREDICT, payload)
@@ -119,6 +120,8 @@ async def _ask(context: Context, task: str, payload: dict[str, Any]) -> dict[str
             pause = min(2 * pause, LONGEST_PAUSE)
     except RuntimeError as error:
         raise WorkerFailedError(str(error)) from error
+    if "damaged" in answer:
+        raise DamagedError(str(answer["damaged"]))
     if "error" in answer:
         raise InvalidError(str(answer["error"]))
     return answer

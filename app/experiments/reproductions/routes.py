@@ -38,7 +38,7 @@ EXAMPLE = {
     "/experiments/{experiment_id}/manifest",
     summary="What made a result",
     response_model=dict[str, Any],
-    responses={200: {"content": {"application/json": {"example": EXAMPLE}}}, **problems(404, 422)},
+    responses={200: {"content": {"application/json": {"example": EXAMPLE}}}, **problems(404, 422, 500)},
 )
 def manifest(experiment_id: str, context: Ctx) -> Response:
     """The spec, digests of data and code, versions, device, stages, times and numbers: enough to run it elsewhere.
@@ -72,7 +72,7 @@ def reproduce(
 @router.get(
     "/experiments/{experiment_id}/reproduction",
     summary="Whether the numbers were reproduced",
-    responses=problems(404, 422),
+    responses=problems(404, 422, 500),
 )
 def reproduction(experiment_id: str, context: Ctx) -> ReproductionOut:
     """How the numbers of a reproduction compare with the original's, with the tolerance and the reason for it."""

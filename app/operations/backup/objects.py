@@ -1,15 +1,13 @@
 """Copies the objects of one store to another."""
 
-import re
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from app.core.objects import Objects, Stored
+from app.core.objects import CONTENT, Objects, Stored
 
-CONTENT = re.compile(r"sha256/[0-9a-f]{2}/([0-9a-f]{64})")
 CHECKPOINTS = "checkpoints/"
 """Prefix of the only objects that are overwritten with other content."""
 THREADS = 8

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from pydantic import ValidationError
 
-from app.operations.doctor import backends, configuration, machine, processes
+from app.operations.doctor import backends, configuration, content, machine, processes
 from app.operations.doctor.findings import Check, Finding, Installation, error, first_line
 from app.settings import Settings
 
@@ -26,15 +26,16 @@ CHECKS: dict[str, Check] = {
 }
 
 
-def examine(environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """Run all checks; yields each finding at once. Never raises."""
+def examine(environ: Mapping[str, str] = os.environ, *, verify: bool = False) -> Iterator[Finding]:
+    """Run all checks, with ``verify`` also that of all stored content; yields each finding at once. Never raises."""
     yield from configuration.find_unknown_variables(environ)
     try:
         installation = Installation(Settings())
     except ValidationError as invalid:
         yield from configuration.explain_invalid_settings(invalid)
         return
-    for name, check in CHECKS.items():
+    checks = CHECKS | {content.CHECK: content.check_content} if verify else CHECKS
+    for name, check in checks.items():
         try:
             yield from check(installation)
         except Exception as problem:  # a check that fails has found a problem too

@@ -23,7 +23,7 @@ FILE: dict[int | str, dict[str, Any]] = {
     200: {"description": "The file.", "content": BYTES},
     206: {"description": "The requested range.", "content": BYTES},
     304: {"description": "Not modified: `If-None-Match` contains the hash of the file."},
-    **problems(404, 410, 416, 503),
+    **problems(404, 410, 416, 500, 503),
 }
 # `serve` reads these headers from the request; the parameters put them into the OpenAPI document.
 Range = Annotated[str | None, Header(description="A single range of bytes", examples=["bytes=0-99"])]

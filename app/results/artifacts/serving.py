@@ -1,6 +1,7 @@
 """Responses with the bytes of a stored file."""
 
 from fastapi import Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from app.core.context import Context
@@ -12,7 +13,7 @@ from app.tables.artifacts import Artifact
 async def serve(request: Request, context: Context, artifact: Artifact) -> Response:
     """The response of RFC 9110 to GET or HEAD with Range, If-Range and If-None-Match.
 
-    Raises RangeError, ObjectStoreError, or NotFoundError if the object is missing.
+    Raises RangeError, ObjectStoreError, DamagedObjectError, or NotFoundError if the object is missing.
     """
     tag = f'"{artifact.sha256}"'
     headers = {
@@ -34,10 +35,13 @@ async def serve(request: Request, context: Context, artifact: Artifact) -> Respo
     headers["Content-Length"] = str(stop - start)
     if part:
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{artifact.size}"
+    missing = NotFoundError(f"the file of artifact {artifact.id} is no longer in the object store")
     if request.method == "HEAD":
+        if not await run_in_threadpool(context.objects.verify, artifact.object_key):
+            raise missing
         return Response(headers=headers, media_type=artifact.media_type)
     chunks = await context.objects.stream(artifact.object_key, start, stop)
     if chunks is None:
-        raise NotFoundError(f"the file of artifact {artifact.id} is no longer in the object store")
+        raise missing
     status = 206 if part else 200
     return StreamingResponse(chunks, status_code=status, headers=headers, media_type=artifact.media_type)

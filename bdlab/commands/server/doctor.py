@@ -1,6 +1,7 @@
 """`bdlab doctor`."""
 
 from dataclasses import asdict
+from typing import Annotated
 
 import typer
 
@@ -9,7 +10,12 @@ from bdlab.commands.common import FAILED, OK, AsJson, print_json
 LABELS = {"ok": "ok     ", "warning": "warning", "error": "ERROR  "}
 
 
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Also read all stored content and compare its digests.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Check settings, database, broker, object store, workers and this machine, and say how to fix problems.
 
     Exit code 1 if there is an error; warnings do not count. Run it with the service's settings.
@@ -17,7 +23,7 @@ def doctor(as_json: AsJson = False) -> None:
     from app.operations.doctor.examination import examine
 
     findings = []
-    for finding in examine():
+    for finding in examine(verify=verify):
         findings.append(finding)
         if not as_json:
             mend = f". To mend it: {finding.mend}" if finding.mend else ""

@@ -12,7 +12,7 @@ import worker.lab.experiment
 from app.specs.dataset import Digits
 from tests.lab.defenses.cases import ALL, BADNETS, Spec, spec
 from tests.lab.memory import DIGITS_ONLY, experiment
-from worker.lab.data.datasets import Dataset, Split
+from worker.lab.data.datasets import Dataset, Split, load_dataset
 from worker.lab.defenses import defend
 from worker.lab.defenses.base import Defense, RepairDefense
 from worker.lab.networks import Network
@@ -61,13 +61,13 @@ def without_labels(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def test_no_test_image_changes_a_defended_model(plain: Done, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = worker.lab.experiment.load_dataset
+    real = worker.lab.experiment.draw_subset
 
     def turned(*arguments: Any) -> Dataset:
         data = real(*arguments)
         return dataclasses.replace(data, test=Split(255 - data.test.images.flip(2), data.test.labels.roll(7)))
 
-    monkeypatch.setattr(worker.lab.experiment, "load_dataset", turned)
+    monkeypatch.setattr(worker.lab.experiment, "draw_subset", turned)
     assert run_all().weights == plain.weights
 
 
@@ -83,7 +83,7 @@ def test_no_flag_changes_a_defended_model(plain: Done, monkeypatch: pytest.Monke
 
 
 def test_no_test_tensor_is_reachable_from_a_defense_s_arguments(plain: Done) -> None:
-    data = worker.lab.experiment.load_dataset(Digits(), DIGITS_ONLY, 0)
+    data = load_dataset(Digits(), DIGITS_ONLY, 0)
     secret = {image.numpy().tobytes() for image in data.test.images} - {
         image.numpy().tobytes() for image in data.train.images
     }

@@ -25,7 +25,9 @@ def test_everything_is_computed_once_and_then_loaded_from_the_store() -> None:
     assert store.computed == []
     assert again.results == first.results
     assert again.warnings == first.warnings != []
-    assert {n for n in first.files if n.endswith("csv")} == {n for n in again.files if n.endswith("csv")}
+    # Equal work gives equal bytes, so that a run that reports again stores nothing new; the manifest holds times.
+    assert first.files.keys() == again.files.keys()
+    assert {n for n in first.files if first.files[n] != again.files[n]} == {"manifest.json"}
 
 
 @pytest.mark.parametrize("attack", [BADNETS, NOTHING])

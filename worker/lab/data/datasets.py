@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from app.specs.dataset import DatasetSpec, Digits, Imported, Uploaded
-from app.specs.facts import BUILT_IN, DatasetFacts, allocate
+from app.specs.facts import BUILT_IN, STANDARD_SHA256, DatasetFacts, allocate
 from worker.lab.compute import derive_seed
-from worker.lab.contracts import DatasetMissingError
+from worker.lab.contracts import DatasetDamagedError, DatasetMissingError, LabError
 from worker.lab.data import files
 
 
@@ -35,12 +35,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a test split with their facts. ``version`` is the digest of an imported set, else empty."""
+    """A training and a test split with their facts. ``version`` is the digest of the whole dataset's content, which
+    was compared with it."""
 
     train: Split
     test: Split
     facts: DatasetFacts
-    version: str = ""
+    version: str
 
     def to(self, device: torch.device) -> "Dataset":
         return Dataset(self.train.to(device), self.test.to(device), self.facts, self.version)
@@ -49,9 +50,14 @@ class Dataset:
 def load_dataset(spec: DatasetSpec, data_dir: Path, seed: int) -> Dataset:
     """Load a dataset on the CPU, reduced to the subset that follows from ``spec`` and ``seed``.
 
-    Raises DatasetMissingError; its message names the command that gets the dataset.
+    Raises as `load_whole_dataset` does.
     """
-    whole = load_whole_dataset(spec, data_dir)
+    return draw_subset(load_whole_dataset(spec, data_dir), spec, seed)
+
+
+def draw_subset(whole: Dataset, spec: DatasetSpec, seed: int) -> Dataset:
+    """The subset of a whole dataset that follows from ``spec`` and ``seed``; shares the tensors of a split that stays
+    whole."""
     facts = whole.facts.subset(spec)
     return Dataset(
         _subset(whole.train, facts.train_counts, derive_seed("train subset", seed)),
@@ -61,16 +67,11 @@ def load_dataset(spec: DatasetSpec, data_dir: Path, seed: int) -> Dataset:
     )
 
 
-def read_facts(spec: DatasetSpec, data_dir: Path) -> tuple[DatasetFacts, str]:
-    """Facts and version of the whole dataset; a built-in one is not loaded for that."""
-    if isinstance(spec, Imported | Uploaded):
-        whole = load_whole_dataset(spec, data_dir)
-        return whole.facts, whole.version
-    return BUILT_IN[spec.name], ""
-
-
 def load_whole_dataset(spec: DatasetSpec, data_dir: Path) -> Dataset:
-    """A dataset on the CPU without taking the subset of ``spec``. Raises DatasetMissingError."""
+    """A dataset on the CPU without taking the subset of ``spec``.
+
+    Raises DatasetMissingError, DatasetDamagedError; their messages name the command that gets the dataset.
+    """
     if isinstance(spec, Digits):
         return _digits()
     if isinstance(spec, Imported):
@@ -87,10 +88,15 @@ def load_whole_dataset(spec: DatasetSpec, data_dir: Path) -> Dataset:
         path, command = data_dir / f"{spec.name}.safetensors", f"bdlab data fetch {spec.name}"
     if not path.is_file():
         raise DatasetMissingError(f"dataset: {path.stem!r} is not in {data_dir}; get it with: {command}")
-    tensors, facts, version = files.read(path)
+    try:
+        tensors, facts, version = files.read(path)
+    except DatasetMissingError:
+        raise
+    except LabError as error:
+        raise DatasetDamagedError(f"dataset: {error}; get it again with: {command}") from error
     train = Split(torch.from_numpy(tensors["x_train"]), torch.from_numpy(tensors["y_train"]))
     test = Split(torch.from_numpy(tensors["x_test"]), torch.from_numpy(tensors["y_test"]))
-    return Dataset(train, test, facts, version if isinstance(spec, Imported | Uploaded) else "")
+    return Dataset(train, test, facts, version)
 
 
 def uploaded_path(dataset_id: str, data_dir: Path) -> Path:
@@ -106,16 +112,29 @@ def _digits() -> Dataset:
             "dataset: 'digits' comes with scikit-learn; get it with: pip install scikit-learn"
         )
     # Reads scikit-learn's file without importing scikit-learn, which would take a second of every run.
-    table = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
-    # Its gray levels 0 to 16 are scaled to 0 to 255.
-    levels = (table[:, :-1] * (255 / 16)).round().astype(np.uint8)
-    images = torch.from_numpy(levels.reshape(-1, 1, 8, 8))
+    path = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    damaged = DatasetDamagedError(
+        f"dataset: the dataset 'digits' is damaged: {path} does not hold what scikit-learn publishes; "
+        "get it again with: pip install --force-reinstall scikit-learn"
+    )
+    try:
+        table = np.loadtxt(path, delimiter=",")
+        # Its gray levels 0 to 16 are scaled to 0 to 255.
+        levels = (table[:, :-1] * (255 / 16)).round().astype(np.uint8).reshape(-1, 1, 8, 8)
+    except Exception as error:  # from gzip, zlib or numpy
+        raise damaged from error
+    images = torch.from_numpy(levels)
     labels = torch.from_numpy(table[:, -1].astype(np.int64))
     facts = BUILT_IN["digits"]
     test = _draw(labels, facts.test_counts, derive_seed("digits test split"))
     in_test = torch.zeros(len(labels), dtype=torch.bool)
     in_test[test] = True
-    return Dataset(Split(images[~in_test], labels[~in_test]), Split(images[in_test], labels[in_test]), facts)
+    train, tests = Split(images[~in_test], labels[~in_test]), Split(images[in_test], labels[in_test])
+    arrays = (split.numpy() for part in (train, tests) for split in (part.images, part.labels))
+    version = files.digest(dict(zip(files.NAMES, arrays, strict=True)))
+    if version != STANDARD_SHA256["digits"]:
+        raise damaged
+    return Dataset(train, tests, facts, version)
 
 
 def _subset(split: Split, counts: tuple[int, ...], seed: int) -> Split:

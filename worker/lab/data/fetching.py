@@ -16,9 +16,9 @@ GTSRB_SIDE = 32
 
 
 def fetch_dataset(name: str, data_dir: Path) -> StoredDataset:
-    """Download, check and store the built-in dataset ``name``; an existing file is kept. Raises LabError."""
+    """Download, check and store the built-in dataset ``name``; an intact file is kept. Raises LabError."""
     path = dataset_path(name, data_dir)
-    if path.exists():
+    if path.exists() and files.is_intact(path):
         facts, sha256 = files.read_header(path)
         return StoredDataset(dataset_spec(name), path, facts, sha256)
     data_dir.mkdir(parents=True, exist_ok=True)

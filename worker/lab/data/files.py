@@ -2,26 +2,33 @@
 
 Tensors: ``x_train`` and ``x_test`` uint8 ``[N, C, H, W]``, ``y_train`` and ``y_test`` int64 ``[N]``.
 Header: ``facts``, the JSON of `app.specs.facts.DatasetFacts`, and ``sha256`` over the tensors' bytes.
+
+Whoever reads a file compares it with both. A process does so once for each state of a file: hashing CIFAR-10, 185 MB,
+takes 0.1 to 0.2 s, which is much for an interactive request and little for an experiment.
 """
 
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from app.specs.base import canonical_json
 from app.specs.facts import DatasetFacts
-from worker.lab.contracts import DatasetMissingError, LabError
+from worker.lab.contracts import DatasetDamagedError, DatasetMissingError, LabError
 
 Array = NDArray[Any]
+FileState = tuple[str, int, int, int, int]
 NAMES = ("x_train", "y_train", "x_test", "y_test")
+_INTACT: set[FileState] = set()
+"""States of files that this process has read and found intact."""
 
 
 def write(
@@ -41,15 +48,7 @@ def write(
         name: np.ascontiguousarray(array)
         for name, array in zip(NAMES, (x_train, y_train, x_test, y_test), strict=True)
     }
-    facts = DatasetFacts(
-        class_names=class_names,
-        channels=x_train.shape[1],
-        height=x_train.shape[2],
-        width=x_train.shape[3],
-        train_counts=tuple(np.bincount(y_train, minlength=len(class_names)).tolist()),
-        test_counts=tuple(np.bincount(y_test, minlength=len(class_names)).tolist()),
-    )
-    sha256 = digest(tensors)
+    facts, sha256 = _facts(tensors, class_names), digest(tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     os.close(handle)
@@ -66,24 +65,75 @@ def write(
 def read(path: Path) -> tuple[dict[str, Array], DatasetFacts, str]:
     """The tensors, facts and digest of the dataset at ``path``.
 
-    Raises DatasetMissingError if the file does not exist, LabError if `write` did not write it.
+    Raises DatasetMissingError if the file does not exist, LabError if `write` did not write it, DatasetDamagedError if
+    it no longer holds what `write` wrote.
     """
-    facts, sha256 = read_header(path)
-    return load_file(path), facts, sha256
+    state = _state(path)
+    with _opened(path) as (file, facts, sha256):
+        tensors = {name: file.get_tensor(name) for name in NAMES}
+    if state not in _INTACT:
+        # The digest first: damaged labels may be too large to count.
+        if digest(tensors) != sha256 or _facts(tensors, facts.class_names) != facts:
+            raise DatasetDamagedError(
+                f"the dataset {path.stem!r} is damaged: {path} does not hold what was written to it"
+            )
+        if _state(path) == state:  # else it was replaced while it was read
+            _INTACT.add(state)
+    return tensors, facts, sha256
+
+
+def is_intact(path: Path) -> bool:
+    """Whether `read` succeeds; the file is read unless this process has read it in its present state."""
+    try:
+        if _state(path) not in _INTACT:
+            read(path)
+    except LabError:
+        return False
+    return True
 
 
 def read_header(path: Path) -> tuple[DatasetFacts, str]:
-    """Facts and digest of the dataset at ``path`` without reading its images. Raises as `read` does."""
-    if not path.is_file():
-        raise DatasetMissingError(f"no dataset at {path}")
-    try:
-        with safe_open(path, framework="np") as file:
+    """Facts and digest of the dataset at ``path`` without reading its images, so unchecked. Raises as `read` does."""
+    with _opened(path) as (_, facts, sha256):
+        return facts, sha256
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, DatasetFacts, str]]:
+    """The open file, and the facts and the digest in its header."""
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(safe_open(path, framework="np"))
             metadata = file.metadata() or {}
             if set(file.keys()) != set(NAMES):
                 raise ValueError(f"it has the tensors {sorted(file.keys())}, not {sorted(NAMES)}")
-        return DatasetFacts.model_validate_json(metadata["facts"]), metadata["sha256"]
-    except Exception as error:  # from safetensors, pydantic or a lookup: not a file that `write` wrote
-        raise LabError(f"{path} is not a dataset written by `bdlab data import`: {error}") from error
+            facts, sha256 = DatasetFacts.model_validate_json(metadata["facts"]), metadata["sha256"]
+        except FileNotFoundError as error:
+            raise DatasetMissingError(f"no dataset at {path}") from error
+        except Exception as error:  # from safetensors, pydantic or a lookup: not a file that `write` wrote
+            raise LabError(f"{path} is not a dataset written by `bdlab data import`: {error}") from error
+        yield file, facts, sha256
+
+
+def _state(path: Path) -> FileState:
+    """Changes whenever a program writes to the file."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DatasetMissingError(f"no dataset at {path}") from error
+    return str(path), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _facts(tensors: Mapping[str, Array], class_names: tuple[str, ...]) -> DatasetFacts:
+    x_train, classes = tensors["x_train"], len(class_names)
+    return DatasetFacts(
+        class_names=class_names,
+        channels=x_train.shape[1],
+        height=x_train.shape[2],
+        width=x_train.shape[3],
+        train_counts=tuple(np.bincount(tensors["y_train"], minlength=classes).tolist()),
+        test_counts=tuple(np.bincount(tensors["y_test"], minlength=classes).tolist()),
+    )
 
 
 def digest(tensors: Mapping[str, Array]) -> str:

@@ -42,8 +42,8 @@ def import_dataset(
     """Import ``source``; nothing is written unless all of it is valid.
 
     The dataset is named by ``built_in``, else by ``key``, else by the source's file name. The name of a built-in
-    dataset requires its shape and class counts. An existing equal dataset is kept; a different one is replaced only
-    with ``replace``. Raises LabError.
+    dataset requires its shape and class counts. An existing equal dataset is kept unless its file is damaged; a
+    different one is replaced only with ``replace``. Raises LabError.
     """
     name = built_in or key or _key_of(source)
     _check_name(name)
@@ -52,7 +52,9 @@ def import_dataset(
         checked = check_built_in(name, checked)
     path = dataset_path(name, data_dir)
     if not replace and path.exists():
-        return _unchanged(path, name, checked)
+        unchanged = _unchanged(path, name, checked)
+        if files.is_intact(path):
+            return unchanged
     facts, sha256 = files.write(path, **vars(checked))
     return StoredDataset(dataset_spec(name), path, facts, sha256)
 
