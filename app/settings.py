@@ -167,7 +167,11 @@ class Settings(BaseSettings):
     storage_patience_seconds: float = Field(
         120.0, description="How long a worker retries the object store before the experiment fails.", gt=0
     )
-    max_attempts: int = Field(3, description="Lost attempts after which an experiment fails.", ge=1)
+    max_attempts: int = Field(
+        3,
+        description="Attempts lost in a row, without a new stage or checkpoint, after which an experiment fails.",
+        ge=1,
+    )
     checkpoint_seconds: float = Field(
         30.0, description="Minimum time between two checkpoints of a stage; 0 means every epoch.", ge=0
     )

@@ -187,13 +187,11 @@ def test_a_broker_that_forgets(look: Look, valkey: Valkey) -> None:
     assert "set appendonly yes" in told(found, "broker", "warning")
 
 
-def test_workers_that_are_missing_or_live_in_the_future(look: Look, service: Service, valkey: Valkey) -> None:
-    ahead = utcnow() + timedelta(seconds=20)
-    service.add(alive("cpu", seen_at=ahead), alive("checks", seen_at=utcnow() - timedelta(minutes=5)))
+def test_workers_that_are_missing(look: Look, service: Service, valkey: Valkey) -> None:
+    service.add(alive("cpu"), alive("checks", seen_at=utcnow() - timedelta(minutes=5)))
     found = look(BDLAB_DATABASE_URL=service.settings.database, BDLAB_BROKER_URL=valkey.url)
     assert "'interactive'" in told(found, "workers", "error")
     assert "'checks'" in told(found, "workers", "error")
-    assert "ahead of this machine's" in told(found, "worker h:1:cpu", "error")
 
 
 def test_a_relay_that_does_not_run(look: Look, service: Service) -> None:

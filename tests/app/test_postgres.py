@@ -106,8 +106,9 @@ def test_an_experiment_from_end_to_end(
         assert sorted(pool.map(claim, "abcdefgh"), key=str) == [1] + [None] * 7
         with service.database.writing() as session:
             assert lifecycle.renew(session, experiment["id"], 1, -1) is False
-            assert list(scheduling.expired(session)) == [experiment["id"]]
-            assert scheduling.reap(session, experiment["id"])
+            [(expired, expired_at)] = scheduling.expired(session, 30)
+            assert expired == experiment["id"]
+            assert scheduling.reap(session, expired, expired_at)
             assert len(scheduling.due(session)) == 2
             scheduling.purge(session, 60, 60)
         check_downsampling(service)
