@@ -94,19 +94,18 @@ def test_a_fresh_machine_is_told_to_start(look: Look, tmp_path: Path) -> None:
     [
         ("settings", {"BDLAB_LEASE_SECONDS": "-1"}, "BDLAB_LEASE_SECONDS='-1'", "greater than 0"),
         ("settings", {"BDLAB_MAX_ATTEMPTS": "many"}, "BDLAB_MAX_ATTEMPTS='many'", "integer"),
-        ("database", {"BDLAB_DATABASE_URL": "nonsense"}, "nonsense: ", "postgresql+psycopg://"),
-        ("database", {"BDLAB_DATABASE_URL": "mysql://u@h/d"}, "mysql", "postgresql+psycopg://"),
-        ("database", {"BDLAB_DATABASE_URL": "postgresql+nope://u@h/d"}, "nope", "postgresql+psycopg://"),
+        ("settings", {"BDLAB_DATABASE_URL": "nonsense"}, "'nonsense'", "postgresql+psycopg://"),
+        ("settings", {"BDLAB_DATABASE_URL": "mysql://u:hush@h/d"}, "mysql://u:***@", "postgresql+psycopg://"),
         (
             "database",
             {"BDLAB_DATABASE_URL": "postgresql+psycopg://u:hush@127.0.0.1:1/d"},
             "u:***@127.0.0.1:1/d: ",
             "start the server",
         ),
-        ("broker", {"BDLAB_BROKER_URL": "amqp://127.0.0.1:1"}, "amqp://127.0.0.1:1", "redis://"),
+        ("settings", {"BDLAB_BROKER_URL": "amqp://127.0.0.1:1"}, "amqp://127.0.0.1:1", "redis://"),
         ("broker", {"BDLAB_BROKER_URL": "redis://:hush@127.0.0.1:1/0"}, "redis://:***@", "start the server"),
         ("broker", {"BDLAB_BROKER_URL": "redis://h:port"}, "redis://h:port", "BDLAB_BROKER_URL"),
-        ("objects", {"BDLAB_OBJECTS_URL": "ftp://h/d"}, "ftp://h/d: ", "s3://bucket"),
+        ("settings", {"BDLAB_OBJECTS_URL": "ftp://h/d"}, "ftp://h/d", "s3://"),
         ("objects", {"BDLAB_OBJECTS_URL": "s3://"}, "s3://", "s3://bucket"),
         ("objects", {"BDLAB_OBJECTS_URL": "file:///proc/nope"}, "/proc/nope", "file:///folder"),
         (
