@@ -73,6 +73,7 @@ class Lease:
         """Whether the attempt has stored a stage or a checkpoint, so that the next attempt starts later than this one.
         """
         self.on_tick: Callable[[], None] = lambda: None
+        self.on_outage: Callable[[str], None] = lambda _: None
         self._settings = settings
         self._renewed_at = time.monotonic()
         self._renewal_failed = False
@@ -123,9 +124,9 @@ class Lease:
           written. Then raises StoppedError; or, after twice the length of a lease, the error itself, if the thread
           can still renew the lease while ``action`` keeps failing.
         - Object store errors are retried for ``storage_patience_seconds``, then raised. Raises StoppedError as soon as
-          the run must stop.
+          the run must stop. The first one is told to `Lease.on_outage`.
         """
-        started_at, backoff = time.monotonic(), MIN_BACKOFF_SECONDS
+        started_at, backoff, told = time.monotonic(), MIN_BACKOFF_SECONDS, False
         while True:
             try:
                 return action()
@@ -136,6 +137,9 @@ class Lease:
                 self.check()
                 backoff = min(backoff, seconds_left)
                 log.warning("%s; retrying", error)
+                if not told:
+                    self.on_outage(f"{error}; retrying for {self._settings.storage_patience_seconds:g} s")
+                    told = True
             except DATABASE_ERRORS as error:
                 if self._is_expired():
                     self._wait_for_renewal()  # in vain if the thread is waiting for the same database

@@ -27,6 +27,8 @@ class Context:
     broker: Broker
     signer: Signer
     poll_cache: PollCache = field(default_factory=PollCache)
+    written_at: dict[str, float] = field(default_factory=dict)
+    """When a test of readiness last wrote to a back end."""
     principal: Principal = NOBODY
 
     @classmethod

@@ -16,9 +16,14 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
 from app.core import metrics
+from app.core.database import new_id
 
+ERROR_PREFIX = "object store: "
 CHUNK, PART = 256 * 1024, 5 * 2**20
 """Bytes that are read and written at a time; S3 accepts no smaller parts."""
+PROBE_PREFIX = "doctor-"
+"""Key prefix of test objects; `app.operations.housekeeping` deletes those that a killed process left."""
+PROBE = bytes(64 * 1024)
 BATCH = 1000
 """Objects in one page of a listing and in one delete request, the limit of S3."""
 
@@ -83,6 +88,14 @@ class Objects:
                 return bytes(obstore.get(self._store, key).bytes())
             except FileNotFoundError:
                 return None
+
+    def check(self) -> None:
+        """Write and delete an object. Raises ObjectStoreError."""
+        key = f"{PROBE_PREFIX}{new_id()}"
+        try:
+            self.put(key, PROBE)
+        finally:
+            self.delete(key)
 
     def exists(self, key: str) -> bool:
         with _operation("head", f"cannot look up {key!r}"):
@@ -177,4 +190,4 @@ def _operation(name: str, failed: str) -> Iterator[None]:
         except (BaseError, OSError, ValueError) as error:
             metrics.OBJECTS_ERRORS.labels(name).inc()
             reason = str(error).partition("\n")[0]  # the rest is a dump of Rust structures
-            raise ObjectStoreError(f"object store: {failed}: {reason}") from error
+            raise ObjectStoreError(f"{ERROR_PREFIX}{failed}: {reason}") from error

@@ -149,7 +149,8 @@ def finish(
 def wait(
     session: Session, experiment_id: str, attempt: int, delay: float, reason: str = "a stage is busy"
 ) -> bool:
-    """Requeue the experiment after ``delay`` seconds because another worker computes a stage that it needs.
+    """Requeue the experiment after ``delay`` seconds because something that it needs is not available yet: a stage that
+    another worker computes, the object store, a worker that does not shut down.
 
     Not counted against ``attempts_left``. Consecutive waits are merged in the history. If a cancel was requested
     meanwhile, the experiment ends as canceled. Returns False if the lease was lost.

@@ -1,14 +1,26 @@
 """What the API says while something that it depends on is away, and that it recovers by itself."""
 
+import errno
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
+import obstore
 import pytest
+import redis
 from sqlalchemy import text
 
 from app.core.database import utcnow
+from app.experiments import lifecycle
+from app.operations.health import service as health
+from app.settings import Settings
 from app.tables.artifacts import Artifact
 from tests.app.conftest import Service
+from tests.servers import Valkey
+
+Serving = Callable[[Settings], AbstractContextManager[Service]]
 
 
 def refused(answer: Any, word: str) -> None:
@@ -45,6 +57,58 @@ def test_the_object_store(service: Service) -> None:
     aside.rename(folder)
     assert service.objects.exists(key)
     shutil.rmtree(folder / "sha256")
+
+
+def test_an_object_store_that_is_full(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It still answers what is read; nearly full, it still accepts the small object with which readiness tests it."""
+
+    def check() -> dict[str, Any]:
+        return service.http.get("/readyz").json()["checks"]["objects"]
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(health, "WRITE_SECONDS", 0)
+        assert check()["ok"]
+        patch.setattr(obstore, "put", refuse)
+        assert not check()["ok"]
+        assert "No space left on device" in check()["detail"]
+    experiment = service.submit()
+    attempt = service.start(experiment["id"])
+    reason = "object store: cannot write 'stages/a1': No space left on device"
+    with service.database.writing() as session:
+        assert lifecycle.wait(session, experiment["id"], attempt, 0, reason)
+    assert check() == {"ok": False, "detail": f"{reason}; experiments that wait for it: 1"}
+    assert reason.replace("'", "&#39;") in service.http.get(f"/experiments/{experiment['id']}").text
+    service.end(experiment["id"])
+    assert check()["ok"]
+
+
+def test_a_database_that_accepts_no_writes(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "WRITE_SECONDS", 0)
+    with service.database.writing() as session:
+        full = "BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END"
+        session.execute(text(f"CREATE TRIGGER no_space BEFORE INSERT ON tallies {full}"))
+    check = service.http.get("/readyz").json()["checks"]["database"]
+    assert (check["ok"], "database or disk is full" in check["detail"]) == (False, True)
+    with service.database.writing() as session:
+        session.execute(text("DROP TRIGGER no_space"))
+    assert service.http.get("/readyz").json()["checks"]["database"]["ok"]
+
+
+def test_a_broker_without_memory(serving: Serving, tmp_path: Path, valkey: Valkey) -> None:
+    def check() -> dict[str, Any]:
+        return service.http.get("/readyz").json()["checks"]["broker"]
+
+    client = redis.Redis(unix_socket_path=str(valkey.socket))
+    with serving(Settings(home=tmp_path, broker_url=valkey.url)) as service:
+        assert check()["ok"]
+        client.config_set("maxmemory", "1")
+        assert "used memory > 'maxmemory'" in check()["detail"]
+        assert service.http.get("/readyz").status_code == 503
+        client.config_set("maxmemory", "0")
+        assert check()["ok"]
 
 
 def test_the_database(service: Service) -> None:
