@@ -32,11 +32,13 @@ class Context:
     principal: Principal = NOBODY
 
     @classmethod
-    def open(cls, settings: Settings) -> "Context":
-        """Raises ObjectStoreError if the object store's folder cannot be created."""
+    def open(cls, settings: Settings, *, for_requests: bool = False) -> "Context":
+        """``for_requests``: see `app.core.database.make_engine`.
+
+        Raises ObjectStoreError if the object store's folder cannot be created."""
         return cls(
             settings,
-            Database(settings.database),
+            Database(settings.database, for_requests=for_requests),
             Objects(settings.objects),
             Broker(settings.broker),
             make_signer(settings),

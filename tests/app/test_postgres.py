@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import inspect, make_url, text
 from sqlalchemy.exc import DatabaseError
 
+from app.core import database
 from app.core.database import Database, make_engine, utcnow
 from app.data.uploads import repository
 from app.experiments import lifecycle, scheduling
@@ -85,6 +86,21 @@ def test_the_audit_log_is_append_only(url: str) -> None:
     with pytest.raises(DatabaseError, match="append-only"), database.writing() as session:
         session.execute(text("TRUNCATE audit"))
     database.close()
+
+
+def test_a_locked_table_is_an_answer_soon(
+    url: str,
+    tmp_path: Path,
+    serving: Callable[[Settings], AbstractContextManager[Service]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(database, "REQUEST_BUSY_SECONDS", 0.3)
+    with serving(Settings(home=tmp_path, database_url=url)) as service, service.database.writing() as session:
+        session.execute(text("LOCK TABLE experiments"))
+        began = time.monotonic()
+        answer = service.http.post("/v1/experiments", json={})
+        assert (answer.status_code, "lock timeout" in answer.json()["detail"]) == (503, True)
+        assert time.monotonic() - began < 3
 
 
 def test_an_experiment_from_end_to_end(
