@@ -60,7 +60,9 @@ def create(session: Session, planned: Sequence[PlannedExperiment], attempts: int
     quotas.admit_experiments(session, len(planned))
     lock_uploads(session, {upload for one in planned for upload in named_uploads(one.spec)})
     now = database_now(session)
-    experiments = [_row(one, attempts, now) for one in planned]
+    experiments = [
+        _row(one, attempts, now + timedelta(microseconds=place)) for place, one in enumerate(planned)
+    ]
     session.add_all(experiments)
     session.flush()
     pairs = list(zip(experiments, planned, strict=True))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import redis
 
+from app.core.broker import Broker
 from app.settings import Settings
 from tests.conftest import Stack
 from tests.processes import alive, descendants
@@ -93,6 +94,21 @@ def test_the_embedded_broker_keeps_its_messages(own_stack: Stack) -> None:
     os.kill(own_stack.pid("worker"), signal.SIGCONT)
     own_stack.wait(experiment_id)
     assert_completed_once(own_stack, experiment_id)
+
+
+def test_a_worker_whose_broker_dies_before_it_acknowledges_goes_on(own_stack: Stack) -> None:
+    settings = Settings(home=own_stack.home)
+    broker, client = Broker(settings.broker), redis.Redis(unix_socket_path=str(settings.broker_socket))
+    child = own_stack.eventually(lambda: descendants(own_stack.pid("worker")), 10, "the worker has no child")[
+        0
+    ]
+    os.kill(child, signal.SIGSTOP)  # the message is acknowledged when the child has accepted it
+    broker.send_experiment("none", "cpu")
+    own_stack.eventually(lambda: client.llen("cpu") == 0, 10, "the message was not received")
+    os.kill(own_stack.pid("broker"), signal.SIGKILL)
+    os.kill(child, signal.SIGCONT)
+    own_stack.wait(own_stack.submit(spec(seed=16, epochs=1, defenses=[])))
+    broker.close()
 
 
 def test_a_run_survives_the_death_of_api_relay_and_broker(own_stack: Stack) -> None:
