@@ -74,7 +74,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.context = Context.open(settings)
+        app.state.context = Context.open(settings, for_requests=True)
         warn_of_missing_plugins(app.state.context.database)
         app.state.authenticator = Authenticator(app.state.context)
         app.state.authenticator.warn_if_open()

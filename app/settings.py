@@ -8,13 +8,20 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.specs.artifacts import ArtifactKind
 
 SOCKET_PATH_BYTES = 100
 """Maximum path of a Unix socket that every system accepts (Linux 107, macOS 103)."""
+
+URLS = {
+    "database_url": ("sqlite:///", "postgresql+psycopg://"),
+    "broker_url": ("redis://", "rediss://", "redis+socket://"),
+    "objects_url": ("s3://", "file:///"),
+}
+"""How the URL of each back end may begin."""
 
 Tag = Annotated[
     str, Field(pattern=r"^[^:\x00]{1,64}(:[^:\x00]{0,200})?$", examples=["keep", "study:seed-table"])
@@ -159,15 +166,23 @@ class Settings(BaseSettings):
         gt=0,
     )
     stage_busy_seconds: float = Field(
-        5.0, description="Delay before an experiment that waits for a stage is tried again.", gt=0
+        5.0,
+        description="Delay before an experiment that waits for a stage or for the object store is tried again.",
+        gt=0,
     )
     cancel_grace_seconds: float = Field(
         60.0, description="A worker that has not stopped this long after a cancellation kills itself.", gt=0
     )
     storage_patience_seconds: float = Field(
-        120.0, description="How long a worker retries the object store before the experiment fails.", gt=0
+        120.0,
+        description="How long a worker retries the object store before the experiment goes back to the queue.",
+        gt=0,
     )
-    max_attempts: int = Field(3, description="Lost attempts after which an experiment fails.", ge=1)
+    max_attempts: int = Field(
+        3,
+        description="Attempts lost in a row, without a new stage or checkpoint, after which an experiment fails.",
+        ge=1,
+    )
     checkpoint_seconds: float = Field(
         30.0, description="Minimum time between two checkpoints of a stage; 0 means every epoch.", ge=0
     )
@@ -186,6 +201,22 @@ class Settings(BaseSettings):
     retention: Annotated[RetentionPolicy | None, NoDecode] = Field(
         None, description="Retention policy that the relay applies, as JSON; empty: nothing is deleted."
     )
+
+    @field_validator(*URLS)
+    @classmethod
+    def _check_url(cls, url: str, info: ValidationInfo) -> str:
+        allowed = URLS[str(info.field_name)]
+        if url and not url.startswith(allowed):
+            raise ValueError(f"it must begin with {' or '.join(allowed)}")
+        return url
+
+    @field_validator("heartbeat_seconds")
+    @classmethod
+    def _check_heartbeat(cls, seconds: float, info: ValidationInfo) -> float:
+        lease = info.data.get("lease_seconds")
+        if lease is not None and seconds >= lease:
+            raise ValueError(f"heartbeats must be more frequent than BDLAB_LEASE_SECONDS, which is {lease:g}")
+        return seconds
 
     @field_validator("retention", mode="before")
     @classmethod

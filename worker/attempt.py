@@ -5,7 +5,8 @@ The outcomes:
 - ``succeeded``: at least one arm and seed has results. Arms that failed carry their error in the results.
 - ``failed``: no arm has results, or the run as a whole raised. The reason is stored with the experiment.
 - ``canceled``: a client asked for it.
-- ``requeued``: another worker is computing a stage that is needed, or this worker shuts down.
+- ``requeued``: another worker is computing a stage that is needed, this worker shuts down, or the object store (or the
+  database, for a write of some size) is full or unreachable. It waits for that to end, however long it takes.
 - ``lost``: the lease was lost, so the experiment belongs to another attempt and nothing is written.
 """
 
@@ -26,7 +27,7 @@ from app.specs.stored import MissingPluginError, StoredSpec
 from app.tables.experiments import Experiment
 from app.tables.reproductions import Reproduction
 from worker.lab.contracts import CanceledError, LabError, StageBusyError, StageStore
-from worker.lease import SHUT_DOWN, Lease, StoppedError
+from worker.lease import DATABASE_ERRORS, SHUT_DOWN, Lease, StoppedError
 from worker.recorder import SqlRecorder
 from worker.store import SqlStageStore, UncachedStageStore
 from worker.telemetry import AttemptTelemetry
@@ -98,7 +99,7 @@ def _run_claimed(
         recorder.flush()
         telemetry.tick()
 
-    lease.on_tick = tick
+    lease.on_tick, lease.on_outage = tick, recorder.log
     with lease, lease.stopped_by_sigterm():
         outcome = _run_lab(lease, recorder, objects, settings, run)
         recorded = _record(lease, recorder, outcome)
@@ -126,11 +127,11 @@ def _run_lab(lease: Lease, recorder: SqlRecorder, objects: Objects, settings: Se
                 checkpoint_seconds=settings.checkpoint_seconds,
                 **files,
             )
-    except StageBusyError as error:
-        return Outcome("requeued", str(error), settings.stage_busy_seconds)
+    except (StageBusyError, ObjectStoreError, *DATABASE_ERRORS) as error:
+        return Outcome("requeued", str(error).partition("\n")[0], settings.stage_busy_seconds)
     except CanceledError:
         return _stopped_outcome(lease)
-    except (LabError, ObjectStoreError, MissingPluginError) as error:
+    except (LabError, MissingPluginError) as error:
         return Outcome("failed", str(error))
     except Exception as error:
         log.exception("the run raised an unexpected error")

@@ -61,7 +61,9 @@ def make_app(settings: Settings) -> Celery:
         result_expires=RESULT_SECONDS,
         task_acks_late=False,
         worker_disable_prefetch=True,
-        worker_prefetch_multiplier=1,
+        # No limit besides `worker_disable_prefetch`: another one would count a message whose acknowledgment failed when
+        # the broker died, and the worker would never ask for the next.
+        worker_prefetch_multiplier=0,
         worker_concurrency=1,
         worker_max_tasks_per_child=1,
         worker_enable_remote_control=False,

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.core import metrics, tracing
-from app.core.database import Database, utcnow
+from app.core.database import Database, database_now, utcnow
 from app.core.errors import InvalidError
 from app.core.objects import Objects, ObjectStoreError
 from app.data.resolve import resolve_dataset
@@ -230,7 +230,7 @@ def _release(database: Database, upload: Upload) -> None:
         if row is not None:
             row.claimed_until = None
             row.attempts -= 1
-            row.due_at = utcnow() + timedelta(seconds=RETRY_SECONDS)
+            row.due_at = database_now(session) + timedelta(seconds=RETRY_SECONDS)
 
 
 def _printable(text: str) -> str:

@@ -18,7 +18,8 @@ What is guaranteed:
 - A transaction of `Lease.writing` locks the experiment's row and verifies its attempt number first, so an attempt that
   lost its lease writes nothing, whatever this process believes.
 - `Lease.check` compares the clock with the start of the last renewal, so a worker that cannot reach the database stops
-  when its lease expires, which is when another worker may claim the experiment.
+  when its lease expires, which is when another worker may claim the experiment. If no renewal has failed, the machine
+  has been asleep; the run then waits for the next renewal, and goes on unless another attempt owns the experiment.
 - `Lease.retrying` gives up when the lease expires, so a run never waits longer than that for the database.
 """
 
@@ -30,14 +31,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
-from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import Literal, Self, TypeVar
 
 from sqlalchemy import exc, select, update
 from sqlalchemy.orm import Session
 
-from app.core.database import Database, utcnow
+from app.core.database import Database, from_now
 from app.core.objects import ObjectStoreError
 from app.experiments import lifecycle
 from app.settings import Settings
@@ -69,9 +69,14 @@ class Lease:
         self.owner = f"{experiment_id}:{attempt}"
         self.lease_seconds = settings.lease_seconds
         self.stop_reason: StopReason | None = None
+        self.has_advanced = False
+        """Whether the attempt has stored a stage or a checkpoint, so that the next attempt starts later than this one.
+        """
         self.on_tick: Callable[[], None] = lambda: None
+        self.on_outage: Callable[[str], None] = lambda _: None
         self._settings = settings
         self._renewed_at = time.monotonic()
+        self._renewal_failed = False
         self._stopped_at = 0.0
         self._exited = threading.Event()
         self._thread = threading.Thread(
@@ -89,9 +94,10 @@ class Lease:
         self._thread.join()
 
     def check(self) -> None:
-        """Raise StoppedError if the run must end. Only reads the clock, so it may be called before every batch."""
+        """Raise StoppedError if the run must end. While all is well it only reads the clock, so it may be called before
+        every batch."""
         if self._is_expired():
-            self.stop("lost")
+            self._wait_for_renewal()
         if self.stop_reason is not None:
             raise StoppedError(self.stop_reason)
 
@@ -118,9 +124,9 @@ class Lease:
           written. Then raises StoppedError; or, after twice the length of a lease, the error itself, if the thread
           can still renew the lease while ``action`` keeps failing.
         - Object store errors are retried for ``storage_patience_seconds``, then raised. Raises StoppedError as soon as
-          the run must stop.
+          the run must stop. The first one is told to `Lease.on_outage`.
         """
-        started_at, backoff = time.monotonic(), MIN_BACKOFF_SECONDS
+        started_at, backoff, told = time.monotonic(), MIN_BACKOFF_SECONDS, False
         while True:
             try:
                 return action()
@@ -131,9 +137,13 @@ class Lease:
                 self.check()
                 backoff = min(backoff, seconds_left)
                 log.warning("%s; retrying", error)
+                if not told:
+                    self.on_outage(f"{error}; retrying for {self._settings.storage_patience_seconds:g} s")
+                    told = True
             except DATABASE_ERRORS as error:
                 if self._is_expired():
-                    self.stop("lost")  # the thread may be waiting for the same database
+                    self._wait_for_renewal()  # in vain if the thread is waiting for the same database
+                if self.stop_reason == "lost":
                     raise StoppedError("lost") from error
                 if time.monotonic() - started_at > 2 * self.lease_seconds:
                     raise
@@ -158,6 +168,15 @@ class Lease:
         """Whether the lease would have expired by this process's clock, whatever the database says."""
         return time.monotonic() - self._renewed_at > self.lease_seconds
 
+    def _wait_for_renewal(self) -> None:
+        """Give the thread the time of a heartbeat to renew a lease that has expired without a failed renewal."""
+        deadline = time.monotonic() + self._settings.heartbeat_seconds
+        while self._is_expired() and self.stop_reason is None:
+            if self._renewal_failed or time.monotonic() > deadline:
+                self.stop("lost")
+            else:
+                time.sleep(MIN_BACKOFF_SECONDS / 10)
+
     def _keep_alive(self) -> None:
         """The thread, until `__exit__`."""
         heartbeat_seconds = self._settings.heartbeat_seconds
@@ -167,7 +186,7 @@ class Lease:
             if renewal_due:
                 renew_at = time.monotonic() + heartbeat_seconds
             self._tick(renewal_due)
-            if self._is_expired():
+            if self._is_expired() and self._renewal_failed:
                 self.stop("lost")  # for a run that no longer calls `check`
             if self.stop_reason and time.monotonic() - self._stopped_at > self._settings.cancel_grace_seconds:
                 self._end_process()
@@ -187,16 +206,27 @@ class Lease:
     def _renew(self) -> None:
         """Extend the lease and the claims on stages. Raises LeaseLost."""
         started_at = time.monotonic()  # not after the transaction: the lease must not seem longer than it is
+        try:
+            cancel_requested = self._write_renewal()
+        except BaseException:
+            self._renewal_failed = True
+            raise
+        self._renewed_at, self._renewal_failed = started_at, False
+        if cancel_requested:
+            self.stop("canceled")
+
+    def _write_renewal(self) -> bool:
         with self.database.writing() as session:
-            cancel_requested = lifecycle.renew(session, self.experiment_id, self.attempt, self.lease_seconds)
+            attempts = self._settings.max_attempts if self.has_advanced else None
+            cancel_requested = lifecycle.renew(
+                session, self.experiment_id, self.attempt, self.lease_seconds, attempts
+            )
             session.execute(
                 update(Stage)
                 .where(Stage.owner == self.owner)
-                .values(lease_expires_at=utcnow() + timedelta(seconds=self.lease_seconds))
+                .values(lease_expires_at=from_now(self.lease_seconds))
             )
-        self._renewed_at = started_at
-        if cancel_requested:
-            self.stop("canceled")
+        return cancel_requested
 
     def _poll(self) -> None:
         """Notice a cancel or a lost lease between renewals, which are too rare for a prompt cancel."""

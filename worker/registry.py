@@ -2,19 +2,18 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 
 from sqlalchemy import delete
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from app.core.database import Database, upsert, utcnow
+from app.core.database import Database, database_now, from_now, upsert, utcnow
 from app.core.versions import code_version
 from app.specs.stages import LAB_VERSION
 from app.tables.experiments import BUSY, DRAINING, IDLE, WorkerHeartbeat
 from worker.device import MemoryWatch, find_device
 
-EXPIRES_AFTER = timedelta(hours=1)
+EXPIRES_AFTER_SECONDS = 3600.0
 log = logging.getLogger(__name__)
 
 
@@ -42,14 +41,19 @@ class Registration:
     def renew(self) -> None:
         """Write a heartbeat, and delete workers that died long ago. Database errors are only logged."""
         state = DRAINING if self._draining else BUSY if self._is_busy() else IDLE
-        now = utcnow()
-        row = self._row | {"state": state, "memory": self._memory.read(), "seen_at": now}
 
         def write(session: Session) -> None:
+            row = self._row | {
+                "state": state,
+                "memory": self._memory.read(),
+                "seen_at": database_now(session),
+            }
             upsert(
                 session, WorkerHeartbeat, [row], ["name"], lambda new: {column: new[column] for column in row}
             )
-            session.execute(delete(WorkerHeartbeat).where(WorkerHeartbeat.seen_at < now - EXPIRES_AFTER))
+            session.execute(
+                delete(WorkerHeartbeat).where(WorkerHeartbeat.seen_at < from_now(-EXPIRES_AFTER_SECONDS))
+            )
 
         self._write(write, "the heartbeat could not be written")
         if self._draining and state != DRAINING:

@@ -3,13 +3,12 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from datetime import timedelta
 from hashlib import sha256
 
 from sqlalchemy import or_, update
 
 from app.core import metrics, tracing
-from app.core.database import upsert, utcnow
+from app.core.database import from_now, upsert, utcnow
 from app.core.objects import Objects, ObjectStoreError
 from app.tables.experiments import Stage
 from worker.lab.contracts import StageBusyError, StageStore
@@ -53,6 +52,7 @@ class SqlStageStore:
             "experiment_id": self._experiment_id,
         }
         self._lease.retrying(lambda: self._write(row))
+        self._lease.has_advanced = True
         metrics.STAGES.labels(kind, "computed").inc()
         try:
             self._objects.delete(_checkpoint(key))
@@ -73,6 +73,7 @@ class SqlStageStore:
         self._before_save()
         self._lease.check()
         self._lease.retrying(lambda: self._objects.put(_checkpoint(key), sha256(data).digest() + data))
+        self._lease.has_advanced = True
 
     @contextmanager
     def claim(self, key: str, kind: str) -> Iterator[None]:
@@ -105,21 +106,18 @@ class SqlStageStore:
 
     def _try_claim(self, key: str, kind: str) -> bool:
         """Claim a stage that has no owner, whose owner's claim expired, or that an earlier attempt of ours claimed."""
-        now = utcnow()
-        row = {"key": key, "kind": kind, "last_used_at": now, "experiment_id": self._experiment_id}
+        row = {"key": key, "kind": kind, "last_used_at": utcnow(), "experiment_id": self._experiment_id}
         claim = (
             update(Stage)
             .where(
                 Stage.key == key,
                 or_(
                     Stage.owner.is_(None),
-                    Stage.lease_expires_at < now,
+                    Stage.lease_expires_at < from_now(),
                     Stage.owner.startswith(f"{self._lease.experiment_id}:"),
                 ),
             )
-            .values(
-                owner=self._lease.owner, lease_expires_at=now + timedelta(seconds=self._lease.lease_seconds)
-            )
+            .values(owner=self._lease.owner, lease_expires_at=from_now(self._lease.lease_seconds))
             .returning(Stage.key)
         )
         with self._lease.writing() as session:

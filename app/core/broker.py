@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class BrokerError(Exception):
-    """The broker is unreachable."""
+    """The broker is unreachable or refuses messages."""
 
 
 class Broker:
@@ -84,6 +84,15 @@ class Broker:
             raise RuntimeError(f"the interactive worker failed: {meta['result']!r}")
         answer: dict[str, Any] = meta["result"]
         return answer
+
+    def check(self) -> None:
+        """Raise BrokerError if the broker accepts no messages, as when its memory or its disk is full."""
+
+        def write() -> None:
+            with self._sender.connection_for_write() as connection:
+                connection.default_channel.client.set("bdlab-probe", "", ex=60)
+
+        self._call(write)
 
     def pending(self, queue: str) -> int:
         """The number of messages in ``queue``. Raises BrokerError."""

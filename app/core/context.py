@@ -27,14 +27,18 @@ class Context:
     broker: Broker
     signer: Signer
     poll_cache: PollCache = field(default_factory=PollCache)
+    written_at: dict[str, float] = field(default_factory=dict)
+    """When a test of readiness last wrote to a back end."""
     principal: Principal = NOBODY
 
     @classmethod
-    def open(cls, settings: Settings) -> "Context":
-        """Raises ObjectStoreError if the object store's folder cannot be created."""
+    def open(cls, settings: Settings, *, for_requests: bool = False) -> "Context":
+        """``for_requests``: see `app.core.database.make_engine`.
+
+        Raises ObjectStoreError if the object store's folder cannot be created."""
         return cls(
             settings,
-            Database(settings.database),
+            Database(settings.database, for_requests=for_requests),
             Objects(settings.objects),
             Broker(settings.broker),
             make_signer(settings),

@@ -1,7 +1,6 @@
 """The SQL database: engine, sessions, upserts, and column types that behave the same on SQLite and PostgreSQL."""
 
 import os
-import select
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,6 +8,7 @@ from contextlib import contextmanager
 from copy import copy
 from datetime import UTC, datetime
 from pathlib import Path
+from select import POLLIN, poll
 from typing import Any
 
 from sqlalchemy import (
@@ -21,12 +21,16 @@ from sqlalchemy import (
     create_engine,
     event,
     insert,
+    literal,
     make_url,
+    select,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import InvalidatePoolError
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
 from app.core import metrics
@@ -37,6 +41,7 @@ BigId = BigInteger().with_variant(Integer(), "sqlite")
 
 KINDS = ("begin", "select", "insert", "update", "delete")
 """Kinds of statements that are timed separately. On SQLite, BEGIN waits for other writers."""
+DURABLE = "durable"
 OWNER, LIMITS = "owner", "limits"
 """Keys of a session's ``info``: the owner whose rows it is restricted to, if any, and this owner's limits."""
 
@@ -84,7 +89,40 @@ def new_id() -> str:
 
 
 def utcnow() -> datetime:
+    """The time by this machine's clock: for what people read, and for what this process alone compares."""
     return datetime.now(UTC)
+
+
+class from_now(FunctionElement[datetime]):  # noqa: N801  (used like a function)
+    """The time by the database's clock, so many ``seconds`` from now, as an SQL expression.
+
+    Leases, claims and due times are written by one machine and read by others, whose clocks may differ by hours.
+    """
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        super().__init__(literal(round(float(seconds), 3)))
+
+
+@compiles(from_now, "sqlite")
+def _sqlite_from_now(element: from_now, compiler: Any, **options: Any) -> str:
+    # With six digits, as SQLAlchemy stores times, because SQLite compares texts.
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {compiler.process(element.clauses, **options)} || ' seconds')"
+
+
+@compiles(from_now, "postgresql")
+def _postgres_from_now(element: from_now, compiler: Any, **options: Any) -> str:
+    # Unlike clock_timestamp() it can be compared by an index, and unlike now() it does not stand still while the
+    # transaction waits for a lock.
+    seconds = compiler.process(element.clauses, **options)
+    return f"(statement_timestamp() + make_interval(secs => {seconds}))"
+
+
+def database_now(session: Session) -> datetime:
+    """The time by the database's clock."""
+    return session.scalars(select(from_now())).one()
 
 
 def write(session: Session, table: type["Base"], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -104,6 +142,10 @@ TIMEOUTS = {
     "keepalives_interval": 5,
     "keepalives_count": 3,
 }
+BUSY_SECONDS = 30.0
+"""How long SQLite waits for another writer."""
+REQUEST_BUSY_SECONDS = 3.0
+"""The same, and the wait for a lock of PostgreSQL, while a client waits: a request has at most three transactions."""
 IDLE_SECONDS = 30.0
 """A connection idle for this long is pinged before use, since firewalls drop idle connections."""
 
@@ -132,14 +174,18 @@ def upsert(
     session.execute(statement, list(rows))
 
 
-def make_engine(url: str) -> Engine:
-    """An engine for ``url``; SQLite gets write-ahead logging, foreign keys, and immediate transactions."""
-    engine = _make_sqlite(url) if url.startswith("sqlite") else _make_postgres(url)
+def make_engine(url: str, *, for_requests: bool = False) -> Engine:
+    """An engine for ``url``; SQLite gets write-ahead logging, foreign keys, and immediate transactions.
+
+    ``for_requests``: a client is told what is committed, so a commit outlasts a power cut, and no statement waits long
+    for a lock.
+    """
+    engine = (_make_sqlite if url.startswith("sqlite") else _make_postgres)(url, for_requests)
     _measure(engine)
     return engine
 
 
-def _make_postgres(url: str) -> Engine:
+def _make_postgres(url: str, for_requests: bool) -> Engine:
     query = make_url(url).query
     timeouts = {name: value for name, value in TIMEOUTS.items() if name not in query}
     engine = create_engine(url, connect_args=timeouts, **POOL)
@@ -149,6 +195,8 @@ def _make_postgres(url: str) -> Engine:
         # A generic plan assumes that every label is rare; for one of a third of 100,000 experiments a list took 140 ms
         # with it instead of 1 ms.
         connection.execute("SET plan_cache_mode = force_custom_plan")
+        if for_requests:
+            connection.execute(f"SET lock_timeout = {1000 * REQUEST_BUSY_SECONDS:.0f}")
         connection.commit()
 
     @event.listens_for(engine, "checkin")
@@ -173,30 +221,37 @@ def _make_postgres(url: str) -> Engine:
 
 def _is_quiet(connection: Any) -> bool:
     """Whether the socket has nothing to read, not even the end of the connection."""
-    poller = select.poll()
+    poller = poll()
     try:
-        poller.register(connection.fileno(), select.POLLIN)
+        poller.register(connection.fileno(), POLLIN)
     except connection.Error:
         return False
     return not poller.poll(0)
 
 
-def _make_sqlite(url: str) -> Engine:
+def _make_sqlite(url: str, for_requests: bool) -> Engine:
     if (path := make_url(url).database) and path != ":memory:":
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False}, **POOL)
+    busy_seconds = REQUEST_BUSY_SECONDS if for_requests else BUSY_SECONDS
+    engine = create_engine(url, connect_args={"timeout": busy_seconds, "check_same_thread": False}, **POOL)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # BEGIN is sent below
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=30000"):
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
         # A deferred transaction that reads and then writes fails if another one wrote in between; an immediate one
         # waits for its turn to write. Readers use deferred ones (see `reading`).
-        deferred = connection.get_execution_options().get("readonly", False)
+        options = connection.get_execution_options()
+        deferred = options.get("readonly", False)
+        if for_requests and not deferred:
+            # In a write-ahead log NORMAL never damages the database, but a power cut may undo the last commits.
+            connection.exec_driver_sql(
+                f"PRAGMA synchronous={'FULL' if options.get(DURABLE, True) else 'NORMAL'}"
+            )
         connection.exec_driver_sql("BEGIN" if deferred else "BEGIN IMMEDIATE")
 
     return engine
@@ -226,9 +281,11 @@ def _measure(engine: Engine) -> None:
 class Database:
     """Creates sessions on one engine."""
 
-    def __init__(self, url: str) -> None:
-        self.engine = make_engine(url)
+    def __init__(self, url: str, *, for_requests: bool = False) -> None:
+        self.engine = make_engine(url, for_requests=for_requests)
         self._writer = sessionmaker(self.engine, expire_on_commit=False)
+        volatile = self.engine.execution_options(**{DURABLE: False})
+        self._volatile_writer = sessionmaker(volatile, expire_on_commit=False)
         readonly = self.engine.execution_options(readonly=True)
         self._streamer = sessionmaker(readonly, expire_on_commit=False)
         if readonly.dialect.name == "postgresql":
@@ -250,9 +307,13 @@ class Database:
         return part
 
     @contextmanager
-    def writing(self) -> Iterator[Session]:
-        """A transaction that commits at the end, and rolls back on an exception."""
-        with self._writer(info=self._info) as session, session.begin():
+    def writing(self, *, durable: bool = True) -> Iterator[Session]:
+        """A transaction that commits at the end, and rolls back on an exception.
+
+        One that need not be ``durable`` does not wait for the disk if the database serves requests.
+        """
+        writer = self._writer if durable else self._volatile_writer
+        with writer(info=self._info) as session, session.begin():
             yield session
 
     @contextmanager

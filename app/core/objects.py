@@ -7,7 +7,9 @@ it returns the first byte: so a download reads an object twice the first time. T
 ResNet-18 in a folder.
 """
 
+import os
 import re
+from asyncio import to_thread
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -22,9 +24,14 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
 from app.core import metrics
+from app.core.database import new_id
 
+ERROR_PREFIX = "object store: "
 CHUNK, PART = 256 * 1024, 5 * 2**20
 """Bytes that are read and written at a time; S3 accepts no smaller parts."""
+PROBE_PREFIX = "doctor-"
+"""Key prefix of test objects; `app.operations.housekeeping` deletes those that a killed process left."""
+PROBE = bytes(64 * 1024)
 BATCH = 1000
 """Objects in one page of a listing and in one delete request, the limit of S3."""
 CONTENT = re.compile(r"sha256/[0-9a-f]{2}/([0-9a-f]{64})")
@@ -76,9 +83,14 @@ class Objects:
             obstore.put(self._store, key, data)
 
     async def put_stream(self, key: str, pieces: AsyncIterator[bytes]) -> None:
-        """Write an object from ``pieces``, keeping a few MiB in memory. If they raise, nothing is stored."""
+        """Write an object from ``pieces``, keeping a few MiB in memory. If they raise, nothing is stored.
+
+        The object outlasts a power cut, unlike those of the other methods in a folder, which can be computed again.
+        """
         with _operation("write_stream", f"cannot write {key!r}"):
             await obstore.put_async(self._store, key, pieces, chunk_size=PART, max_concurrency=2)
+            if isinstance(self._store, LocalStore):
+                await to_thread(_sync, Path(str(self._store.prefix)) / key)
 
     def download(self, key: str, path: Path) -> str | None:
         """Write the object to a file in chunks. Returns its SHA-256, or None if it does not exist."""
@@ -130,6 +142,14 @@ class Objects:
                 return False
             self._compare(key, *found)
         return True
+
+    def check(self) -> None:
+        """Write and delete an object. Raises ObjectStoreError."""
+        key = f"{PROBE_PREFIX}{new_id()}"
+        try:
+            self.put(key, PROBE)
+        finally:
+            self.delete(key)
 
     def exists(self, key: str) -> bool:
         with _operation("head", f"cannot look up {key!r}"):
@@ -238,6 +258,16 @@ def put_content(objects: Objects, data: bytes) -> tuple[str, str]:
     return digest, key
 
 
+def _sync(path: Path) -> None:
+    """Have the file, and its name in its folder, written to the disk."""
+    for one in (path, path.parent):
+        descriptor = os.open(one, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 async def _chunks(result: Any, key: str) -> AsyncIterator[bytes]:
     with _operation("read_stream", f"cannot read {key!r}"):
         async for chunk in result.stream(min_chunk_size=CHUNK):
@@ -253,4 +283,4 @@ def _operation(name: str, failed: str) -> Iterator[None]:
         except (BaseError, OSError, ValueError) as error:
             metrics.OBJECTS_ERRORS.labels(name).inc()
             reason = str(error).partition("\n")[0]  # the rest is a dump of Rust structures
-            raise ObjectStoreError(f"object store: {failed}: {reason}") from error
+            raise ObjectStoreError(f"{ERROR_PREFIX}{failed}: {reason}") from error

@@ -13,14 +13,14 @@ order of their ids, and a reader that remembers the last id misses none.
 """
 
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from app.core import metrics
-from app.core.database import utcnow, write
+from app.core.database import database_now, from_now, utcnow, write
 from app.data.resolve import lock_uploads, named_uploads
 from app.experiments.planning import PlannedExperiment, runnable_spec
 from app.specs.experiment import ExperimentSpec
@@ -59,7 +59,10 @@ def create(session: Session, planned: Sequence[PlannedExperiment], attempts: int
     """
     quotas.admit_experiments(session, len(planned))
     lock_uploads(session, {upload for one in planned for upload in named_uploads(one.spec)})
-    experiments = [_row(one, attempts) for one in planned]
+    now = database_now(session)
+    experiments = [
+        _row(one, attempts, now + timedelta(microseconds=place)) for place, one in enumerate(planned)
+    ]
     session.add_all(experiments)
     session.flush()
     pairs = list(zip(experiments, planned, strict=True))
@@ -80,7 +83,7 @@ def claim(session: Session, experiment_id: str, worker: str, lease_seconds: floa
     Returns the attempt number, which is the fencing token, or None if the experiment is not queued (claimed by
     another worker, canceled, finished, deleted): a message is only a hint.
     """
-    now = utcnow()
+    now = database_now(session)
     row = session.execute(
         update(Experiment)
         .where(Experiment.id == experiment_id, Experiment.status == QUEUED)
@@ -104,15 +107,22 @@ def claim(session: Session, experiment_id: str, worker: str, lease_seconds: floa
     return int(attempt)
 
 
-def renew(session: Session, experiment_id: str, attempt: int, lease_seconds: float) -> bool:
+def renew(
+    session: Session, experiment_id: str, attempt: int, lease_seconds: float, attempts_left: int | None = None
+) -> bool:
     """Extend the lease. Returns True if a cancel was requested.
 
+    ``attempts_left`` is set when the attempt has got further than the ones before: only attempts that are lost in a row
+    without any advance suggest that the experiment itself kills its workers.
     Raises LeaseLost if the attempt no longer owns the experiment.
     """
     row = session.execute(
         update(Experiment)
         .where(Experiment.id == experiment_id, Experiment.attempt == attempt, Experiment.status == RUNNING)
-        .values(lease_expires_at=utcnow() + timedelta(seconds=lease_seconds))
+        .values(
+            lease_expires_at=from_now(lease_seconds),
+            attempts_left=Experiment.attempts_left if attempts_left is None else attempts_left,
+        )
         .returning(Experiment.cancel_requested_at)
         .execution_options(synchronize_session=False)
     ).one_or_none()
@@ -141,7 +151,8 @@ def finish(
 def wait(
     session: Session, experiment_id: str, attempt: int, delay: float, reason: str = "a stage is busy"
 ) -> bool:
-    """Requeue the experiment after ``delay`` seconds because another worker computes a stage that it needs.
+    """Requeue the experiment after ``delay`` seconds because something that it needs is not available yet: a stage that
+    another worker computes, the object store, a worker that does not shut down.
 
     Not counted against ``attempts_left``. Consecutive waits are merged in the history. If a cancel was requested
     meanwhile, the experiment ends as canceled. Returns False if the lease was lost.
@@ -200,7 +211,7 @@ def enqueue(
     session: Session, experiment: Experiment, *, delay: float = 0.0, reason: str | None = None
 ) -> None:
     """Queue a locked experiment, with an outbox row that is due in ``delay`` seconds."""
-    now = utcnow()
+    now = database_now(session)
     experiment.status = QUEUED
     experiment.queued_at = now
     experiment.due_at = now + timedelta(seconds=delay)
@@ -259,7 +270,7 @@ def _owned(session: Session, experiment_id: str, attempt: int) -> Experiment | N
 
 def _close_attempt(session: Session, experiment: Experiment, outcome: str, reason: str | None) -> Attempt:
     row = session.get_one(Attempt, (experiment.id, experiment.attempt))
-    now = utcnow()
+    now = database_now(session)
     row.finished_at, row.outcome, row.reason = now, outcome, reason
     metrics.after_commit(session, metrics.ATTEMPTS.labels(outcome).inc)
     quotas.add_device_time(session, experiment.owner_id, row.started_at, now)
@@ -268,7 +279,7 @@ def _close_attempt(session: Session, experiment: Experiment, outcome: str, reaso
 
 def _end(session: Session, experiment: Experiment, status: str, reason: str | None) -> None:
     experiment.status = status
-    experiment.finished_at = utcnow()
+    experiment.finished_at = database_now(session)
     experiment.worker = None
     experiment.lease_expires_at = None
     experiment.error = {"reason": reason, "attempt": experiment.attempt} if status == FAILED else None
@@ -284,8 +295,8 @@ def _state(experiment: Experiment, reason: str | None) -> dict[str, Any]:
     return data if reason is None else {**data, "reason": reason}
 
 
-def _row(planned: PlannedExperiment, attempts: int) -> Experiment:
-    now, spec = utcnow(), planned.spec
+def _row(planned: PlannedExperiment, attempts: int, now: datetime) -> Experiment:
+    spec = planned.spec
     return Experiment(
         name=spec.name,
         status=QUEUED,

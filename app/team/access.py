@@ -122,7 +122,7 @@ class Authenticator:
 
     def _touch(self, key_id: str) -> None:
         try:
-            with self._context.database.whole.writing() as session:
+            with self._context.database.whole.writing(durable=False) as session:
                 repository.touch(session, key_id, utcnow(), LAST_USED_PRECISION)
         except OperationalError as error:  # not a reason to fail the request
             log.warning("the last use of a key could not be stored: %s", str(error).partition("\n")[0])

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, exists, func, or_, select
 from sqlalchemy.orm import Session
 
-from app.core.database import LIMITS, OWNER, upsert, utcnow
+from app.core.database import LIMITS, OWNER, database_now, from_now, upsert
 from app.core.errors import TooManyError
 from app.core.security import LOCAL, UNLIMITED, Limits
 from app.settings import Settings
@@ -82,7 +82,7 @@ def running(session: Session) -> int:
 
 def device_seconds(session: Session) -> float:
     """Seconds for which workers ran the owner's experiments in the last 30 days, including the current attempts."""
-    now = utcnow()
+    now = database_now(session)
     ended = repository.device_seconds(session, session.info[OWNER], (now - timedelta(days=DAYS)).date())
     started = session.scalars(
         select(Attempt.started_at)
@@ -102,7 +102,7 @@ def free_slots(session: Session, settings: Settings) -> dict[str, int]:
         return {}
     published = exists().where(
         Outbox.experiment_id == Experiment.id,
-        Outbox.published_at > utcnow() - timedelta(seconds=settings.republish_seconds),
+        Outbox.published_at > from_now(-settings.republish_seconds),
     )
     query = (
         select(Experiment.owner_id, func.count())

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.core.database import utcnow
+from app.core.database import from_now, utcnow
 from app.specs.status import TERMINAL
 from app.tables.experiments import Experiment
 from app.tables.sweeps import STUDY, SWEEP, SweepExperiment
@@ -39,8 +39,7 @@ def message(event: str, data: dict[str, Any]) -> str:
 
 def delivery(webhook_id: str, event: str, body: str) -> Delivery:
     """A delivery that is due now."""
-    now = utcnow()
-    return Delivery(webhook_id=webhook_id, type=event, body=body, created_at=now, due_at=now)
+    return Delivery(webhook_id=webhook_id, type=event, body=body, created_at=utcnow(), due_at=from_now())
 
 
 def emit_experiment_event(session: Session, experiment: Experiment, event: str, reason: str | None) -> None:

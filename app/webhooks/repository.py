@@ -6,7 +6,7 @@ from datetime import timedelta
 from sqlalchemy import delete, exists, select, tuple_, update
 from sqlalchemy.orm import Session, selectinload
 
-from app.core.database import utcnow
+from app.core.database import database_now, from_now, utcnow
 from app.core.pagination import ByAge
 from app.tables.webhooks import DELIVERED, FAILED, PENDING, Delivery, DeliveryAttempt, SweepEnding, Webhook
 from app.webhooks.events import PING
@@ -53,7 +53,7 @@ def get_delivery(session: Session, webhook_id: str, delivery_id: str) -> Deliver
 def webhooks_with_due_deliveries(session: Session) -> list[tuple[str, str, bool]]:
     """(webhook id, owner id, whether the last delivery failed) of each webhook with due deliveries."""
     due = exists().where(
-        Delivery.webhook_id == Webhook.id, Delivery.status == PENDING, Delivery.due_at <= utcnow()
+        Delivery.webhook_id == Webhook.id, Delivery.status == PENDING, Delivery.due_at <= from_now()
     )
     rows = session.execute(select(Webhook.id, Webhook.owner_id, Webhook.failing_since).where(due))
     return [(row[0], row[1], row[2] is not None) for row in rows]
@@ -61,7 +61,7 @@ def webhooks_with_due_deliveries(session: Session) -> list[tuple[str, str, bool]
 
 def claim_next_delivery(session: Session, webhook_id: str, seconds: float) -> Delivery | None:
     """Claim the delivery that is due longest, for so many seconds, and insert the attempt."""
-    now = utcnow()
+    now = database_now(session)
     query = select(Delivery).where(
         Delivery.webhook_id == webhook_id, Delivery.status == PENDING, Delivery.due_at <= now
     )

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from structlog.contextvars import bound_contextvars
 
 from app.core import metrics
-from app.core.database import Database, utcnow
+from app.core.database import Database, database_now, utcnow
 from app.settings import Settings
 from app.tables.webhooks import Delivery, DeliveryAttempt, Webhook
 from app.webhooks import repository, signing
@@ -143,7 +143,7 @@ def record(session: Session, delivery: Delivery, outcome: Outcome, retry_seconds
         return
     attempt.seconds, attempt.status_code = round(outcome.seconds, 3), outcome.status
     attempt.error, attempt.response = outcome.error, outcome.response
-    now = utcnow()
+    now = database_now(session)
     ping = delivery.type == PING
     if outcome.good:
         webhook.failing_since, webhook.last_success_at = None, now

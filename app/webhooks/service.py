@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
 from app.core.context import Context
-from app.core.database import utcnow
+from app.core.database import database_now, utcnow
 from app.core.errors import ConflictError, InvalidError, UnavailableError, require
 from app.core.pagination import paginate_by_age
 from app.settings import Settings
@@ -156,7 +156,7 @@ def redeliver(context: Context, webhook_id: str, delivery_id: str) -> Delivery:
                 f"the webhook is disabled: {webhook.disabled_reason}; first enable it with PATCH"
             )
         row.status, row.reason, row.ended_at, row.tried_since = PENDING, None, None, None
-        row.due_at = utcnow()
+        row.due_at = database_now(session)
         return row
 
 

@@ -148,17 +148,19 @@ def test_a_dead_worker_leaves_a_canceled_experiment_canceled(database: Database,
     claim(database, one, lease=-1)
     with database.writing() as session:
         lifecycle.cancel(session, lifecycle.lock(session, one))
-        assert scheduling.reap(session, one)
+        [(_, expired_at)] = scheduling.expired(session, 30)
+        assert scheduling.reap(session, one, expired_at)
     assert look(database, one).status == "canceled"
 
 
 def test_only_an_expired_lease_is_reaped(database: Database, one: str) -> None:
     attempt = claim(database, one, lease=-1)
     with database.reading() as session:
-        assert list(scheduling.expired(session)) == [one]
+        [(expired, expired_at)] = scheduling.expired(session, 30)
+        assert expired == one
     with database.writing() as session:
         lifecycle.renew(session, one, attempt, 60)  # heard of between the two looks
-        assert not scheduling.reap(session, one)
+        assert not scheduling.reap(session, one, expired_at)
     assert look(database, one).status == "running"
 
 

@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import inspect, make_url, text
 from sqlalchemy.exc import DatabaseError
 
+from app.core import database
 from app.core.database import Database, make_engine, utcnow
 from app.data.uploads import repository
 from app.experiments import lifecycle, scheduling
@@ -87,6 +88,21 @@ def test_the_audit_log_is_append_only(url: str) -> None:
     database.close()
 
 
+def test_a_locked_table_is_an_answer_soon(
+    url: str,
+    tmp_path: Path,
+    serving: Callable[[Settings], AbstractContextManager[Service]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(database, "REQUEST_BUSY_SECONDS", 0.3)
+    with serving(Settings(home=tmp_path, database_url=url)) as service, service.database.writing() as session:
+        session.execute(text("LOCK TABLE experiments"))
+        began = time.monotonic()
+        answer = service.http.post("/v1/experiments", json={})
+        assert (answer.status_code, "lock timeout" in answer.json()["detail"]) == (503, True)
+        assert time.monotonic() - began < 3
+
+
 def test_an_experiment_from_end_to_end(
     url: str, tmp_path: Path, serving: Callable[[Settings], AbstractContextManager[Service]]
 ) -> None:
@@ -106,8 +122,9 @@ def test_an_experiment_from_end_to_end(
         assert sorted(pool.map(claim, "abcdefgh"), key=str) == [1] + [None] * 7
         with service.database.writing() as session:
             assert lifecycle.renew(session, experiment["id"], 1, -1) is False
-            assert list(scheduling.expired(session)) == [experiment["id"]]
-            assert scheduling.reap(session, experiment["id"])
+            [(expired, expired_at)] = scheduling.expired(session, 30)
+            assert expired == experiment["id"]
+            assert scheduling.reap(session, expired, expired_at)
             assert len(scheduling.due(session)) == 2
             scheduling.purge(session, 60, 60)
         check_downsampling(service)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import redis
 
+from app.core.broker import Broker
 from app.settings import Settings
 from tests.conftest import Stack
 from tests.processes import alive, descendants
@@ -89,6 +90,21 @@ def test_the_embedded_broker_keeps_its_messages(own_stack: Stack) -> None:
     assert_completed_once(own_stack, experiment_id)
 
 
+def test_a_worker_whose_broker_dies_before_it_acknowledges_goes_on(own_stack: Stack) -> None:
+    settings = Settings(home=own_stack.home)
+    broker, client = Broker(settings.broker), redis.Redis(unix_socket_path=str(settings.broker_socket))
+    child = own_stack.eventually(lambda: descendants(own_stack.pid("worker")), 10, "the worker has no child")[
+        0
+    ]
+    os.kill(child, signal.SIGSTOP)  # the message is acknowledged when the child has accepted it
+    broker.send_experiment("none", "cpu")
+    own_stack.eventually(lambda: client.llen("cpu") == 0, 10, "the message was not received")
+    os.kill(own_stack.pid("broker"), signal.SIGKILL)
+    os.kill(child, signal.SIGCONT)
+    own_stack.wait(own_stack.submit(spec(seed=16, epochs=1, defenses=[])))
+    broker.close()
+
+
 def test_a_run_survives_the_death_of_api_relay_and_broker(own_stack: Stack) -> None:
     """The run goes on while they restart. It dies with Celery's parent, and is resumed."""
     experiment_id = own_stack.submit(spec(seed=11, epochs=1000, images=400, defenses=[]))
@@ -112,24 +128,26 @@ def test_a_run_survives_the_death_of_api_relay_and_broker(own_stack: Stack) -> N
     own_stack.wait(experiment_id, "canceled", timeout=10)
 
 
-def test_an_object_store_that_fails_ends_the_run_with_the_reason(own_stack: Stack) -> None:
+def test_a_run_waits_for_an_object_store_that_fails(own_stack: Stack) -> None:
     objects = own_stack.home / "objects"
     experiment_id = own_stack.submit(spec(seed=12, epochs=40, images=400, defenses=[]))
     wait_for_phase(own_stack, experiment_id, "clean", "victim")
     objects.rename(own_stack.home / "away")
     objects.touch()
     try:
-        failed = own_stack.wait(experiment_id, "failed", timeout=30)
-        assert "object store" in failed["error"]["reason"]
+        waits = own_stack.eventually(
+            lambda: [a for a in own_stack.experiment(experiment_id)["attempts"] if a["outcome"] == "waiting"],
+            30,
+            "it was not requeued",
+        )
+        assert "object store" in waits[0]["reason"]
         assert own_stack.client.get("/readyz").status_code == 503
     finally:
         objects.unlink()
         (own_stack.home / "away").rename(objects)
-    own_stack.post(f"/v1/experiments/{experiment_id}:retry")
     ended = own_stack.wait(experiment_id)
     outcomes = [attempt["outcome"] for attempt in ended["attempts"]]
-    assert [outcome for outcome in outcomes if outcome != "lost"] == ["failed", "succeeded"]
-    assert ended["error"] is None
+    assert [outcome for outcome in outcomes if outcome != "lost"] == ["waiting", "succeeded"]
     for artifact in own_stack.get(f"/v1/experiments/{experiment_id}/artifacts")["artifacts"]:
         assert own_stack.client.get(f"/v1/artifacts/{artifact['id']}/content").status_code == 200
 

@@ -1,5 +1,6 @@
 """Attempts with a real database and object store, and a few lines in place of the lab."""
 
+import errno
 import threading
 import time
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import obstore
 import pytest
 from sqlalchemy import update
 
@@ -288,16 +290,24 @@ def test_a_short_outage_of_the_object_store_loses_nothing(backends: Backends, tm
     assert backends.objects.get(artifact.object_key) == PNG
 
 
-def test_a_long_outage_of_the_object_store_fails_the_experiment(backends: Backends, tmp_path: Path) -> None:
+def test_an_experiment_waits_while_the_object_store_is_full(
+    backends: Backends, monkeypatch: pytest.MonkeyPatch
+) -> None:
     experiment_id = backends.submit()
 
-    def run(spec: Any, recorder: Any, store: Any, **_: Any) -> dict[str, Any]:
-        (tmp_path / "objects").rename(tmp_path / "away")
-        (tmp_path / "objects").touch()
-        return complete(spec, recorder, store)
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     start = time.monotonic()
-    assert backends.run_attempt(experiment_id, run) == "failed"
-    assert time.monotonic() - start > backends.settings.storage_patience_seconds
-    assert "object store" in str(backends.experiment(experiment_id).error)
+    with monkeypatch.context() as patch:
+        patch.setattr(obstore, "put", refuse)
+        for _ in range(2):
+            assert backends.run_attempt(experiment_id, complete) == "requeued"
+    assert time.monotonic() - start > 2 * backends.settings.storage_patience_seconds
     assert backends.rows(Artifact, experiment_id) == []
+    row = backends.experiment(experiment_id)
+    assert (row.status, row.attempts_left) == ("queued", backends.settings.max_attempts)
+    [attempt] = backends.rows(Attempt, experiment_id)
+    assert (attempt.outcome, "No space left on device" in attempt.reason) == ("waiting", True)
+    assert any("retrying for 1.5 s" in line.message for line in backends.rows(LogLine, experiment_id))
+    assert backends.run_attempt(experiment_id, complete) == "succeeded"

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import ColumnElement, func, select, tuple_, update
 from sqlalchemy.orm import Session
 
-from app.core.database import utcnow
+from app.core.database import database_now, from_now
 from app.tables.experiments import Experiment, Label
 from app.tables.uploads import PENDING, Upload
 
@@ -57,7 +57,7 @@ def experiment_using(session: Session, kind: str, upload_id: str) -> str | None:
 def due(session: Session) -> dict[str, bool]:
     """Pending uploads whose message is due, oldest first; True for those that had no message before."""
     query = select(Upload.id, Upload.due_at == Upload.created_at)
-    query = query.where(Upload.status == PENDING, Upload.due_at <= utcnow())
+    query = query.where(Upload.status == PENDING, Upload.due_at <= from_now())
     rows = session.execute(query.order_by(Upload.due_at).limit(BATCH))
     return {row[0]: row[1] for row in rows}
 
@@ -70,13 +70,12 @@ def count_unclaimed(session: Session) -> int:
 
 def postpone(session: Session, ids: Iterable[str], seconds: float) -> None:
     """Make the next message of these due in ``seconds``."""
-    later = utcnow() + timedelta(seconds=seconds)
-    session.execute(update(Upload).where(Upload.id.in_(ids), ~_claimed()).values(due_at=later))
+    session.execute(update(Upload).where(Upload.id.in_(ids), ~_claimed()).values(due_at=from_now(seconds)))
 
 
 def claim(session: Session, upload_id: str, seconds: float) -> Upload | None:
     """Claim a pending upload for ``seconds``, after which it is due again. None if it is not pending or claimed."""
-    until = utcnow() + timedelta(seconds=seconds)
+    until = database_now(session) + timedelta(seconds=seconds)
     return session.scalars(
         update(Upload)
         .where(Upload.id == upload_id, Upload.status == PENDING, ~_claimed())
@@ -93,4 +92,4 @@ def still_owned(session: Session, upload: Upload) -> Upload | None:
 
 
 def _claimed() -> ColumnElement[bool]:
-    return Upload.claimed_until.is_not(None) & (Upload.claimed_until > utcnow())
+    return Upload.claimed_until.is_not(None) & (Upload.claimed_until > from_now())

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from sqlalchemy.exc import IntegrityError
 
 from app.core.context import Context
-from app.core.database import new_id, utcnow
+from app.core.database import database_now, new_id
 from app.core.errors import ConflictError, InvalidError, TooLargeError, require
 from app.core.objects import ObjectStoreError
 from app.core.pagination import paginate_by_age
@@ -110,7 +110,6 @@ def _create(context: Context, kind: str, upload_id: str, form: Form) -> tuple[Up
         raise InvalidError.of("name", name, "the character U+0000 cannot be stored")
     request = _request(context, metadata, file_name)
     request_hash = digest([kind, form.digest, name, request])
-    now = utcnow()
     row = Upload(
         id=upload_id,
         kind=kind,
@@ -119,14 +118,13 @@ def _create(context: Context, kind: str, upload_id: str, form: Form) -> tuple[Up
         sha256=form.digest,
         request=request,
         request_hash=request_hash,
-        created_at=now,
-        due_at=now,
     )
     try:
         with context.database.writing() as session:
             if (existing := repository.find_same(session, kind, request_hash)) is not None:
                 return existing, False
             admit_bytes(session, form.size)
+            row.created_at = row.due_at = database_now(session)
             session.add(row)
         return row, True
     except IntegrityError:

@@ -1,13 +1,13 @@
 """Queries about workers and queues. Each function gets an open session; none commits."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import NamedTuple
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app.core.database import utcnow
+from app.core.database import from_now
 from app.specs.placement import KINDS, choose_queue
 from app.specs.stages import LAB_VERSION
 from app.tables.experiments import DRAINING, QUEUED, RUNNING, Experiment, WorkerHeartbeat
@@ -32,8 +32,7 @@ def all_workers(session: Session) -> Sequence[WorkerHeartbeat]:
 
 def alive(session: Session) -> Sequence[WorkerHeartbeat]:
     """Workers with a recent heartbeat."""
-    since = utcnow() - timedelta(seconds=ALIVE_SECONDS)
-    query = select(WorkerHeartbeat).where(WorkerHeartbeat.seen_at >= since)
+    query = select(WorkerHeartbeat).where(WorkerHeartbeat.seen_at >= from_now(-ALIVE_SECONDS))
     return session.scalars(query.order_by(WorkerHeartbeat.name)).all()
 
 
@@ -82,7 +81,7 @@ def experiment_queues(session: Session, *, gpu_on_demand: bool) -> dict[str, Len
 
 def check_queue(session: Session) -> Length:
     """The queue of uploads that wait for their check."""
-    claimed = Upload.claimed_until.is_not(None) & (Upload.claimed_until > utcnow())
+    claimed = Upload.claimed_until.is_not(None) & (Upload.claimed_until > from_now())
     rows = session.execute(
         select(claimed.label("claimed"), func.count(), func.min(Upload.created_at))
         .where(Upload.status == PENDING)

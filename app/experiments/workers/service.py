@@ -5,7 +5,7 @@ from datetime import datetime
 
 from app.core.broker import CHECKS, INTERACTIVE, BrokerError
 from app.core.context import Context
-from app.core.database import utcnow
+from app.core.database import database_now
 from app.core.security import ADMIN
 from app.core.versions import code_version
 from app.experiments.workers import repository
@@ -27,8 +27,8 @@ LOST: WorkerState = "lost"
 
 def overview(context: Context) -> Workers:
     """Every worker and every queue."""
-    now = utcnow()
     with context.database.whole.reading() as session:
+        now = database_now(session)
         rows = repository.all_workers(session)
         running = repository.running(session)
         lengths = repository.experiment_queues(session, gpu_on_demand=context.settings.gpu_on_demand)

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from app.core.broker import CHECKS, INTERACTIVE, Broker
 from app.core.database import Database, new_id, utcnow
-from app.core.objects import Objects, ObjectStoreError
+from app.core.objects import PROBE_PREFIX, Objects, ObjectStoreError
 from app.core.security import is_loopback
 from app.operations import schema
 from app.operations.doctor import findings
@@ -33,8 +33,6 @@ MAX_CONNECTIONS = 50
 """Of one process, see `app.core.database`."""
 NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "fuse.sshfs", "ceph", "glusterfs", "lustre")
 SECONDS = 5
-PROBE_PREFIX = "doctor-"
-"""Key prefix of test objects; `app.operations.housekeeping` deletes those that a killed doctor left."""
 DATABASE_FIX = (
     "start the server, or correct BDLAB_DATABASE_URL (postgresql+psycopg://user:password@host/name)"
 )

@@ -8,7 +8,15 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from app.operations.doctor.findings import Finding, Installation, error, first_line, ok, warning
+from app.operations.doctor.findings import (
+    Finding,
+    Installation,
+    error,
+    first_line,
+    hide_password,
+    ok,
+    warning,
+)
 from app.settings import Settings
 
 CLIENT_VARIABLES = {"BDLAB_URL", "BDLAB_API_KEY"}
@@ -27,8 +35,9 @@ def explain_invalid_settings(invalid: ValidationError) -> Iterator[Finding]:
     for problem in invalid.errors():
         name = f"BDLAB_{'.'.join(map(str, problem['loc'])).upper()}"
         secret = name.startswith(("BDLAB_SECRET", "BDLAB_KEY_PEPPER"))
-        value = "***" if secret else repr(problem["input"])[:100]
-        mend = f"{problem['msg'].lower()}; unset it for its default"
+        value = "***" if secret else hide_password(str(problem["input"]), repr(problem["input"]))[:100]
+        reason = problem["msg"].removeprefix("Value error, ")
+        mend = f"{reason[:1].lower()}{reason[1:]}; unset it for its default"
         yield error("settings", f"{name}={value} is not allowed", mend)
 
 

@@ -50,7 +50,7 @@ def error(check: str, detail: str, mend: str) -> Finding:
 
 
 def compare_clock(check: str, time: datetime) -> Finding:
-    """A finding on another machine's time, which leases need to agree with this one's."""
+    """A finding on another machine's time, which should agree with this one's, so that the times of events do."""
     ahead = (time.astimezone(UTC) - utcnow()).total_seconds()
     detail = f"its clock is {abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} this machine's"
     if abs(ahead) < 2:

@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.core.broker import CHECKS, INTERACTIVE
-from app.core.database import utcnow
+from app.core.database import database_now
 from app.experiments.workers import repository as workers
 from app.specs.placement import KINDS
 from app.tables.experiments import QUEUED, RUNNING, Experiment, Outbox
@@ -35,7 +35,7 @@ class Backlog:
 
 def measure_backlog(session: Session, *, gpu_on_demand: bool) -> Backlog:
     """The current backlog of all owners."""
-    now = utcnow()
+    now = database_now(session)
 
     def age(since: datetime | None) -> float:
         return max(0.0, (now - since).total_seconds()) if since is not None else 0.0

@@ -1,19 +1,27 @@
-"""Readiness: whether everything that the service needs is available."""
+"""Readiness: whether everything that the service needs is available, and accepts what is written."""
 
+import time
 from collections.abc import Callable
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.core.broker import INTERACTIVE, BrokerError
 from app.core.context import Context
-from app.core.objects import ObjectStoreError
+from app.core.database import from_now, upsert
+from app.core.objects import ERROR_PREFIX, ObjectStoreError
+from app.experiments.lifecycle import WAITING
 from app.experiments.workers import repository as workers
+from app.experiments.workers.repository import ALIVE_SECONDS
 from app.experiments.workers.service import skew
 from app.operations.health.schemas import Check, Readiness
 from app.specs.placement import KINDS
 from app.specs.stages import LAB_VERSION
-from app.tables.experiments import Experiment
+from app.tables.counters import SharedCounter
+from app.tables.experiments import QUEUED, Attempt, Experiment
+
+WRITE_SECONDS = 1.0
+PROBE = "bdlab_readiness_probe"
 
 
 def readiness(context: Context) -> Readiness:
@@ -44,17 +52,56 @@ def manned(context: Context) -> bool:
 def _database(context: Context) -> Check:
     with context.database.reading() as session:
         session.execute(select(Experiment.id).limit(1))
+    _write_if_due(context, "database", lambda: _write_row(context))
     return Check(ok=True)
 
 
+def _write_if_due(context: Context, name: str, write: Callable[[], None]) -> None:
+    """Test that a back end can be written, at most once in `WRITE_SECONDS`, since anybody may ask for readiness."""
+    now = time.monotonic()
+    if now - context.written_at.get(name, -WRITE_SECONDS) >= WRITE_SECONDS:
+        write()
+        context.written_at[name] = now
+
+
+def _write_row(context: Context) -> None:
+    row = {"sample": PROBE, "labels": "{}", "shard": 0, "value": 0.0}
+    with context.database.whole.writing() as session:
+        upsert(
+            session,
+            SharedCounter,
+            [row],
+            ["sample", "labels", "shard"],
+            lambda _: {"value": SharedCounter.value + 1},
+        )
+
+
 def _broker(context: Context) -> Check:
+    context.broker.check()
     waiting = sum(context.broker.pending(queue) for queue in KINDS)
     return Check(ok=True, detail=f"{waiting} messages are pending")
 
 
 def _objects(context: Context) -> Check:
     context.objects.exists("sha256")
-    return Check(ok=True)
+    _write_if_due(context, "objects", context.objects.check)
+    # A store that is nearly full accepts the small test object.
+    settings = context.settings
+    period = settings.storage_patience_seconds + settings.stage_busy_seconds + ALIVE_SECONDS
+    waiting = (
+        select(func.count(), func.max(Attempt.reason))
+        .join(Experiment, (Experiment.id == Attempt.experiment_id) & (Experiment.attempt == Attempt.number))
+        .where(
+            Experiment.status == QUEUED,
+            Experiment.attempt > 0,
+            Attempt.outcome == WAITING,
+            Attempt.finished_at > from_now(-2 * period),
+            Attempt.reason.startswith(ERROR_PREFIX),
+        )
+    )
+    with context.database.whole.reading() as session:
+        count, reason = session.execute(waiting).one()
+    return Check(ok=not count, detail=f"{reason}; experiments that wait for it: {count}" if count else "")
 
 
 def _worker(context: Context, *queues: str) -> Check:

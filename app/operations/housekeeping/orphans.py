@@ -38,7 +38,7 @@ def collect_orphans(run: Run, needed_stages: NeededStages) -> None:
         (STAGE, "stages without a row", _find_stages),
         (CHECKPOINT, "checkpoints of stages that are not computed", _checkpoint_finder(run, needed_stages)),
         (UPLOAD, "files of uploads that are deleted, refused or converted", _find_uploads),
-        (PROBE, "test objects of `bdlab doctor`", lambda _s, _, ids: set(ids)),
+        (PROBE, "test objects of `bdlab doctor` and `/readyz`", lambda _s, _, ids: set(ids)),
     ]
     modified_before = began - timedelta(hours=run.policy.grace_hours)
     listed = context.objects.list_all()

@@ -11,7 +11,7 @@ from functools import cached_property
 from sqlalchemy import ColumnElement, delete, exists, or_, select
 
 from app.core.context import Context
-from app.core.database import utcnow
+from app.core.database import from_now, utcnow
 from app.core.errors import AppError
 from app.core.objects import ObjectStoreError
 from app.experiments.planning import plan_again, runnable_spec
@@ -119,7 +119,7 @@ def _is_undecided(run: Run, needed: NeededStages) -> bool:
 
 def is_idle() -> ColumnElement[bool]:
     """No worker computes the stage."""
-    return or_(Stage.owner.is_(None), Stage.lease_expires_at < utcnow())
+    return or_(Stage.owner.is_(None), Stage.lease_expires_at < from_now())
 
 
 def _delete_stages(

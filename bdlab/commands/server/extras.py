@@ -56,9 +56,14 @@ def is_installed(extra: str) -> bool:
 
 
 def first_fault(error: "ValidationError") -> tuple[str, Any, str]:
-    """Field, value and message of the first invalid field."""
+    """Field, value and message of the first invalid field; a URL without its password."""
+    from app.operations.doctor.findings import hide_password
+
     fault = error.errors()[0]
-    return ".".join(map(str, fault["loc"])), fault["input"], fault["msg"]
+    value = fault["input"]
+    if isinstance(value, str):
+        value = hide_password(value, value)
+    return ".".join(map(str, fault["loc"])), value, fault["msg"].removeprefix("Value error, ")
 
 
 def _as_command_error(error: Exception) -> CommandError | None:
@@ -69,6 +74,7 @@ def _as_command_error(error: Exception) -> CommandError | None:
     from app.core.errors import NotFoundError
     from app.core.objects import ObjectStoreError
     from app.operations.backup.databases import BackupError
+    from app.operations.schema import NewerSchemaError
 
     match error:
         case ValidationError() if error.title == "Settings":
@@ -76,7 +82,7 @@ def _as_command_error(error: Exception) -> CommandError | None:
             return CommandError(f"BDLAB_{field.upper()}={value!r} is not allowed: {message}", BAD_INPUT)
         case NotFoundError():
             return CommandError(error.detail, NOT_FOUND)
-        case BackupError():
+        case BackupError() | NewerSchemaError():
             return CommandError(str(error), BAD_INPUT)
         case ObjectStoreError():
             return CommandError(str(error), NO_SERVICE)

@@ -1,0 +1,145 @@
+"""What `bdlab up` and the other commands say when they cannot start: one line that names setting and value."""
+
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from app.core.database import Database
+from app.operations import embedded_broker, schema, supervisor
+from app.settings import Settings
+from bdlab.cli import main
+
+Refused = Callable[..., str]
+NOWHERE = "127.0.0.1:9"
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Refused]:
+    """The one line on standard error with which a command ends."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = [signal.getsignal(number) for number in numbers]
+
+    def run(*words: str, **environment: str) -> str:
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", ["bdlab", *words])
+            with pytest.raises(SystemExit) as ended:
+                main()
+        assert ended.value.code not in (0, None)
+        output = capsys.readouterr().err
+        assert output.count("\n") == 1, output
+        return output
+
+    yield run
+    for number, handler in zip(numbers, handlers, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a database of the current schema."""
+    home = tmp_path_factory.mktemp("home")
+    schema.upgrade(Settings(home=home).database)
+    return home
+
+
+@pytest.mark.parametrize("words", [["up"], ["worker"], ["migrate"]])
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("DATABASE_URL", "mysql://host/name", "begin with sqlite:/// or postgresql+psycopg://"),
+        ("DATABASE_URL", "postgresql://host/name", "begin with sqlite:/// or postgresql+psycopg://"),
+        ("BROKER_URL", "amqp://host", "begin with redis:// or rediss:// or redis+socket://"),
+        ("OBJECTS_URL", "ftp://host/folder", "begin with s3:// or file:///"),
+        ("OBJECTS_URL", "/a/folder", "begin with s3:// or file:///"),
+        ("HEARTBEAT_SECONDS", "30", "more frequent than BDLAB_LEASE_SECONDS, which is 30"),
+    ],
+)
+def test_a_setting_that_cannot_work(
+    refused: Refused, words: list[str], name: str, value: str, why: str
+) -> None:
+    line = refused(*words, **{f"BDLAB_{name}": value})
+    assert f"BDLAB_{name}={value!r} is not allowed" in line
+    assert why in line
+
+
+def test_a_lease_shorter_than_the_heartbeat(refused: Refused) -> None:
+    line = refused("up", BDLAB_LEASE_SECONDS="3")
+    assert "BDLAB_HEARTBEAT_SECONDS=5.0 is not allowed" in line
+    assert "more frequent than BDLAB_LEASE_SECONDS, which is 3" in line
+
+
+def test_a_password_is_not_shown(refused: Refused) -> None:
+    line = refused("migrate", BDLAB_DATABASE_URL="mysql://me:secret@host/name")
+    assert "mysql://me:***@host/name" in line
+
+
+@pytest.mark.parametrize("words", [["up", "--port=0"], ["migrate"], ["keys", "list"], ["gc"]])
+def test_a_database_of_a_newer_version(
+    refused: Refused, tmp_path: Path, home: Path, words: list[str]
+) -> None:
+    (tmp_path / "bdlab.sqlite3").write_bytes((home / "bdlab.sqlite3").read_bytes())
+    database = Database(Settings(home=tmp_path).database)
+    with database.writing() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    database.close()
+    line = refused(*words, BDLAB_HOME=str(tmp_path))
+    assert str(tmp_path / "bdlab.sqlite3") in line
+    assert "by a newer version, to revision 9999" in line
+
+
+def test_back_ends_that_do_not_answer(refused: Refused, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def up(**environment: str) -> str:
+        return refused("up", "--port=0", BDLAB_HOME=str(home), **environment)
+
+    began = time.monotonic()
+    assert f"BDLAB_BROKER_URL=redis://:***@{NOWHERE}/0 cannot be used" in up(
+        BDLAB_BROKER_URL=f"redis://:secret@{NOWHERE}/0"
+    )
+    s3 = {
+        "AWS_ENDPOINT_URL": f"http://{NOWHERE}",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+    }
+    assert "BDLAB_OBJECTS_URL=s3://bucket/prefix cannot be used" in up(
+        BDLAB_OBJECTS_URL="s3://bucket/prefix", **s3
+    )
+    database = f"postgresql+psycopg://me:secret@{NOWHERE}/name"
+    assert f"the database postgresql+psycopg://me:***@{NOWHERE}/name cannot be opened" in up(
+        BDLAB_DATABASE_URL=database
+    )
+    assert time.monotonic() - began < 30
+    monkeypatch.setattr(supervisor, "PROBE_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
+        assert f"BDLAB_BROKER_URL={url} cannot be used: it does not answer" in up(BDLAB_BROKER_URL=url)
+
+
+def test_a_program_of_the_broker_that_is_missing_or_cannot_run(
+    refused: Refused, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program: Any = tmp_path / "valkey-server"
+    monkeypatch.setattr(embedded_broker, "get_binary_path", lambda: program)
+    line = refused("up", "--port=0", BDLAB_HOME=str(home))
+    assert line == f"bdlab up: broker cannot be started: [Errno 2] No such file or directory: '{program}'\n"
+    program.write_bytes(b"not a program")
+    assert f"Permission denied: '{program}'" in refused("up", "--port=0", BDLAB_HOME=str(home))
+    program.chmod(0o700)
+    assert f"Exec format error: '{program}'" in refused("up", "--port=0", BDLAB_HOME=str(home))
+    program.write_text("#!/bin/sh\necho a library is missing\nexit 1\n")
+    line = refused("up", "--port=0", BDLAB_HOME=str(home))
+    assert "broker cannot start: a library is missing" in line
+
+
+def test_a_home_that_cannot_be_written(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert f"'{tmp_path / 'file'}'" in refused("up", "--port=0", BDLAB_HOME=str(tmp_path / "file"))
