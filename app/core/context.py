@@ -1,5 +1,6 @@
 """The connections that routes work with: opened once when the API starts, then bound to each request's principal."""
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
@@ -27,6 +28,8 @@ class Context:
     broker: Broker
     signer: Signer
     poll_cache: PollCache = field(default_factory=PollCache)
+    arriving: Counter[str] = field(default_factory=Counter)
+    """Bytes that have arrived of the uploads that this process is receiving, by owner."""
     principal: Principal = NOBODY
 
     @classmethod
