@@ -11,6 +11,7 @@ from app.core.database import Database
 from app.core.objects import Objects
 from app.core.poll_cache import PollCache
 from app.core.security import NOBODY, Principal, Signer, make_signer
+from app.core.turns import Turns
 from app.settings import Settings
 
 
@@ -28,6 +29,7 @@ class Context:
     broker: Broker
     signer: Signer
     poll_cache: PollCache = field(default_factory=PollCache)
+    turns: Turns = field(default_factory=Turns)
     arriving: Counter[str] = field(default_factory=Counter)
     """Bytes that have arrived of the uploads that this process is receiving, by owner."""
     principal: Principal = NOBODY
