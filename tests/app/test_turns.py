@@ -1,6 +1,7 @@
 """Turns of owners: many expensive requests of one owner do not keep another waiting."""
 
 import base64
+import io
 import json
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 import redis
+from PIL import Image
 
 from app.core.broker import INTERACTIVE
 from app.core.turns import Kind
@@ -102,6 +104,17 @@ def test_a_question_that_nobody_answers_gives_its_turn_back(made: People, broker
     assert {answer.status_code for answer in answers} == {503}
     with Worker(broker.url).running():
         assert preview(ann, 7).status_code == 200
+
+
+def test_a_picture_far_larger_than_any_input_of_a_network_is_refused_before_it_is_decoded(
+    made: People,
+) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (2049, 2048)).save(picture, "PNG")
+    answer = made.of("ann").post(
+        "/v1/experiments/x/predict", files={"image": ("large.png", picture.getvalue())}
+    )
+    assert (answer.status_code, "at most 4194304" in answer.json()["detail"]) == (413, True)
 
 
 def test_event_streams_of_an_owner_are_limited(made: People, monkeypatch: pytest.MonkeyPatch) -> None:
