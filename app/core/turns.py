@@ -1,13 +1,15 @@
 """Turns of owners for requests that are expensive, so that many of one owner do not delay those of another.
 
-An owner has at most ``per_owner`` requests of a kind in flight; another one gets 429. At most ``width`` run at once.
-When one ends, the next is of the waiting owner who has the fewest running and, among those, was served longest ago.
+An owner has at most ``per_owner`` requests of a kind in flight; another one gets 429. At most ``width`` run at once, of
+one owner all but one of them, so that another owner need not wait until one ends. When one ends, the next is of the
+waiting owner who has the fewest running and, among those, was served longest ago.
 
 Each API process counts for itself. Everything here runs in its event loop, so it needs no lock.
 """
 
 import asyncio
-from collections import Counter, defaultdict, deque
+import sys
+from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple
@@ -24,14 +26,14 @@ class Kind(NamedTuple):
 
     name: str
     per_owner: int
-    width: int | None = None
+    width: int = sys.maxsize
 
 
 class Turns:
     """The requests that are in flight in one process."""
 
     def __init__(self) -> None:
-        self._queues: dict[Kind, _Queue] = defaultdict(_Queue)
+        self._queues: dict[Kind, _Queue] = {}
 
     @asynccontextmanager
     async def take(
@@ -42,7 +44,7 @@ class Turns:
         Raises TooManyError if the owner has too many in flight, UnavailableError if its turn does not come in
         ``patience`` seconds.
         """
-        queue = self._queues[kind]
+        queue = self._queues.setdefault(kind, _Queue(kind.width))
         if queue.in_flight[owner_id] >= kind.per_owner:
             raise TooManyError(
                 f"the limit is {kind.per_owner} {kind.name} in flight; wait for one of them to end",
@@ -52,7 +54,7 @@ class Turns:
         try:
             try:
                 async with asyncio.timeout(patience):
-                    await queue.enter(owner_id, kind.width)
+                    await queue.enter(owner_id)
             except TimeoutError as error:
                 raise UnavailableError(f"too many {kind.name}: no turn within {patience:g} s") from error
             try:
@@ -66,14 +68,15 @@ class Turns:
 
 
 class _Queue:
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
+        self.width = width
         self.in_flight: Counter[str] = Counter()
         self.running: Counter[str] = Counter()
         self.waiting: dict[str, deque[asyncio.Future[None]]] = {}
         """By owner; the one who was served longest ago comes first."""
 
-    async def enter(self, owner_id: str, width: int | None) -> None:
-        if width is None or self.running.total() < width:
+    async def enter(self, owner_id: str) -> None:
+        if self.running.total() < self.width and self._may_run(owner_id):
             self.running[owner_id] += 1
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -90,8 +93,8 @@ class _Queue:
         self.running[owner_id] -= 1
         if not self.running[owner_id]:
             del self.running[owner_id]
-        while self.waiting:
-            following = min(self.waiting, key=lambda owner: self.running[owner])
+        while waiting := [owner for owner in self.waiting if self._may_run(owner)]:
+            following = min(waiting, key=lambda owner: self.running[owner])
             turns = self.waiting.pop(following)
             turn = turns.popleft()
             if turns:
@@ -100,3 +103,6 @@ class _Queue:
                 self.running[following] += 1
                 turn.set_result(None)
                 return
+
+    def _may_run(self, owner_id: str) -> bool:
+        return self.running[owner_id] < max(1, self.width - 1)

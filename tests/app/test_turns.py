@@ -7,8 +7,8 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, Self
 
 import httpx2
 import pytest
@@ -34,7 +34,7 @@ def broker() -> Iterator[Valkey]:
 
 @pytest.fixture(scope="module")
 def made(broker: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[People]:
-    with people(tmp_path_factory.mktemp("home"), broker_url=broker.url, interactive_timeout=2.0) as running:
+    with people(tmp_path_factory.mktemp("home"), broker_url=broker.url, interactive_timeout=3.0) as running:
         yield running
 
 
@@ -59,15 +59,18 @@ class Worker:
             answer = {"status": "SUCCESS", "result": {"picture": PICTURE}}
             self._broker.set(f"celery-task-meta-{envelope['headers']['id']}", json.dumps(answer))
 
-    @contextmanager
-    def running(self) -> Iterator["Worker"]:
+    def waiting(self) -> int:
+        """The number of questions that are in the broker."""
+        return int(self._broker.llen(INTERACTIVE))
+
+    def __enter__(self) -> Self:
         self._thread.start()
-        try:
-            yield self
-        finally:
-            self._stop.set()
-            self._thread.join()
-            self._broker.close()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._broker.close()
 
 
 def preview(client: httpx2.Client, seed: int) -> httpx2.Response:
@@ -84,17 +87,20 @@ def is_too_many(answer: httpx2.Response, words: str) -> bool:
 
 def test_many_questions_of_one_owner_do_not_delay_those_of_another(made: People, broker: Valkey) -> None:
     ann, bob = made.of("ann"), made.of("bob")
-    with ThreadPoolExecutor(30) as pool, Worker(broker.url).running() as worker:
+    with ThreadPoolExecutor(30) as pool:
         answers = [pool.submit(preview, ann, seed) for seed in range(29)]
-        wait_for(lambda: worker.asked, "the first question")
-        assert preview(bob, 1000).content == b"a picture"
-        assert worker.asked.index(1000) <= 4
-        statuses = [answer.result().status_code for answer in answers]
-        assert set(statuses) == {200, 429}
-        assert statuses.count(200) == len(worker.asked) - 1
-        refused = next(answer.result() for answer in answers if answer.result().status_code == 429)
-        assert is_too_many(refused, "the limit is 8 previews and predictions in flight")
-        assert preview(ann, 29).status_code == 200, "all turns are given back"
+        wait_for(lambda: sum(answer.done() for answer in answers) == 21, "the refusals")
+        worker = Worker(broker.url)
+        late = pool.submit(preview, bob, 1000)
+        wait_for(lambda: worker.waiting() == 3, "two questions of the one and one of the other")
+        with worker:
+            assert late.result().content == b"a picture"
+            assert worker.asked.index(1000) <= 2
+            statuses = [answer.result().status_code for answer in answers]
+            assert (statuses.count(200), statuses.count(429)) == (8, 21)
+            refused = next(answer.result() for answer in answers if answer.result().status_code == 429)
+            assert is_too_many(refused, "the limit is 8 previews and predictions in flight")
+            assert preview(ann, 29).status_code == 200, "all turns are given back"
 
 
 def test_a_question_that_nobody_answers_gives_its_turn_back(made: People, broker: Valkey) -> None:
@@ -102,7 +108,7 @@ def test_a_question_that_nobody_answers_gives_its_turn_back(made: People, broker
     with ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(lambda seed: preview(ann, seed), range(6)))
     assert {answer.status_code for answer in answers} == {503}
-    with Worker(broker.url).running():
+    with Worker(broker.url):
         assert preview(ann, 7).status_code == 200
 
 
@@ -139,12 +145,12 @@ def open_stream(client: httpx2.Client, link: str) -> int:
 
 
 def test_sweeps_of_one_owner_do_not_occupy_all_threads(made: People, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two that are planned at once one is always another owner's, if there is another."""
-    plan, begun, together = grid.plan_experiment, threading.Event(), threading.Event()
+    """One of an owner is planned at a time, so there is always a thread for that of another."""
+    plan, planned, together = grid.plan_experiment, list[Any](), threading.Event()
 
     def plan_slowly(*args: Any) -> Any:
-        begun.set()
-        together.wait(5)
+        planned.append(args)
+        together.wait(10)
         return plan(*args)
 
     monkeypatch.setattr(grid, "plan_experiment", plan_slowly)
@@ -155,11 +161,12 @@ def test_sweeps_of_one_owner_do_not_occupy_all_threads(made: People, monkeypatch
 
     with ThreadPoolExecutor(50) as pool:
         answers = [pool.submit(validate, ann) for _ in range(48)]
-        assert begun.wait(5)
-        wait_for(lambda: sum(answer.done() for answer in answers) == 44, "the refusals")
+        wait_for(lambda: sum(answer.done() for answer in answers) == 45, "the refusals")
         assert bob.get("/v1/experiments").status_code == 200
-        waiting = pool.submit(validate, bob)
+        assert len(planned) == 1
+        late = pool.submit(validate, bob)
+        wait_for(lambda: len(planned) == 2, "the other owner's turn")
         together.set()
-        assert waiting.result().status_code == 200
-        assert [answer.result().status_code for answer in answers].count(200) == 4
+        assert late.result().status_code == 200
+        assert [answer.result().status_code for answer in answers].count(200) == 3
         assert all(is_too_many(a.result(), "plan a sweep") for a in answers if a.result().status_code != 200)

@@ -32,9 +32,9 @@ from app.tables.experiments import require_experiment
 MOST_PIXELS = 2**22
 """Four times the largest input of a network. What is decoded takes time of the worker that all owners share."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.1
-QUESTIONS = Kind("previews and predictions", per_owner=8, width=2)
-"""Two, because a worker computes one at a time and need not wait for the next. The others wait here, where owners take
-turns, and not in the broker's queue."""
+QUESTIONS = Kind("previews and predictions", per_owner=8, width=3)
+"""Two of an owner run at once: a worker computes one at a time and need not wait for the next. The others wait here,
+where owners take turns, and not in the broker's queue."""
 
 
 async def preview(context: Context, request: PreviewRequest) -> bytes:
