@@ -1,7 +1,7 @@
 """Checks uploads: is the file valid, and is it safe to use?
 
-A worker claims the upload's row by a conditional UPDATE; the attempt number is the fencing token. If the worker dies,
-the claim expires and the relay publishes the upload again.
+A worker claims the row of an upload in the order of its owners' turns; the attempt number is the fencing token. If the
+worker dies, the claim expires and the relay publishes the upload again.
 """
 
 import errno
@@ -58,12 +58,15 @@ class CheckResult:
     reason: str | None = None
 
 
-def check(upload_id: str, settings: Settings) -> str | None:
-    """Check one upload. Returns its new status, or None if it was not pending or the check is to be retried."""
+def check(hint: str, settings: Settings) -> str | None:
+    """Check the upload whose turn it is; a message is only a ``hint`` that one is pending.
+
+    Returns its new status, or None if none was pending or the check is to be retried.
+    """
     database, objects = Database(settings.database), Objects(settings.objects)
     try:
         with database.writing() as session:
-            upload = repository.claim(session, upload_id, settings.check_seconds)
+            upload = repository.claim_next(session, hint, settings.check_seconds)
         if upload is None:
             return None
         with (
@@ -248,13 +251,13 @@ def _record(database: Database, objects: Objects, upload: Upload, result: CheckR
 
 
 def _release(database: Database, upload: Upload) -> None:
-    """Give the claim back, so that the upload is checked again soon; this attempt does not count."""
+    """Have the upload checked again in a while; this attempt does not count."""
     with database.writing() as session:
         row = repository.still_owned(session, upload)
         if row is not None:
-            row.claimed_until = None
             row.attempts -= 1
-            row.due_at = utcnow() + timedelta(seconds=RETRY_SECONDS)
+            # Claimed by nobody until then: a message about another upload must not bring it back at once.
+            row.claimed_until = row.due_at = utcnow() + timedelta(seconds=RETRY_SECONDS)
 
 
 def _printable(text: str) -> str:

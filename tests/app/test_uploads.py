@@ -411,8 +411,8 @@ def test_a_killed_check_is_announced_again_and_given_up_in_the_end(
     assert sent(valkey, CHECKS) == [model_id]
     for _ in range(service.settings.max_attempts):  # workers that take it and are killed
         with service.database.writing() as session:
-            assert repository.claim(session, model_id, 60) is not None
-            assert repository.claim(session, model_id, 60) is None
+            assert repository.claim_next(session, model_id, 60) is not None
+            assert repository.claim_next(session, model_id, 60) is None
         assert check(model_id, service.settings) is None
         with service.database.writing() as session:
             session.execute(update(Upload).where(Upload.id == model_id).values(claimed_until=utcnow()))
@@ -432,7 +432,10 @@ def test_an_outage_of_the_store_puts_a_check_off(service: Service) -> None:
         folder.with_name("away").rename(folder)
     with service.database.reading() as session:
         row = session.scalars(select(Upload).where(Upload.id == model_id)).one()
-    assert (row.status, row.attempts, row.claimed_until) == ("pending", 0, None)
+        assert (row.status, row.attempts) == ("pending", 0)
+        assert row.claimed_until == row.due_at > utcnow()
+    with service.database.writing() as session:  # a while later
+        session.execute(update(Upload).where(Upload.id == model_id).values(claimed_until=utcnow()))
     assert check(model_id, service.settings) == "ready"
 
 
@@ -471,6 +474,25 @@ def test_uploads_are_their_owners_and_count_towards_the_quota(tmp_path: Path) ->
         answer = post(ann, "/v1/models", data, {**ABOUT, "name": "once more"})
         assert answer.status_code == 429
         assert "20000 stored bytes" in answer.json()["detail"]
+
+
+def test_many_checks_of_one_owner_do_not_delay_those_of_another(tmp_path: Path) -> None:
+    with people(tmp_path) as made:
+        ann, bob, settings = made.of("ann"), made.of("bob"), made.service.settings
+        many = [sent_model(ann, b"no model %d" % i) for i in range(15)]
+        one = sent_model(bob)
+
+        def checked(client: httpx2.Client) -> int:
+            return len(client.get("/v1/models?status=refused").json()["models"])
+
+        assert check(many[0], settings) == "refused"
+        assert check(many[1], settings) == "refused"  # the message of Ann's second brings Bob's
+        assert (checked(ann), checked(bob)) == (1, 1)
+        another = sent_model(bob, b"another")
+        for hint in (*many[2:], one, another):  # each message brings one, in whatever order
+            assert check(hint, settings) == "refused"
+        assert (checked(ann), checked(bob)) == (15, 2)
+        assert check(one, settings) is None
 
 
 def used(client: httpx2.Client) -> float:
