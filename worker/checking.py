@@ -1,7 +1,7 @@
 """Checks uploads: is the file valid, and is it safe to use?
 
-A worker claims the upload's row by a conditional UPDATE; the attempt number is the fencing token. If the worker dies,
-the claim expires and the relay publishes the upload again.
+A worker claims the row of an upload in the order of its owners' turns; the attempt number is the fencing token. If the
+worker dies, the claim expires and the relay publishes the upload again.
 """
 
 import errno
@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.core import metrics, tracing
 from app.core.database import Database, database_now, utcnow
-from app.core.errors import InvalidError
+from app.core.errors import InvalidError, TooManyError
 from app.core.objects import Objects, ObjectStoreError
 from app.data.resolve import resolve_dataset
 from app.data.uploads import repository
@@ -27,7 +27,9 @@ from app.settings import Settings
 from app.specs.dataset import Uploaded
 from app.specs.facts import Shape
 from app.specs.model import ModelSpec
+from app.tables.owners import Owner
 from app.tables.uploads import MODEL, READY, REFUSED, Upload, dataset_key, source_key
+from app.team.quotas import admit_bytes, limits_of
 from app.webhooks import outbox
 from worker.lab.contracts import LabError
 from worker.lab.data.checking import BadSourceError
@@ -56,12 +58,15 @@ class CheckResult:
     reason: str | None = None
 
 
-def check(upload_id: str, settings: Settings) -> str | None:
-    """Check one upload. Returns its new status, or None if it was not pending or the check is to be retried."""
+def check(hint: str, settings: Settings) -> str | None:
+    """Check the upload whose turn it is; a message is only a ``hint`` that one is pending.
+
+    Returns its new status, or None if none was pending or the check is to be retried.
+    """
     database, objects = Database(settings.database), Objects(settings.objects)
     try:
         with database.writing() as session:
-            upload = repository.claim(session, upload_id, settings.check_seconds)
+            upload = repository.claim_next(session, hint, settings.check_seconds)
         if upload is None:
             return None
         with (
@@ -111,7 +116,7 @@ def _check_file(
         if upload.kind == MODEL:
             return _check_model(upload, path, database, settings)
         with limit_memory(COPIES * settings.max_dataset_bytes + OVERHEAD_BYTES):
-            return _check_dataset(upload, path, objects, settings.max_dataset_bytes)
+            return _check_dataset(upload, path, database, objects, settings)
     except Exception as error:
         return CheckResult(reason=_refusal_reason(error, folder))
 
@@ -125,6 +130,8 @@ def _refusal_reason(error: Exception, folder: Path) -> str:
     if isinstance(error, LabError):
         message = error.api_message if isinstance(error, BadSourceError) else str(error)
         return message.replace(f"{folder}/", "")
+    if isinstance(error, TooManyError):
+        return f"the dataset would take more bytes than its owner may store: {error.detail}"
     if isinstance(error, MemoryError):
         return "reading the file takes more memory than a dataset of the allowed size requires"
     # Third-party readers raise arbitrary exceptions on malformed files.
@@ -170,7 +177,9 @@ def _check_model(upload: Upload, path: Path, database: Database, settings: Setti
     return CheckResult(facts)
 
 
-def _check_dataset(upload: Upload, path: Path, objects: Objects, max_bytes: int) -> CheckResult:
+def _check_dataset(
+    upload: Upload, path: Path, database: Database, objects: Objects, settings: Settings
+) -> CheckResult:
     from worker.lab.data import files  # noqa: PLC0415
     from worker.lab.data.importing import read_source  # noqa: PLC0415
 
@@ -180,7 +189,7 @@ def _check_dataset(upload: Upload, path: Path, objects: Objects, max_bytes: int)
         test_fraction=request["test_fraction"],
         split_seed=request["split_seed"],
         size=request["size"],
-        most_bytes=max_bytes,
+        most_bytes=settings.max_dataset_bytes,
     )
     names = checked.class_names
     if not 2 <= len(names) <= MAX_CLASSES:
@@ -192,8 +201,24 @@ def _check_dataset(upload: Upload, path: Path, objects: Objects, max_bytes: int)
             )
     converted = path.with_name("converted.safetensors")
     facts, version = files.write(converted, **vars(checked))
+    _reserve_bytes(upload, converted.stat().st_size, database, settings)
     objects.put_file(dataset_key(upload.id), converted)
     return CheckResult(facts.model_dump(mode="json"), version)
+
+
+def _reserve_bytes(upload: Upload, size: int, database: Database, settings: Settings) -> None:
+    """Count the converted dataset, which may be far larger than the file that was sent, instead of that file.
+
+    Raises TooManyError if its owner may not store so much.
+    """
+    with database.reading() as session:
+        limits = limits_of(session.get_one(Owner, upload.owner_id), settings)
+    with database.of(upload.owner_id, limits).writing() as session:
+        # The owner's row is locked first, as in every transaction that locks both.
+        admit_bytes(session, size - upload.stored_bytes)
+        row = repository.still_owned(session, upload)
+        if row is not None:
+            row.stored_bytes = size
 
 
 def _record(database: Database, objects: Objects, upload: Upload, result: CheckResult) -> str | None:
@@ -203,6 +228,8 @@ def _record(database: Database, objects: Objects, upload: Upload, result: CheckR
         is_deleted = row is None and repository.get(session, upload.kind, upload.id) is None
         if row is not None:
             row.status = READY if result.reason is None else REFUSED
+            if row.status == REFUSED:
+                row.stored_bytes = 0
             row.reason = None if result.reason is None else _printable(result.reason)
             row.facts, row.version = result.facts, result.version
             row.checked_at, row.claimed_until = utcnow(), None
@@ -224,13 +251,13 @@ def _record(database: Database, objects: Objects, upload: Upload, result: CheckR
 
 
 def _release(database: Database, upload: Upload) -> None:
-    """Give the claim back, so that the upload is checked again soon; this attempt does not count."""
+    """Have the upload checked again in a while; this attempt does not count."""
     with database.writing() as session:
         row = repository.still_owned(session, upload)
         if row is not None:
-            row.claimed_until = None
             row.attempts -= 1
-            row.due_at = database_now(session) + timedelta(seconds=RETRY_SECONDS)
+            # Claimed by nobody until then: a message about another upload must not bring it back at once.
+            row.claimed_until = row.due_at = database_now(session) + timedelta(seconds=RETRY_SECONDS)
 
 
 def _printable(text: str) -> str:

@@ -39,7 +39,7 @@ def _run(*args: Any, **options: Any) -> dict[str, Any]:
 
 @app.task(name=CHECK_UPLOAD, time_limit=int(settings.check_seconds))
 def check_upload(upload_id: str) -> None:
-    """Check an uploaded model or dataset, if its check is still pending."""
+    """Check an uploaded model or dataset, if one is pending; the id is only a hint."""
     from worker.checking import check  # noqa: PLC0415
 
     check(upload_id, settings)

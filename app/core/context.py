@@ -1,5 +1,6 @@
 """The connections that routes work with: opened once when the API starts, then bound to each request's principal."""
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from app.core.database import Database
 from app.core.objects import Objects
 from app.core.poll_cache import PollCache
 from app.core.security import NOBODY, Principal, Signer, make_signer
+from app.core.turns import Turns
 from app.settings import Settings
 
 
@@ -29,6 +31,9 @@ class Context:
     poll_cache: PollCache = field(default_factory=PollCache)
     written_at: dict[str, float] = field(default_factory=dict)
     """When a test of readiness last wrote to a back end."""
+    turns: Turns = field(default_factory=Turns)
+    arriving: Counter[str] = field(default_factory=Counter)
+    """Bytes that have arrived of the uploads that this process is receiving, by owner."""
     principal: Principal = NOBODY
 
     @classmethod

@@ -4,9 +4,10 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import EventSourceResponse, format_sse_event
 
@@ -14,6 +15,7 @@ from app.core.context import Context, Ctx
 from app.core.errors import BadRequestError, NotFoundError, require
 from app.core.openapi import problems
 from app.core.routing import preferred_media_type
+from app.core.turns import Kind
 from app.core.validation import shown
 from app.experiments import repository
 from app.experiments.schemas import EventOut, Events
@@ -27,6 +29,16 @@ HEARTBEAT_SECONDS = 5.0
 BATCH = 500
 STREAM, JSON = "text/event-stream", "application/json"
 TEXT, LINES = "text/plain", "application/x-ndjson"
+STREAMS = Kind("event streams", per_owner=100)
+
+
+async def _until_response_ends() -> AsyncIterator[AsyncExitStack]:
+    """A stack that is unwound after the last byte of the response, also if the client has gone before the first."""
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+UntilResponseEnds = Annotated[AsyncExitStack, Depends(_until_response_ends)]
 
 
 @router.get(
@@ -36,12 +48,13 @@ TEXT, LINES = "text/plain", "application/x-ndjson"
     responses={
         200: {"description": "Events.", "content": {STREAM: {"schema": {"type": "string"}}}},
         204: {"description": "The experiment has ended and the client has seen all; an EventSource stops."},
-        **problems(400, 404, 422),
+        **problems(400, 404, 422, 429),
     },
 )
 async def events(
     experiment_id: str,
     context: Ctx,
+    until_response_ends: UntilResponseEnds,
     accept: Annotated[str | None, Header()] = None,
     last_event_id: Annotated[str | None, Header(description="Resume a stream after this event")] = None,
     after: Annotated[
@@ -67,6 +80,8 @@ async def events(
     first = await run_in_threadpool(_read, context, experiment_id, start, BATCH)
     if first.finished and not first.events and start:
         return Response(status_code=204)
+    turn = context.turns.take(STREAMS, context.principal.owner_id)
+    await until_response_ends.enter_async_context(turn)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return EventSourceResponse(_stream(context, experiment_id, first), headers=headers)
 

@@ -1,5 +1,6 @@
 """Routes of sweeps and studies: submit, validate, list, follow, cancel, retry and delete."""
 
+from collections.abc import AsyncIterator
 from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request, Response
@@ -11,6 +12,7 @@ from app.core.openapi import problems
 from app.core.query_parameters import reject_unknown_parameters
 from app.core.routing import Cursor, IdempotencyKey, JsonBody, Limit, accepted, as_json, paged
 from app.core.security import READ, needs
+from app.core.turns import Kind
 from app.specs.study import StudyParts, StudySpec
 from app.specs.sweep import SweepSpec
 from app.sweeps import rendering, service
@@ -82,7 +84,22 @@ ExtensionBody = Annotated[StudyParts, Body(openapi_examples=EXTENSION_EXAMPLES)]
 FormatQuery = Annotated[
     Format | None, Query(description="Overrides the Accept header", examples=["markdown"])
 ]
-SUBMISSION: dict[str, Any] = {"status_code": 202, "responses": problems(400, 413, 415, 422)}
+PLANNING = Kind("requests that plan a sweep or a study", per_owner=3, width=2)
+"""Each may plan `BDLAB_MAX_SWEEP_CELLS` experiments, in one of the threads that all requests share."""
+
+
+async def _take_planning_turn(context: Ctx) -> AsyncIterator[None]:
+    async with context.turns.take(PLANNING, context.principal.owner_id):
+        yield
+
+
+IN_TURN = [Depends(_take_planning_turn, scope="function")]
+SUBMISSION: dict[str, Any] = {
+    "status_code": 202,
+    "responses": problems(400, 413, 415, 422, 429),
+    "dependencies": IN_TURN,
+}
+VALIDATION: dict[str, Any] = {"responses": SUBMISSION["responses"], "dependencies": IN_TURN}
 
 
 @sweeps.post("", summary="Submit a sweep", response_model=SweepOut, **SUBMISSION)
@@ -98,7 +115,7 @@ def submit_sweep(
     return accepted(answer, f"/v1/sweeps/{answer['id']}", replayed=replayed)
 
 
-@sweeps.post(":validate", summary="Check a sweep without running it", responses=SUBMISSION["responses"])
+@sweeps.post(":validate", summary="Check a sweep without running it", **VALIDATION)
 @needs(READ)
 def validate_sweep(context: Ctx, spec: SweepBody, _json: JsonBody) -> SweepValidation:
     """The number of cells, and how many of their stages are cached. Nothing is stored."""
@@ -138,7 +155,7 @@ def submit_study(
     return accepted(answer, f"/v1/studies/{answer['id']}", replayed=replayed)
 
 
-@studies.post(":validate", summary="Check a study without running it", responses=SUBMISSION["responses"])
+@studies.post(":validate", summary="Check a study without running it", **VALIDATION)
 @needs(READ)
 def validate_study(context: Ctx, spec: StudyBody, _json: JsonBody) -> StudyValidation:
     """The number of cells, how many have results already, and what the others require. Nothing is stored."""
@@ -176,7 +193,8 @@ def table(
     status_code=202,
     response_model=StudyOut,
     summary="Add to a study",
-    responses=problems(400, 404, 409, 413, 415, 422),
+    responses=problems(400, 404, 409, 413, 415, 422, 429),
+    dependencies=IN_TURN,
 )
 def extend(study_id: str, context: Ctx, more: ExtensionBody, _json: JsonBody) -> Response:
     """Add attacks, defenses or seeds, and queue only what is missing. Idempotent: present parts stay as they are."""

@@ -31,6 +31,9 @@ class Upload(RequestOriginMixin, Owned, Base):
     status: Mapped[str] = mapped_column(String(16), default=PENDING)
     reason: Mapped[str | None] = mapped_column(Text)
     size: Mapped[int] = mapped_column(BigInteger)
+    """Of the file as it was sent."""
+    stored_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    """What is kept of it: the file, a dataset as it was converted, or nothing if it is refused."""
     sha256: Mapped[str] = mapped_column(String(64))
     request: Mapped[dict[str, Any]] = mapped_column(Json)
     """The metadata that its check needs."""

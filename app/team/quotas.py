@@ -52,9 +52,17 @@ def admit_experiments(session: Session, number: int) -> None:
     _check(session, "bytes", 1)
 
 
-def admit_bytes(session: Session, size: int) -> None:
-    """Raise TooManyError if the session's owner may not store ``size`` more bytes."""
-    _check(session, "bytes", size)
+def admit_bytes(session: Session, more: int) -> None:
+    """Raise TooManyError if the session's owner may not store ``more`` bytes than now."""
+    if _limits(session).bytes is not None and more > 0:
+        _lock_owner(session)
+        _check(session, "bytes", more)
+
+
+def free_bytes(session: Session) -> int | None:
+    """How many bytes the session's owner may still store; None: any number."""
+    limit = _limits(session).bytes
+    return None if limit is None else limit - stored_bytes(session)
 
 
 def admit_webhook(session: Session) -> None:
@@ -135,12 +143,12 @@ def add_device_time(session: Session, owner_id: str, started_at: datetime, ended
 
 
 def stored_bytes(session: Session) -> int:
-    """Total size of the owner's uploads and of the files of the owner's experiments.
+    """What is stored of the owner's uploads, and the files of the owner's experiments.
 
     A file that several experiments have is stored once but counted for each of them.
     """
     of_experiments = session.scalar(select(func.sum(Experiment.stored_bytes)))
-    of_uploads = session.scalar(select(func.sum(Upload.size)))
+    of_uploads = session.scalar(select(func.sum(Upload.stored_bytes)))
     return int(of_experiments or 0) + int(of_uploads or 0)
 
 

@@ -52,7 +52,8 @@ class People:
 @contextmanager
 def people(home: Path, **settings: Any) -> Iterator[People]:
     """A service in this folder that has at least one key."""
-    with serve(Settings(home=home, data_dir=home / "data", interactive_timeout=0.2, **settings)) as service:
+    given = {"data_dir": home / "data", "interactive_timeout": 0.2} | settings
+    with serve(Settings(home=home, **given)) as service:
         made = People(service)
         made.key("root")
         yield made

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import inspect, make_url, text
+from sqlalchemy import inspect, make_url, select, text
 from sqlalchemy.exc import DatabaseError
 
 from app.core import database
 from app.core.database import Database, make_engine, utcnow
+from app.core.security import Limits
 from app.data.uploads import repository
 from app.experiments import lifecycle, scheduling
 from app.operations import schema
@@ -25,9 +26,12 @@ from app.specs.placement import CPU
 from app.sweeps.completion import finish_sweeps
 from app.tables.experiments import Experiment
 from app.tables.results import ResultValue
+from app.tables.uploads import Upload
+from app.team.quotas import admit_bytes
 from app.webhooks.sender import Sender
 from tests.app.conftest import QUICK, Service
 from tests.app.numbers import arm, check_compared_curves, check_downsampling, done
+from tests.app.people import people
 from tests.app.receiver import Authority, receiving
 from tests.app.sending import MODEL, post, sent_model, weights
 from tests.app.test_audit import check_append_only
@@ -287,6 +291,31 @@ def test_an_upload_from_end_to_end(
         odd = weights(labels={"backdoored": "tr\0ue"})
         answer = post(service.http, "/v1/models", odd, {"model": MODEL, "dataset": {"name": "digits"}})
         assert check(answer.json()["id"], settings) == "ready"
+
+
+def test_an_upload_waits_for_another_one_of_its_owner_that_is_being_stored(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    """By another API process. Together they would exceed the quota, which each of them alone does not."""
+    size = 100_000
+    with (
+        people(tmp_path, database_url=postgres.fresh(), quota_bytes=size * 3 // 2) as made,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        ann = made.of("ann")
+        sent_model(ann, b"x")
+        database = made.service.database
+        with database.reading() as session:
+            row = session.scalars(select(Upload)).one()
+        with database.of(row.owner_id, Limits(bytes=size * 3 // 2)).writing() as session:
+            admit_bytes(session, size)
+            session.get_one(Upload, row.id).stored_bytes = size
+            session.flush()
+            answer = pool.submit(post, ann, "/v1/models", bytes(size), {"name": "at the same time"})
+            time.sleep(0.3)
+            assert not answer.done()
+        assert answer.result().status_code == 429
+        assert ann.get("/v1/me").json()["quotas"]["bytes"]["used"] == size
 
 
 def test_two_senders_tell_of_everything_once(

@@ -20,6 +20,7 @@ from app.core.errors import StalledError
 from app.data.uploads import repository, streaming
 from app.data.uploads.dispatch import announce
 from app.data.uploads.streaming import Form
+from app.operations import schema
 from app.settings import Settings
 from app.tables.uploads import Upload
 from tests.app.conftest import Service, Valkey, serve
@@ -410,8 +411,8 @@ def test_a_killed_check_is_announced_again_and_given_up_in_the_end(
     assert sent(valkey, CHECKS) == [model_id]
     for _ in range(service.settings.max_attempts):  # workers that take it and are killed
         with service.database.writing() as session:
-            assert repository.claim(session, model_id, 60) is not None
-            assert repository.claim(session, model_id, 60) is None
+            assert repository.claim_next(session, model_id, 60) is not None
+            assert repository.claim_next(session, model_id, 60) is None
         assert check(model_id, service.settings) is None
         with service.database.writing() as session:
             session.execute(update(Upload).where(Upload.id == model_id).values(claimed_until=utcnow()))
@@ -431,7 +432,10 @@ def test_an_outage_of_the_store_puts_a_check_off(service: Service) -> None:
         folder.with_name("away").rename(folder)
     with service.database.reading() as session:
         row = session.scalars(select(Upload).where(Upload.id == model_id)).one()
-    assert (row.status, row.attempts, row.claimed_until) == ("pending", 0, None)
+        assert (row.status, row.attempts) == ("pending", 0)
+        assert row.claimed_until == row.due_at > utcnow()
+    with service.database.writing() as session:  # a while later
+        session.execute(update(Upload).where(Upload.id == model_id).values(claimed_until=utcnow()))
     assert check(model_id, service.settings) == "ready"
 
 
@@ -470,3 +474,74 @@ def test_uploads_are_their_owners_and_count_towards_the_quota(tmp_path: Path) ->
         answer = post(ann, "/v1/models", data, {**ABOUT, "name": "once more"})
         assert answer.status_code == 429
         assert "20000 stored bytes" in answer.json()["detail"]
+
+
+def test_many_checks_of_one_owner_do_not_delay_those_of_another(tmp_path: Path) -> None:
+    with people(tmp_path) as made:
+        ann, bob, settings = made.of("ann"), made.of("bob"), made.service.settings
+        many = [sent_model(ann, b"no model %d" % i) for i in range(15)]
+        one = sent_model(bob)
+
+        def checked(client: httpx2.Client) -> int:
+            return len(client.get("/v1/models?status=refused").json()["models"])
+
+        assert check(many[0], settings) == "refused"
+        assert check(many[1], settings) == "refused"  # the message of Ann's second brings Bob's
+        assert (checked(ann), checked(bob)) == (1, 1)
+        another = sent_model(bob, b"another")
+        for hint in (*many[2:], one, another):  # each message brings one, in whatever order
+            assert check(hint, settings) == "refused"
+        assert (checked(ann), checked(bob)) == (15, 2)
+        assert check(one, settings) is None
+
+
+def used(client: httpx2.Client) -> float:
+    return float(client.get("/v1/me").json()["quotas"]["bytes"]["used"])
+
+
+def test_what_counts_is_what_is_kept(tmp_path: Path) -> None:
+    """A small archive that becomes large counts as what it becomes; what is refused or deleted counts nothing."""
+    import numpy as np  # noqa: PLC0415
+
+    flat = pictures(40, x_train=np.zeros((40, 50, 50), np.uint8), x_test=np.zeros((4, 50, 50), np.uint8))
+    small = compressed(flat)
+    assert len(small) < 5_000
+    with people(tmp_path, quota_bytes=150_000) as made:
+        ann, settings = made.of("ann"), made.service.settings
+        first = sent_dataset(ann, small)
+        assert used(ann) == len(small)
+        assert check(first, settings) == "ready"
+        (kept,) = (tmp_path / "objects/uploads").glob(f"{first}*")
+        assert used(ann) == kept.stat().st_size > 44 * 50 * 50
+        schema.downgrade(settings.database, "0016")
+        schema.upgrade(settings.database)
+        assert used(ann) == 44 * (50 * 50 + 8), (
+            "older datasets count by their facts, without the file's header"
+        )
+        second = sent_dataset(ann, small, name="another")
+        assert check(second, settings) == "refused"
+        reason = ann.get(f"/v1/datasets/{second}").json()["reason"]
+        assert "more bytes than its owner may store: the limit is 150000 stored bytes" in reason
+        assert used(ann) == 44 * (50 * 50 + 8)
+        assert list((tmp_path / "objects/uploads").glob("*")) == [kept]
+        assert ann.delete(f"/v1/datasets/{first}").status_code == 204
+        assert used(ann) == 0
+
+
+def test_an_upload_of_unknown_size_is_counted_while_it_arrives(tmp_path: Path) -> None:
+    """Four at once, of 4 MB each, under a quota of 1 MB."""
+    head = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n'
+
+    def endless() -> Iterator[bytes]:
+        yield head
+        for _ in range(64):
+            yield bytes(2**16)
+
+    with people(tmp_path, quota_bytes=10**6) as made, ThreadPoolExecutor(4) as pool:
+        clients = [made.of("ann") for _ in range(4)]
+        kind = {"Content-Type": "multipart/form-data; boundary=b"}
+        answers = list(pool.map(lambda c: c.post("/v1/models", content=endless(), headers=kind), clients))
+        assert [answer.status_code for answer in answers] == [429] * 4
+        assert all("the limit is 1000000 stored bytes" in answer.json()["detail"] for answer in answers)
+        assert not list((tmp_path / "objects/uploads").glob("*"))
+        assert used(clients[0]) == 0

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, func, select, tuple_, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from app.core.database import database_now, from_now
 from app.tables.experiments import Experiment, Label
@@ -73,15 +73,33 @@ def postpone(session: Session, ids: Iterable[str], seconds: float) -> None:
     session.execute(update(Upload).where(Upload.id.in_(ids), ~_claimed()).values(due_at=from_now(seconds)))
 
 
-def claim(session: Session, upload_id: str, seconds: float) -> Upload | None:
-    """Claim a pending upload for ``seconds``, after which it is due again. None if it is not pending or claimed."""
+def claim_next(session: Session, hint: str, seconds: float) -> Upload | None:
+    """Claim a pending upload for ``seconds``, after which it is due again. None if there is none.
+
+    Owners take turns, so many uploads of one do not delay those of another. ``hint``, the upload that the message
+    named, is the first of its owner's.
+    """
     until = database_now(session) + timedelta(seconds=seconds)
-    return session.scalars(
-        update(Upload)
-        .where(Upload.id == upload_id, Upload.status == PENDING, ~_claimed())
-        .values(claimed_until=until, due_at=until, attempts=Upload.attempts + 1)
-        .returning(Upload)
-    ).one_or_none()
+    for owner_id in _waiting_owners(session):
+        query = select(Upload.id).where(Upload.owner_id == owner_id, Upload.status == PENDING, ~_claimed())
+        query = query.order_by(Upload.id != hint, Upload.created_at, Upload.id).limit(1)
+        upload_id = session.scalar(query.with_for_update(skip_locked=True))
+        if upload_id is not None:
+            claim = update(Upload).where(Upload.id == upload_id)
+            claim = claim.values(claimed_until=until, due_at=until, attempts=Upload.attempts + 1)
+            return session.scalars(claim.returning(Upload)).one()
+    return None
+
+
+def _waiting_owners(session: Session) -> Sequence[str]:
+    """Owners of uploads that can be claimed: first who has the fewest checks running, then who had one longest ago."""
+    uploads = aliased(Upload)
+    of_owner = uploads.owner_id == Upload.owner_id
+    running = select(func.count()).where(of_owner, uploads.status == PENDING, _claimed(uploads))
+    last = select(func.max(uploads.checked_at)).where(of_owner)
+    query = select(Upload.owner_id).where(Upload.status == PENDING, ~_claimed()).group_by(Upload.owner_id)
+    turns = (running.scalar_subquery(), last.scalar_subquery().nulls_first(), func.min(Upload.created_at))
+    return session.scalars(query.order_by(*turns)).all()
 
 
 def still_owned(session: Session, upload: Upload) -> Upload | None:
@@ -91,5 +109,5 @@ def still_owned(session: Session, upload: Upload) -> Upload | None:
     return row if row is not None and row.attempts == upload.attempts else None
 
 
-def _claimed() -> ColumnElement[bool]:
-    return Upload.claimed_until.is_not(None) & (Upload.claimed_until > from_now())
+def _claimed(uploads: type[Upload] = Upload) -> ColumnElement[bool]:
+    return uploads.claimed_until.is_not(None) & (uploads.claimed_until > from_now())

@@ -10,6 +10,7 @@ from app.core.context import Context, Ctx
 from app.core.openapi import problems
 from app.core.query_parameters import reject_unknown_parameters
 from app.core.routing import Cursor, Limit, accepted, as_json, paged
+from app.core.turns import Kind
 from app.data.uploads import service
 from app.data.uploads.schemas import (
     DatasetMetadata,
@@ -27,7 +28,9 @@ from app.tables.uploads import DATASET, MODEL, Upload
 router = APIRouter(prefix="/v1", tags=["uploads"], dependencies=[Depends(reject_unknown_parameters)])
 STREAMED = frozenset({"/v1/models", "/v1/datasets"})
 """Paths whose POST reads its body as a stream."""
-REFUSALS = problems(400, 408, 413, 415, 422, 503)
+ARRIVING = Kind("uploads", per_owner=4)
+"""Each of them has up to 15 MiB in memory on its way to the object store."""
+REFUSALS = problems(400, 408, 413, 415, 422, 429, 503)
 States = Annotated[Status | None, Query(description="Only those with this status", examples=["ready"])]
 MODEL_EXAMPLE = {
     "name": "my model",
@@ -154,11 +157,12 @@ async def _send(
     request: Request, context: Context, kind: str, present: Callable[[Upload], BaseModel]
 ) -> Response:
     length = request.headers.get("content-length", "")
-    upload, repeated = await service.receive(
-        context,
-        kind,
-        request.headers.get("content-type", ""),
-        int(length) if length.isdigit() and len(length) < 20 else None,
-        request.stream(),
-    )
+    async with context.turns.take(ARRIVING, context.principal.owner_id):
+        upload, repeated = await service.receive(
+            context,
+            kind,
+            request.headers.get("content-type", ""),
+            int(length) if length.isdigit() and len(length) < 20 else None,
+            request.stream(),
+        )
     return accepted(present(upload).model_dump(mode="json"), f"/v1/{kind}s/{upload.id}", replayed=repeated)

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from app.core.context import Context
 from app.core.database import database_now, new_id
-from app.core.errors import ConflictError, InvalidError, TooLargeError, require
+from app.core.errors import ConflictError, InvalidError, TooLargeError, TooManyError, require
 from app.core.objects import ObjectStoreError
 from app.core.pagination import paginate_by_age
 from app.core.validation import field_errors
@@ -21,7 +21,7 @@ from app.data.uploads.schemas import DatasetMetadata, Metadata, ModelMetadata
 from app.data.uploads.streaming import CLOSE, Form
 from app.specs.base import digest
 from app.tables.uploads import DATASET, MODEL, Upload, dataset_key, source_key
-from app.team.quotas import admit_bytes
+from app.team.quotas import QUOTAS, admit_bytes, free_bytes
 
 FORM_OVERHEAD = 128 * 1024
 METADATA: dict[str, type[Metadata]] = {MODEL: ModelMetadata, DATASET: DatasetMetadata}
@@ -39,13 +39,26 @@ async def receive(
     limit = context.settings.max_upload_bytes
     if length is not None and length > limit + FORM_OVERHEAD:
         raise TooLargeError(f"file: at most {limit} bytes are allowed; the body has {length}", headers=CLOSE)
-    await run_in_threadpool(_admit, context, length or 0)
-    upload_id, form = new_id(), Form(content_type, limit)
+    free = await run_in_threadpool(_admit, context, length or 0)
+    owner, arriving, counted = context.principal.owner_id, context.arriving, 0
+
+    def count(size: int) -> None:
+        """Count with all that arrives for the owner: several uploads at once must not exceed the limit either."""
+        nonlocal counted
+        counted += size
+        arriving[owner] += size
+        if free is not None and arriving[owner] > free:
+            limit = context.principal.limits.bytes
+            message = f"file: the limit is {limit} stored bytes; {max(free, 0)} were free"
+            raise TooManyError(message, retry_after=QUOTAS["bytes"].retry_after)
+
+    upload_id, form = new_id(), Form(content_type, limit, count)
     created = False
     try:
         await context.objects.put_stream(source_key(upload_id), form.file(body))
         upload, created = await run_in_threadpool(_create, context, kind, upload_id, form)
     finally:
+        arriving[owner] -= counted
         if not created:
             await run_in_threadpool(_delete_objects, context, [source_key(upload_id)])
     return upload, not created
@@ -92,9 +105,11 @@ def _delete_objects(context: Context, keys: list[str]) -> None:
             log.warning("an orphaned file was not deleted: %s", error)
 
 
-def _admit(context: Context, size: int) -> None:
+def _admit(context: Context, size: int) -> int | None:
+    """Refuse an upload that says that it is too large. Returns how many bytes are free; None: any number."""
     with context.database.reading() as session:
         admit_bytes(session, size)
+        return free_bytes(session)
 
 
 def _create(context: Context, kind: str, upload_id: str, form: Form) -> tuple[Upload, bool]:
@@ -115,6 +130,7 @@ def _create(context: Context, kind: str, upload_id: str, form: Form) -> tuple[Up
         kind=kind,
         name=name,
         size=form.size,
+        stored_bytes=form.size,
         sha256=form.digest,
         request=request,
         request_hash=request_hash,

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -26,6 +26,8 @@ class Form:
 
     content_type: str
     limit: int
+    count: Callable[[int], None] = lambda _: None
+    """Gets the size of each piece of the file; what it raises ends the upload."""
     metadata: bytes | None = None
     size: int = 0
     digest: str = ""
@@ -34,7 +36,7 @@ class Form:
     async def file(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """The file in chunks. The other fields are set after the last one.
 
-        Raises BadRequestError, InvalidError, MediaTypeError, StalledError, TooLargeError.
+        Raises BadRequestError, InvalidError, MediaTypeError, StalledError, TooLargeError, and what ``count`` raises.
         """
         parts = _Parts(_boundary(self.content_type))
         hashed = sha256()
@@ -51,6 +53,7 @@ class Form:
                 self.size += len(piece)
                 if self.size > self.limit:
                     raise TooLargeError(f"file: at most {self.limit} bytes are allowed", headers=CLOSE)
+                self.count(len(piece))
                 hashed.update(piece)
                 yield piece
         parts.end()

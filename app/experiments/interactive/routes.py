@@ -65,7 +65,7 @@ PREDICT_BODY: dict[str, Any] = {
             "description": "Clean, triggered and residual samples.",
             "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
         },
-        **problems(400, 413, 415, 422, 500, 502, 503),
+        **problems(400, 413, 415, 422, 429, 500, 502, 503),
     },
 )
 @needs(READ)
@@ -80,7 +80,7 @@ async def preview(
     "/experiments/{experiment_id}/predict",
     summary="Ask every arm's model",
     response_model=Prediction,
-    responses=problems(400, 404, 409, 413, 415, 422, 500, 502, 503),
+    responses=problems(400, 404, 409, 413, 415, 422, 429, 500, 502, 503),
     openapi_extra={"requestBody": PREDICT_BODY},
 )
 @needs(READ)

@@ -10,7 +10,7 @@ import anyio
 from fastapi.concurrency import run_in_threadpool
 from PIL import Image
 
-from app.core.broker import PREDICT, PREVIEW
+from app.core.broker import PREDICT, PREVIEW, Broker
 from app.core.context import Context
 from app.core.errors import (
     ConflictError,
@@ -21,6 +21,7 @@ from app.core.errors import (
     UnavailableError,
     WorkerFailedError,
 )
+from app.core.turns import Kind
 from app.data.resolve import stored_facts
 from app.experiments.interactive.schemas import PredictRequest, PreviewRequest
 from app.experiments.planning import plan_experiment, runnable_spec
@@ -29,8 +30,12 @@ from app.results.artifacts.service import deletion_message
 from app.specs.experiment import ExperimentSpec
 from app.tables.experiments import require_experiment
 
-MOST_PIXELS = 16_000_000
+MOST_PIXELS = 2**22
+"""Four times the largest input of a network. What is decoded takes time of the worker that all owners share."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.1
+QUESTIONS = Kind("previews and predictions", per_owner=8, width=3)
+"""Two of an owner run at once: a worker computes one at a time and need not wait for the next. The others wait here,
+where owners take turns, and not in the broker's queue."""
 
 
 async def preview(context: Context, request: PreviewRequest) -> bytes:
@@ -108,20 +113,33 @@ def _prediction(
 
 
 async def _ask(context: Context, task: str, payload: dict[str, Any]) -> dict[str, Any]:
-    """Send a task and poll for its answer; no thread is occupied between two polls."""
+    """The worker's answer to a task, which is sent when it is the owner's turn.
+
+    Raises TooManyError, InvalidError, WorkerFailedError, UnavailableError.
+    """
     timeout = context.settings.interactive_timeout
-    deadline, pause = time.monotonic() + timeout, FIRST_PAUSE
-    try:
-        task_id = await run_in_threadpool(context.broker.ask, task, payload, timeout)
-        while (answer := await run_in_threadpool(context.broker.answer, task_id)) is None:
-            if time.monotonic() >= deadline:
-                raise UnavailableError(f"the interactive worker did not answer within {timeout:g} s")
-            await anyio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
-    except RuntimeError as error:
-        raise WorkerFailedError(str(error)) from error
+    deadline = time.monotonic() + timeout
+    async with context.turns.take(QUESTIONS, context.principal.owner_id, patience=timeout):
+        try:
+            answer = await _poll(context.broker, task, payload, deadline)
+        except RuntimeError as error:
+            raise WorkerFailedError(str(error)) from error
+    if answer is None:
+        raise UnavailableError(f"the interactive worker did not answer within {timeout:g} s")
     if "damaged" in answer:
         raise DamagedError(str(answer["damaged"]))
     if "error" in answer:
         raise InvalidError(str(answer["error"]))
+    return answer
+
+
+async def _poll(broker: Broker, task: str, payload: dict[str, Any], deadline: float) -> dict[str, Any] | None:
+    """Send a task and poll for its answer; no thread is occupied between two polls. None if there is none in time."""
+    pause, seconds = FIRST_PAUSE, max(0.0, deadline - time.monotonic())
+    task_id = await run_in_threadpool(broker.ask, task, payload, seconds)
+    while (answer := await run_in_threadpool(broker.answer, task_id)) is None:
+        if time.monotonic() >= deadline:
+            return None
+        await anyio.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
     return answer

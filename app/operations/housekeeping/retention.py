@@ -48,7 +48,7 @@ def stored_bytes(session: Session) -> int:
     )
     total = session.scalar(select(func.sum(files.subquery().c.size))) or 0
     stages = session.scalar(select(func.sum(Stage.size)).where(Stage.ready_at.is_not(None))) or 0
-    return int(total) + int(stages) + int(session.scalar(select(func.sum(Upload.size))) or 0)
+    return int(total) + int(stages) + int(session.scalar(select(func.sum(Upload.stored_bytes))) or 0)
 
 
 def expire_by_age(run: Run) -> int:
