@@ -1,4 +1,4 @@
-"""The control plane as an ASGI application: ``uvicorn app.main:create_app --factory``."""
+"""The control plane as an ASGI application: ``uvicorn app.main:create_app --factory --no-proxy-headers``."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -91,6 +91,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         dependencies=[Depends(authorize)],
         docs_url=None,  # the dashboard serves it without a CDN
         redoc_url=None,
+        redirect_slashes=False,  # Starlette's redirect repeats the Host of the request
     )
     app.state.telemetry = Telemetry(app.version)
     errors.install(app)
@@ -103,6 +104,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         observe=app.state.telemetry.observe,
         streamed=STREAMED,
     )
+    if settings.proxies:
+        # Not needed otherwise, and uvicorn is imported only where it serves.
+        from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware  # noqa: PLC0415
+
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=[str(proxy) for proxy in settings.proxies])
     for router in (
         sweeps,
         experiments,

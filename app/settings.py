@@ -8,10 +8,18 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    IPvAnyNetwork,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.specs.artifacts import ArtifactKind
+from app.specs.base import Input
 
 SOCKET_PATH_BYTES = 100
 """Maximum path of a Unix socket that every system accepts (Linux 107, macOS 103)."""
@@ -33,10 +41,10 @@ def _large_kinds() -> list[ArtifactKind]:
     return ["checkpoint", "data"]
 
 
-class RetentionRule(BaseModel):
+class RetentionRule(Input):
     """Which files of ended experiments may be deleted."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
 
     days: float = Field(description="Days since the experiment ended.", gt=0, le=36_500)
     kinds: list[ArtifactKind] = Field(
@@ -45,10 +53,10 @@ class RetentionRule(BaseModel):
     tag: Tag | None = Field(None, description="Only experiments with this tag; null: all.")
 
 
-class RetentionPolicy(BaseModel):
+class RetentionPolicy(Input):
     """What may be deleted. Files of running and queued experiments, manifests and results never are."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
 
     rules: list[RetentionRule] = Field(
         default_factory=list,
@@ -99,6 +107,17 @@ class Settings(BaseSettings):
         description="Folder of Python files with your own attacks and defenses; they run with the service's rights.",
     )
 
+    public_url: str = Field(
+        "",
+        description="This service's URL for its clients, such as https://bdlab.example.org; empty: links to files are "
+        "paths, except for clients on this machine.",
+        pattern=r"^(https?://[^/?#\s]+[^?#\s]*)?$",
+    )
+    proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode] = Field(
+        (),
+        description="Addresses or networks of reverse proxies, separated by commas; their X-Forwarded-For and "
+        "X-Forwarded-Proto are believed.",
+    )
     secret: SecretStr = Field(
         SecretStr(""),
         description="Signs cursors and derives webhook secrets; empty: a file under home. Required with several hosts.",
@@ -217,6 +236,13 @@ class Settings(BaseSettings):
         if lease is not None and seconds >= lease:
             raise ValueError(f"heartbeats must be more frequent than BDLAB_LEASE_SECONDS, which is {lease:g}")
         return seconds
+
+    @field_validator("proxies", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return (
+            [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        )
 
     @field_validator("retention", mode="before")
     @classmethod

@@ -10,10 +10,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import iter_route_contexts
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from app.core.broker import BrokerError
 from app.core.objects import DamagedObjectError, ObjectStoreError
 from app.core.validation import FieldError, body_model, field_errors, shown
+from app.specs.printable import printable
 
 MEDIA_TYPE = "application/problem+json"
 T = TypeVar("T")
@@ -177,7 +179,7 @@ def problem(
         "type": f"urn:backdoor-lab:problem:{kind}",
         "title": HTTPStatus(status).phrase,
         "status": int(status),
-        "detail": detail,
+        "detail": printable(detail),
         "request_id": request_id,
         **more,
     }
@@ -205,7 +207,7 @@ def install(app: FastAPI) -> None:
     def answer_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         detail = {
-            400: "the body cannot be parsed: it is nested too deeply or has a number with too many digits",
+            400: "the body cannot be parsed: it is not UTF-8, nested too deeply, or has a number with too many digits",
             404: f"there is no {request.url.path}",
             405: f"{request.method} is not allowed on {request.url.path}",
         }.get(error.status_code, str(error.detail))
@@ -218,7 +220,13 @@ def install(app: FastAPI) -> None:
     def answer_fault(request: Request, error: Exception) -> Response:
         return answer_app_error(request, as_app_error(error))
 
+    def answer_disconnect(request: Request, _error: Exception) -> Response:
+        """Nobody reads this answer, but the log and the audit log have its status."""
+        detail = "the client closed the connection before the body was complete"
+        return answer_app_error(request, BadRequestError(detail))
+
     app.add_exception_handler(AppError, answer_app_error)
+    app.add_exception_handler(ClientDisconnect, answer_disconnect)
     for fault in FAULTS:
         app.add_exception_handler(fault, answer_fault)
     app.add_exception_handler(RequestValidationError, answer_validation_error)

@@ -199,6 +199,7 @@ def child_environment(settings: Settings) -> dict[str, str]:
         "data_dir": settings.datasets,
         "secret": settings.secret.get_secret_value(),  # str() would mask it
         "key_pepper": settings.key_pepper.get_secret_value(),
+        "proxies": ",".join(map(str, settings.proxies)),
         "retention": settings.retention and settings.retention.model_dump_json(),
     }
     ours = {f"BDLAB_{name.upper()}": str(value) for name, value in values.items() if value is not None}

@@ -33,6 +33,23 @@ CACHE_SECONDS = 1.0
 CACHE_SIZE = 1000
 LAST_USED_PRECISION = timedelta(minutes=1)
 COMMAND = "`bdlab keys create`"
+BASIC = 'Basic realm="backdoor-lab: any name, and a key as password"'
+"""The challenge that makes a browser ask for a key."""
+PROXY_HEADERS = frozenset(
+    {
+        "cdn-loop",
+        "cf-connecting-ip",
+        "client-ip",
+        "fastly-client-ip",
+        "forwarded",
+        "true-client-ip",
+        "via",
+        "x-client-ip",
+        "x-cluster-client-ip",
+        "x-envoy-external-address",
+        "x-real-ip",
+    }
+)
 
 
 async def authorize(request: Request) -> None:
@@ -77,7 +94,7 @@ class Authenticator:
             self._cache[cache_key] = (time.monotonic() + CACHE_SECONDS, result)
         if isinstance(result, str):
             browser = "text/html" in request.headers.get("accept", "")
-            scheme = 'Basic realm="backdoor-lab: any name, and a key as password"' if browser else "Bearer"
+            scheme = BASIC if browser else "Bearer"
             raise UnauthorizedError(result, headers={"WWW-Authenticate": scheme})
         if result.key is None:
             _check_local(request)
@@ -144,7 +161,8 @@ def _credential(header: str) -> str:
 def _check_local(request: Request) -> None:
     """Accept requests to an open service only from this machine, under a host name that no other website can have.
 
-    Without the check of the name a website could reach the service by DNS rebinding.
+    Without the check of the name a website could reach the service by DNS rebinding. What a proxy forwards may come
+    from anywhere, whatever address its headers claim.
     """
     host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
     if "." in host and not host.endswith(".localhost") and not is_address(host):
@@ -152,12 +170,23 @@ def _check_local(request: Request) -> None:
             f"without an API key only local requests are accepted, to localhost and not to {host!r}; "
             f"create a key with {COMMAND}"
         )
-    peer = request.client.host if request.client else ""
-    if is_address(peer) and not is_loopback(peer):
+    if not is_local(request):
         raise UnauthorizedError(
-            f"without an API key only local requests are accepted; create a key with {COMMAND} where the service runs",
+            "without an API key only local requests are accepted, and none that a proxy forwards; "
+            f"create a key with {COMMAND} where the service runs",
             headers={"WWW-Authenticate": "Bearer"},
         )
+
+
+def is_local(request: Request) -> bool:
+    """Whether the sender is on this machine, as far as the connection and the lack of a proxy's headers tell."""
+    peer = request.client.host if request.client else "localhost"  # a Unix socket
+    return is_loopback(peer) and not any(map(_of_a_proxy, request.headers))
+
+
+def _of_a_proxy(header: str) -> bool:
+    """Whether only proxies send this header."""
+    return header in PROXY_HEADERS or header.startswith(("x-forwarded", "x-original-"))
 
 
 def _check_origin(request: Request) -> None:

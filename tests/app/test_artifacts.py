@@ -169,6 +169,18 @@ def test_a_link_gives_the_file_without_a_key(service: Service, files: dict[str, 
         assert anybody.head(link["url"]).headers["Content-Length"] == str(len(DATA))
 
 
+def test_a_link_does_not_repeat_the_host_of_the_request(
+    service: Service, files: dict[str, Any], serving: Any
+) -> None:
+    path = f"/v1/artifacts/{files['empty.txt']['id']}/link"
+    foreign = {"Host": "elsewhere:1"}
+    assert service.http.get(path, headers=foreign).json()["url"].startswith(f"{service.url}/v1/downloads/")
+    assert "Location" not in service.http.get("/v1/experiments/", headers=foreign).headers
+    with serving(service.settings.model_copy(update={"public_url": "https://bdlab.example.org/"})) as known:
+        url = known.http.get(path, headers=foreign).json()["url"]
+        assert url.startswith("https://bdlab.example.org/v1/downloads/")
+
+
 @pytest.mark.parametrize(
     "change",
     [lambda t: t[:-2] + ("xy" if t[-2] != "x" else "yx"), lambda t: "x" + t, lambda t: t[:8], lambda t: "é"],

@@ -25,15 +25,31 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[People]:
         yield running
 
 
+FORWARDED = [
+    ("X-Forwarded-For", "203.0.113.7"),
+    ("X-Forwarded-For", "unknown"),
+    ("X-Forwarded-For", "127.0.0.1"),
+    ("X-Forwarded-For", ""),
+    ("X-Forwarded-Host", "localhost"),
+    ("X-Forwarded-Proto", "https"),
+    ("X-Real-IP", "127.0.0.1"),
+    ("Forwarded", "for=127.0.0.1"),
+    ("Via", "1.1 squid"),
+    ("CF-Connecting-IP", "127.0.0.1"),
+    ("True-Client-IP", "127.0.0.1"),
+    ("X-Original-Forwarded-For", "127.0.0.1"),
+]
+"""What proxies add, some with a claim to come from here."""
+
+
 def test_without_any_key_the_service_is_open_to_this_machine_alone(service: Service) -> None:
     me = service.http.get("/v1/me").json()
     assert (me["open"], me["owner"], me["key"], set(me["scopes"])) == (True, "local", None, set(ALL))
     for path in ("/v1/me", "/"):
-        far = service.http.get(path, headers={"X-Forwarded-For": "203.0.113.7"})
-        assert far.status_code == 401
-        assert "bdlab keys create" in far.text
-    near = service.http.get("/v1/me", headers={"X-Forwarded-For": "::ffff:127.0.0.1"})
-    assert near.status_code == 200
+        for header, value in FORWARDED:
+            far = service.http.get(path, headers={header: value})
+            assert far.status_code == 401, header
+            assert "bdlab keys create" in far.text
     # A foreign page whose name was made to lead to 127.0.0.1.
     rebound = service.http.get("/v1/me", headers={"Host": "evil.example:8000"})
     assert (rebound.status_code, "evil.example" in rebound.json()["detail"]) == (403, True)
@@ -165,6 +181,15 @@ def test_a_wrong_request_names_the_field(made: People, body: dict[str, Any], fie
     assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, field)
 
 
+def test_owners_that_differ_only_in_case_are_refused(made: People) -> None:
+    root = made.of("root")
+    assert root.post("/v1/keys", json={"owner": "Vision-Team"}).status_code == 201
+    answer = root.post("/v1/keys", json={"owner": "vision-team"})
+    assert (answer.status_code, answer.json()["errors"][0]["value"]) == (422, "vision-team")
+    assert "differs only in case from 'Vision-Team'" in answer.json()["detail"]
+    assert root.post("/v1/keys", json={"owner": "Vision-Team"}).status_code == 201
+
+
 def test_what_carries_a_backdoor_needs_its_own_scope(made: People) -> None:
     ann, careful = made.of("ann"), made.of("ann", "read", "write")
     experiment = submitted(ann)
@@ -177,6 +202,17 @@ def test_what_carries_a_backdoor_needs_its_own_scope(made: People) -> None:
         assert ann.request(method, f"/v1/artifacts/{bad}/content").status_code == 200
     assert careful.get(f"/v1/artifacts/{bad}/link").status_code == 403
     assert "'artifacts:backdoored'" in careful.get(f"/v1/artifacts/{bad}/content").json()["detail"]
+
+
+def test_a_link_for_somebody_elsewhere_is_a_path(made: People) -> None:
+    """The service does not know under which name a proxy has it, and does not believe the request."""
+    eve = made.of("eve")
+    link = f"/v1/artifacts/{stored(made.service, submitted(eve))}/link"
+    assert (
+        eve.get(link, headers={"Host": "evil"}).json()["url"].startswith(f"{made.service.url}/v1/downloads/")
+    )
+    forwarded = {"Host": "evil", "X-Forwarded-For": "203.0.113.7"}
+    assert eve.get(link, headers=forwarded).json()["url"].startswith("/v1/downloads/")
 
 
 def test_the_use_of_a_key_is_noted_once_a_minute(made: People) -> None:

@@ -140,8 +140,8 @@ def test_the_examples_of_the_documentation_are_good(service: Service) -> None:
 @pytest.mark.parametrize(
     ("metadata", "detail"),
     [
-        (b"{", "metadata: Invalid JSON"),
-        (b"[" * 60_000, "metadata: Invalid JSON"),
+        (b"{", "metadata: not valid JSON: "),
+        (b"[" * 60_000, "metadata: nested too deeply"),
         (b"{}" + b" " * 70_000, "metadata: at most 65536 bytes"),
         ({"modle": 1}, "metadata.modle: unknown field; allowed: name, sha256, model, dataset, shape"),
         ({"model": MODEL}, "metadata: model and one of dataset and shape belong together"),
@@ -545,3 +545,22 @@ def test_an_upload_of_unknown_size_is_counted_while_it_arrives(tmp_path: Path) -
         assert all("the limit is 1000000 stored bytes" in answer.json()["detail"] for answer in answers)
         assert not list((tmp_path / "objects/uploads").glob("*"))
         assert used(clients[0]) == 0
+
+
+@pytest.mark.parametrize("path", ["/v1/datasets", "/v1/experiments/x/predict"])
+def test_an_upload_that_breaks_off_is_no_error_of_the_service(
+    service: Service, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    caplog.set_level("INFO", "app")
+    host, port = service.url.removeprefix("http://").split(":")
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    part = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.npz"\r\n\r\n' + bytes(5000)
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(f"{head}Content-Length: 100000\r\n\r\n".encode() + part)
+        time.sleep(0.1)  # so that the service reads the body
+    wait_for(lambda: any(f"POST {path}" in one.message for one in caplog.records), "the line in the log", 10)
+    assert not [one for one in caplog.records if one.exc_info or one.levelname == "ERROR"]
+    (line,) = [one for one in caplog.records if one.message == f"POST {path}"]
+    assert line.__dict__["status"] == 400
+    uploads = service.settings.home_dir / "objects/uploads"
+    assert not [file for file in uploads.rglob("*") if file.is_file() and file.stat().st_size == 5000]

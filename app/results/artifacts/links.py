@@ -16,7 +16,7 @@ PURPOSE = b"download "  # so that no other signature by the same secret is a val
 
 
 def make(context: Context, artifact: Artifact, seconds: int, base_url: str) -> Link:
-    """A link that expires after ``seconds``. ``base_url`` is the URL of this service as the client sees it."""
+    """A link that expires after ``seconds``. ``base_url`` is this service's URL as the client sees it, or empty."""
     expires = utcnow() + timedelta(seconds=seconds)
     url = context.objects.signed_url(artifact.object_key, seconds, context.settings.objects_public_endpoint)
     if url is None:
