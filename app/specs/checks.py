@@ -4,7 +4,6 @@ The service and the lab run them; the Python client leaves them to the service.
 """
 
 import base64
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +27,7 @@ from app.specs.defenses.base import CleanSetDefense
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import DatasetFacts, Shape
 from app.specs.model import ModelSpec
+from app.specs.pictures import PictureError, PictureSizeError, verify
 
 
 @dataclass(frozen=True)
@@ -221,12 +221,11 @@ def _pattern_problems(attack: Blend, facts: DatasetFacts) -> Iterator[Problem]:
 
 def _describe_png(data: bytes) -> str:
     """Size and color of a PNG file, or why it cannot be used."""
-    from PIL import Image  # noqa: PLC0415  # the Python client imports this package without having Pillow
-
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            image.verify()
-    except Exception:  # Pillow raises many kinds of errors on damaged files
+        image = verify(data, ("PNG",))
+    except PictureSizeError as error:
+        return f"a file that {error}"
+    except PictureError:
         return "not a PNG file, or a damaged one"
     # Pillow converts other bit depths; the 25th byte of every PNG file tells the original one.
     if data[24] != 8 or image.mode not in ("L", "RGB", "P") or "transparency" in image.info:

@@ -217,6 +217,10 @@ def test_prometheus_counts_by_route_and_status(service: Service) -> None:
     assert 'bdlab_workers{device="",queue="interactive"} 0.0' in text
 
 
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n%%EOF\n"
+DAMAGED_AVIF = b"\0\0\0\x1cftypavif\0\0\0\0mif1avifmiaf\0\0\0\x08meta"
+
+
 def png(size: tuple[int, int] = (8, 8)) -> bytes:
     buffer = io.BytesIO()
     Image.new("L", size).save(buffer, "PNG")
@@ -261,7 +265,12 @@ def test_predicting_checks_what_it_is_given(service: Service, trained: str) -> N
     assert ask(content=b"{", headers={"Content-Type": "application/json"})[0] == 400
     assert ask(content=b"[" * 9000, headers={"Content-Type": "application/json"})[0] == 400
     assert ask(content=b"x")[0] == 415
-    assert ask(files={"image": b"not an image"}) == (422, "image: not an image; send a PNG or JPEG file")
+    foreign = (
+        "image: the file is not a readable picture; allowed: PNG, JPEG, WebP, BMP, GIF, PPM, PGM and TIFF"
+    )
+    assert ask(files={"image": b"not an image"}) == (422, foreign)
+    assert ask(files={"image": EPS}) == (422, foreign)
+    assert ask(files={"image": DAMAGED_AVIF}) == (422, foreign)
     assert ask(files={"image": png()[:40]})[0] == 422
     assert ask(files={"image": png()}, data={"index": "1"}) == (
         422,
@@ -271,7 +280,10 @@ def test_predicting_checks_what_it_is_given(service: Service, trained: str) -> N
     assert ask(data={"triggered": "true"})[0] == 422
     assert ask(files={"image": b"x" * 120_000})[0] == 413
     assert ask(files={"image": b"x" * 300_000})[0] == 413
-    assert ask(files={"image": png((5000, 4000))})[0] == 413
+    assert ask(files={"image": png((5000, 4000))}) == (
+        413,
+        "image: the file is 5000x4000; allowed: at most 4096 pixels a side",
+    )
 
 
 def test_previewing_checks_the_spec(service: Service) -> None:

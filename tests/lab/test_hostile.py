@@ -113,10 +113,10 @@ FILES: list[tuple[str, Callable[[Path], None], str]] = [
     ("less.zip", member_that_declares_less, "Bad CRC-32"),
     ("contents.zip", huge_table_of_contents, "the table of contents has 69 MiB"),
     ("contents.npz", huge_table_of_contents, "the table of contents has 69 MiB"),
-    ("shared.parquet", one_image_in_every_row, "not a readable image"),
-    ("huge.zip", huge_image, "5000x5000; at most 4096"),
+    ("shared.parquet", one_image_in_every_row, "not a readable picture"),
+    ("huge.zip", huge_image, "5000x5000; allowed: at most 4096"),
     ("path.zip", path_outside_the_archive, "not a plain relative path"),
-    ("program.zip", program_in_an_image, "unknown image format"),
+    ("program.zip", program_in_an_image, "is not a readable picture; allowed: PNG, JPEG, WebP,"),
     ("rows.parquet", rows_that_do_not_exist, ""),
 ]
 

@@ -221,8 +221,8 @@ def test_pictures_without_split_of_gray_numbered_classes_resized(tmp_path: Path,
 @pytest.mark.parametrize(
     ("members", "words"),
     [
-        ({"cat/bad.png": b"no image"}, ["cat/bad.png", "not a readable image"]),
-        ({"cat/bad.png": png(IMAGES[0])[:60]}, ["cat/bad.png", "not a readable image"]),
+        ({"cat/bad.png": b"no image"}, ["cat/bad.png", "not a readable picture"]),
+        ({"cat/bad.png": png(IMAGES[0])[:60]}, ["cat/bad.png", "not a readable picture"]),
         ({"cat/bad.png": png(IMAGES[0, :4])}, ["cat/bad.png", "5x4", "--size"]),
         ({"cat/bad.png": png(IMAGES[0, :, :, 0].astype(np.uint16))}, ["cat/bad.png", "8 bits"]),
         ({"cat/notes.txt": b"x"}, ["cat/notes.txt", "not an image"]),

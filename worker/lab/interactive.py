@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from safetensors.torch import load
 from torch import Tensor
 
 from app.specs.checks import find_problems
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import DatasetFacts
+from app.specs.pictures import PictureError, decode
 from worker.lab.attacks import Attack, AttackLab, State, make_attack
 from worker.lab.attacks.poisoning import choose_poisoned
 from worker.lab.compute import choose_compute
@@ -149,13 +150,11 @@ def state_without_training(spec: ExperimentSpec, data: Dataset, attack: Attack[A
 def decode_image(image: bytes, facts: DatasetFacts) -> Tensor:
     """An image file as uint8 ``[1, C, H, W]``, resized to the dataset's shape. Raises SpecError if unreadable."""
     try:
-        with Image.open(io.BytesIO(image)) as picture:
-            converted = picture.convert("L" if facts.channels == 1 else "RGB").resize(
-                (facts.width, facts.height)
-            )
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise SpecError(f"image: not a readable image; PNG, JPEG and WebP are supported ({error})") from error
-    array = np.asarray(converted, dtype=np.uint8).reshape(facts.height, facts.width, facts.channels)
+        picture = decode(image, "L" if facts.channels == 1 else "RGB")
+    except PictureError as error:
+        raise SpecError(f"image: the file {error}") from error
+    resized = np.asarray(picture.resize((facts.width, facts.height)), dtype=np.uint8)
+    array = resized.reshape(facts.height, facts.width, facts.channels)
     return torch.from_numpy(array.transpose(2, 0, 1).copy()).unsqueeze(0)
 
 

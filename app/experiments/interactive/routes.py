@@ -14,6 +14,7 @@ from app.core.security import READ, needs
 from app.core.validation import field_errors
 from app.experiments.interactive import service
 from app.experiments.interactive.schemas import Prediction, PredictRequest, PreviewRequest
+from app.specs.pictures import ALLOWED
 
 router = APIRouter(prefix="/v1", tags=["interactive"])
 
@@ -29,7 +30,7 @@ PREVIEWS: dict[str, Any] = {
 UPLOAD: dict[str, Any] = {
     "type": "object",
     "properties": {
-        "image": {"type": "string", "format": "binary", "description": "A PNG or JPEG file."},
+        "image": {"type": "string", "format": "binary", "description": f"A picture: {ALLOWED}."},
         "index": {
             "type": "integer",
             "minimum": 0,

@@ -1,14 +1,11 @@
 """Previews and predictions, which the interactive worker computes while the client waits."""
 
 import base64
-import io
 import time
-import warnings
 from typing import Any
 
 import anyio
 from fastapi.concurrency import run_in_threadpool
-from PIL import Image
 
 from app.core.broker import PREDICT, PREVIEW
 from app.core.context import Context
@@ -26,9 +23,9 @@ from app.experiments.planning import plan_experiment, runnable_spec
 from app.results.artifacts import repository as artifacts
 from app.results.artifacts.service import deletion_message
 from app.specs.experiment import ExperimentSpec
+from app.specs.pictures import PictureError, PictureSizeError, verify
 from app.tables.experiments import require_experiment
 
-MOST_PIXELS = 16_000_000
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.1
 
 
@@ -57,21 +54,15 @@ async def predict(
 
 
 def verify_image(data: bytes, limit: int) -> None:
-    """Raises InvalidError if Pillow cannot read ``data`` as an image, TooLargeError if it is too large."""
+    """Raises InvalidError if ``data`` is not a picture in an accepted format, TooLargeError if it is too large."""
     if len(data) > limit:
         raise TooLargeError(f"image: {len(data)} bytes; at most {limit} are allowed")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as picture:
-                pixels = picture.width * picture.height
-                picture.verify()
-    except Exception as error:  # Pillow's readers raise errors of many types on damaged files
-        raise InvalidError.of(
-            "image", f"{len(data)} bytes", "not an image; send a PNG or JPEG file"
-        ) from error
-    if pixels > MOST_PIXELS:
-        raise TooLargeError(f"image: {pixels} pixels; at most {MOST_PIXELS} are allowed")
+        verify(data)
+    except PictureSizeError as error:
+        raise TooLargeError(f"image: the file {error}") from error
+    except PictureError as error:
+        raise InvalidError.of("image", f"{len(data)} bytes", f"the file {error}") from error
 
 
 def _prediction(

@@ -1,14 +1,13 @@
 """Blended injection (Chen et al. 2017): a faint pattern over the whole image, relabeled to the target."""
 
 import base64
-import io
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from app.specs.attack import Blend
+from app.specs.pictures import PictureError, decode
 from worker.lab.attacks.base import Attack, AttackLab, Prepared, State, Trigger, to_uint8
 from worker.lab.compute import seeded_generator
 from worker.lab.contracts import SpecError
@@ -31,11 +30,11 @@ class BlendAttack(Attack[Blend]):
         return torch.randint(256, shape, generator=generator, dtype=torch.uint8)
 
     def _uploaded(self, png: str) -> Tensor:
+        mode = "L" if self.facts.channels == 1 else "RGB"
         try:
-            with Image.open(io.BytesIO(base64.b64decode(png)), formats=["PNG"]) as picture:
-                pixels = np.asarray(picture.convert("L" if self.facts.channels == 1 else "RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise SpecError(f"attack.pattern_png: this PNG cannot be read ({error})") from error
+            pixels = np.asarray(decode(base64.b64decode(png), mode, formats=("PNG",)))
+        except PictureError as error:
+            raise SpecError(f"attack.pattern_png: the file {error}") from error
         shape = (self.facts.height, self.facts.width, self.facts.channels)
         return torch.from_numpy(pixels.reshape(shape).transpose(2, 0, 1).copy())
 

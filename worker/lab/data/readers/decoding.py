@@ -1,21 +1,16 @@
 """Decoding of image files (PNG, JPEG, ...) into one array."""
 
-import io
-import warnings
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from app.specs.pictures import PictureError, decode
 from worker.lab.data.checking import BadSourceError
 
-MAX_SIDE = 4096
-"""Largest accepted side of an image, in pixels: a small file can decode to a huge image."""
 MAX_TOTAL_BYTES = 16 * 2**30
 """Default of the largest accepted decoded dataset, in bytes."""
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
-"""Pillow supports more formats; some of them run external programs."""
 
 
 class ImageStack:
@@ -63,24 +58,15 @@ class ImageStack:
 
     def _decode(self, name: str, data: bytes) -> NDArray[Any]:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow warns of large images; MAX_SIDE is an error
-                picture: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if max(picture.size) > MAX_SIDE:
-                raise BadSourceError(
-                    f"{name} is {picture.width}x{picture.height}; at most {MAX_SIDE} pixels a side"
-                )
-            if picture.mode.startswith(("I", "F")):
-                raise BadSourceError(
-                    f"{name} has more than 8 bits a channel ({picture.mode}); convert it to 8 bits"
-                )
-            self._gray = self._gray and picture.mode in ("L", "1", "LA")
-            picture = picture.convert("RGB")
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            # Pillow raises these for damaged or unknown files. The message of UnidentifiedImageError contains a memory
-            # address, so it is not used.
-            reason = "unknown image format" if isinstance(error, UnidentifiedImageError) else str(error)
-            raise BadSourceError(f"{name} is not a readable image: {reason}") from error
+            picture = decode(data)
+        except PictureError as error:
+            raise BadSourceError(f"{name} {error}") from error
+        if picture.mode.startswith(("I", "F")):
+            raise BadSourceError(
+                f"{name} has more than 8 bits a channel ({picture.mode}); convert it to 8 bits"
+            )
+        self._gray = self._gray and picture.mode in ("L", "1", "LA")
+        picture = picture.convert("RGB")
         if self._size is not None and picture.size != (self._size, self._size):
             picture = picture.resize((self._size, self._size), Image.Resampling.BILINEAR)
         return np.asarray(picture)
