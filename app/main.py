@@ -1,4 +1,4 @@
-"""The control plane as an ASGI application: ``uvicorn app.main:create_app --factory``."""
+"""The control plane as an ASGI application: ``uvicorn app.main:create_app --factory --no-proxy-headers``."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -103,6 +103,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         observe=app.state.telemetry.observe,
         streamed=STREAMED,
     )
+    if settings.proxies:
+        # Not needed otherwise, and uvicorn is imported only where it serves.
+        from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware  # noqa: PLC0415
+
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=[str(proxy) for proxy in settings.proxies])
     for router in (
         sweeps,
         experiments,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.specs.artifacts import ArtifactKind
@@ -92,6 +92,17 @@ class Settings(BaseSettings):
         description="Folder of Python files with your own attacks and defenses; they run with the service's rights.",
     )
 
+    public_url: str = Field(
+        "",
+        description="This service's URL for its clients, such as https://bdlab.example.org; empty: links to files are "
+        "paths, except under `bdlab up`, which knows its address.",
+        pattern=r"^(https?://[^/?#\s]+[^?#\s]*)?$",
+    )
+    proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode] = Field(
+        (),
+        description="Addresses or networks of reverse proxies, separated by commas; their X-Forwarded-For and "
+        "X-Forwarded-Proto are believed.",
+    )
     secret: SecretStr = Field(
         SecretStr(""),
         description="Signs cursors and derives webhook secrets; empty: a file under home. Required with several hosts.",
@@ -186,6 +197,13 @@ class Settings(BaseSettings):
     retention: Annotated[RetentionPolicy | None, NoDecode] = Field(
         None, description="Retention policy that the relay applies, as JSON; empty: nothing is deleted."
     )
+
+    @field_validator("proxies", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return (
+            [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        )
 
     @field_validator("retention", mode="before")
     @classmethod

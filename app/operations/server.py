@@ -16,7 +16,11 @@ def main(descriptor: int) -> None:
     """Serve on the inherited file descriptor until SIGTERM; open streams then get a few seconds to end."""
     gc.disable()
     config = uvicorn.Config(
-        "app.main:create_app", factory=True, access_log=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS
+        "app.main:create_app",
+        factory=True,
+        access_log=False,
+        proxy_headers=False,  # uvicorn would believe every process of this machine; see BDLAB_PROXIES
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
     config.load()
     gc.freeze()  # what was imported is never freed, so the collector need not traverse it

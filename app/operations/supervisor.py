@@ -57,7 +57,8 @@ def up(settings: Settings, host: str = "127.0.0.1", port: int = 8000) -> int:
             listener = stack.enter_context(_open_listener(host, port))
             url = _url_of(listener)
             echo(f"starting under {settings.home_dir}")
-            processes = ProcessTree(settings, listener.fileno())
+            known = settings.model_copy(update={"public_url": settings.public_url or url})
+            processes = ProcessTree(known, listener.fileno())
             stack.callback(processes.stop)
             processes.start(stop)
             _wait_until_ready(processes, listener, stop)
@@ -166,6 +167,7 @@ def child_environment(settings: Settings) -> dict[str, str]:
         "data_dir": settings.datasets,
         "secret": settings.secret.get_secret_value(),  # str() would mask it
         "key_pepper": settings.key_pepper.get_secret_value(),
+        "proxies": ",".join(map(str, settings.proxies)),
         "retention": settings.retention and settings.retention.model_dump_json(),
     }
     ours = {f"BDLAB_{name.upper()}": str(value) for name, value in values.items() if value is not None}

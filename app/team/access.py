@@ -33,6 +33,21 @@ CACHE_SECONDS = 1.0
 CACHE_SIZE = 1000
 LAST_USED_PRECISION = timedelta(minutes=1)
 COMMAND = "`bdlab keys create`"
+PROXY_HEADERS = frozenset(
+    {
+        "cdn-loop",
+        "cf-connecting-ip",
+        "client-ip",
+        "fastly-client-ip",
+        "forwarded",
+        "true-client-ip",
+        "via",
+        "x-client-ip",
+        "x-cluster-client-ip",
+        "x-envoy-external-address",
+        "x-real-ip",
+    }
+)
 
 
 async def authorize(request: Request) -> None:
@@ -144,7 +159,8 @@ def _credential(header: str) -> str:
 def _check_local(request: Request) -> None:
     """Accept requests to an open service only from this machine, under a host name that no other website can have.
 
-    Without the check of the name a website could reach the service by DNS rebinding.
+    Without the check of the name a website could reach the service by DNS rebinding. What a proxy forwards may come
+    from anywhere, whatever address its headers claim, so it is refused, and so is a sender without a known address.
     """
     host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
     if "." in host and not host.endswith(".localhost") and not is_address(host):
@@ -152,12 +168,18 @@ def _check_local(request: Request) -> None:
             f"without an API key only local requests are accepted, to localhost and not to {host!r}; "
             f"create a key with {COMMAND}"
         )
-    peer = request.client.host if request.client else ""
-    if is_address(peer) and not is_loopback(peer):
+    peer = request.client.host if request.client else "localhost"  # a Unix socket
+    if not is_loopback(peer) or any(map(_of_a_proxy, request.headers)):
         raise UnauthorizedError(
-            f"without an API key only local requests are accepted; create a key with {COMMAND} where the service runs",
+            "without an API key only local requests are accepted, and none that a proxy forwards; "
+            f"create a key with {COMMAND} where the service runs",
             headers={"WWW-Authenticate": "Bearer"},
         )
+
+
+def _of_a_proxy(header: str) -> bool:
+    """Whether only proxies send this header."""
+    return header in PROXY_HEADERS or header.startswith(("x-forwarded", "x-original-"))
 
 
 def _check_origin(request: Request) -> None:

@@ -67,7 +67,8 @@ class Service:
 def serve(settings: Settings) -> Iterator[Service]:
     """The API in a thread of this process, on a free port."""
     schema.upgrade(settings.database)
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_level="warning"))
+    config = uvicorn.Config(create_app(settings), port=0, log_level="warning", proxy_headers=False)
+    server = uvicorn.Server(config)
     server.config.timeout_graceful_shutdown = 1
     thread = threading.Thread(target=server.run)
     thread.start()

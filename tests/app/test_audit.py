@@ -1,6 +1,7 @@
 """The audit log: what is in it, and that nothing gets out of it again."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,6 +54,17 @@ def test_every_change_is_there_when_its_answer_is(made: People) -> None:
         204,
     )
     assert last["location"] is None
+
+
+def test_a_forwarded_address_is_believed_only_from_a_configured_proxy(made: People, tmp_path: Path) -> None:
+    claim = {"X-Forwarded-For": "198.51.100.9, 203.0.113.7, 10.1.2.3"}
+    made.of("mallory").post("/v1/experiments", json={}, headers=claim)
+    assert entries(made, "mallory")[-1]["client"] == "127.0.0.1"
+    with people(tmp_path, proxies="127.0.0.1, 10.0.0.0/8") as behind:
+        behind.of("mallory").post("/v1/experiments", json={}, headers=claim)
+        assert (
+            entries(behind, "mallory")[-1]["client"] == "203.0.113.7"
+        )  # the last that no proxy of ours wrote
 
 
 def test_it_tells_which_key_was_made_by_whom(made: People) -> None:

@@ -25,15 +25,31 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[People]:
         yield running
 
 
+FORWARDED = [
+    ("X-Forwarded-For", "203.0.113.7"),
+    ("X-Forwarded-For", "unknown"),
+    ("X-Forwarded-For", "127.0.0.1"),
+    ("X-Forwarded-For", ""),
+    ("X-Forwarded-Host", "localhost"),
+    ("X-Forwarded-Proto", "https"),
+    ("X-Real-IP", "127.0.0.1"),
+    ("Forwarded", "for=127.0.0.1"),
+    ("Via", "1.1 squid"),
+    ("CF-Connecting-IP", "127.0.0.1"),
+    ("True-Client-IP", "127.0.0.1"),
+    ("X-Original-Forwarded-For", "127.0.0.1"),
+]
+"""What proxies add, some with a claim to come from here."""
+
+
 def test_without_any_key_the_service_is_open_to_this_machine_alone(service: Service) -> None:
     me = service.http.get("/v1/me").json()
     assert (me["open"], me["owner"], me["key"], set(me["scopes"])) == (True, "local", None, set(ALL))
     for path in ("/v1/me", "/"):
-        far = service.http.get(path, headers={"X-Forwarded-For": "203.0.113.7"})
-        assert far.status_code == 401
-        assert "bdlab keys create" in far.text
-    near = service.http.get("/v1/me", headers={"X-Forwarded-For": "::ffff:127.0.0.1"})
-    assert near.status_code == 200
+        for header, value in FORWARDED:
+            far = service.http.get(path, headers={header: value})
+            assert far.status_code == 401, header
+            assert "bdlab keys create" in far.text
     # A foreign page whose name was made to lead to 127.0.0.1.
     rebound = service.http.get("/v1/me", headers={"Host": "evil.example:8000"})
     assert (rebound.status_code, "evil.example" in rebound.json()["detail"]) == (403, True)

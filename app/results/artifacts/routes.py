@@ -85,13 +85,13 @@ def link(
     """Anyone who has the link can download the file until the link expires. A link cannot be revoked.
 
     With S3 the link leads directly to the bucket, so large files do not pass through this service; otherwise it leads
-    to `GET /v1/downloads/{token}`. A file that carries a backdoor requires a key with the scope
-    `artifacts:backdoored`.
+    to `GET /v1/downloads/{token}`, as a path unless `BDLAB_PUBLIC_URL` is set. A file that carries a backdoor requires
+    a key with the scope `artifacts:backdoored`.
     """
     artifact = service.get_artifact(context, artifact_id)
     check_scope(request, context, artifact)
     response.headers["Cache-Control"] = "no-store"
-    return links.make(context, artifact, seconds, str(request.base_url))
+    return links.make(context, artifact, seconds)
 
 
 @router.get(

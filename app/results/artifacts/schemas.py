@@ -38,7 +38,9 @@ class Artifacts(BaseModel):
 class Link(BaseModel):
     """A link to a file that needs no key, and the hash and size to check the download."""
 
-    url: str
+    url: str = Field(
+        description="A path of this service if it stores files itself and `BDLAB_PUBLIC_URL` is not set."
+    )
     expires_at: datetime
     file_name: str = Field(examples=["seed-0_abl_curves.png"])
     size: int = Field(description="Bytes.")
