@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, field_validator
+from pydantic import ConfigDict, Field, IPvAnyNetwork, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.specs.artifacts import ArtifactKind
+from app.specs.base import Input
 
 SOCKET_PATH_BYTES = 100
 """Maximum path of a Unix socket that every system accepts (Linux 107, macOS 103)."""
@@ -26,10 +27,10 @@ def _large_kinds() -> list[ArtifactKind]:
     return ["checkpoint", "data"]
 
 
-class RetentionRule(BaseModel):
+class RetentionRule(Input):
     """Which files of ended experiments may be deleted."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
 
     days: float = Field(description="Days since the experiment ended.", gt=0, le=36_500)
     kinds: list[ArtifactKind] = Field(
@@ -38,10 +39,10 @@ class RetentionRule(BaseModel):
     tag: Tag | None = Field(None, description="Only experiments with this tag; null: all.")
 
 
-class RetentionPolicy(BaseModel):
+class RetentionPolicy(Input):
     """What may be deleted. Files of running and queued experiments, manifests and results never are."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
 
     rules: list[RetentionRule] = Field(
         default_factory=list,

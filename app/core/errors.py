@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from app.core.broker import BrokerError
 from app.core.objects import ObjectStoreError
 from app.core.validation import FieldError, body_model, field_errors, shown
+from app.specs.printable import printable
 
 MEDIA_TYPE = "application/problem+json"
 T = TypeVar("T")
@@ -163,7 +164,7 @@ def problem(
         "type": f"urn:backdoor-lab:problem:{kind}",
         "title": HTTPStatus(status).phrase,
         "status": int(status),
-        "detail": detail,
+        "detail": printable(detail),
         "request_id": request_id,
         **more,
     }
@@ -191,7 +192,7 @@ def install(app: FastAPI) -> None:
     def answer_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         detail = {
-            400: "the body cannot be parsed: it is nested too deeply or has a number with too many digits",
+            400: "the body cannot be parsed: it is not UTF-8, nested too deeply, or has a number with too many digits",
             404: f"there is no {request.url.path}",
             405: f"{request.method} is not allowed on {request.url.path}",
         }.get(error.status_code, str(error.detail))

@@ -1,5 +1,6 @@
 """What the routes of several domains share: parameters, content negotiation, and responses."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -7,7 +8,9 @@ from fastapi import Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from app.core.errors import MediaTypeError
+from app.core.errors import BadRequestError, MediaTypeError
+from app.core.json_text import JsonError, parse_json
+from app.core.validation import shown
 
 IdempotencyKey = Annotated[
     str | None,
@@ -22,12 +25,29 @@ Cursor = Annotated[str | None, Query(description="From the `next` link of the pr
 
 
 async def require_json(request: Request) -> None:
-    """Raises MediaTypeError unless the body is JSON, so that it is not reported as an invalid spec."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    """Raises MediaTypeError unless the body is JSON, so that it is not reported as an invalid spec.
+
+    Raises BadRequestError for JSON that is not UTF-8 or ambiguous, which FastAPI's parser has accepted.
+    """
+    kind, _, parameters = request.headers.get("content-type", "").lower().partition(";")
+    kind = kind.strip()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise MediaTypeError(
             f"the body's type is {kind or 'missing'}; send it with Content-Type: application/json"
         )
+    charset = re.search(r"charset\s*=\s*\"?([^\s;\"]*)", parameters)
+    if charset is not None and charset[1] not in ("utf-8", "utf8", "us-ascii"):
+        raise MediaTypeError(f"the body's encoding is {shown(charset[1])}; JSON must be UTF-8")
+    if await request.body():  # a missing one is reported as such
+        await read_json(request)
+
+
+async def read_json(request: Request) -> Any:
+    """The body as JSON. Raises BadRequestError."""
+    try:
+        return parse_json(await request.body())
+    except JsonError as error:
+        raise BadRequestError(f"the body is {error}") from error
 
 
 JsonBody = Annotated[None, Depends(require_json)]

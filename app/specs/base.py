@@ -2,18 +2,66 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+NUMBERS = {"int": "an integer", "float": "a number"}
 
 
-class Spec(BaseModel):
-    """Base class of all specs: immutable; unknown fields are errors."""
+def _refuser(kind: str) -> Callable[[Any], Any]:
+    def refuse_boolean(value: Any) -> Any:
+        if isinstance(value, bool):
+            raise PydanticCustomError(f"{kind}_type", f"Input should be {NUMBERS[kind]}, not a boolean")
+        return value
+
+    return refuse_boolean
+
+
+_REFUSERS = {kind: _refuser(kind) for kind in NUMBERS}
+
+
+def _without_booleans(schema: Any) -> Any:
+    """Pydantic's schema with every number in it, at any depth, refusing true and false, which Python takes for 1 and 0.
+
+    Pydantic's own strictness would also refuse numbers in form fields, and lists where the spec has tuples.
+    """
+    if isinstance(schema, list):
+        return [_without_booleans(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kind = schema.get("type")
+    if kind in NUMBERS:
+        return core_schema.no_info_before_validator_function(_REFUSERS[kind], schema)
+    if kind == "function-before" and schema["function"]["function"] in _REFUSERS.values():
+        return schema  # of a model inside this one
+    if kind == "union":  # errors name a choice by its label
+        choices = [part if isinstance(part, tuple) else (part, part["type"]) for part in schema["choices"]]
+        return {**schema, "choices": [(_without_booleans(part), label) for part, label in choices]}
+    values = ("default", "metadata", "serialization")
+    return {name: part if name in values else _without_booleans(part) for name, part in schema.items()}
+
+
+class Input(BaseModel):
+    """Base class of what clients send: unknown fields are errors, and a boolean is not a number."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema: CoreSchema = _without_booleans(handler(source))
+        return schema
+
+
+class Spec(Input):
+    """Base class of all specs: immutable."""
 
     code: ClassVar[str] = ""
     """SHA-256 of the plug-in file that defines the class; empty for built-in classes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(frozen=True, validate_default=True)
 
     def fields_with(self, *prefixes: str) -> dict[str, Any]:
         """The fields whose names start with one of ``prefixes``, as JSON."""

@@ -3,9 +3,10 @@
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from app.core.validation import STORABLE
+from app.specs.base import Input
 from app.webhooks.events import DEFAULT_EVENTS, Event
 
 Status = Literal["pending", "delivered", "failed"]
@@ -19,20 +20,16 @@ _EVENTS = "Events to send. Default: all except `experiment.started`."
 _NAME = "Free text."
 
 
-class WebhookRequest(BaseModel):
+class WebhookRequest(Input):
     """A webhook to create."""
-
-    model_config = ConfigDict(extra="forbid")
 
     url: str = Field(max_length=LONGEST_URL, description=_URL)
     name: str = Field("", max_length=LONGEST_NAME, pattern=STORABLE, description=_NAME)
     events: list[Event] = Field(list(DEFAULT_EVENTS), min_length=1, description=_EVENTS)
 
 
-class WebhookChange(BaseModel):
+class WebhookChange(Input):
     """Changes of a webhook; fields that are omitted or null keep their values."""
-
-    model_config = ConfigDict(extra="forbid")
 
     url: str | None = Field(None, max_length=LONGEST_URL, description=_URL)
     name: str | None = Field(None, max_length=LONGEST_NAME, pattern=STORABLE, description=_NAME)

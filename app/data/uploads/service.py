@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from app.core.context import Context
 from app.core.database import new_id, utcnow
 from app.core.errors import ConflictError, InvalidError, TooLargeError, require
+from app.core.json_text import JsonError, parse_json
 from app.core.objects import ObjectStoreError
 from app.core.pagination import paginate_by_age
 from app.core.validation import field_errors
@@ -140,7 +141,9 @@ def _create(context: Context, kind: str, upload_id: str, form: Form) -> tuple[Up
 
 def _metadata(kind: type[Metadata], text: bytes | None) -> Metadata:
     try:
-        return kind.model_validate_json(text or b"{}")
+        return kind.model_validate(parse_json(text or b"{}"))
+    except JsonError as error:
+        raise InvalidError.of("metadata", None, str(error)) from error
     except ValidationError as error:
         located = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
         errors = field_errors(located, kind)

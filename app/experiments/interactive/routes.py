@@ -7,9 +7,9 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from app.core.context import Ctx
-from app.core.errors import BadRequestError, InvalidError, MediaTypeError
+from app.core.errors import InvalidError, MediaTypeError
 from app.core.openapi import problems
-from app.core.routing import JsonBody
+from app.core.routing import JsonBody, read_json
 from app.core.security import READ, needs
 from app.core.validation import field_errors
 from app.experiments.interactive import service
@@ -100,11 +100,7 @@ async def predict(experiment_id: str, request: Request, context: Ctx) -> dict[st
 
 
 async def _from_json(request: Request) -> PredictRequest:
-    try:
-        body = await request.json()
-    except (ValueError, RecursionError) as error:
-        raise BadRequestError(f"the body is not valid JSON: {error}") from error
-    return _parse(body)
+    return _parse(await read_json(request))
 
 
 async def _from_form(request: Request, limit: int) -> tuple[PredictRequest, bytes | None]:

@@ -1,14 +1,13 @@
 """The request of the housekeeping route."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from app.settings import RetentionPolicy
+from app.specs.base import Input
 
 
-class HousekeepingRequest(BaseModel):
+class HousekeepingRequest(Input):
     """One run."""
-
-    model_config = ConfigDict(extra="forbid")
 
     delete: bool = Field(False, description="False is a dry run, which only reports.")
     policy: RetentionPolicy | None = Field(

@@ -3,18 +3,17 @@
 from datetime import datetime
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from app.core.validation import STORABLE
+from app.specs.base import Input
 
 Scope = Literal["read", "write", "artifacts:backdoored", "admin"]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,99}$"
 
 
-class KeyRequest(BaseModel):
+class KeyRequest(Input):
     """A key to create."""
-
-    model_config = ConfigDict(extra="forbid")
 
     owner: str = Field(
         "local",
@@ -57,10 +56,8 @@ class Keys(BaseModel):
     next: str | None = Field(description="Link to the next page; null on the last page.")
 
 
-class LimitsIn(BaseModel):
+class LimitsIn(Input):
     """All limits of an owner. Null: the limit of the settings."""
-
-    model_config = ConfigDict(extra="forbid")
 
     queued: int | None = Field(None, ge=0, le=2**31 - 1, description="Queued experiments.")
     running: int | None = Field(
