@@ -35,6 +35,7 @@ from app.core.broker import (
 from app.operations.child_process import die_with
 from app.settings import Settings
 from app.specs.placement import CPU
+from worker import messages
 from worker.housekeeping import EVERY_SECONDS, collect_fetched_datasets
 from worker.registry import Registration
 from worker.telemetry import WorkerTelemetry
@@ -84,6 +85,7 @@ def served_queues(celery: Celery) -> tuple[str, ...]:
     return tuple(sorted(celery.amqp.queues.consume_from))
 
 
+messages.install()
 PARENT_PID = os.getpid()
 settings = Settings()
 app = make_app(settings)

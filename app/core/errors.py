@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import iter_route_contexts
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from app.core.broker import BrokerError
 from app.core.objects import ObjectStoreError
@@ -206,7 +207,13 @@ def install(app: FastAPI) -> None:
         detail = str(error).partition("\n")[0]
         return answer_app_error(request, UnavailableError(detail))
 
+    def answer_disconnect(request: Request, _error: Exception) -> Response:
+        """Nobody reads this answer, but the log and the audit log have its status."""
+        detail = "the client closed the connection before the body was complete"
+        return answer_app_error(request, BadRequestError(detail))
+
     app.add_exception_handler(AppError, answer_app_error)
+    app.add_exception_handler(ClientDisconnect, answer_disconnect)
     for outage in OUTAGES:
         app.add_exception_handler(outage, answer_outage)
     app.add_exception_handler(RequestValidationError, answer_validation_error)

@@ -470,3 +470,22 @@ def test_uploads_are_their_owners_and_count_towards_the_quota(tmp_path: Path) ->
         answer = post(ann, "/v1/models", data, {**ABOUT, "name": "once more"})
         assert answer.status_code == 429
         assert "20000 stored bytes" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/v1/datasets", "/v1/experiments/x/predict"])
+def test_an_upload_that_breaks_off_is_no_error_of_the_service(
+    service: Service, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    caplog.set_level("INFO", "app")
+    host, port = service.url.removeprefix("http://").split(":")
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    part = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.npz"\r\n\r\n' + bytes(5000)
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(f"{head}Content-Length: 100000\r\n\r\n".encode() + part)
+        time.sleep(0.1)  # so that the service reads the body
+    wait_for(lambda: any(f"POST {path}" in one.message for one in caplog.records), "the line in the log", 10)
+    assert not [one for one in caplog.records if one.exc_info or one.levelname == "ERROR"]
+    (line,) = [one for one in caplog.records if one.message == f"POST {path}"]
+    assert line.__dict__["status"] == 400
+    uploads = service.settings.home_dir / "objects/uploads"
+    assert not [file for file in uploads.rglob("*") if file.is_file() and file.stat().st_size == 5000]
