@@ -17,6 +17,8 @@ from app.core.security import SAFE_METHODS
 
 log = logging.getLogger(__name__)
 HEADER = "X-Request-ID"
+DEFAULT_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+"""Headers of every response whose route does not set them: it is what it says, and only for whoever asked."""
 FORM_OVERHEAD = 64 * 1024
 MAX_BODY_SECONDS = 60.0
 SLOW_SECONDS = 2.0
@@ -82,7 +84,10 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[HEADER] = scope["request_id"]
+                sent = MutableHeaders(scope=message)
+                sent[HEADER] = scope["request_id"]
+                for name, value in DEFAULT_HEADERS.items():
+                    sent.setdefault(name, value)
             await send(message)
 
         try:

@@ -26,10 +26,8 @@ POLICY = (
 )
 """Only files of this service, and nothing inline. ``blob:`` is for the images of previews and predictions."""
 HEADERS = {
-    "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-store",
 }
 
 

@@ -107,7 +107,7 @@ def listing(
 def get(experiment_id: str, context: Ctx, if_none_match: Annotated[str | None, Header()] = None) -> Response:
     """Status, progress, attempts and a summary of the results. Cheap to poll, best with `If-None-Match`."""
     body, tag = service.poll(context, experiment_id)
-    headers = {"ETag": tag, "Cache-Control": "no-cache"}
+    headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
     if if_none_match and tag in (t.strip().removeprefix("W/") for t in if_none_match.split(",")):
         return Response(status_code=304, headers=headers)
     return Response(body, headers=headers, media_type="application/json")

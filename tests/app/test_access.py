@@ -122,7 +122,15 @@ def send(client: httpx2.Client, route: Route, ids: dict[str, str]) -> httpx2.Res
     for name in parameters(route.path):
         url = url.replace(f"{{{name}}}", ids.get(name, "x"))
     body = example(route.method, route.path)
-    return client.request(route.method, url, json=body, headers={"Accept": "application/json"})
+    answer = client.request(route.method, url, json=body, headers={"Accept": "application/json"})
+    check_headers(answer)
+    return answer
+
+
+def check_headers(answer: httpx2.Response) -> None:
+    """No answer is guessed to be of another type, or given to somebody else by a cache."""
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Cache-Control"] in ("no-store", "private, no-cache", "no-cache")
 
 
 def is_api(route: Route) -> bool:

@@ -295,3 +295,18 @@ def test_previewing_checks_the_spec(service: Service) -> None:
     ]:
         answer = service.http.post("/v1/previews", json=body)
         assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, field)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/healthz", "/metrics", "/openapi.json", "/docs", "/nowhere", "/v1/nowhere", "/v1/experiments?limit=x"],
+)
+def test_answers_outside_of_routes_are_not_stored(service: Service, path: str) -> None:
+    answer = service.http.get(path)
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Cache-Control"] == "no-store"
+    static = service.http.get("/static/base.css")
+    assert (static.headers["X-Content-Type-Options"], static.headers["Cache-Control"]) == (
+        "nosniff",
+        "no-cache",
+    )

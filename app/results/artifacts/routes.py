@@ -77,7 +77,6 @@ async def content(
 )
 def link(
     request: Request,
-    response: Response,
     artifact_id: str,
     context: Ctx,
     seconds: Annotated[int, Query(ge=1, le=LONGEST_SECONDS, description="Lifetime of the link")] = 600,
@@ -90,7 +89,6 @@ def link(
     """
     artifact = service.get_artifact(context, artifact_id)
     check_scope(request, context, artifact)
-    response.headers["Cache-Control"] = "no-store"
     return links.make(context, artifact, seconds)
 
 

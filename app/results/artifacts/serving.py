@@ -20,7 +20,6 @@ async def serve(request: Request, context: Context, artifact: Artifact) -> Respo
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, no-cache",
         "Content-Disposition": f'attachment; filename="{service.file_name(artifact)}"',
-        "X-Content-Type-Options": "nosniff",
     }
     if artifact.details.get("backdoored"):
         headers["X-Backdoored"] = "true"
