@@ -6,7 +6,9 @@ ports, its internal network, or the metadata service of its cloud with the crede
 
 import ipaddress
 import socket
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -75,9 +77,22 @@ def literal(host: str) -> list[str]:
         return []
 
 
-def resolve(host: str, port: int) -> list[str]:
-    """The addresses of a host, in the order in which to try them. Raises OSError or UnicodeError."""
-    return _addresses(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+def resolve(host: str, port: int, timeout: float) -> list[str]:
+    """The addresses of a host, in the order in which to try them. Raises OSError, which includes TimeoutError, or
+    UnicodeError.
+
+    The system's look-up has no time limit of its own choice, so it runs in a thread that is left alone at ``timeout``.
+    """
+    found: Future[list[str]] = Future()
+
+    def look_up() -> None:
+        try:
+            found.set_result(_addresses(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+        except Exception as error:
+            found.set_exception(error)
+
+    threading.Thread(target=look_up, name=f"look-up of {host}", daemon=True).start()
+    return found.result(timeout)
 
 
 def _addresses(answers: Sequence[tuple[Any, ...]]) -> list[str]:

@@ -50,7 +50,7 @@ class Transport:
     """Sends requests, each on its own connection."""
 
     def __init__(self, timeout: float, *, private: bool) -> None:
-        """``timeout`` is in seconds for the whole request except name resolution, which the system limits.
+        """``timeout`` is in seconds for the whole request, including the look-up of the host.
 
         ``private``: see `addresses.refusal`. Trusted certificates are those of the system or of SSL_CERT_FILE.
         """
@@ -92,14 +92,16 @@ class _Backend(httpcore2.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.NetworkStream:
+        deadline = time.monotonic() + self._timeout
         try:
-            addresses = resolve(host, port)
+            addresses = resolve(host, port, self._timeout)
+        except TimeoutError:
+            raise
         except (OSError, UnicodeError) as error:
             raise httpcore2.ConnectError(f"{host} cannot be resolved") from error
         for address in addresses:
             if reason := refusal(address, private=self._private):
                 raise httpcore2.ConnectError(f"{host} is {reason}; webhooks require a public address")
-        deadline = time.monotonic() + self._timeout
         failure: Exception = httpcore2.ConnectError(f"{host} has no address")
         for address in addresses:
             try:

@@ -110,11 +110,27 @@ def test_what_resolves_to_this_machine_is_refused_before_a_connection_is_made(
 def test_one_bad_address_among_good_ones_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     connected: list[Any] = []
     monkeypatch.setattr(socket, "create_connection", lambda *given, **_: connected.append(given))
-    monkeypatch.setattr(transport, "resolve", lambda _host, _port: ["8.8.8.8", "10.0.0.7"])
+    monkeypatch.setattr(transport, "resolve", lambda _host, _port, _timeout: ["8.8.8.8", "10.0.0.7"])
     outcome = send("https://two.example/", private=False)
     assert "two.example is a private address" in str(outcome.error)
     assert "10.0.0.7" not in str(outcome.error)  # what inner names lead to is nobody's business
     assert connected == []
+
+
+def test_a_look_up_takes_no_longer_than_the_rest_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name server that does not answer, for which the system waits half a minute."""
+    silent = threading.Event()
+
+    def wait(*_: Any, **__: Any) -> list[Any]:
+        silent.wait(30)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", wait)
+    began = time.monotonic()
+    outcome = send("https://slow.example/", timeout=0.3)
+    silent.set()
+    assert outcome.error == "no answer within 0.3 s"
+    assert time.monotonic() - began < 5
 
 
 def test_the_connection_goes_to_the_address_that_was_checked(

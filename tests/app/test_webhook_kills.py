@@ -81,7 +81,7 @@ def test_a_refused_address_is_in_the_log_of_a_service_that_does_not_allow_it(
     from app.webhooks import transport  # noqa: PLC0415
     from app.webhooks.sender import Sender  # noqa: PLC0415
 
-    monkeypatch.setattr(transport, "resolve", lambda _host, _port: ["127.0.0.1"])
+    monkeypatch.setattr(transport, "resolve", lambda _host, _port, _timeout: ["127.0.0.1"])
     with serve(Settings(home=tmp_path)) as service:
         body = {"url": "https://inner.example/", "events": ["experiment.canceled"]}
         webhook = service.http.post("/v1/webhooks", json=body).json()
