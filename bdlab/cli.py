@@ -17,6 +17,7 @@ from importlib.metadata import version as distribution_version
 import typer
 from typer.exceptions import Abort, TyperException
 
+from app.specs.printable import printable
 from bdlab.commands import artifacts, batches, experiments, export, results, uploads, webhooks, workers
 from bdlab.commands.common import BAD_INPUT, NO_SERVICE, NOT_FOUND, AsJson, CommandError, print_result
 from bdlab.commands.server import backup, data, demo, doctor, gc, keys, processes
@@ -93,7 +94,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"bdlab: {' '.join(message.split())}", file=sys.stderr)
+    print(f"bdlab: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 

@@ -3,11 +3,23 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from app.specs.printable import printable, printable_lines
 from bdlab.types import Experiment, Json
+
+
+class PlainConsole(Console):
+    """A console on which the texts of others are only text: no markup, and control characters as escapes."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(printable_lines(o) if isinstance(o, str) else o for o in objects), **options)
 
 
 class Lines:
@@ -69,7 +81,7 @@ def display(console: Console) -> Iterator[Bars | Lines]:
         yield Lines(console)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
@@ -82,7 +94,7 @@ def display(console: Console) -> Iterator[Bars | Lines]:
 @contextmanager
 def progress_display(progress: bool | None) -> Iterator[Callable[[Experiment], None]]:
     """A function that shows the progress of an experiment on standard error; None: only in a terminal or notebook."""
-    console = Console(stderr=True, highlight=False)
+    console = PlainConsole(stderr=True)
     if progress is None:
         progress = console.is_jupyter or console.is_terminal
     if not progress:
@@ -100,13 +112,13 @@ def progress_display(progress: bool | None) -> Iterator[Callable[[Experiment], N
 
 def _describe_state(data: Json) -> str:
     reason = f" ({data['reason']})" if data.get("reason") else ""
-    return f"{data.get('status')}{reason}"
+    return printable(f"{data.get('status')}{reason}")
 
 
 def _describe_stage(data: Json) -> str:
     seed = f"seed {data['seed']}" if data.get("seed") is not None else ""
-    return ", ".join(str(part) for part in (seed, data.get("arm"), data.get("stage")) if part)
+    return printable(", ".join(str(part) for part in (seed, data.get("arm"), data.get("stage")) if part))
 
 
 def _describe_warning(data: Json) -> str:
-    return f"warning: {_describe_stage(data)}: {data.get('message')}"
+    return printable(f"warning: {_describe_stage(data)}: {data.get('message')}")

@@ -13,6 +13,7 @@ import pytest
 
 from app.results.numbers.interpretation import findings
 from bdlab.commands.tables import percent
+from tests.app.sending import sent_dataset
 from tests.conftest import BDLAB, Stack
 from tests.processes import alive, command_line, descendants
 from tests.quick import QUICK
@@ -183,3 +184,18 @@ def test_an_interrupted_demo_leaves_nothing_running(tmp_path: Path) -> None:
         assert demo.wait(60) == 130
     assert not [command_line(pid) for pid in children if alive(pid)]
     assert not (tmp_path / "demo" / "home" / "address").exists()
+
+
+def test_names_are_only_text_on_the_terminal(run: Run, stack: Stack) -> None:
+    name = "a\x1b]0;title\x07\n[red]b[/red]\u202e"
+    spec = {**QUICK, "name": name, "tags": {"study": "escape"}, "training": {"epochs": 500}}
+    stack.post(f"/v1/experiments/{stack.submit(spec)}:cancel")
+    dataset_id = sent_dataset(stack.client, name=name)
+    listed, fields = run("list", "--tag", "study:escape").stdout, run("datasets", "show", dataset_id).stdout
+    refused = fails(2, "list", "--tag", name, BDLAB_URL=stack.url)
+    stack.client.delete(f"/v1/datasets/{dataset_id}")
+    for text in (listed, fields, refused):
+        assert "\x1b" not in text
+        assert "\u202e" not in text
+        assert r"a\x1b]0;title\x07" in text
+        assert "[red]b[/red]" in text

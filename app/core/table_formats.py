@@ -6,12 +6,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from app.specs.printable import printable
+
 Cell = str | int | float | bool | None
 Row = Mapping[str, Cell]
 DIGITS = 4
 """Significant digits of a number in formats for people; CSV keeps all digits."""
 
+_FORMULA = re.compile(r"[=+\-@\t\n\uff1d\uff0b\uff0d\uff20]")
+"""How text begins that a spreadsheet evaluates; the last four are the same characters in full width."""
 _MARKDOWN = re.compile(r"[\\`*|<>\[\]]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+_MARKDOWN_START = re.compile(r"(\d*)([#+=.)-])")
+"""How a line of text begins that would be a heading, a list or a rule."""
 _LATEX = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -50,11 +56,14 @@ def columns(*keys: str) -> list[Column]:
 
 
 def csv(columns: Sequence[Column], rows: Sequence[Row]) -> str:
-    """CSV as in RFC 4180, with a header of keys and line feeds. None becomes an empty cell; numbers keep all digits."""
+    """CSV as in RFC 4180, with a header of keys and line feeds. None becomes an empty cell; numbers keep all digits.
+
+    Text that a spreadsheet would evaluate begins with an apostrophe.
+    """
     text = io.StringIO()
     writer = csv_writer.writer(text, lineterminator="\n")
-    writer.writerow([column.key for column in columns])
-    writer.writerows([_plain(row.get(column.key)) for column in columns] for row in rows)
+    writer.writerow([_csv_cell(column.key) for column in columns])
+    writer.writerows([_csv_cell(row.get(column.key)) for column in columns] for row in rows)
     return text.getvalue()
 
 
@@ -90,6 +99,13 @@ def shown(cell: Cell) -> str:
     return "" if cell is None else str(_plain(cell))
 
 
+def _csv_cell(cell: Cell) -> Cell:
+    if not isinstance(cell, str):
+        return _plain(cell)
+    text = cell.replace("\r\n", "\n").replace("\r", "\n")  # which the writer does not quote
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
 def _plain(cell: Cell) -> Cell:
     return str(cell).lower() if isinstance(cell, bool) else cell
 
@@ -99,9 +115,16 @@ def _numeric(column: Column, rows: Sequence[Row]) -> bool:
     return bool(cells) and all(isinstance(cell, int | float) and not isinstance(cell, bool) for cell in cells)
 
 
+def markdown_line(text: str) -> str:
+    """``text`` as one line of Markdown that is text and nothing else."""
+    line = _markdown(text)
+    start = _MARKDOWN_START.match(line)
+    return f"{start[1]}\\{line[start.start(2) :]}" if start else line
+
+
 def _markdown(text: str) -> str:
-    return " ".join(_MARKDOWN.sub(r"\\\g<0>", text).split())
+    return _MARKDOWN.sub(r"\\\g<0>", printable(" ".join(text.split())))
 
 
 def _latex(text: str) -> str:
-    return " ".join("".join(_LATEX.get(character, character) for character in text).split())
+    return "".join(_LATEX.get(character, character) for character in printable(" ".join(text.split())))

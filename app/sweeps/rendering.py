@@ -7,6 +7,7 @@ from typing import Literal
 from app.core import table_formats as export
 from app.results.numbers.schemas import Aggregate
 from app.specs.metrics import format_interval
+from app.specs.printable import printable
 from app.sweeps.matrix import METRICS
 from app.sweeps.schemas import Numbers, States, Table, TableCell
 
@@ -35,7 +36,7 @@ def csv(table: Table) -> str:
 
 def markdown(table: Table) -> str:
     """A caption and a pipe table."""
-    return f"{_caption(table)}\n\n{export.markdown(*_for_people(table))}"
+    return f"{export.markdown_line(_caption(table))}\n\n{export.markdown(*_for_people(table))}"
 
 
 def latex(table: Table) -> str:
@@ -51,7 +52,7 @@ def html(table: Table) -> str:
     for row in rows:
         attack, *texts = (escape(str(row[column.key])) for column in columns)
         body += f'<tr><th scope="row">{attack}</th>{"".join(f"<td>{text}</td>" for text in texts)}</tr>\n'
-    title = escape(table.name or "Study")
+    title = escape(printable(table.name) or "Study")
     return (
         f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{title}</title></head>\n<body>\n'
         f"<table>\n<caption>{escape(_caption(table))}</caption>\n"
@@ -73,7 +74,7 @@ def _caption(table: Table) -> str:
     over = (
         f"mean and half the 95 % interval over seeds {seeds}" if len(table.seeds) > 1 else f"of seed {seeds}"
     )
-    name = f"{' '.join(table.name.split())}: " if table.name else ""
+    name = f"{printable(' '.join(table.name.split()))}: " if table.name else ""
     return f"{name}clean accuracy / attack success rate / defense effectiveness, in percent; {over}."
 
 

@@ -18,8 +18,10 @@ from bdlab.commands.common import (
     connect,
     err,
     out,
+    print_document,
     print_json,
     print_result,
+    print_text,
 )
 from bdlab.commands.experiments import read_spec
 from bdlab.commands.following import print_id
@@ -52,7 +54,7 @@ class _StatusLine:
     def __call__(self, batch: dict[str, Any]) -> None:
         line = _describe_status(batch)
         if line != self._last:
-            err.print(line, markup=False)
+            err.print(line)
         self._last = line
 
 
@@ -72,7 +74,7 @@ def _print_batch(batch: dict[str, Any], as_json: bool) -> None:
 
 
 def _print_table(client: Client, id: str) -> None:
-    typer.echo(client.studies.page(id, "markdown"), nl=False)
+    print_document(client.studies.page(id, "markdown"))
 
 
 def _print_cells(client: Client, id: str) -> None:
@@ -161,7 +163,7 @@ def show_sweep(id: Id, url: Url = None, as_json: AsJson = False) -> None:
         if as_json:
             print_json({**sweep, "cells": list(client.sweeps.cells(id))})
             return
-        typer.echo(_describe_status(sweep))
+        print_text(_describe_status(sweep))
         _print_cells(client, id)
 
 
@@ -185,7 +187,7 @@ def table(
         if format == "json":
             print_json(client.studies.table(id))
         else:
-            typer.echo(client.studies.page(id, format), nl=False)
+            print_document(client.studies.page(id, format))
 
 
 @studies.command()

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from app.specs.printable import printable, printable_lines
 from bdlab.client import Client
+from bdlab.progress import PlainConsole
 
 OK, FAILED, BAD_INPUT, NO_SERVICE, NOT_FOUND = 0, 1, 2, 3, 4
 """Exit codes; see `bdlab.cli`."""
@@ -32,9 +33,9 @@ Url = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ExperimentId = Annotated[str, typer.Argument(metavar="ID", help="The experiment's id.")]
 
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else FILE_WIDTH)
+out = PlainConsole(soft_wrap=True, width=None if sys.stdout.isatty() else FILE_WIDTH)
 """For results: standard output."""
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+err = PlainConsole(stderr=True, soft_wrap=True)
 """For progress and warnings: standard error."""
 
 
@@ -70,9 +71,19 @@ def print_result(value: Any, as_json: bool, text: Any) -> None:
     if as_json:
         print_json(value)
     elif isinstance(text, str):
-        typer.echo(text)
+        print_text(text)
     else:
         out.print(text)
+
+
+def print_text(text: str) -> None:
+    """Print lines for people on standard output, with control characters as escapes."""
+    typer.echo(printable_lines(text))
+
+
+def print_document(text: str) -> None:
+    """Print a table for programs as it is; on a terminal with control characters as escapes."""
+    typer.echo(printable_lines(text) if sys.stdout.isatty() else text, nl=False)
 
 
 def print_fields(resource: dict[str, Any], as_json: bool) -> None:
@@ -82,4 +93,4 @@ def print_fields(resource: dict[str, Any], as_json: bool) -> None:
         return
     for name, value in resource.items():
         if name != "links" and value not in (None, {}):
-            typer.echo(f"{name}: {value if isinstance(value, str) else json.dumps(value)}")
+            print_text(f"{name}: {printable(value) if isinstance(value, str) else json.dumps(value)}")

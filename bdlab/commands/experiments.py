@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from app.specs.printable import printable
 from bdlab.commands.common import (
     FOLLOW_PATIENCE,
     AsJson,
@@ -19,6 +20,7 @@ from bdlab.commands.common import (
     out,
     print_json,
     print_result,
+    print_text,
 )
 from bdlab.commands.following import follow, print_id
 from bdlab.commands.tables import experiments_table, text_table
@@ -88,7 +90,7 @@ def logs(
         print_json(lines)
     else:
         for line in lines:
-            typer.echo(f"{line['at']} {line['message']}")
+            print_text(f"{line['at']} {printable(line['message'])}")
 
 
 def cancel(id: ExperimentId, url: Url = None, as_json: AsJson = False) -> None:

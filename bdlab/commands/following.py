@@ -42,4 +42,4 @@ def _print_end(client: Client, experiment: Experiment) -> None:
         return
     reason = (experiment.get("error") or {}).get("reason")
     message = f"bdlab: experiment {experiment['id']} {experiment['status']}"
-    err.print(f"{message}: {reason}" if reason else message, markup=False)
+    err.print(f"{message}: {reason}" if reason else message)

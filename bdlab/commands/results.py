@@ -17,6 +17,7 @@ from bdlab.commands.common import (
     Url,
     connect,
     out,
+    print_document,
     print_json,
     print_result,
 )
@@ -144,7 +145,7 @@ def _print_reproduction(client: Client, id: str, as_json: bool) -> int:
 
 def _print_experiment(client: Client, id: str, csv: bool, as_json: bool) -> None:
     if csv:
-        typer.echo(client.results_csv(id), nl=False)
+        print_document(client.results_csv(id))
     elif as_json:
         print_json(client.results(id))
     else:
@@ -169,6 +170,6 @@ def _export(client: Client, path: str, format: str | None, file: Path | None, qu
         raise CommandError("parquet is a binary format; give --out FILE")
     data = client.table(path, format or "csv", **query)
     if file is None:
-        typer.echo(data.decode(), nl=False)
+        print_document(data.decode())
     else:
         file.write_bytes(data)

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
+from app.specs.printable import printable
 from bdlab.types import Aggregate, Experiment, Results
 
 METRICS = {
@@ -19,18 +20,18 @@ METRICS = {
 
 def text_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     """A table of left-aligned texts."""
-    table = Table(title=title or None, title_justify="left")
+    table = Table(title=printable(title) or None, title_justify="left")
     for heading in headings:
         table.add_column(heading, overflow="fold", no_wrap=heading == "id")  # so that it can be copied
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(printable(str(cell)) for cell in row))
     return table
 
 
 def results_table(results: Results, title: str) -> Table:
     """Mean of every arm over its seeds; with several seeds also half the width of the 95 % interval."""
     metrics = [name for name in METRICS if any(arm["aggregate"].get(name) for arm in results["arms"])]
-    table = Table(title=title or None, title_justify="left")
+    table = Table(title=printable(title) or None, title_justify="left")
     table.add_column("arm")
     for name in metrics:
         table.add_column(METRICS[name], justify="right")
@@ -38,7 +39,7 @@ def results_table(results: Results, title: str) -> Table:
     for arm in results["arms"]:
         cells = [percent(arm["aggregate"].get(name)) for name in metrics]
         seconds = arm["aggregate"].get("seconds")
-        table.add_row(arm["arm"], *cells, f"{seconds['mean']:.1f}" if seconds else "-")
+        table.add_row(printable(arm["arm"]), *cells, f"{seconds['mean']:.1f}" if seconds else "-")
     return table
 
 

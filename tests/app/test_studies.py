@@ -300,6 +300,20 @@ TEXTS = {
 }
 
 
+def test_names_are_text_in_every_format(service: Service) -> None:
+    name, label = "# [x](http://a.b)\x1b[2J\u202e <b>", "=HYPERLINK(1)"
+    made = study(service, {"name": name, "attacks": [{"attack": {"name": "sig"}, "label": label}]})
+    texts = {
+        format: service.http.get(made["links"]["table"], params={"format": format}).text
+        for format in ("csv", "markdown", "latex", "html")
+    }
+    assert not any("\x1b" in texts[format] or "\u202e" in texts[format] for format in texts)
+    assert texts["csv"].splitlines()[1].startswith("'=HYPERLINK(1),")
+    assert texts["markdown"].startswith(r"\# \[x\](http://a.b)\\x1b\[2J\\u202e \<b\>: clean accuracy")
+    assert texts["latex"].startswith("% # [x](http://a.b)")
+    assert "<b>" not in texts["html"]
+
+
 @pytest.mark.parametrize("kind", TEXTS)
 def test_the_table_as_a_page(service: Service, finished: dict[str, Any], kind: str) -> None:
     media = {"markdown": "text/markdown", "latex": "application/x-tex", "html": "text/html"}[kind]

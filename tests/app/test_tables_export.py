@@ -3,6 +3,7 @@
 import csv
 import io
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,8 +44,19 @@ def test_latex_escapes_what_it_reads_as_commands() -> None:
     assert text == r"\textbackslash{}a\{b\}\$c\textasciitilde{}d\textasciicircum{}e 97.2 $\pm$ 0.4 \\"
 
 
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r")), min_size=1))
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d"])
+def test_csv_has_no_formulas(start: str) -> None:
+    text = export.csv(export.columns("x", "n"), [{"x": f"{start}cmd|' /C calc'!A0", "n": -0.5}])
+    (_, (cell, number)) = csv.reader(io.StringIO(text, newline=""))
+    assert (cell, number) == (f"'{start}cmd|' /C calc'!A0".replace("\r", "\n"), "-0.5")
+
+
+FORMULAS = tuple("=+-@\t\n\uff1d\uff0b\uff0d\uff20")
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), min_size=1))
 def test_csv_reads_back_as_it_was(cells: list[str]) -> None:
     text = export.csv(export.columns("id", "x"), [{"id": i, "x": cell} for i, cell in enumerate(cells)])
-    read = list(csv.DictReader(io.StringIO(text)))
-    assert [row["x"] for row in read] == cells
+    read = list(csv.DictReader(io.StringIO(text, newline="")))
+    plain = [cell.replace("\r\n", "\n").replace("\r", "\n") for cell in cells]
+    assert [row["x"] for row in read] == [f"'{x}" if x.startswith(FORMULAS) else x for x in plain]

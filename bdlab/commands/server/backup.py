@@ -46,8 +46,8 @@ def _contents(done: "BackupResult") -> str:
 def _print(done: "BackupResult", text: str, as_json: bool) -> None:
     print_result(done.model_dump(mode="json"), as_json, text)
     for remark in done.remarks:
-        err.print(remark, markup=False)
+        err.print(remark)
     for key in done.damaged:
-        err.print(f"damaged, not copied: {key}", markup=False)
+        err.print(f"damaged, not copied: {key}")
     if done.damaged:
         raise typer.Exit(FAILED)

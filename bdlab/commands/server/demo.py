@@ -59,7 +59,7 @@ def _run_experiment(client: Client, folder: Path, as_json: bool) -> int:
 
     id = client.submit(read_spec(str(SPEC)))["id"]
     err.print(f"Submitted {SPEC.name} to {client.url} as experiment {id}")
-    err.print(f"Watch it at {client.url}/experiments/{id}", markup=False, soft_wrap=True)
+    err.print(f"Watch it at {client.url}/experiments/{id}", soft_wrap=True)
     code = follow(client, id, as_json=as_json)
     if code != OK:
         return code
@@ -75,7 +75,7 @@ def _run_experiment(client: Client, folder: Path, as_json: bool) -> int:
     out.print(" ".join(finding.text for finding in findings(results["arms"], client.experiment(id)["spec"])))
     out.print(f"\nNumbers: {_short_path(folder / 'results.json')}\nFigures:")
     for path in figures:
-        out.print(f"  {_short_path(path)}", markup=False)
+        out.print(f"  {_short_path(path)}")
     return OK
 
 

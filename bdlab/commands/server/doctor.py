@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import typer
 
-from bdlab.commands.common import FAILED, OK, AsJson, print_json
+from bdlab.commands.common import FAILED, OK, AsJson, print_json, print_text
 
 LABELS = {"ok": "ok     ", "warning": "warning", "error": "ERROR  "}
 
@@ -21,7 +21,7 @@ def doctor(as_json: AsJson = False) -> None:
         findings.append(finding)
         if not as_json:
             mend = f". To mend it: {finding.mend}" if finding.mend else ""
-            typer.echo(f"{LABELS[finding.state]}  {finding.check}: {finding.detail}{mend}")
+            print_text(f"{LABELS[finding.state]}  {finding.check}: {finding.detail}{mend}")
     is_broken = any(finding.state == "error" for finding in findings)
     if as_json:
         print_json({"ok": not is_broken, "checks": [asdict(finding) for finding in findings]})

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bdlab.commands.common import AsJson, CommandError, print_json
+from bdlab.commands.common import AsJson, CommandError, print_json, print_text
 from bdlab.commands.server.extras import first_fault
 
 
@@ -46,6 +46,6 @@ def gc(
         print_json(report.model_dump(mode="json"))
         return
     for line in describe(report):
-        typer.echo(line)
+        print_text(line)
     if not delete:
-        typer.echo("this was a dry run; --delete does it")
+        print_text("this was a dry run; --delete does it")
