@@ -45,6 +45,7 @@ def test_keys_are_made_listed_used_limited_and_revoked(tmp_path: Path) -> None:
     ("code", "words", "named"),
     [
         (2, ["create", "--scope", "root"], "root"),
+        (2, ["create", "--owner", "LOCAL"], "owner: differs only in case from 'local'"),
         (4, ["revoke", "nothing"], "nothing"),
     ],
 )

@@ -181,6 +181,15 @@ def test_a_wrong_request_names_the_field(made: People, body: dict[str, Any], fie
     assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, field)
 
 
+def test_owners_that_differ_only_in_case_are_refused(made: People) -> None:
+    root = made.of("root")
+    assert root.post("/v1/keys", json={"owner": "Vision-Team"}).status_code == 201
+    answer = root.post("/v1/keys", json={"owner": "vision-team"})
+    assert (answer.status_code, answer.json()["errors"][0]["value"]) == (422, "vision-team")
+    assert "differs only in case from 'Vision-Team'" in answer.json()["detail"]
+    assert root.post("/v1/keys", json={"owner": "Vision-Team"}).status_code == 201
+
+
 def test_what_carries_a_backdoor_needs_its_own_scope(made: People) -> None:
     ann, careful = made.of("ann"), made.of("ann", "read", "write")
     experiment = submitted(ann)

@@ -37,6 +37,11 @@ def owner(session: Session, name: str) -> Owner | None:
     return session.scalars(select(Owner).where(Owner.name == name)).one_or_none()
 
 
+def owner_in_any_case(session: Session, name: str) -> Owner | None:
+    """An owner whose name differs from ``name``, which is ASCII, only in case, or not at all."""
+    return session.scalars(select(Owner).where(func.lower(Owner.name) == name.lower()).limit(1)).one_or_none()
+
+
 def owners(session: Session, after: str | None, limit: int) -> Sequence[Owner]:
     """Owners sorted by name, starting after ``after``."""
     query = select(Owner).order_by(Owner.name).limit(limit)

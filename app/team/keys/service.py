@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.core.context import Context
 from app.core.database import Database, new_id, utcnow
-from app.core.errors import require
+from app.core.errors import InvalidError, require
 from app.core.pagination import paginate, paginate_by_age
 from app.tables.keys import ApiKey
 from app.tables.owners import Owner
@@ -21,11 +21,17 @@ from app.team.keys.secrets import Pepper, prefix_of
 
 
 def create(database: Database, pepper: Pepper, request: KeyRequest) -> NewKeyOut:
-    """Create a key, and its owner if it is new. The key is in the result and stored nowhere."""
+    """Create a key, and its owner if it is new. The key is in the result and stored nowhere.
+
+    Raises InvalidError for a new owner whose name differs from another one's only in case: people would mistake them.
+    """
     new, now = pepper.new(), utcnow()
     with database.whole.writing() as session:
         owner = repository.owner(session, request.owner)
         if owner is None:
+            if (other := repository.owner_in_any_case(session, request.owner)) is not None:
+                message = f"differs only in case from {other.name!r}; allowed: that owner, or another name"
+                raise InvalidError.of("owner", request.owner, message)
             owner = Owner(id=new_id(), name=request.owner, created_at=now)
         row = ApiKey(
             prefix=new.prefix,

@@ -66,7 +66,7 @@ def _as_command_error(error: Exception) -> CommandError | None:
     from pydantic import ValidationError
     from sqlalchemy.exc import SQLAlchemyError
 
-    from app.core.errors import NotFoundError
+    from app.core.errors import InvalidError, NotFoundError
     from app.core.objects import ObjectStoreError
     from app.operations.backup.databases import BackupError
 
@@ -74,8 +74,8 @@ def _as_command_error(error: Exception) -> CommandError | None:
         case ValidationError() if error.title == "Settings":
             field, value, message = first_fault(error)
             return CommandError(f"BDLAB_{field.upper()}={value!r} is not allowed: {message}", BAD_INPUT)
-        case NotFoundError():
-            return CommandError(error.detail, NOT_FOUND)
+        case NotFoundError() | InvalidError():
+            return CommandError(error.detail, NOT_FOUND if error.status == 404 else BAD_INPUT)
         case BackupError():
             return CommandError(str(error), BAD_INPUT)
         case ObjectStoreError():
