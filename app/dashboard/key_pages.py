@@ -3,10 +3,12 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import RedirectResponse
 
 from app.core.context import Ctx
-from app.core.security import ADMIN, SCOPES
+from app.core.security import ADMIN, READ, SCOPES, needs, public
 from app.dashboard.rendering import PageRoute, page
+from app.team.access import BASIC
 from app.team.keys import service as keys
 from app.team.keys.schemas import LimitsIn
 
@@ -38,3 +40,24 @@ def show_keys(
         next_cursor=next_cursor,
         next_owners_cursor=next_owners_cursor,
     )
+
+
+@router.post("/logout")
+@needs(READ)
+def log_out() -> RedirectResponse:
+    """Make the browser forget the key, which it sends as a password; there is no session on the server that could end.
+
+    `Clear-Site-Data` does that where the browser knows it and the connection is to be trusted (TLS, or this machine).
+    """
+    return RedirectResponse("/logout", status_code=303, headers={"Clear-Site-Data": '"cookies", "storage"'})
+
+
+@router.get("/logout")
+@public
+def logged_out(request: Request) -> Response:
+    """Say that the browser is logged out; one that still sends a key is made to drop it, by refusing it with 401."""
+    if "authorization" not in request.headers:
+        return page(request, "logged_out.html")
+    response = page(request, "logged_out.html", status=401)
+    response.headers["WWW-Authenticate"] = BASIC
+    return response

@@ -33,6 +33,8 @@ CACHE_SECONDS = 1.0
 CACHE_SIZE = 1000
 LAST_USED_PRECISION = timedelta(minutes=1)
 COMMAND = "`bdlab keys create`"
+BASIC = 'Basic realm="backdoor-lab: any name, and a key as password"'
+"""The challenge that makes a browser ask for a key."""
 PROXY_HEADERS = frozenset(
     {
         "cdn-loop",
@@ -92,7 +94,7 @@ class Authenticator:
             self._cache[cache_key] = (time.monotonic() + CACHE_SECONDS, result)
         if isinstance(result, str):
             browser = "text/html" in request.headers.get("accept", "")
-            scheme = 'Basic realm="backdoor-lab: any name, and a key as password"' if browser else "Bearer"
+            scheme = BASIC if browser else "Bearer"
             raise UnauthorizedError(result, headers={"WWW-Authenticate": scheme})
         if result.key is None:
             _check_local(request)

@@ -14,7 +14,7 @@ from app.webhooks import outbox
 from tests.app.people import ALL, People, people, stored, submitted
 from tests.app.sending import sent_dataset, sent_model
 
-PUBLIC = {"/healthz", "/readyz", "/metrics", "/docs", "/v1/downloads/{token}"}
+PUBLIC = {"/healthz", "/readyz", "/metrics", "/docs", "/logout", "/v1/downloads/{token}"}
 """Routes for everybody. A route gets here by ``@public``, and only if it shows nothing of anybody's, or nothing
 without a signature of ours."""
 

@@ -1,11 +1,13 @@
 """The pages of keys, limits and webhooks."""
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
+from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import expect
 
 from app.settings import Settings
@@ -33,6 +35,27 @@ def sending(made: People) -> Iterator[None]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[People]:
     with people(tmp_path_factory.mktemp("keys"), webhook_private=True) as running:
         yield running
+
+
+def test_the_browser_forgets_the_key_at_log_out(open_tab: OpenTab, made: People) -> None:
+    key, url = made.key("ann", "read"), made.service.url
+    page = open_tab(url).page
+    page.goto(url.replace("http://", f"http://me:{key}@") + "/keys")
+    page.goto(f"{url}/keys")  # the browser has remembered the key
+    page.get_by_role("button", name="Log out").click()
+    expect(page.get_by_role("heading")).to_have_text("You are logged out")
+    with page.expect_response(f"{url}/keys") as answer, contextlib.suppress(PlaywrightError):
+        page.goto(f"{url}/keys")  # a browser without a window has nobody to ask, which is an error
+    assert answer.value.status == 401
+
+
+def test_a_browser_that_still_sends_the_key_is_refused_at_log_out(made: People) -> None:
+    still = httpx2.get(f"{made.service.url}/logout", auth=("me", made.key("ann")))
+    assert (still.status_code, still.headers["WWW-Authenticate"].partition(" ")[0]) == (401, "Basic")
+    assert "You are logged out" in still.text
+    foreign = {"Origin": "https://evil.example"}
+    auth = ("me", made.key("ann"))
+    assert httpx2.post(f"{made.service.url}/logout", auth=auth, headers=foreign).status_code == 403
 
 
 def test_a_key_is_created_shown_once_used_and_revoked(open_tab: OpenTab, made: People) -> None:
