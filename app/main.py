@@ -91,6 +91,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         dependencies=[Depends(authorize)],
         docs_url=None,  # the dashboard serves it without a CDN
         redoc_url=None,
+        redirect_slashes=False,  # Starlette's redirect repeats the Host of the request
     )
     app.state.telemetry = Telemetry(app.version)
     errors.install(app)

@@ -175,6 +175,7 @@ def test_a_link_does_not_repeat_the_host_of_the_request(
     path = f"/v1/artifacts/{files['empty.txt']['id']}/link"
     foreign = {"Host": "elsewhere:1"}
     assert service.http.get(path, headers=foreign).json()["url"].startswith("/v1/downloads/")
+    assert "Location" not in service.http.get("/v1/experiments/", headers=foreign).headers
     with serving(service.settings.model_copy(update={"public_url": "https://bdlab.example.org/"})) as known:
         url = known.http.get(path, headers=foreign).json()["url"]
         assert url.startswith("https://bdlab.example.org/v1/downloads/")
