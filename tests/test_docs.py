@@ -146,6 +146,12 @@ def test_every_make_target_in_the_documents_exists() -> None:
         assert set(re.findall(r"(?:^|`)make ([a-z]+)", path.read_text(), re.MULTILINE)) <= targets, path
 
 
+def test_every_test_that_is_named_exists() -> None:
+    named = {name for path in DOCS for name in re.findall(r"`(tests/[\w/]+\.py)`", path.read_text())}
+    assert "tests/app/test_keys.py" in named
+    assert not [name for name in named if not (ROOT / name).is_file()]
+
+
 def test_every_setting_that_is_named_exists_and_every_one_is_documented() -> None:
     for path in [*DOCS, COMPOSE, ROOT / "Dockerfile", ROOT / "Makefile"]:
         named = set(re.findall(r"BDLAB_[A-Z_]+[A-Z]", path.read_text()))
