@@ -96,7 +96,7 @@ class Settings(BaseSettings):
     public_url: str = Field(
         "",
         description="This service's URL for its clients, such as https://bdlab.example.org; empty: links to files are "
-        "paths, except under `bdlab up`, which knows its address.",
+        "paths, except for clients on this machine.",
         pattern=r"^(https?://[^/?#\s]+[^?#\s]*)?$",
     )
     proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode] = Field(

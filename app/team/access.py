@@ -162,7 +162,7 @@ def _check_local(request: Request) -> None:
     """Accept requests to an open service only from this machine, under a host name that no other website can have.
 
     Without the check of the name a website could reach the service by DNS rebinding. What a proxy forwards may come
-    from anywhere, whatever address its headers claim, so it is refused, and so is a sender without a known address.
+    from anywhere, whatever address its headers claim.
     """
     host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
     if "." in host and not host.endswith(".localhost") and not is_address(host):
@@ -170,13 +170,18 @@ def _check_local(request: Request) -> None:
             f"without an API key only local requests are accepted, to localhost and not to {host!r}; "
             f"create a key with {COMMAND}"
         )
-    peer = request.client.host if request.client else "localhost"  # a Unix socket
-    if not is_loopback(peer) or any(map(_of_a_proxy, request.headers)):
+    if not is_local(request):
         raise UnauthorizedError(
             "without an API key only local requests are accepted, and none that a proxy forwards; "
             f"create a key with {COMMAND} where the service runs",
             headers={"WWW-Authenticate": "Bearer"},
         )
+
+
+def is_local(request: Request) -> bool:
+    """Whether the sender is on this machine, as far as the connection and the lack of a proxy's headers tell."""
+    peer = request.client.host if request.client else "localhost"  # a Unix socket
+    return is_loopback(peer) and not any(map(_of_a_proxy, request.headers))
 
 
 def _of_a_proxy(header: str) -> bool:

@@ -204,6 +204,17 @@ def test_what_carries_a_backdoor_needs_its_own_scope(made: People) -> None:
     assert "'artifacts:backdoored'" in careful.get(f"/v1/artifacts/{bad}/content").json()["detail"]
 
 
+def test_a_link_for_somebody_elsewhere_is_a_path(made: People) -> None:
+    """The service does not know under which name a proxy has it, and does not believe the request."""
+    eve = made.of("eve")
+    link = f"/v1/artifacts/{stored(made.service, submitted(eve))}/link"
+    assert (
+        eve.get(link, headers={"Host": "evil"}).json()["url"].startswith(f"{made.service.url}/v1/downloads/")
+    )
+    forwarded = {"Host": "evil", "X-Forwarded-For": "203.0.113.7"}
+    assert eve.get(link, headers=forwarded).json()["url"].startswith("/v1/downloads/")
+
+
 def test_the_use_of_a_key_is_noted_once_a_minute(made: People) -> None:
     key = made.key("ann")
     client = made.client(key)

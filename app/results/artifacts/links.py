@@ -15,17 +15,14 @@ SIGNATURE = 16
 PURPOSE = b"download "  # so that no other signature by the same secret is a valid link
 
 
-def make(context: Context, artifact: Artifact, seconds: int) -> Link:
-    """A link that expires after ``seconds``: a URL, or a path if the service does not know its own URL.
-
-    The request's ``Host`` is not used, since it may come from somebody else than the reader of the link.
-    """
+def make(context: Context, artifact: Artifact, seconds: int, base_url: str) -> Link:
+    """A link that expires after ``seconds``. ``base_url`` is this service's URL as the client sees it, or empty."""
     expires = utcnow() + timedelta(seconds=seconds)
     url = context.objects.signed_url(artifact.object_key, seconds, context.settings.objects_public_endpoint)
     if url is None:
         payload = f"{artifact.id} {expires.timestamp()}".encode()
         token = urlsafe_b64encode(context.signer.sign(PURPOSE + payload) + payload).decode().rstrip("=")
-        url = f"{context.settings.public_url.rstrip('/')}/v1/downloads/{token}"
+        url = f"{base_url.rstrip('/')}/v1/downloads/{token}"
     return Link(
         url=url,
         expires_at=expires,

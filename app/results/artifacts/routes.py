@@ -15,6 +15,7 @@ from app.results.artifacts.schemas import Artifacts, Link
 from app.results.artifacts.serving import serve
 from app.specs.artifacts import ArtifactKind
 from app.tables.artifacts import Artifact
+from app.team.access import is_local
 from app.team.audit.middleware import force_audit
 
 router = APIRouter(prefix="/v1", tags=["artifacts"])
@@ -84,12 +85,12 @@ def link(
     """Anyone who has the link can download the file until the link expires. A link cannot be revoked.
 
     With S3 the link leads directly to the bucket, so large files do not pass through this service; otherwise it leads
-    to `GET /v1/downloads/{token}`, as a path unless `BDLAB_PUBLIC_URL` is set. A file that carries a backdoor requires
-    a key with the scope `artifacts:backdoored`.
+    to `GET /v1/downloads/{token}`, as a path if the service does not know its URL. A file that carries a backdoor
+    requires a key with the scope `artifacts:backdoored`.
     """
     artifact = service.get_artifact(context, artifact_id)
     check_scope(request, context, artifact)
-    return links.make(context, artifact, seconds)
+    return links.make(context, artifact, seconds, context.settings.public_url or _url_of_connection(request))
 
 
 @router.get(
@@ -111,6 +112,14 @@ async def download(
     """The target of `GET /v1/artifacts/{artifact_id}/link` if files are stored in a folder. It needs no key."""
     artifact = await run_in_threadpool(links.follow, context, token)
     return await serve(request, context, artifact)
+
+
+def _url_of_connection(request: Request) -> str:
+    """The service's URL for a sender on this machine, else empty: the ``Host`` of a request may be anybody's."""
+    host, port = request.scope.get("server") or ("", None)
+    if port is None or not is_local(request):
+        return ""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def check_scope(request: Request, context: Context, artifact: Artifact) -> None:

@@ -39,7 +39,7 @@ class Link(BaseModel):
     """A link to a file that needs no key, and the hash and size to check the download."""
 
     url: str = Field(
-        description="A path of this service if it stores files itself and `BDLAB_PUBLIC_URL` is not set."
+        description="A path if `BDLAB_PUBLIC_URL` is not set and the request comes from another machine."
     )
     expires_at: datetime
     file_name: str = Field(examples=["seed-0_abl_curves.png"])
