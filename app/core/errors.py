@@ -225,11 +225,6 @@ def install(app: FastAPI) -> None:
         detail = "the client closed the connection before the body was complete"
         return answer_app_error(request, BadRequestError(detail))
 
-    def answer_disconnect(request: Request, _error: Exception) -> Response:
-        """Nobody reads this answer, but the log and the audit log have its status."""
-        detail = "the client closed the connection before the body was complete"
-        return answer_app_error(request, BadRequestError(detail))
-
     app.add_exception_handler(AppError, answer_app_error)
     app.add_exception_handler(ClientDisconnect, answer_disconnect)
     for fault in FAULTS:

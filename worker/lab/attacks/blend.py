@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from app.specs.attack import Blend
-from app.specs.pictures import PictureError, decode
 from worker.lab.attacks.base import Attack, AttackLab, Prepared, State, Trigger, to_uint8
 from worker.lab.attacks.patterns import decode_pattern
 from worker.lab.compute import seeded_generator
