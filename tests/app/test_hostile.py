@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from app.operations import schema
 from app.operations.child_process import before_exec
 from app.settings import Settings
 from tests.app.conftest import Service, serve
+from tests.app.people import People, people
 from tests.processes import wait_for
 
 MOST_BODY, MOST_UPLOAD = 2**20, 8 * 2**20
@@ -199,3 +201,65 @@ def quick_while_dripping(service: Service, slow: list[socket.socket], until: flo
             answer += piece
         found.append(answer)
     return found
+
+
+def answered(connection: socket.socket) -> tuple[int, bytes]:
+    """Status and text of the answer, after which the connection must be closed."""
+    answer = b""
+    while piece := connection.recv(65536):
+        answer += piece
+    return int(answer.split()[1]), answer
+
+
+def begin(service: Service, path: str, key: str = "", length: int = 4 * 2**20) -> socket.socket:
+    """Send a request without its body."""
+    connection = connect(service.url)
+    sender = f"Authorization: Bearer {key}\r\n" if key else ""
+    form = "Content-Type: multipart/form-data; boundary=b\r\n"
+    connection.sendall(
+        f"POST {path} HTTP/1.1\r\nHost: x\r\n{sender}{form}Content-Length: {length}\r\n\r\n".encode()
+    )
+    return connection
+
+
+PREDICT = "/v1/experiments/x/predict"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[People]:
+    with people(tmp_path_factory.mktemp("home")) as running:
+        yield running
+
+
+@pytest.mark.parametrize("key", ["", "bdlab_abcdefgh_wrong"])
+@pytest.mark.parametrize("path", [PREDICT, "/v1/sweeps", "/v1/models"])
+def test_no_body_is_read_without_a_valid_key(made: People, path: str, key: str) -> None:
+    began = time.monotonic()
+    with begin(made.service, path, key) as connection:
+        status, answer = answered(connection)  # although no byte of the body was sent
+    assert time.monotonic() - began < 10
+    assert status == 401
+    assert b"connection: close" in answer.lower()
+    assert b"application/problem+json" in answer
+
+
+def test_each_route_has_a_limit_of_its_own(made: People) -> None:
+    root = made.of("root")
+    for path, limit in (("/v1/keys", 2**16), ("/v1/webhooks", 2**16), ("/v1/sweeps", 2**20)):
+        answer = root.post(path, content=b" " * (limit + 1), headers=JSON)
+        assert (answer.status_code, f"at most {limit} bytes" in answer.json()["detail"]) == (413, True)
+
+
+def test_large_bodies_of_one_owner_in_flight_are_limited(made: People) -> None:
+    ann, bob = made.key("ann"), made.key("bob")
+    with ExitStack() as stack:
+        slow = [stack.enter_context(begin(made.service, PREDICT, ann)) for _ in range(5)]
+        (fifth,), _, _ = select.select(slow, [], [], 10)
+        status, answer = answered(fifth)
+        assert status == 429
+        assert b"bytes of requests in flight" in answer
+        assert b"retry-after: 1" in answer.lower()
+        assert made.client(ann).post("/v1/experiments", json={}).status_code == 202
+        assert made.client(bob).post(PREDICT, files={"image": bytes(10**6)}).status_code == 422
+    form = {"files": {"image": bytes(4 * 2**20)}}
+    wait_for(lambda: made.client(ann).post(PREDICT, **form).status_code == 422, "room", 10)
