@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import httpx2
 import pytest
 
 from app.core import request_middleware
-from app.operations import schema
+from app.operations import schema, server
 from app.operations.child_process import before_exec
 from app.settings import Settings
 from tests.app.conftest import Service, serve
@@ -263,3 +263,40 @@ def test_large_bodies_of_one_owner_in_flight_are_limited(made: People) -> None:
         assert made.client(bob).post(PREDICT, files={"image": bytes(10**6)}).status_code == 422
     form = {"files": {"image": bytes(4 * 2**20)}}
     wait_for(lambda: made.client(ann).post(PREDICT, **form).status_code == 422, "room", 10)
+
+
+def test_headers_that_drip_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a new connection, and on one that has had its answer."""
+    monkeypatch.setattr(server, "HEADER_SECONDS", 0.5)
+    with serve(Settings(home=tmp_path), http=server.TimedProtocol) as service, ExitStack() as stack:
+        silent, dripping, second = (stack.enter_context(connect(service.url)) for _ in range(3))
+        whole = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+        second.sendall(whole)
+        assert is_served(second)
+        began = time.monotonic()
+        dripping.sendall(whole[:-2])
+        while time.monotonic() < began + 0.8:
+            for connection in (dripping, second):
+                with suppress(OSError):  # closed meanwhile
+                    connection.sendall(b"X")
+            assert service.http.get("/healthz").status_code == 200
+            time.sleep(0.1)
+        for connection in (silent, dripping, second):
+            with suppress(ConnectionResetError):
+                assert connection.recv(65536) == b""
+        assert time.monotonic() - began < 5
+        slow = stack.enter_context(connect(service.url))
+        for part in (whole[:10], whole[10:]):
+            time.sleep(0.2)
+            slow.sendall(part)
+        assert is_served(slow)
+        time.sleep(0.6)
+        slow.sendall(whole)
+        assert is_served(slow), "the pause between two requests has another limit"
+
+
+def is_served(connection: socket.socket) -> bool:
+    answer = b""
+    while not answer.endswith(b"}") and (piece := connection.recv(65536)):
+        answer += piece
+    return answer.startswith(b"HTTP/1.1 200")
