@@ -11,6 +11,7 @@ from fastapi import Depends, FastAPI
 from app.core import errors, logs, openapi, tracing
 from app.core.context import Context
 from app.core.request_middleware import RequestMiddleware
+from app.core.security import keep_files_private
 from app.dashboard import DASHBOARD
 from app.dashboard.rendering import STATIC, Static
 from app.data.catalog.missing_plugins import warn_of_missing_plugins
@@ -72,6 +73,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     Without ``settings`` they come from the environment, and logs and traces of the process are configured too.
     """
     if settings is None:
+        keep_files_private()
         settings = Settings()
         logs.configure("api", settings)
         tracing.configure("api")

@@ -199,6 +199,7 @@ def _check_torch() -> None:
 def _lock_home(home: Path) -> Iterator[None]:
     """Hold the folder's lock. Raises StartError if another service holds it."""
     home.mkdir(parents=True, exist_ok=True)
+    home.chmod(0o700)  # it may be older than the command's umask
     with (home / "lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

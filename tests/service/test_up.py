@@ -32,3 +32,13 @@ def test_a_service_without_keys_cannot_listen_to_other_machines(stack: Stack) ->
     assert public.returncode == 1
     assert "there is no API key; create one with `bdlab keys create`" in public.stderr
     assert not (stack.home / "other" / "logs").exists()
+
+
+def test_nobody_else_can_read_the_files_of_a_service(stack: Stack) -> None:
+    stack.submit({"training": {"epochs": 1}, "model": {"name": "small_cnn", "width": 4}})
+    stack.eventually(lambda: list((stack.home / "objects").rglob("*")), 60, "no object was written")
+    # Data folders may be shared by services, so their files are left as they are; this one is under the folder.
+    paths = [stack.home, *(p for p in stack.home.rglob("*") if stack.home / "data" not in p.parents)]
+    modes = {str(path): path.lstat().st_mode & 0o077 for path in paths if path.exists()}
+    assert len(modes) > 15
+    assert {path: oct(mode) for path, mode in modes.items() if mode} == {}
