@@ -65,7 +65,7 @@ def up(settings: Settings, host: str = "127.0.0.1", port: int = 8000) -> int:
                 stack.enter_context(_publish_address(settings.home_dir / "address", url))
                 echo(f"ready at {url}: the dashboard; the API page is {url}/docs (Ctrl-C stops)")
             while not stop.wait(0.1):
-                processes.restart_dead()
+                processes.look_after_children()
             echo("stopping")
     except StartError as error:
         print(f"bdlab up: {error}", file=sys.stderr)
@@ -121,9 +121,9 @@ class ProcessTree:
             if child.process is None:
                 child.start()
 
-    def restart_dead(self) -> None:
+    def look_after_children(self) -> None:
         for child in self.children:
-            child.restart_if_dead(echo)
+            child.look_after(echo)
 
     def wait_for(self, ready: Callable[[], bool], what: str, stop: threading.Event) -> None:
         """Wait until ``ready()`` or ``stop``. Raises StartError if a child keeps dying, or at the timeout."""
@@ -131,7 +131,7 @@ class ProcessTree:
         while not stop.is_set() and not ready():
             for child in self.children:
                 if child.process is not None or child.deaths:
-                    child.restart_if_dead(echo)
+                    child.look_after(echo)
                 if child.deaths >= MAX_START_DEATHS:
                     raise StartError(f"{child.name} cannot start; the end of {child.log}:\n{child.tail()}")
             if time.monotonic() > deadline:
