@@ -149,7 +149,7 @@ class RequestMiddleware:
                     size = self._hold(owner_id, headers, self._limit(scope["path"], headers))
                     receive = await self._read_body(headers, receive, size)
                 else:
-                    receive = _no_body
+                    receive = _replayed(b"", False, receive)
             await self.app(scope, receive, send)
         except (BadRequestError, StalledError, TooLargeError, TooManyError, UnavailableError) as error:
             await _refusal(scope, error)(scope, receive, send)
@@ -190,12 +190,7 @@ class RequestMiddleware:
         # element of every JSON array and object follow a comma, so counting commas bounds the values without parsing.
         if not _is_form(headers) and body.count(b",") > self.max_values:
             raise TooLargeError(f"the body has too many values; at most {self.max_values} are allowed")
-        pending: list[Message] = [{"type": "http.request", "body": body, "more_body": more}]
-
-        async def replay() -> Message:
-            return pending.pop() if pending else await receive()
-
-        return replay
+        return _replayed(body, more, receive)
 
 
 def _has_body(headers: Headers) -> bool:
@@ -206,8 +201,14 @@ def _is_form(headers: Headers) -> bool:
     return headers.get("content-type", "").startswith("multipart/form-data")
 
 
-async def _no_body() -> Message:
-    return {"type": "http.request", "body": b"", "more_body": False}
+def _replayed(body: bytes, more: bool, receive: Receive) -> Receive:
+    """A ``receive`` that returns ``body`` first, then what comes after it: the end of the connection."""
+    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": more}]
+
+    async def replay() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return replay
 
 
 def _refusal(scope: Scope, error: AppError) -> ASGIApp:
