@@ -1,5 +1,6 @@
 """The control plane as an ASGI application: ``uvicorn app.main:create_app --factory --no-proxy-headers``."""
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -10,6 +11,7 @@ from fastapi import Depends, FastAPI
 from app.core import errors, logs, openapi, tracing
 from app.core.context import Context
 from app.core.request_middleware import RequestMiddleware
+from app.core.security import keep_files_private
 from app.dashboard import DASHBOARD
 from app.dashboard.rendering import STATIC, Static
 from app.data.catalog.missing_plugins import warn_of_missing_plugins
@@ -31,12 +33,15 @@ from app.results.numbers.routes import router as results
 from app.results.search.routes import router as search
 from app.settings import Settings
 from app.sweeps.routes import router as sweeps
-from app.team.access import Authenticator, authorize
+from app.team.access import Authenticator, authorize, recognize
 from app.team.audit.middleware import AuditMiddleware
 from app.team.audit.routes import router as audit
 from app.team.keys.routes import router as keys
 from app.webhooks.routes import router as webhooks
 
+LARGE_BODIES = re.compile(r"/v1/(experiments|sweeps|studies|previews)(/[^/]+)?(:[a-z]+)?")
+"""Paths of requests that contain specs."""
+PICTURES = re.compile(r"/v1/experiments/[^/]+/predict")
 VALUES_PER_CELL = 50
 """Values that a request body may contain per allowed sweep cell: the largest bodies list the cells of a sweep."""
 DESCRIPTION = """
@@ -68,6 +73,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     Without ``settings`` they come from the environment, and logs and traces of the process are configured too.
     """
     if settings is None:
+        keep_files_private()
         settings = Settings()
         logs.configure("api", settings)
         tracing.configure("api")
@@ -102,6 +108,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         max_form=settings.max_image_bytes,
         max_values=VALUES_PER_CELL * settings.max_sweep_cells,
         observe=app.state.telemetry.observe,
+        recognize=recognize,
+        large=LARGE_BODIES,
+        pictures=PICTURES,
         streamed=STREAMED,
     )
     if settings.proxies:

@@ -77,6 +77,12 @@ class RetentionPolicy(Input):
     stage_days: float | None = Field(
         None, description="Cached stages not used for so many days are deleted.", gt=0, le=36_500
     )
+    audit_days: float | None = Field(
+        None,
+        description="Audit entries older than this are deleted; null: none. Younger ones than 30 days never can be.",
+        ge=31,  # a day more, since the database compares with its own clock
+        le=36_500,
+    )
     grace_hours: float = Field(
         24.0, description="Minimum age of orphans before they are deleted.", ge=1, le=8760
     )

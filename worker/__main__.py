@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from app.core.broker import CHECKS, INTERACTIVE
+from app.core.security import keep_files_private
 from app.specs.placement import CPU, GPU, KINDS
 from worker.device import find_device
 
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--gpu", metavar="N", help="number or UUID of the GPU to use; none: use no GPU")
     parser.add_argument("--queue", choices=KINDS, help="default: gpu if one is visible, else cpu")
     options = parser.parse_args(arguments)
+    keep_files_private()
     if options.gpu is not None:
         # Set before any library initializes CUDA. nvidia-smi numbers GPUs in the order of the PCI bus.
         os.environ |= {

@@ -102,6 +102,11 @@ def is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
+def keep_files_private() -> None:
+    """Let nobody but this process's user read or write the files that it and its children create from now on."""
+    os.umask(0o077)
+
+
 class Signer:
     """Signs byte strings and verifies the signatures."""
 

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.3, 30.0
 STEADY_SECONDS = 60.0
 MAX_LOG_BYTES = 20_000_000
+"""A larger log is kept as ``.log.1``, instead of the one before it, and a new one is begun."""
 PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -45,8 +47,6 @@ class Child:
         """Start the command. Raises OSError if it cannot be started."""
         self.prepare(self)
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        if self.log.exists() and self.log.stat().st_size > MAX_LOG_BYTES:
-            self.log.replace(self.log.with_suffix(".log.1"))
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 self.command,
@@ -60,8 +60,9 @@ class Child:
             )
         self._started_at = time.monotonic()
 
-    def restart_if_dead(self, echo: Callable[[str], None]) -> None:
-        """Restart the child if it died, with exponential backoff."""
+    def look_after(self, echo: Callable[[str], None]) -> None:
+        """Bound the size of its log, and restart the child if it died, with exponential backoff."""
+        self._rotate_log()
         if self.process is None:
             if time.monotonic() >= self._start_at:
                 try:
@@ -110,6 +111,19 @@ class Child:
         """The last lines of its log."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join(text.splitlines()[-lines:])
+
+    def _rotate_log(self) -> None:
+        """Keep what is in a large log as ``.log.1`` and go on with an empty one.
+
+        Copied and truncated, as by logrotate's copytruncate: the child, its own children, and Valkey append to the open
+        file, so that none of them needs to know. A line written between the two steps is lost.
+        """
+        with contextlib.suppress(
+            OSError
+        ):  # without a log, or with a full disk, the child still has to be looked after
+            if self.log.stat().st_size > MAX_LOG_BYTES:
+                shutil.copyfile(self.log, self.log.with_suffix(".log.1"))
+                os.truncate(self.log, 0)
 
     @staticmethod
     def _has_died(process: subprocess.Popen[bytes]) -> bool:

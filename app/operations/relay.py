@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.core import logs, metrics, tracing
 from app.core.broker import Broker, BrokerError
 from app.core.database import Database
+from app.core.security import keep_files_private
 from app.data.uploads.dispatch import announce
 from app.experiments import scheduling
 from app.experiments.workers import repository as workers
@@ -177,6 +178,7 @@ def _republish_lost(
 
 def main() -> None:
     """Run until SIGTERM or SIGINT."""
+    keep_files_private()
     settings = Settings()
     logs.configure("relay", settings)
     tracing.configure("relay")

@@ -75,7 +75,7 @@ def up(settings: Settings, host: str = "127.0.0.1", port: int = 8000) -> int:
                 stack.enter_context(_publish_address(settings.home_dir / "address", url))
                 echo(f"ready at {url}: the dashboard; the API page is {url}/docs (Ctrl-C stops)")
             while not stop.wait(0.1):
-                processes.restart_dead()
+                processes.look_after_children()
             echo("stopping")
     except (StartError, OSError) as error:
         place = "" if isinstance(error, StartError) or error.filename else f" ({settings.home_dir})"
@@ -133,7 +133,7 @@ class ProcessTree:
             if child.process is None:
                 self._start(child)
 
-    def restart_dead(self) -> None:
+    def look_after_children(self) -> None:
         if (
             self.broker is not None
             and self.broker.age > BROKER_START_SECONDS
@@ -142,7 +142,7 @@ class ProcessTree:
             echo("the broker's socket or folder was removed; restarting the broker")
             self.broker.reap()
         for child in self.children:
-            child.restart_if_dead(echo)
+            child.look_after(echo)
 
     def wait_for(self, ready: Callable[[], bool], what: str, stop: threading.Event) -> None:
         """Wait until ``ready()`` or ``stop``. Raises StartError if a child keeps dying, or at the timeout."""
@@ -150,7 +150,7 @@ class ProcessTree:
         while not stop.is_set() and not ready():
             for child in self.children:
                 if child.process is not None or child.deaths:
-                    child.restart_if_dead(echo)
+                    child.look_after(echo)
                 if child.deaths >= MAX_START_DEATHS:
                     raise StartError(f"{child.name} cannot start: {child.tail(1)} (see {child.log})")
             if time.monotonic() > deadline:
@@ -233,6 +233,7 @@ def _check_torch() -> None:
 def _lock_home(home: Path) -> Iterator[None]:
     """Hold the folder's lock. Raises StartError if another service holds it."""
     home.mkdir(parents=True, exist_ok=True)
+    home.chmod(0o700)  # it may be older than the command's umask
     with (home / "lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -84,7 +84,7 @@ ExtensionBody = Annotated[StudyParts, Body(openapi_examples=EXTENSION_EXAMPLES)]
 FormatQuery = Annotated[
     Format | None, Query(description="Overrides the Accept header", examples=["markdown"])
 ]
-PLANNING = Kind("requests that plan a sweep or a study", per_owner=3, width=2)
+PLANNING = Kind("requests that plan a sweep or a study", per_owner=8, width=2)
 """Each may plan `BDLAB_MAX_SWEEP_CELLS` experiments, in one of the threads that all requests share."""
 
 

@@ -1,4 +1,4 @@
-"""The audit log. Database triggers, created by the migration of this table, reject every update and delete."""
+"""The audit log. Database triggers, created by migrations, reject every update, and the deletion of recent entries."""
 
 from datetime import datetime
 

@@ -15,11 +15,12 @@ from urllib.parse import urlsplit
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from starlette.types import Scope
 from structlog.contextvars import bind_contextvars
 
 from app.core.context import Context
 from app.core.database import utcnow
-from app.core.errors import ForbiddenError, TooManyError, UnauthorizedError
+from app.core.errors import AppError, ForbiddenError, TooManyError, UnauthorizedError
 from app.core.security import LOCAL, SAFE_METHODS, Principal, is_address, is_loopback, scope_of
 from app.tables.owners import Owner
 from app.team.keys import repository
@@ -50,6 +51,8 @@ PROXY_HEADERS = frozenset(
         "x-real-ip",
     }
 )
+SENDER = "sender"
+"""Where `recognize` puts its result into a request's scope."""
 
 
 async def authorize(request: Request) -> None:
@@ -59,7 +62,10 @@ async def authorize(request: Request) -> None:
         return
     _check_origin(request)
     authenticator: Authenticator = request.app.state.authenticator
-    principal = request.scope["principal"] = await authenticator.authenticate(request)
+    sender: Principal | Exception | None = request.scope.get(SENDER)
+    if isinstance(sender, Exception):
+        raise sender
+    principal = request.scope["principal"] = sender or await authenticator.authenticate(request)
     bind_contextvars(owner_id=principal.owner_id)
     if required not in principal.scopes:
         scopes = ", ".join(sorted(principal.scopes))
@@ -67,6 +73,21 @@ async def authorize(request: Request) -> None:
     if seconds := await authenticator.rate_limiter.count_request(principal):
         limit = principal.limits.requests
         raise TooManyError(f"{principal.owner} may send {limit} requests a minute", retry_after=seconds)
+
+
+async def recognize(scope: Scope) -> str | None:
+    """The id of the owner whose valid key a request has, before its body is read; None if it has none.
+
+    `authorize` then uses the result, and answers with the reason if there is no valid key.
+    """
+    request = Request(scope)
+    authenticator: Authenticator = request.app.state.authenticator
+    try:
+        principal = scope[SENDER] = await authenticator.authenticate(request)
+    except (AppError, SQLAlchemyError) as error:
+        scope[SENDER] = error
+        return None
+    return principal.owner_id
 
 
 class Authenticator:

@@ -1,7 +1,7 @@
-"""Add what is stored of each upload, which is what counts towards its owner's bytes.
+"""Add what is stored of each upload, which counts towards its owner's bytes, and let old audit entries be deleted.
 
 A dataset is stored as it was converted, which may be much larger than the file that was sent; a refused upload not at
-all.
+all. Audit entries still cannot be changed, and not be deleted while they are younger than 30 days.
 """
 
 import sqlalchemy as sa
@@ -20,6 +20,20 @@ uploads = sa.table(
     sa.column("stored_bytes", sa.BigInteger),
 )
 LABEL_BYTES = 8
+REFUSAL = "the audit log is append-only; entries of the last 30 days cannot be deleted"
+UP_ON_POSTGRESQL = """
+DROP TRIGGER audit_append_only ON audit;
+CREATE TRIGGER audit_append_only BEFORE UPDATE OR TRUNCATE ON audit FOR EACH STATEMENT EXECUTE FUNCTION audit_refuse();
+CREATE TRIGGER audit_keep_recent BEFORE DELETE ON audit
+FOR EACH ROW WHEN (OLD.at > now() - interval '30 days') EXECUTE FUNCTION audit_refuse();
+"""
+DOWN_ON_POSTGRESQL = """
+DROP TRIGGER audit_keep_recent ON audit;
+DROP TRIGGER audit_append_only ON audit;
+CREATE TRIGGER audit_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit
+FOR EACH STATEMENT EXECUTE FUNCTION audit_refuse();
+"""
+ON_SQLITE = "CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit {} BEGIN SELECT RAISE(ABORT, '{}'); END"
 
 
 def upgrade() -> None:
@@ -34,7 +48,17 @@ def upgrade() -> None:
         image = facts["channels"] * facts["height"] * facts["width"]
         size = (image + LABEL_BYTES) * sum(facts["train_counts"] + facts["test_counts"])
         connection.execute(uploads.update().where(uploads.c.id == upload_id).values(stored_bytes=size))
+    if connection.dialect.name == "postgresql":
+        op.execute(UP_ON_POSTGRESQL)
+    else:
+        op.execute("DROP TRIGGER audit_no_delete")
+        op.execute(ON_SQLITE.format("WHEN OLD.at > datetime('now', '-30 days')", REFUSAL))
 
 
 def downgrade() -> None:
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute(DOWN_ON_POSTGRESQL)
+    else:
+        op.execute("DROP TRIGGER audit_no_delete")
+        op.execute(ON_SQLITE.format("", "the audit log is append-only"))
     op.drop_column("uploads", "stored_bytes")

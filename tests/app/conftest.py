@@ -64,10 +64,10 @@ class Service:
 
 
 @contextmanager
-def serve(settings: Settings) -> Iterator[Service]:
-    """The API in a thread of this process, on a free port."""
+def serve(settings: Settings, **options: Any) -> Iterator[Service]:
+    """The API in a thread of this process, on a free port. ``options`` are uvicorn's."""
     schema.upgrade(settings.database)
-    config = uvicorn.Config(create_app(settings), port=0, log_level="warning", proxy_headers=False)
+    config = uvicorn.Config(create_app(settings), port=0, log_level="warning", proxy_headers=False, **options)
     server = uvicorn.Server(config)
     server.config.timeout_graceful_shutdown = 1
     thread = threading.Thread(target=server.run)

@@ -1,15 +1,18 @@
 """The audit log: what is in it, and that nothing gets out of it again."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, text, update
+from sqlalchemy import delete, select, text, update
 from sqlalchemy.exc import DatabaseError
 
 from app.core.database import Database, utcnow
+from app.operations.housekeeping import audit
 from app.tables.audit import AuditEntry
+from app.team.audit.middleware import of_command
 from tests.app.people import People, people, stored, submitted
 
 
@@ -135,6 +138,45 @@ def check_append_only(database: Database) -> None:
             session.execute(statement)
     with database.reading() as session:
         assert session.get_one(AuditEntry, entry.id).owner == "o"
+
+
+def check_pruning(database: Database, prune: Callable[[dict[str, Any]], Any]) -> None:
+    """Old entries are deleted, by a policy that names their age, and no others."""
+
+    def entry(days: float) -> AuditEntry:
+        made = of_command("someone", "test", f"{days:g} days old")
+        made.at = utcnow() - timedelta(days=days)
+        return made
+
+    with database.writing() as session:
+        session.add_all(entry(days) for days in (500, 100, 32, 30.5, 29, 0))
+
+    def left() -> list[str]:
+        with database.reading() as session:
+            query = select(AuditEntry.location).where(AuditEntry.route == "test").order_by(AuditEntry.id)
+            return [str(location).split()[0] for location in session.scalars(query)]
+
+    def report(**request: Any) -> list[tuple[str, int]]:
+        answer = prune(request)
+        assert answer.status_code == 200, answer.text
+        items = answer.json()["items"]
+        return [(item["what"], item["count"]) for item in items if item["part"] == "audit"]
+
+    assert report(policy={}, delete=True) == []
+    assert report(policy={"audit_days": 99}) == [("entries older than 99 days", 2)]
+    assert left() == ["500", "100", "32", "30.5", "29", "0"]
+    assert report(policy={"audit_days": 99}, delete=True) == [("entries older than 99 days", 2)]
+    assert left() == ["32", "30.5", "29", "0"]
+    assert report(policy={"audit_days": 31}, delete=True) == [("entries older than 31 days", 1)]
+    assert left() == ["30.5", "29", "0"]
+    refused = prune({"policy": {"audit_days": 30}})
+    assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "policy.audit_days")
+
+
+def test_old_entries_are_deleted_by_the_policy(made: People, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "BATCH", 1)
+    root = made.of("root")
+    check_pruning(made.service.database, lambda body: root.post("/v1/housekeeping", json=body))
 
 
 def test_the_database_refuses_to_change_it(made: People) -> None:

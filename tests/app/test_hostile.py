@@ -2,12 +2,13 @@
 
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import httpx2
 import pytest
 
 from app.core import request_middleware
-from app.operations import schema
+from app.operations import schema, server
 from app.operations.child_process import before_exec
 from app.settings import Settings
 from tests.app.conftest import Service, serve
+from tests.app.people import People, people, stored, submitted
 from tests.processes import wait_for
 
 MOST_BODY, MOST_UPLOAD = 2**20, 8 * 2**20
@@ -199,3 +201,113 @@ def quick_while_dripping(service: Service, slow: list[socket.socket], until: flo
             answer += piece
         found.append(answer)
     return found
+
+
+def answered(connection: socket.socket) -> tuple[int, bytes]:
+    """Status and text of the answer, after which the connection must be closed."""
+    answer = b""
+    while piece := connection.recv(65536):
+        answer += piece
+    return int(answer.split()[1]), answer
+
+
+def begin(service: Service, path: str, key: str = "", method: str = "POST") -> socket.socket:
+    """Send a request without its body, which has 4 MiB."""
+    connection = connect(service.url)
+    sender = f"Authorization: Bearer {key}\r\n" if key else ""
+    form = "Content-Type: multipart/form-data; boundary=b\r\n"
+    connection.sendall(
+        f"{method} {path} HTTP/1.1\r\nHost: x\r\n{sender}{form}Content-Length: {4 * 2**20}\r\n\r\n".encode()
+    )
+    return connection
+
+
+PREDICT = "/v1/experiments/x/predict"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[People]:
+    with people(tmp_path_factory.mktemp("home")) as running:
+        yield running
+
+
+@pytest.mark.parametrize("key", ["", "bdlab_abcdefgh_wrong"])
+@pytest.mark.parametrize("path", [PREDICT, "/v1/sweeps", "/v1/models"])
+def test_no_body_is_read_without_a_valid_key(made: People, path: str, key: str) -> None:
+    began = time.monotonic()
+    with begin(made.service, path, key) as connection:
+        status, answer = answered(connection)  # although no byte of the body was sent
+    assert time.monotonic() - began < request_middleware.MAX_BODY_SECONDS / 2
+    assert status == 401
+    assert b"connection: close" in answer.lower()
+    assert b"application/problem+json" in answer
+
+
+def test_a_public_route_answers_although_a_body_is_announced(made: People) -> None:
+    """A file, which is streamed while the server looks out for the end of the connection."""
+    artifact = stored(made.service, submitted(made.of("ann")), b"weights")
+    link = made.of("ann").get(f"/v1/artifacts/{artifact}/link").json()["url"]
+    path = f"/v1/downloads/{link.partition('/v1/downloads/')[2]}"
+    with begin(made.service, path, method="GET") as connection:
+        status, answer = answered(connection)
+    assert (status, answer[-7:]) == (200, b"weights")
+    assert made.service.http.get("/healthz").status_code == 200
+
+
+def test_each_route_has_a_limit_of_its_own(made: People) -> None:
+    root = made.of("root")
+    for path, limit in (("/v1/keys", 2**16), ("/v1/webhooks", 2**16), ("/v1/sweeps", 2**20)):
+        answer = root.post(path, content=b" " * (limit + 1), headers=JSON)
+        assert (answer.status_code, f"at most {limit} bytes" in answer.json()["detail"]) == (413, True)
+
+
+def test_large_bodies_of_one_owner_in_flight_are_limited(made: People) -> None:
+    ann, bob = made.key("ann"), made.key("bob")
+    with ExitStack() as stack:
+        slow = [stack.enter_context(begin(made.service, PREDICT, ann)) for _ in range(5)]
+        (fifth,), _, _ = select.select(slow, [], [], 10)
+        status, answer = answered(fifth)
+        assert status == 429
+        assert b"bytes of requests in flight" in answer
+        assert b"retry-after: 1" in answer.lower()
+        assert made.client(ann).post("/v1/experiments", json={}).status_code == 202
+        assert made.client(bob).post(PREDICT, files={"image": bytes(10**6)}).status_code == 422
+    form = {"files": {"image": bytes(4 * 2**20)}}
+    wait_for(lambda: made.client(ann).post(PREDICT, **form).status_code == 422, "room", 10)
+
+
+def test_headers_that_drip_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a new connection, and on one that has had its answer."""
+    monkeypatch.setattr(server, "HEADER_SECONDS", 1.0)
+    with serve(Settings(home=tmp_path), http=server.TimedProtocol) as service, ExitStack() as stack:
+        silent, dripping, second = (stack.enter_context(connect(service.url)) for _ in range(3))
+        whole = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+        second.sendall(whole)
+        assert is_served(second)
+        began = time.monotonic()
+        dripping.sendall(whole[:-2])
+        while time.monotonic() < began + 1.3:
+            for connection in (dripping, second):
+                with suppress(OSError):  # closed meanwhile
+                    connection.sendall(b"X")
+            assert service.http.get("/healthz").status_code == 200
+            time.sleep(0.1)
+        for connection in (silent, dripping, second):
+            with suppress(ConnectionResetError):
+                assert connection.recv(65536) == b""
+        assert time.monotonic() - began < 5
+        slow = stack.enter_context(connect(service.url))
+        for part in (whole[:10], whole[10:]):
+            time.sleep(0.1)
+            slow.sendall(part)
+        assert is_served(slow)
+        time.sleep(1.1)
+        slow.sendall(whole)
+        assert is_served(slow), "the pause between two requests has another limit"
+
+
+def is_served(connection: socket.socket) -> bool:
+    answer = b""
+    while not answer.endswith(b"}") and (piece := connection.recv(65536)):
+        answer += piece
+    return answer.startswith(b"HTTP/1.1 200")

@@ -34,7 +34,7 @@ from tests.app.numbers import arm, check_compared_curves, check_downsampling, do
 from tests.app.people import people
 from tests.app.receiver import Authority, receiving
 from tests.app.sending import MODEL, post, sent_model, weights
-from tests.app.test_audit import check_append_only
+from tests.app.test_audit import check_append_only, check_pruning
 from tests.processes import wait_for
 from tests.servers import Postgres
 from worker.checking import check
@@ -83,12 +83,16 @@ def test_parts_of_names_are_found_by_an_index_where_its_extension_may_be_made(
     engine.dispose()
 
 
-def test_the_audit_log_is_append_only(url: str) -> None:
+def test_the_audit_log_is_append_only(
+    url: str, tmp_path: Path, serving: Callable[[Settings], AbstractContextManager[Service]]
+) -> None:
     schema.upgrade(url)
     database = Database(url)
     check_append_only(database)
     with pytest.raises(DatabaseError, match="append-only"), database.writing() as session:
         session.execute(text("TRUNCATE audit"))
+    with serving(Settings(home=tmp_path, database_url=url)) as service:
+        check_pruning(database, lambda body: service.http.post("/v1/housekeeping", json=body))
     database.close()
 
 

@@ -161,12 +161,12 @@ def test_sweeps_of_one_owner_do_not_occupy_all_threads(made: People, monkeypatch
 
     with ThreadPoolExecutor(50) as pool:
         answers = [pool.submit(validate, ann) for _ in range(48)]
-        wait_for(lambda: sum(answer.done() for answer in answers) == 45, "the refusals")
+        wait_for(lambda: sum(answer.done() for answer in answers) == 40, "the refusals")
         assert bob.get("/v1/experiments").status_code == 200
         assert len(planned) == 1
         late = pool.submit(validate, bob)
         wait_for(lambda: len(planned) == 2, "the other owner's turn")
         together.set()
         assert late.result().status_code == 200
-        assert [answer.result().status_code for answer in answers].count(200) == 3
+        assert [answer.result().status_code for answer in answers].count(200) == 8
         assert all(is_too_many(a.result(), "plan a sweep") for a in answers if a.result().status_code != 200)

@@ -529,12 +529,14 @@ def test_what_counts_is_what_is_kept(tmp_path: Path) -> None:
 
 
 def test_an_upload_of_unknown_size_is_counted_while_it_arrives(tmp_path: Path) -> None:
-    """Four at once, of 4 MB each, under a quota of 1 MB."""
+    """Four at once, of 64 MB each, under a quota of 1 MB."""
     head = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n'
+    taken: list[int] = []
 
     def endless() -> Iterator[bytes]:
         yield head
-        for _ in range(64):
+        for number in range(1024):
+            taken.append(number)
             yield bytes(2**16)
 
     with people(tmp_path, quota_bytes=10**6) as made, ThreadPoolExecutor(4) as pool:
@@ -543,6 +545,7 @@ def test_an_upload_of_unknown_size_is_counted_while_it_arrives(tmp_path: Path) -
         answers = list(pool.map(lambda c: c.post("/v1/models", content=endless(), headers=kind), clients))
         assert [answer.status_code for answer in answers] == [429] * 4
         assert all("the limit is 1000000 stored bytes" in answer.json()["detail"] for answer in answers)
+        assert len(taken) < 4 * 1024 / 2, "they were stopped before their end"
         assert not list((tmp_path / "objects/uploads").glob("*"))
         assert used(clients[0]) == 0
 

@@ -19,7 +19,7 @@ from app.core.validation import field_errors
 from app.data.resolve import resolve_dataset
 from app.data.uploads import repository
 from app.data.uploads.schemas import DatasetMetadata, Metadata, ModelMetadata
-from app.data.uploads.streaming import CLOSE, Form
+from app.data.uploads.streaming import Form
 from app.specs.base import digest
 from app.tables.uploads import DATASET, MODEL, Upload, dataset_key, source_key
 from app.team.quotas import QUOTAS, admit_bytes, free_bytes
@@ -39,7 +39,7 @@ async def receive(
     """
     limit = context.settings.max_upload_bytes
     if length is not None and length > limit + FORM_OVERHEAD:
-        raise TooLargeError(f"file: at most {limit} bytes are allowed; the body has {length}", headers=CLOSE)
+        raise TooLargeError(f"file: at most {limit} bytes are allowed; the body has {length}")
     free = await run_in_threadpool(_admit, context, length or 0)
     owner, arriving, counted = context.principal.owner_id, context.arriving, 0
 

@@ -13,7 +13,6 @@ from app.core.errors import BadRequestError, InvalidError, MediaTypeError, Stall
 from app.core.validation import shown
 
 PARTS = ("metadata", "file")
-CLOSE = {"Connection": "close"}  # because the rest of the body is not read
 LONGEST_METADATA = 64 * 1024
 LONGEST_PAUSE_SECONDS = 60.0
 SLOWEST = 8 * 1024
@@ -46,13 +45,11 @@ class Form:
                 if name == "metadata":
                     self.metadata = (self.metadata or b"") + piece
                     if len(self.metadata) > LONGEST_METADATA:
-                        raise TooLargeError(
-                            f"metadata: at most {LONGEST_METADATA} bytes are allowed", headers=CLOSE
-                        )
+                        raise TooLargeError(f"metadata: at most {LONGEST_METADATA} bytes are allowed")
                     continue
                 self.size += len(piece)
                 if self.size > self.limit:
-                    raise TooLargeError(f"file: at most {self.limit} bytes are allowed", headers=CLOSE)
+                    raise TooLargeError(f"file: at most {self.limit} bytes are allowed")
                 self.count(len(piece))
                 hashed.update(piece)
                 yield piece
@@ -143,10 +140,10 @@ async def _in_time(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         except StopAsyncIteration:
             return
         except TimeoutError as error:
-            raise StalledError(f"nothing arrived for {LONGEST_PAUSE_SECONDS:g} s", headers=CLOSE) from error
+            raise StalledError(f"nothing arrived for {LONGEST_PAUSE_SECONDS:g} s") from error
         received += len(piece)
         if time.monotonic() - began > LONGEST_PAUSE_SECONDS + received / SLOWEST:
-            raise StalledError(f"the body arrives at less than {SLOWEST} bytes per second", headers=CLOSE)
+            raise StalledError(f"the body arrives at less than {SLOWEST} bytes per second")
         yield piece
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from app.core.context import Context
 from app.settings import RetentionPolicy
 
-Part = Literal["retention", "stages", "orphans", "missing"]
+Part = Literal["retention", "stages", "orphans", "missing", "audit"]
 MAX_EXAMPLES = 20
 
 
@@ -18,7 +18,8 @@ class Item(BaseModel):
 
     part: Part = Field(
         description="`retention`: files that the policy does not keep. `stages`: cached stages. `orphans`: files that "
-        "nothing refers to. `missing`: rows whose file does not exist; these are only reported."
+        "nothing refers to. `missing`: rows whose file does not exist; these are only reported. "
+        "`audit`: old entries of the audit log."
     )
     what: str
     count: int = 0
@@ -45,9 +46,9 @@ class ReportBuilder:
         self._items: dict[tuple[Part, str], Item] = {}
         self.remarks: list[str] = []
 
-    def add(self, part: Part, what: str, name: str, size: int) -> None:
+    def add(self, part: Part, what: str, name: str, size: int, count: int = 1) -> None:
         item = self._items.setdefault((part, what), Item(part=part, what=what))
-        item.count += 1
+        item.count += count
         item.bytes += size
         if len(item.examples) < MAX_EXAMPLES:
             item.examples.append(name)

@@ -5,7 +5,7 @@ from datetime import timedelta
 from itertools import chain
 
 from app.core.context import Context
-from app.operations.housekeeping import local, orphans, retention, stages
+from app.operations.housekeeping import audit, local, orphans, retention, stages
 from app.operations.housekeeping.report import Report, ReportBuilder, Run
 from app.settings import RetentionPolicy
 
@@ -30,6 +30,7 @@ def run_housekeeping(context: Context, policy: RetentionPolicy | None, *, delete
             run.report.remark(
                 f"{stored - freed} bytes remain, more than {limit}: nothing else may be deleted"
             )
+    audit.delete_old_entries(run)
     orphans.collect_orphans(run, needed)
     files = chain(
         local.find_fetched_datasets(context.settings, context.database),

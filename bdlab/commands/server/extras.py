@@ -30,6 +30,9 @@ def needs(*extras: str) -> type[TyperCommand]:
                     f'"{ctx.command_path}" needs the {" and the ".join(missing)}: '
                     f'pip install "{DISTRIBUTION}[{",".join(missing)}]"'
                 )
+            from app.core.security import keep_files_private
+
+            keep_files_private()
             try:
                 return super().invoke(ctx)
             except EXPECTED:
