@@ -29,7 +29,7 @@ from app.results.compare.routes import router as compare
 from app.results.leaderboard.routes import router as leaderboard
 from app.results.numbers.routes import router as results
 from app.results.search.routes import router as search
-from app.settings import Settings
+from app.settings import Settings, read_settings
 from app.sweeps.routes import router as sweeps
 from app.team.access import Authenticator, authorize
 from app.team.audit.middleware import AuditMiddleware
@@ -68,7 +68,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     Without ``settings`` they come from the environment, and logs and traces of the process are configured too.
     """
     if settings is None:
-        settings = Settings()
+        settings = read_settings()
         logs.configure("api", settings)
         tracing.configure("api")
 
