@@ -26,7 +26,7 @@ from tests.service.specs import numbers, spec
 EXPERIMENTS, FAULTS = 10, 30
 SEED = int(os.environ.get("FAULTS_SEED", random.SystemRandom().randrange(10**6)))
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
-Fault = Callable[[], object]
+Fault = Callable[[], None]
 
 
 def kill_one(stack: Stack, chance: random.Random) -> None:
@@ -137,7 +137,9 @@ def survive(stack: Stack, faults: list[Fault], chance: random.Random) -> None:
     expected = numbers(stack.results(original))
     ids = [stack.post(f"/v1/experiments/{original}:reproduce")["id"] for _ in range(EXPERIMENTS)]
     for _ in range(FAULTS):
-        chance.choice(faults)()
+        fault = chance.choice(faults)
+        print(time.strftime("%X"), fault.__name__)
+        fault()
         time.sleep(chance.uniform(0, 4))
         if chance.random() < 0.5:  # else the next fault comes before the last one is over
             stack.eventually(lambda: is_ready(stack), 120, "it is not ready again")
@@ -160,9 +162,9 @@ def test_the_service_on_one_machine(new_stack: Callable[..., Stack]) -> None:
             # A process that an earlier fault ended may not be back yet.
             for name in CHILDREN:
                 stack.eventually(lambda name=name: is_there(stack, name), 60, f"{name} is not back")
-            print(time.strftime("%X"), fault.__name__)
             fault(stack, chance)
 
+        happen.__name__ = fault.__name__
         return happen
 
     survive(stack, [once(fault) for fault in EMBEDDED_FAULTS], chance)
@@ -181,4 +183,7 @@ def test_the_service_on_servers(team: Team) -> None:
         time.sleep(chance.uniform(0, 5))
         server.start()
 
-    survive(service, [kill_a_part, kill_a_server, lambda: kill_a_run(service, chance)], chance)
+    def kill_the_run() -> None:
+        kill_a_run(service, chance)
+
+    survive(service, [kill_a_part, kill_a_server, kill_the_run], chance)
