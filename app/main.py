@@ -31,7 +31,7 @@ from app.results.compare.routes import router as compare
 from app.results.leaderboard.routes import router as leaderboard
 from app.results.numbers.routes import router as results
 from app.results.search.routes import router as search
-from app.settings import Settings
+from app.settings import Settings, read_settings
 from app.sweeps.routes import router as sweeps
 from app.team.access import Authenticator, authorize, recognize
 from app.team.audit.middleware import AuditMiddleware
@@ -74,7 +74,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """
     if settings is None:
         keep_files_private()
-        settings = Settings()
+        settings = read_settings()
         logs.configure("api", settings)
         tracing.configure("api")
 

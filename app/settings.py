@@ -6,13 +6,14 @@ from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from pydantic import (
     ConfigDict,
     Field,
     IPvAnyNetwork,
     SecretStr,
+    ValidationError,
     ValidationInfo,
     field_validator,
 )
@@ -286,3 +287,28 @@ class Settings(BaseSettings):
     @cached_property
     def datasets(self) -> Path:
         return (self.data_dir or self.home / "data").resolve()
+
+
+def read_settings() -> Settings:
+    """The settings of this process, which ends with one line if one of them is not allowed."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise SystemExit(explain(error)) from error
+
+
+def explain(invalid: ValidationError) -> str:
+    """One line about the first setting that is not allowed."""
+    fault = invalid.errors()[0]
+    name = "_".join(("BDLAB", *map(str, fault["loc"]))).upper()
+    value = hide_password(str(fault["input"]), repr(fault["input"]))
+    return f"{name}={value} is not allowed: {fault['msg'].removeprefix('Value error, ')}"
+
+
+def hide_password(url: str, text: str) -> str:
+    """``text`` without the password of ``url``."""
+    try:
+        password = urlsplit(url).password
+    except ValueError:
+        password = None
+    return text.replace(password, "***") if password else text

@@ -33,7 +33,7 @@ from app.core.broker import (
     RUN_EXPERIMENT,
 )
 from app.operations.child_process import die_with
-from app.settings import Settings
+from app.settings import Settings, read_settings
 from app.specs.placement import CPU
 from worker import messages
 from worker.housekeeping import EVERY_SECONDS, collect_fetched_datasets
@@ -89,7 +89,7 @@ def served_queues(celery: Celery) -> tuple[str, ...]:
 
 messages.install()
 PARENT_PID = os.getpid()
-settings = Settings()
+settings = read_settings()
 app = make_app(settings)
 _registrations: list[Registration] = []
 telemetry = WorkerTelemetry(settings)

@@ -171,7 +171,7 @@ class Lease:
     def _wait_for_renewal(self) -> None:
         """Give the thread the time of a heartbeat to renew a lease that has expired without a failed renewal."""
         deadline = time.monotonic() + self._settings.heartbeat_seconds
-        while self._is_expired() and self.stop_reason is None:
+        while self._is_expired() and self.stop_reason != "lost":
             if self._renewal_failed or time.monotonic() > deadline:
                 self.stop("lost")
             else:

@@ -1,14 +1,15 @@
 """Finished stages, and checkpoints of unfinished ones: contents in the object store, claims and checksums in SQL."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from hashlib import sha256
+from typing import Any
 
 from sqlalchemy import or_, update
 
 from app.core import metrics, tracing
-from app.core.database import from_now, upsert, utcnow
+from app.core.database import database_now, from_now, upsert, utcnow
 from app.core.objects import Objects, ObjectStoreError
 from app.tables.experiments import Stage
 from worker.lab.contracts import StageBusyError, StageStore
@@ -43,7 +44,6 @@ class SqlStageStore:
         row = {
             "key": key,
             "kind": kind,
-            "ready_at": utcnow(),
             "owner": None,
             "lease_expires_at": None,
             "size": len(data),
@@ -134,9 +134,10 @@ class SqlStageStore:
         except Exception as error:
             log.warning("stage %s: not released; the claim will expire: %s", key, error)
 
-    def _write(self, row: dict[str, object]) -> None:
+    def _write(self, row: Mapping[str, Any]) -> None:
         with self._lease.writing() as session:
-            upsert(session, Stage, [row], ["key"], lambda new: {column: new[column] for column in row})
+            stored = {**row, "ready_at": database_now(session)}
+            upsert(session, Stage, [stored], ["key"], lambda new: {column: new[column] for column in stored})
 
 
 class UncachedStageStore:

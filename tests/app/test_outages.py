@@ -6,13 +6,14 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import obstore
 import pytest
 import redis
-from sqlalchemy import select, text
+from sqlalchemy import delete, select, text
 
 from app.core import database
 from app.core.context import Context
@@ -22,6 +23,7 @@ from app.operations.health import service as health
 from app.settings import Settings
 from app.tables.artifacts import Artifact
 from app.tables.audit import AuditEntry
+from app.tables.experiments import Stage
 from app.team.audit import middleware
 from tests.app.conftest import Service
 from tests.app.sending import sent_model
@@ -88,6 +90,12 @@ def test_an_object_store_that_is_full(service: Service, monkeypatch: pytest.Monk
     with service.database.writing() as session:
         assert lifecycle.wait(session, experiment["id"], attempt, 0, reason)
     assert check() == {"ok": False, "detail": f"{reason}; experiments that wait for it: 1"}
+    later = utcnow() + timedelta(seconds=1)
+    service.add(Stage(key="a1", kind="victim", ready_at=later, last_used_at=later))
+    assert check()["ok"]  # another experiment has stored a stage since
+    with service.database.writing() as session:
+        session.execute(delete(Stage))
+    assert not check()["ok"]
     assert reason.replace("'", "&#39;") in service.http.get(f"/experiments/{experiment['id']}").text
     service.end(experiment["id"])
     assert check()["ok"]

@@ -1,7 +1,9 @@
 """What `bdlab up` and the other commands say when they cannot start: one line that names setting and value."""
 
+import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -51,7 +53,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-@pytest.mark.parametrize("words", [["up"], ["worker"], ["migrate"]])
+@pytest.mark.parametrize("words", [["up"], ["migrate"]])
 @pytest.mark.parametrize(
     ("name", "value", "why"),
     [
@@ -75,6 +77,24 @@ def test_a_lease_shorter_than_the_heartbeat(refused: Refused) -> None:
     line = refused("up", BDLAB_LEASE_SECONDS="3")
     assert "BDLAB_HEARTBEAT_SECONDS=5.0 is not allowed" in line
     assert "more frequent than BDLAB_LEASE_SECONDS, which is 3" in line
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["-m", "app.operations.relay"], ["-m", "worker"], ["-m", "uvicorn", "--factory", "app.main:create_app"]],
+    ids=lambda words: words[-1],
+)
+def test_a_part_that_is_started_alone(words: list[str]) -> None:
+    ended = subprocess.run(
+        [sys.executable, *words],
+        env=os.environ | {"BDLAB_OBJECTS_URL": "ftp://host/folder"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    line = "BDLAB_OBJECTS_URL='ftp://host/folder' is not allowed: it must begin with s3:// or file:///\n"
+    assert (ended.returncode, ended.stderr) == (1, line)
 
 
 def test_a_password_is_not_shown(refused: Refused) -> None:

@@ -93,9 +93,13 @@ def test_the_embedded_broker_keeps_its_messages(own_stack: Stack) -> None:
 def test_a_worker_whose_broker_dies_before_it_acknowledges_goes_on(own_stack: Stack) -> None:
     settings = Settings(home=own_stack.home)
     broker, client = Broker(settings.broker), redis.Redis(unix_socket_path=str(settings.broker_socket))
-    child = own_stack.eventually(lambda: descendants(own_stack.pid("worker")), 10, "the worker has no child")[
-        0
-    ]
+
+    def idle_children() -> list[int]:
+        before = descendants(own_stack.pid("worker"))
+        time.sleep(0.3)  # the child of the last run is replaced by another one
+        return before if descendants(own_stack.pid("worker")) == before else []
+
+    [child] = own_stack.eventually(idle_children, 20, "the worker has no child")
     os.kill(child, signal.SIGSTOP)  # the message is acknowledged when the child has accepted it
     broker.send_experiment("none", "cpu")
     own_stack.eventually(lambda: client.llen("cpu") == 0, 10, "the message was not received")

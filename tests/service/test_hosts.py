@@ -172,6 +172,7 @@ def hosts(tmp_path: Path, postgres: Postgres) -> Iterator[Hosts]:
             relay_seconds=0.1,
             republish_seconds=3,
             lease_seconds=3,
+            heartbeat_seconds=0.5,
         )
         service = stack.enter_context(serve(settings))
         stack.enter_context(relaying(settings))

@@ -33,6 +33,7 @@ def test_a_database_that_fails_until_the_lease_expires_loses_it(backends: Backen
     def fail() -> None:
         raise OperationalError("SELECT 1", {}, Exception("the server is down"))
 
+    lease.stop("canceled")
     with pytest.raises(StoppedError):
         lease.retrying(fail)
     assert lease.stop_reason == "lost"

@@ -23,10 +23,10 @@ from app.operations.doctor.findings import (
     Installation,
     error,
     first_line,
-    hide_password,
     ok,
     warning,
 )
+from app.settings import hide_password
 from app.specs.placement import KINDS
 
 MAX_CONNECTIONS = 50

@@ -13,11 +13,10 @@ from app.operations.doctor.findings import (
     Installation,
     error,
     first_line,
-    hide_password,
     ok,
     warning,
 )
-from app.settings import Settings
+from app.settings import Settings, hide_password
 
 CLIENT_VARIABLES = {"BDLAB_URL", "BDLAB_API_KEY"}
 

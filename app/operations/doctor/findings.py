@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
-from urllib.parse import urlsplit
 
 from app.core.database import Database, utcnow
 from app.settings import Settings
@@ -61,12 +60,3 @@ def compare_clock(check: str, time: datetime) -> Finding:
 def first_line(problem: BaseException) -> str:
     """The first line of an exception's message."""
     return " ".join((str(problem).strip() or type(problem).__name__).partition("\n")[0].split())
-
-
-def hide_password(url: str, text: str) -> str:
-    """``text`` without the password of ``url``."""
-    try:
-        password = urlsplit(url).password
-    except ValueError:
-        password = None
-    return text.replace(password, "***") if password else text

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from sqlalchemy import func, select
+from sqlalchemy import exists, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.core.broker import INTERACTIVE, BrokerError
@@ -18,7 +18,7 @@ from app.operations.health.schemas import Check, Readiness
 from app.specs.placement import KINDS
 from app.specs.stages import LAB_VERSION
 from app.tables.counters import SharedCounter
-from app.tables.experiments import QUEUED, Attempt, Experiment
+from app.tables.experiments import QUEUED, Attempt, Experiment, Stage
 
 WRITE_SECONDS = 1.0
 PROBE = "bdlab_readiness_probe"
@@ -85,11 +85,11 @@ def _broker(context: Context) -> Check:
 def _objects(context: Context) -> Check:
     context.objects.exists("sha256")
     _write_if_due(context, "objects", context.objects.check)
-    # A store that is nearly full accepts the small test object.
+    # A store that is nearly full accepts the small test object. What it refused last counts until it accepts a stage.
     settings = context.settings
     period = settings.storage_patience_seconds + settings.stage_busy_seconds + ALIVE_SECONDS
     waiting = (
-        select(func.count(), func.max(Attempt.reason))
+        select(func.count(), func.max(Attempt.reason), func.max(Attempt.finished_at))
         .join(Experiment, (Experiment.id == Attempt.experiment_id) & (Experiment.attempt == Attempt.number))
         .where(
             Experiment.status == QUEUED,
@@ -100,8 +100,10 @@ def _objects(context: Context) -> Check:
         )
     )
     with context.database.whole.reading() as session:
-        count, reason = session.execute(waiting).one()
-    return Check(ok=not count, detail=f"{reason}; experiments that wait for it: {count}" if count else "")
+        count, reason, refused_at = session.execute(waiting).one()
+        if not count or session.scalar(select(exists().where(Stage.ready_at > refused_at))):
+            return Check(ok=True)
+    return Check(ok=False, detail=f"{reason}; experiments that wait for it: {count}")
 
 
 def _worker(context: Context, *queues: str) -> Check:

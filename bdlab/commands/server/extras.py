@@ -59,14 +59,9 @@ def is_installed(extra: str) -> bool:
 
 
 def first_fault(error: "ValidationError") -> tuple[str, Any, str]:
-    """Field, value and message of the first invalid field; a URL without its password."""
-    from app.operations.doctor.findings import hide_password
-
+    """Field, value and message of the first invalid field."""
     fault = error.errors()[0]
-    value = fault["input"]
-    if isinstance(value, str):
-        value = hide_password(value, value)
-    return ".".join(map(str, fault["loc"])), value, fault["msg"].removeprefix("Value error, ")
+    return ".".join(map(str, fault["loc"])), fault["input"], fault["msg"]
 
 
 def _as_command_error(error: Exception) -> CommandError | None:
@@ -78,11 +73,11 @@ def _as_command_error(error: Exception) -> CommandError | None:
     from app.core.objects import ObjectStoreError
     from app.operations.backup.databases import BackupError
     from app.operations.schema import NewerSchemaError
+    from app.settings import explain
 
     match error:
         case ValidationError() if error.title == "Settings":
-            field, value, message = first_fault(error)
-            return CommandError(f"BDLAB_{field.upper()}={value!r} is not allowed: {message}", BAD_INPUT)
+            return CommandError(explain(error), BAD_INPUT)
         case NotFoundError() | InvalidError():
             return CommandError(error.detail, NOT_FOUND if error.status == 404 else BAD_INPUT)
         case BackupError() | NewerSchemaError():

@@ -47,9 +47,6 @@ def worker(
     ] = None,
 ) -> None:
     """Run one worker, with the service's settings. On SIGTERM it requeues its experiment and exits."""
-    from app.settings import Settings
-
-    Settings()  # an invalid one becomes one line here, but a traceback in the worker
     options = [f"--{name}={value}" for name, value in (("gpu", gpu), ("queue", queue)) if value is not None]
     # In place of this process, so that signals reach the worker itself.
     os.execv(sys.executable, [sys.executable, "-m", "worker", kind, *options])
