@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import select
 
 from app.core.database import utcnow
+from app.experiments import lifecycle
 from app.operations.doctor.examination import CHECKS, examine
 from app.settings import Settings
 from app.specs.experiment import ExperimentSpec
@@ -23,7 +25,7 @@ from tests.app.conftest import Service, serve
 from tests.app.sending import sent_dataset
 from worker.attempt import run_attempt
 from worker.checking import check
-from worker.lab.contracts import DatasetDamagedError
+from worker.lab.contracts import CanceledError, DatasetDamagedError
 from worker.lab.data import datasets, files
 from worker.lab.data.importing import import_dataset
 from worker.lab.experiment import run_experiment
@@ -251,6 +253,35 @@ def test_a_damaged_file_is_not_sent(service: Service) -> None:
     assert service.http.head(address).status_code == 500
     service.store(data)
     assert service.http.get(address).content == data
+
+
+def test_an_attempt_that_dies_in_its_report_leaves_no_file_and_no_event_of_its_own(service: Service) -> None:
+    """But for the manifest, whose times differ."""
+    experiment_id = service.submit(spec({"name": "digits", "train_size": 100, "test_size": 50}, 5))["id"]
+
+    def dies(spec: Any, recorder: Any, store: Any, **options: Any) -> None:
+        record = recorder.artifact
+
+        def record_and_die(scope: Any, name: str, *rest: Any) -> None:
+            record(scope, name, *rest)
+            if name == "manifest.json":
+                with service.database.writing() as session:
+                    lifecycle.lose(session, experiment_id, 1, "killed")
+                raise CanceledError
+
+        recorder.artifact = record_and_die
+        run_experiment(spec, recorder, store, **options)
+
+    assert run(service, experiment_id, dies)["status"] == "queued"
+    assert run(service, experiment_id)["status"] == "succeeded"
+    events = service.http.get(
+        f"/v1/experiments/{experiment_id}/events", params={"after": 0, "limit": 1000}
+    ).json()["events"]
+    names = [event["data"]["name"] for event in events if event["type"] == "artifact"]
+    assert [name for name in sorted(set(names)) if names.count(name) > 1] == ["manifest.json"]
+    with service.database.reading() as session:
+        keys = set(session.scalars(select(Artifact.object_key)))
+    assert {key for key in service.objects.list_all() if key.startswith("sha256/")} <= keys
 
 
 def test_doctor_names_all_that_is_damaged(

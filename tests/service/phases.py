@@ -73,7 +73,8 @@ def record(stack: Stack, experiment_id: str) -> Any:
 
 
 def assert_completed_once(stack: Stack, experiment_id: str) -> None:
-    """Assert that only the last attempt finished, no two attempts overlap, and metrics have one point an epoch."""
+    """Assert that only the last attempt finished, no two attempts overlap, metrics have one point an epoch, and every
+    file was announced once; the manifest may be written again, with other times."""
     experiment = stack.experiment(experiment_id)
     assert experiment["status"] == "succeeded", experiment
     statuses = states(stack, experiment_id)
@@ -88,6 +89,9 @@ def assert_completed_once(stack: Stack, experiment_id: str) -> None:
     for name, points in curves(stack, experiment_id).items():
         steps = [step for step, _ in points]
         assert steps == sorted(set(steps)), name
+    events = stack.get(f"/v1/experiments/{experiment_id}/events", after=0, limit=1000)["events"]
+    names = [event["data"]["name"] for event in events if event["type"] == "artifact"]
+    assert {name for name in names if names.count(name) > 1} <= {"manifest.json"}
     for artifact in stack.get(f"/v1/experiments/{experiment_id}/artifacts")["artifacts"]:
         content = stack.client.get(artifact["content"])
         assert (content.status_code, len(content.content)) == (200, artifact["size"])
