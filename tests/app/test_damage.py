@@ -69,7 +69,10 @@ def spec(dataset: dict[str, Any], seed: int) -> dict[str, Any]:
 
 
 def run(service: Service, experiment_id: str, lab: Callable[..., Any] = run_experiment) -> dict[str, Any]:
-    """The experiment after a worker's next attempt at it."""
+    """The experiment after a worker's next attempt at it. What an earlier test left in the queue would come first."""
+    for other in service.http.get("/v1/experiments", params={"status": "queued"}).json()["experiments"]:
+        if other["id"] != experiment_id:
+            service.http.post(f"/v1/experiments/{other['id']}:cancel")
     run_attempt(experiment_id, "host:1:cpu", service.settings, lab)
     return service.get(experiment_id)
 

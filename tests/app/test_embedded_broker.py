@@ -28,7 +28,7 @@ class Supervised:
 
     def is_ready(self) -> bool:
         """One round of the supervisor."""
-        self.tree.restart_dead()
+        self.tree.look_after_children()
         return embedded_broker.is_ready(self.settings) and embedded_broker.is_intact(self.settings)
 
     def come_back(self) -> None:
