@@ -194,13 +194,13 @@ def test_a_damaged_copy_of_an_upload_is_downloaded_again_and_a_damaged_upload_is
     assert check(dataset_id, service.settings) == "ready"
     dataset = {"name": "uploaded", "dataset_id": dataset_id}
     copy = datasets.uploaded_path(dataset_id, service.settings.datasets)
-    first, second, third = (service.submit(spec(dataset, seed))["id"] for seed in range(3))
-    assert run(service, first)["status"] == "succeeded"
+    assert run(service, service.submit(spec(dataset, 0))["id"])["status"] == "succeeded"
     sound = damage(copy, "x_train")
-    assert run(service, second)["status"] == "succeeded"
+    assert run(service, service.submit(spec(dataset, 1))["id"])["status"] == "succeeded"
     assert copy.read_bytes() == sound
     damage(copy, "y_train")
     service.objects.put(f"uploads/{dataset_id}.safetensors", copy.read_bytes())
+    third = service.submit(spec(dataset, 2))["id"]
     failed = run(service, third)
     assert (failed["status"], failed["error"]["reason"]) == (
         "failed",
