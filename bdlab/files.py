@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from app.specs.pictures import FORMATS
 from bdlab.errors import UnsuitableFileError
 from bdlab.optional import optional_import
 from bdlab.types import Artifact, Json
@@ -61,6 +60,7 @@ def read_arrays(data: bytes, suffix: str) -> "dict[str, NDArray[Any]]":
 
 def read_image(data: bytes) -> "NDArray[np.uint8]":
     """An encoded picture, uint8 ``[H, W, C]``, or ``[H, W]`` in grayscale."""
+    from app.specs.pictures import FORMATS  # noqa: PLC0415  # importing the client loads no specs
 
     numpy, pillow = optional_import("numpy", FRAMES), optional_import("PIL.Image", FRAMES)
     with pillow.open(io.BytesIO(data), formats=FORMATS) as picture:

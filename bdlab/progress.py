@@ -35,7 +35,7 @@ class Lines:
         line = describe[type](data) if type in describe else ""
         if line and line != self._last:
             percent = f"{100 * data['fraction']:3.0f} %  " if data.get("fraction") is not None else ""
-            self._console.print(percent + line)
+            self._console.print(percent + line, markup=False)
             self._last = line
 
 
@@ -55,7 +55,7 @@ class Bars:
         elif type == "progress":
             self._update(data)
         elif type == "warning":
-            self._progress.console.print(_describe_warning(data))
+            self._progress.console.print(_describe_warning(data), markup=False)
 
     def _update(self, data: Json) -> None:
         seconds = data.get("seconds_left")
