@@ -41,6 +41,7 @@ ATTACKS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("single_pixel", {"preset": "authors"}, {}),
     ("low_frequency", {}, {}),
     ("hidden_trigger", HIDDEN, FINE_TUNED),
+    ("hidden_trigger", {**HIDDEN, "source_class": 1}, FINE_TUNED),
     *(("poison_frogs", {**FROGS, "target_image": index}, FINE_TUNED) for index in TARGET_IMAGES),
     ("blend", {}, {}),
     ("refool", {}, {}),

@@ -162,7 +162,9 @@ class Stack:
         def replaced() -> bool:
             return any(CHILDREN[name] in command_line(pid) for pid in descendants(self.process.pid, depth=1))
 
-        self.eventually(replaced, 20, f"{name} was not started again")
+        self.eventually(
+            replaced, 40, f"{name} was not started again"
+        )  # after several deaths it waits for 30 s
 
     def eventually(self, happened: Callable[[], Any], timeout: float, otherwise: str) -> Any:
         """Wait until ``happened()`` is true and return its value; else fail with the service's logs."""

@@ -63,10 +63,10 @@ def check_backup(stack: Stack, folder: Path, elsewhere: dict[str, str]) -> None:
     key = bdlab("keys", "create", *scopes, **stack.environment).stdout.strip()
     stack.client.headers["Authorization"] = f"Bearer {key}"
     results, files = stack.results(ended), digests(stack, ended)
-    body = spec(seed=22, epochs=40, images=400, defenses=[])
+    first = run_json(stack, "backup", str(backup))
+    body = spec(seed=22, epochs=200, images=400, defenses=[])  # longer than a backup takes
     running = stack.submit(body)
     waiting = stack.submit(spec(seed=23, epochs=1, defenses=[], dataset={"name": "imported", "key": "toy"}))
-    first = run_json(stack, "backup", str(backup))
     wait_for_phase(stack, running, "clean", "victim")
     second = run_json(stack, "backup", str(backup))
     assert second["copied"] < first["copied"]
