@@ -25,6 +25,7 @@ from app.specs.base import Input
 SOCKET_PATH_BYTES = 100
 """Maximum path of a Unix socket that every system accepts (Linux 107, macOS 103)."""
 
+SECRETS = ("BDLAB_SECRET", "BDLAB_KEY_PEPPER")
 URLS = {
     "database_url": ("sqlite:///", "postgresql+psycopg://"),
     "broker_url": ("redis://", "rediss://", "redis+socket://"),
@@ -299,10 +300,19 @@ def read_settings() -> Settings:
 
 def explain(invalid: ValidationError) -> str:
     """One line about the first setting that is not allowed."""
-    fault = invalid.errors()[0]
-    name = "_".join(("BDLAB", *map(str, fault["loc"]))).upper()
-    value = hide_password(str(fault["input"]), repr(fault["input"]))
-    return f"{name}={value} is not allowed: {fault['msg'].removeprefix('Value error, ')}"
+    text, reason = describe_faults(invalid)[0]
+    return f"{text}: {reason}"
+
+
+def describe_faults(invalid: ValidationError) -> list[tuple[str, str]]:
+    """("BDLAB_NAME=value is not allowed", the reason) of every setting that is not allowed, without secrets."""
+    faults = []
+    for fault in invalid.errors():
+        name = f"BDLAB_{'.'.join(map(str, fault['loc'])).upper()}"
+        value = hide_password(str(fault["input"]), repr(fault["input"]))[:100]
+        shown = "***" if name.startswith(SECRETS) else value
+        faults.append((f"{name}={shown} is not allowed", fault["msg"].removeprefix("Value error, ")))
+    return faults
 
 
 def hide_password(url: str, text: str) -> str:

@@ -19,6 +19,8 @@ from typing import Any
 import httpx2
 import uvicorn
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `tests`
+
 from app.core.database import Database
 from app.main import create_app
 from app.operations import relay, schema

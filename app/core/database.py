@@ -94,7 +94,7 @@ def utcnow() -> datetime:
 
 
 class from_now(FunctionElement[datetime]):  # noqa: N801  (used like a function)
-    """The time by the database's clock, so many ``seconds`` from now, as an SQL expression.
+    """An SQL expression for the database's current time plus ``seconds``.
 
     Leases, claims and due times are written by one machine and read by others, whose clocks may differ by hours.
     """
@@ -177,8 +177,8 @@ def upsert(
 def make_engine(url: str, *, for_requests: bool = False) -> Engine:
     """An engine for ``url``; SQLite gets write-ahead logging, foreign keys, and immediate transactions.
 
-    ``for_requests``: a client is told what is committed, so a commit outlasts a power cut, and no statement waits long
-    for a lock.
+    ``for_requests``: for the API, whose responses confirm what it commits. Commits survive a power cut, and statements
+    wait only briefly for a lock.
     """
     engine = (_make_sqlite if url.startswith("sqlite") else _make_postgres)(url, for_requests)
     _measure(engine)

@@ -9,7 +9,6 @@ ResNet-18 in a folder.
 
 import os
 import re
-from asyncio import to_thread
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -90,7 +89,7 @@ class Objects:
         with _operation("write_stream", f"cannot write {key!r}"):
             await obstore.put_async(self._store, key, pieces, chunk_size=PART, max_concurrency=2)
             if isinstance(self._store, LocalStore):
-                await to_thread(_sync, Path(str(self._store.prefix)) / key)
+                await anyio.to_thread.run_sync(_sync, Path(str(self._store.prefix)) / key)
 
     def download(self, key: str, path: Path) -> str | None:
         """Write the object to a file in chunks. Returns its SHA-256, or None if it does not exist."""

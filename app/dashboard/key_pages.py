@@ -45,7 +45,7 @@ def show_keys(
 @router.post("/logout")
 @needs(READ)
 def log_out() -> RedirectResponse:
-    """Make the browser forget the key, which it sends as a password; there is no session on the server that could end.
+    """Make the browser forget the key, which it sends as a password. The server keeps no session.
 
     `Clear-Site-Data` does that where the browser knows it and the connection is to be trusted (TLS, or this machine).
     """

@@ -118,9 +118,8 @@ class Child:
         Copied and truncated, as by logrotate's copytruncate: the child, its own children, and Valkey append to the open
         file, so that none of them needs to know. A line written between the two steps is lost.
         """
-        with contextlib.suppress(
-            OSError
-        ):  # without a log, or with a full disk, the child still has to be looked after
+        # Without a log, or with a full disk, the child still has to be looked after.
+        with contextlib.suppress(OSError):
             if self.log.stat().st_size > MAX_LOG_BYTES:
                 shutil.copyfile(self.log, self.log.with_suffix(".log.1"))
                 os.truncate(self.log, 0)

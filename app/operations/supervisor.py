@@ -27,6 +27,7 @@ from app.core.objects import Objects
 from app.core.security import is_loopback
 from app.operations import embedded_broker, schema
 from app.operations.child_process import Child
+from app.operations.doctor.findings import first_line
 from app.settings import Settings, hide_password
 from app.specs.placement import CPU
 from app.team.keys.repository import any_key
@@ -270,7 +271,7 @@ def _upgrade_schema(settings: Settings) -> None:
         raise StartError(str(error)) from error
     except (SQLAlchemyError, OSError) as error:
         name = hide_password(settings.database, settings.database)
-        raise StartError(f"the database {name} cannot be opened or upgraded: {_first_line(error)}") from error
+        raise StartError(f"the database {name} cannot be opened or upgraded: {first_line(error)}") from error
 
 
 def _check_backends(settings: Settings) -> None:
@@ -292,7 +293,7 @@ def _check_backends(settings: Settings) -> None:
         try:
             probes[name]()
         except Exception as error:  # an invalid URL raises different exceptions
-            reasons[name] = _first_line(error)
+            reasons[name] = first_line(error)
         else:
             reasons[name] = ""
 
@@ -306,10 +307,6 @@ def _check_backends(settings: Settings) -> None:
         if reason:
             url = getattr(settings, name)
             raise StartError(f"BDLAB_{name.upper()}_URL={hide_password(url, url)} cannot be used: {reason}")
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).partition("\n")[0].split())
 
 
 def _wait_until_ready(processes: ProcessTree, listener: socket.socket, stop: threading.Event) -> None:

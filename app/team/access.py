@@ -78,7 +78,7 @@ async def authorize(request: Request) -> None:
 async def recognize(scope: Scope) -> str | None:
     """The id of the owner whose valid key a request has, before its body is read; None if it has none.
 
-    `authorize` then uses the result, and answers with the reason if there is no valid key.
+    `authorize` uses the result later. If there is no valid key, it reports the reason.
     """
     request = Request(scope)
     authenticator: Authenticator = request.app.state.authenticator

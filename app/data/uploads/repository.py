@@ -76,8 +76,8 @@ def postpone(session: Session, ids: Iterable[str], seconds: float) -> None:
 def claim_next(session: Session, hint: str, seconds: float) -> Upload | None:
     """Claim a pending upload for ``seconds``, after which it is due again. None if there is none.
 
-    Owners take turns, so many uploads of one do not delay those of another. ``hint``, the upload that the message
-    named, is the first of its owner's.
+    Owners take turns, so that many uploads of one owner do not delay another's. ``hint`` is the upload that the message
+    named; it comes first among its owner's.
     """
     until = database_now(session) + timedelta(seconds=seconds)
     for owner_id in _waiting_owners(session):

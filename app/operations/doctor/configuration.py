@@ -8,15 +8,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from app.operations.doctor.findings import (
-    Finding,
-    Installation,
-    error,
-    first_line,
-    ok,
-    warning,
-)
-from app.settings import Settings, hide_password
+from app.operations.doctor.findings import Finding, Installation, error, first_line, ok, warning
+from app.settings import Settings, describe_faults
 
 CLIENT_VARIABLES = {"BDLAB_URL", "BDLAB_API_KEY"}
 
@@ -31,13 +24,8 @@ def find_unknown_variables(environ: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def explain_invalid_settings(invalid: ValidationError) -> Iterator[Finding]:
-    for problem in invalid.errors():
-        name = f"BDLAB_{'.'.join(map(str, problem['loc'])).upper()}"
-        secret = name.startswith(("BDLAB_SECRET", "BDLAB_KEY_PEPPER"))
-        value = "***" if secret else hide_password(str(problem["input"]), repr(problem["input"]))[:100]
-        reason = problem["msg"].removeprefix("Value error, ")
-        mend = f"{reason[:1].lower()}{reason[1:]}; unset it for its default"
-        yield error("settings", f"{name}={value} is not allowed", mend)
+    for text, reason in describe_faults(invalid):
+        yield error("settings", text, f"{reason[:1].lower()}{reason[1:]}; unset it for its default")
 
 
 def check_settings(installation: Installation) -> Iterator[Finding]:

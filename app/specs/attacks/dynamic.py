@@ -125,9 +125,9 @@ class WaNet(DirtyLabelAttack):
 
     joint_epochs: int = field(
         0,
-        "Epochs of the authors' own training, in which every batch is poisoned anew. Its model's numbers are stored as "
-        "attacker_clean_accuracy, attacker_attack_success_rate and attacker_cross_trigger_accuracy beside the "
-        "victim's. 0: none. The authors train for 1,000.",
+        "Epochs of the authors' own training, which poisons every batch anew. The metrics of that model are "
+        "attacker_clean_accuracy, attacker_attack_success_rate and attacker_cross_trigger_accuracy. 0: no such "
+        "training. The authors train for 1,000 epochs.",
         unit="epochs",
         source="chosen here: an attacker who only poisons data trains no model",
         ge=0,

@@ -26,7 +26,7 @@ def count_older(session: Session, than: datetime) -> int:
 
 def delete_older(session: Session, than: datetime, limit: int) -> int:
     """Delete at most ``limit`` entries from before a time. Returns their number."""
-    # By id, the order in which entries are written: there is no index on the time.
+    # Ordered by id, in which entries are written, because the time has no index.
     oldest = select(AuditEntry.id).where(AuditEntry.at < than).order_by(AuditEntry.id).limit(limit)
     ids = session.scalars(oldest).all()
     if ids:

@@ -26,8 +26,8 @@ def audit(
     cursor: Cursor = None,
 ) -> Response:
     """All requests that could change something, with their sender and outcome, and all downloads of models or data
-    that carry a backdoor. For all owners, newest first. Entries cannot be
-    changed, and not be deleted for at least 30 days."""
+    that carry a backdoor. For all owners, newest first. Entries cannot be changed, nor
+    deleted for at least 30 days."""
     with context.database.whole.reading() as session:
         rows, following = paginate(
             context.signer,
