@@ -85,6 +85,10 @@ def _predict(payload: dict[str, Any]) -> dict[str, Any]:
     checkpoints = {arm: objects.get(key) for arm, key in payload["checkpoints"].items()}
     if missing := sorted(arm for arm, data in checkpoints.items() if data is None):
         return {"error": f"the stored model is missing: {', '.join(missing)}"}
+    trigger_key = payload.get("trigger")
+    trigger = objects.get(trigger_key) if trigger_key else None
+    if trigger_key and trigger is None:
+        return {"error": "the stored trigger is missing"}
     image, spec = payload["image"], ExperimentSpec.model_validate(payload["spec"])
     fetch_dataset(spec.dataset, objects, settings.datasets)
     return interactive.predict(
@@ -95,4 +99,5 @@ def _predict(payload: dict[str, Any]) -> dict[str, Any]:
         image=base64.b64decode(image) if image is not None else None,
         triggered=payload["triggered"],
         seed=payload["seed"],
+        trigger_state=trigger,
     )

@@ -113,6 +113,30 @@ def test_a_prediction_covers_every_arm(stack: Stack, finished: Any) -> None:
         assert arm["probabilities"][arm["class"]] == max(arm["probabilities"])
 
 
+@pytest.mark.parametrize(
+    "attack",
+    [
+        {"name": "trojan", "surrogate_epochs": 1, "patch_steps": 2},
+        {
+            "name": "low_frequency",
+            "preset": "authors",
+            "surrogate_epochs": 1,
+            "search_images": 4,
+            "search_passes": 1,
+        },
+    ],
+    ids=lambda attack: attack["name"],
+)
+def test_a_prediction_uses_the_trigger_that_was_trained(stack: Stack, attack: dict[str, Any]) -> None:
+    body = spec(seed=4, epochs=1, attack=attack, defenses=[], reference=False)
+    done = stack.wait(stack.submit(body))["id"]
+    clean, triggered = (
+        stack.post(f"/v1/experiments/{done}/predict", {"index": 3, "triggered": on}, status=200)["arms"]
+        for on in (False, True)
+    )
+    assert clean[0]["probabilities"] != triggered[0]["probabilities"]
+
+
 def test_previews_and_predictions_do_not_wait_for_training(stack: Stack, finished: Any) -> None:
     busy = stack.submit(spec(seed=2, epochs=200, images=1000))
     stack.eventually(lambda: stack.experiment(busy)["progress"].get("epoch"), 60, "no epoch was trained")

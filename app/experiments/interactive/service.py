@@ -83,6 +83,7 @@ def _prediction(
         spec = runnable_spec(experiment)
         seed = spec.seeds[0] if request.seed is None else request.seed
         files = artifacts.list_artifacts(session, experiment_id, kind="checkpoint", seed=seed)
+        data = artifacts.list_artifacts(session, experiment_id, kind="data", seed=seed)
         size = stored_facts(session, experiment.spec, context.settings.datasets).test_size
     if seed not in spec.seeds:
         raise InvalidError.of("seed", seed, f"allowed: {', '.join(map(str, spec.seeds))}")
@@ -96,8 +97,12 @@ def _prediction(
         raise ConflictError(
             f"the experiment has no trained model of seed {seed} yet; it is {experiment.status}"
         )
+    trigger = next((f for f in data if f.name == f"seed-{seed}/trigger.safetensors"), None)
+    if request.triggered and trigger is not None and trigger.expired_at is not None:
+        raise GoneError(deletion_message(trigger))
     return {
         "spec": experiment.spec,
+        "trigger": trigger.object_key if request.triggered and trigger is not None else None,
         "checkpoints": {arm: models[arm] for arm in spec.arms if arm in models},
         "index": request.index if image is None else None,
         "image": base64.b64encode(image).decode() if image is not None else None,
