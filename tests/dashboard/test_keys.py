@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from playwright.sync_api import Error as PlaywrightError
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from app.settings import Settings
 from app.sweeps.completion import finish_sweeps
@@ -134,6 +134,32 @@ def test_a_webhook_is_created_tested_disabled_and_deleted(open_tab: OpenTab, mad
     page.get_by_role("button", name="Delete permanently").click()
     expect(page.get_by_text("There are no webhooks yet")).to_be_visible()
     assert tab.errors == []
+
+
+@pytest.mark.parametrize(
+    ("path", "script", "button"),
+    [
+        ("/webhooks", "forms.js", "Create webhook"),
+        ("/keys", "forms.js", "Create key"),
+        ("/new", "new.js", "Submit"),
+    ],
+)
+def test_a_form_submitted_before_its_script_has_loaded_waits_for_it(
+    open_tab: OpenTab, made: People, path: str, script: str, button: str
+) -> None:
+    tab = open_tab(made.service.url, http_credentials={"username": "", "password": made.key("root")})
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    tab.page.route(f"**/static/{script}", hold)
+    tab.page.goto(tab.url + path, wait_until="commit")
+    tab.page.get_by_role("button", name=button, exact=True).click()
+    tab.page.wait_for_timeout(300)  # a form that the browser sends leaves the page
+    assert len(held) == 1, f"requests of {script}"
+    with tab.page.expect_request(lambda request: request.method == "POST"):
+        held.pop().continue_()
 
 
 def test_only_administrators_see_keys(open_tab: OpenTab, made: People) -> None:
