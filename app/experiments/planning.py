@@ -17,6 +17,7 @@ from app.specs.experiment import ATTACK, ExperimentSpec
 from app.specs.facts import DatasetFacts
 from app.specs.stages import PlannedStage, arm_keys, plan
 from app.specs.stored import MissingPluginError, StoredSpec
+from app.specs.training import Precision
 from app.tables.experiments import Experiment
 
 StoredStage = dict[str, Any]
@@ -55,12 +56,15 @@ def plan_experiment(context: Context, spec: ExperimentSpec) -> PlannedExperiment
     return _plan(spec, inputs)
 
 
-def plan_again(session: Session, spec: ExperimentSpec, folder: Path) -> PlannedExperiment:
+def plan_again(
+    session: Session, spec: ExperimentSpec, folder: Path, auto_precision: Precision = "float32"
+) -> PlannedExperiment:
     """Plan a spec that was checked when it was submitted; ``folder`` is the data folder.
 
-    Raises InvalidError if what it refers to is gone.
+    ``auto_precision`` is what the precision `auto` stands for on this machine: the service plans for a CPU, and a
+    worker corrects the plan. Raises InvalidError if what it refers to is gone.
     """
-    return _plan(spec, resolve(session, spec, folder))
+    return _plan(spec, resolve(session, spec, folder), auto_precision)
 
 
 def stages_of(session: Session, experiment: Experiment, folder: Path) -> list[StoredStage]:
@@ -102,6 +106,7 @@ def _check(spec: ExperimentSpec, inputs: Inputs) -> None:
         raise InvalidError.of_all(errors)
 
 
-def _plan(spec: ExperimentSpec, inputs: Inputs) -> PlannedExperiment:
-    stages = plan(spec, inputs.dataset.version, inputs.victim.sha256 if inputs.victim is not None else "")
+def _plan(spec: ExperimentSpec, inputs: Inputs, auto_precision: Precision = "float32") -> PlannedExperiment:
+    victim_version = inputs.victim.sha256 if inputs.victim is not None else ""
+    stages = plan(spec, inputs.dataset.version, victim_version, auto_precision)
     return PlannedExperiment(spec, inputs.dataset.facts, tuple(stages), arm_keys(spec, stages))

@@ -14,6 +14,7 @@ from app.specs.dataset import Imported, Uploaded
 from app.specs.defenses.base import DEFENSE_LABELS
 from app.specs.experiment import ATTACK, CLEAN, UNDEFENDED, ExperimentSpec
 from app.specs.facts import STANDARD_SHA256
+from app.specs.training import Precision
 
 LAB_VERSION = 6
 """Increase this when the same spec and seed would give different numbers, even in their last bits. Finished stages are
@@ -35,36 +36,51 @@ class PlannedStage(NamedTuple):
     epochs: int
     """Expected work in training epochs, for progress; the actual number may be smaller."""
     contents: tuple[str, ...] = ()
-    """Digests of what may change while the lab's version and the stream stay the same: the plug-in files that compute
-    the stage, and a built-in dataset whose content is not the standard one."""
+    """What may change while the lab's version and the stream stay the same: digests of the plug-in files that compute
+    the stage and of a built-in dataset whose content is not the standard one, and the precision that `auto` stands for.
+    """
 
     @property
     def key(self) -> str:
         return digest([LAB_VERSION, self.stream, *self.contents])
 
 
-def plan(spec: ExperimentSpec, data_version: str = "", victim_version: str = "") -> list[PlannedStage]:
+def plan(
+    spec: ExperimentSpec,
+    data_version: str = "",
+    victim_version: str = "",
+    auto_precision: Precision = "float32",
+) -> list[PlannedStage]:
     """Every stage of ``spec``, in the order in which a worker computes them.
 
     ``data_version`` is the digest of the dataset's content; empty: the standard content of a built-in dataset.
     ``victim_version`` is the SHA-256 of the file of a victim that the user provides; empty if the victim is trained.
+    ``auto_precision`` is what the precision `auto` stands for on the machine that computes.
     """
-    return [stage for seed in spec.seeds for stage in _plan_seed(spec, seed, data_version, victim_version)]
+    return [
+        stage
+        for seed in spec.seeds
+        for stage in _plan_seed(spec, seed, data_version, victim_version, auto_precision)
+    ]
 
 
-def _plan_seed(spec: ExperimentSpec, seed: int, data_version: str, victim_version: str) -> list[PlannedStage]:
+def _plan_seed(
+    spec: ExperimentSpec, seed: int, data_version: str, victim_version: str, auto_precision: Precision
+) -> list[PlannedStage]:
     stages: list[PlannedStage] = []
     is_users = isinstance(spec.dataset, Imported | Uploaded)
     is_standard = data_version in ("", STANDARD_SHA256.get(spec.dataset.name))
     # A built-in dataset keeps its random streams whatever it holds, so its content is not part of the stream.
-    data_contents = () if is_users or is_standard else (data_version,)
+    contents: tuple[str, ...] = () if is_users or is_standard else (data_version,)
+    if spec.training.precision == "auto" and auto_precision != "float32":
+        contents += (auto_precision,)
 
     def add(
         kind: str, arm: str | None, depends_on: Any, parent: str, epochs: int, code: tuple[str, ...] = ()
     ) -> str:
         """Append a stage and return its stream."""
         stream = digest([STREAM_VERSION, kind, depends_on, parent, seed])
-        stages.append(PlannedStage(kind, arm, seed, stream, epochs, code + data_contents))
+        stages.append(PlannedStage(kind, arm, seed, stream, epochs, code + contents))
         return stream
 
     # The content of an upload determines the numbers; its id does not.
@@ -125,7 +141,7 @@ def arm_keys(spec: ExperimentSpec, stages: list[PlannedStage]) -> dict[tuple[str
     """The content address of the numbers of each arm and seed; ``stages`` is the `plan` of ``spec``.
 
     Arms with equal keys have equal numbers, in any experiment and under any name: they have the same defense on the
-    same poisoned set, victim and seed, computed on the same kind of device.
+    same poisoned set, victim and seed, computed on the same kind of device with the same precision.
     """
     poisoned = {stage.seed: stage.key for stage in stages if stage.kind == "poisoned_set"}
     # Later stages of an arm replace earlier ones.

@@ -10,6 +10,7 @@ OWN = "chosen here"
 RECIPE = "He et al. 2016, section 4.2, with a cosine schedule"
 SAHA_CODE = "github.com/UMBCvision/Hidden-Trigger-Backdoor-Attacks, finetune_and_test.py and cfg"
 Schedule = Literal["cosine", "constant", "one_cycle"]
+Precision = Literal["float32", "bfloat16"]
 
 
 class Augmentation(Spec):
@@ -109,7 +110,7 @@ class TrainingSpec(Spec):
     augmentation: Augmentation = field(
         Augmentation(), "Random changes of the training images.", source=RECIPE
     )
-    precision: Literal["auto", "float32", "bfloat16"] = field(
+    precision: Literal["auto", Precision] = field(
         "auto",
         "Number format of the forward and backward pass. auto: bfloat16 on a GPU, float32 on a CPU.",
         source=OWN,

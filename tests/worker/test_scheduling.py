@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
+import pytest
 from sqlalchemy import update
 
 from app.core.database import utcnow
@@ -50,6 +51,13 @@ def count_unpublished(backends: Backends, experiment_id: str) -> int:
 def mark_published(backends: Backends) -> None:
     with backends.database.writing() as session:
         session.execute(update(Outbox).values(published_at=utcnow()))
+
+
+def keys_of(backends: Backends, experiment_id: str) -> set[str]:
+    """The keys of the experiment's stages, and of the numbers of its arms."""
+    with backends.database.reading() as session:
+        stages = session.get_one(Experiment, experiment_id).stages or ()
+        return {stage["key"] for stage in stages} | {row.key for row in backends.rows(ArmKey, experiment_id)}
 
 
 def register(backends: Backends, *queues: str, **fields: Any) -> None:
@@ -154,6 +162,23 @@ def test_an_experiment_of_an_older_lab_gets_new_keys(backends: Backends) -> None
         experiment = session.get_one(Experiment, old)
         assert experiment.lab_version == LAB_VERSION
         assert [stage["key"] for stage in experiment.stages or ()] == [s.key for s in plan(ExperimentSpec())]
+
+
+def test_an_experiment_on_a_gpu_gets_keys_of_its_precision(
+    backends: Backends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(spec: Any, recorder: Any, store: Any, **_: Any) -> dict[str, Any]:
+        return {}
+
+    def claimed(**training: Any) -> set[str]:
+        one = submit(backends, training=training)
+        assert backends.run_attempt(one, run) == "succeeded"
+        return keys_of(backends, one)
+
+    auto, float32 = claimed(), claimed(precision="float32")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert claimed(precision="float32") == float32
+    assert not claimed() & auto
 
 
 def test_concurrent_workers_claim_each_experiment_once(backends: Backends) -> None:

@@ -8,6 +8,8 @@ from typing import Literal
 
 import torch
 
+from app.specs.training import Precision
+
 EVALUATION_BATCH = 1024  # images
 CACHED_PIXELS = 128 * 32 * 32  # of one forward pass, so that its activations fit into a CPU's cache
 CHANNELS_LAST_SIDE = 16  # smallest side, in pixels, from which channels-last pays on a CPU
@@ -42,7 +44,15 @@ class Compute:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
 
 
-def choose_compute(device: str, precision: Literal["auto", "float32", "bfloat16"], compile: bool) -> Compute:
+def choose_precision(device: str, precision: Literal["auto", Precision]) -> Precision:
+    """What a precision stands for on a device, "auto" being a valid value of both."""
+    if precision != "auto":
+        return precision
+    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    return "bfloat16" if on_gpu else "float32"
+
+
+def choose_compute(device: str, precision: Literal["auto", Precision], compile: bool) -> Compute:
     """Resolve "auto" to what this machine has, and make the device deterministic.
 
     Raises ValueError if "cuda" is requested and not available.
@@ -60,8 +70,7 @@ def choose_compute(device: str, precision: Literal["auto", "float32", "bfloat16"
     torch.use_deterministic_algorithms(True, warn_only=device == "cuda")
     # Deterministic mode also fills every new tensor with NaN by default, a pass over memory per operation.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    bfloat16 = precision == "bfloat16" or (precision == "auto" and device == "cuda")
-    return Compute(torch.device(device), bfloat16, compile)
+    return Compute(torch.device(device), choose_precision(device, precision) == "bfloat16", compile)
 
 
 def derive_seed(*parts: object) -> int:
