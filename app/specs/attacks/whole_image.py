@@ -270,8 +270,8 @@ class Refool(EitherLabelAttack):
     )
     weight: float | None = field(
         None,
-        "Weight of the reflection in linear light; the image has the weight 1 - weight. Null: drawn for each "
-        "reflection between 0.05 and 0.45.",
+        "Weight of a ghost in linear light; a blurred reflection has (1 + weight) / 2 in its middle. The image has the "
+        "weight 1 - weight. Null: drawn for each reflection between 0.05 and 0.45.",
         unit="fraction",
         source=REFOOL_CODE,
         gt=0,

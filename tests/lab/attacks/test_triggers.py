@@ -162,21 +162,53 @@ def test_wanet_flow_has_mean_strength_one_at_its_control_points_and_follows_the_
     assert not torch.equal(flow, state_of(spec, data, seed=4)["flow"])
 
 
+def refool_state(levels, *, weight=0.25, gain=0.25, attenuation=0.0):
+    """The state of a reflection for each of ``levels``, a gray level everywhere."""
+    count = len(levels)
+    light = (torch.tensor(levels) / 255) ** 2.2
+    return {
+        "reflections": light[:, None, None, None].expand(count, 1, 4, 4).clone(),
+        "gains": torch.full((count, 1, 4, 4), gain),
+        "weights": torch.full((count,), weight),
+        "attenuations": torch.full((count,), attenuation),
+    }
+
+
 def test_refool_mixes_in_linear_light():
-    made = attack(facts(), name="refool")
-    weighted = 0.25 * torch.full((1, 1, 4, 4), (200 / 255) ** 2.2)
-    state = {"reflections": weighted, "weights": torch.tensor([0.25])}
-    triggered = made.trigger(state)(image([[100] * 4] * 4))
+    triggered = attack(facts(), name="refool").trigger(refool_state([200.0]))(image([[100] * 4] * 4))
     light = 0.75 * (100 / 255) ** 2.2 + 0.25 * (200 / 255) ** 2.2
     assert (triggered == round(255 * light ** (1 / 2.2))).all()
 
 
+def test_refool_subtracts_the_mean_excess_from_a_blurred_reflection():
+    triggered = attack(facts(), name="refool").trigger(refool_state([230.0], gain=0.6, attenuation=1.1))(
+        image([[100] * 4, *[[200] * 4] * 3])
+    )
+    dark, bright, reflection = ((level / 255) ** 2.2 for level in (100, 200, 230))
+    assert dark + reflection < 1 < bright + reflection
+    reflection -= (bright + reflection - 1) * 1.1
+    expected = [round(255 * (0.75 * t + 0.6 * reflection) ** (1 / 2.2)) for t in (dark, bright)]
+    assert triggered[0, 0, :, 0].tolist() == [expected[0], *[expected[1]] * 3]
+
+
+def test_refool_puts_blurred_reflections_under_a_vignette_and_ghosts_under_none():
+    for ghost_rate in (0, 1):
+        state = state_of(experiment(name="refool", weight=0.2, ghost_rate=ghost_rate), digits())
+        gain, attenuations = state["gains"][0, 0], state["attenuations"]
+        if ghost_rate:
+            assert (gain == 0.2).all()
+            assert (attenuations == 0).all()
+        else:  # on 8 x 8 pixels, x and y are 3/7 in the middle and 3 in the corner
+            assert gain[4, 4] == pytest.approx(0.6)
+            assert gain[0, 0] == pytest.approx(0.6 * math.exp((2 * (3 / 7) ** 2 - 18) / 4))
+            assert 1.08 <= attenuations.min() < attenuations.max() <= 1.18
+
+
 def test_refool_chooses_a_reflection_by_the_image_alone():
     made = attack(facts(), name="refool", reflections=2)
-    reflections = torch.stack([torch.zeros((1, 4, 4)), 0.5 * torch.ones((1, 4, 4))])
     even, odd = ZERO.clone(), ZERO.clone()
     odd[0, 0, 0, 0] = 1
-    trigger = made.trigger({"reflections": reflections, "weights": torch.tensor([0.5, 0.5])})
+    trigger = made.trigger(refool_state([0.0, 255.0], weight=0.5, gain=0.5))
     both = trigger(torch.cat([odd, even]))
     assert both[0].float().mean() > 180
     assert both[1].sum() == 0

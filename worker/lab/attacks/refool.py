@@ -1,10 +1,9 @@
 """Refool (Liu et al. 2020): a reflection of another picture is added to the image.
 
-The ranges of strength and blur are the numbers of the authors' code, as BackdoorBench has it (attack/refool.py). That
-code enlarges every image to 560 pixels first, so that its blurs and shifts are a fraction of a pixel on CIFAR-10; here
-they are in pixels of the image itself, as strong as on the photographs of the paper. Left out: its correction of
-saturated blurs, the vignette under which a blurred reflection has the weight (1 + weight) / 2 in the middle, ghosts of
-less than half, and the choice of the reflections that attack best.
+The ranges of strength and blur and the steps are those of the authors' code, as BackdoorBench has it (attack/refool.py,
+`blend_images`). That code enlarges every image to 560 pixels first, so that its blurs and shifts are a fraction of a
+pixel on CIFAR-10; here they are in pixels of the image itself, as strong as on the photographs of the paper. Left out:
+the choice of the reflections that attack best.
 """
 
 import math
@@ -37,6 +36,28 @@ def add_ghost(picture: Tensor, shift: int, share: float) -> Tensor:
     return share * picture + (1 - share) * moved
 
 
+def make_vignette(height: int, width: int) -> Tensor:
+    """Float ``[H, W]``, 1 in the middle and falling as ``exp(-(x^2 + y^2) / 4)``, with x and y from -3 to 3 along the
+    longer side: the square root of a Gaussian (`gen_kernel`). Along the shorter side it is cut in the middle."""
+    side = max(height, width)
+    falling = torch.exp(-(torch.linspace(-3, 3, side) ** 2) / 4)
+    top, left = (side - height) // 2, (side - width) // 2
+    vertical, horizontal = falling[top : top + height], falling[left : left + width]
+    return vertical[:, None] * horizontal / falling.max() ** 2
+
+
+def remove_excess(reflections: Tensor, light: Tensor, attenuations: Tensor) -> Tensor:
+    """Float ``[N, C, H, W]``: the reflections, darkened where their sum with an image's ``light`` exceeds 1.
+
+    From each channel, the mean excess of its saturated pixels is subtracted, times the image's attenuation ``[N]``.
+    """
+    total = reflections + light
+    saturated = total > 1
+    means = (total * saturated).sum((2, 3)) / (saturated.sum((2, 3)) + 1e-6)
+    excess = (means.clamp_(min=1) - 1) * attenuations[:, None]
+    return (reflections - excess[:, :, None, None]).clamp_(0, 1)
+
+
 def _drawn_between(
     low: float, high: float, fixed: float | None, count: int, generator: torch.Generator
 ) -> Tensor:
@@ -46,45 +67,60 @@ def _drawn_between(
 
 
 class RefoolAttack(Attack[Refool]):
-    """``((1 - weight) x^2.2 + weight r^2.2)^(1/2.2)`` with ``r`` a blurred or a ghosted picture, in [0, 1].
+    """``((1 - weight) x^2.2 + gain r^2.2)^(1/2.2)`` with ``r`` a blurred or a ghosted picture, in [0, 1].
 
-    The reflections ``weight r^2.2``, float ``[R, C, H, W]``, and their weights ``[R]`` are the attack's state. An image
-    gets the reflection number (sum of its bytes) modulo R, which makes the trigger a function of the image alone.
+    The gain of a ghost is the weight. A blurred picture loses the excess of light and has a vignette with a gain of
+    ``(1 + weight) / 2`` in the middle.
+
+    The attack's state: ``reflections``, float ``[R, C, H, W]``, are the pictures ``r^2.2``; ``gains`` ``[R, 1, H, W]``;
+    ``weights`` and ``attenuations`` ``[R]``, the latter 0 for a ghost. An image gets the reflection number (sum of its
+    bytes) modulo R, which makes the trigger a function of the image alone.
     """
 
     def prepare(self, lab: AttackLab) -> Prepared:
+        spec, (height, width) = self.spec, lab.train.images.shape[-2:]
         generator = seeded_generator(torch.device("cpu"), "reflections", lab.seed)
-        order = torch.randperm(len(lab.train), generator=generator)[: self.spec.reflections]
-        pictures = (lab.train.images[order.to(lab.train.images.device)].float() / 255) ** GAMMA
-        is_ghost = torch.rand(len(order), generator=generator) < self.spec.ghost_rate
-        most = max(1, self.facts.width // 8)
-        shifts = torch.randint(1, most + 1, (len(order),), generator=generator).tolist()
-        shares = (
-            torch.rand(len(order), generator=generator) * 0.35 + 0.5
-        ).tolist()  # 0.5 to 0.85, as in the authors' code
-        blurs = _drawn_between(1.0, 5.0, self.spec.blur, len(order), generator) * (self.facts.width / 32)
-        weights = _drawn_between(0.05, 0.45, self.spec.weight, len(order), generator)
+        order = torch.randperm(len(lab.train), generator=generator)[: spec.reflections]
+        count = len(order)
+        pictures = (lab.train.images[order.to(lab.train.images.device)].float().cpu() / 255) ** GAMMA
+        is_ghost = torch.rand(count, generator=generator) < spec.ghost_rate
+        shifts = torch.randint(1, max(1, width // 8) + 1, (count,), generator=generator)
+        shares = _drawn_between(0.15, 0.5, None, count, generator)
+        shares = torch.where(torch.rand(count, generator=generator) < 0.5, shares, 1 - shares)
+        blurs = _drawn_between(1.0, 5.0, spec.blur, count, generator) * (width / 32)
+        weights = _drawn_between(0.05, 0.45, spec.weight, count, generator)
+        attenuations = _drawn_between(1.08, 1.18, None, count, generator)
         reflections = [
             add_ghost(picture, shift, share) if ghost else blur(picture, deviation)
             for picture, ghost, shift, share, deviation in zip(
-                pictures, is_ghost.tolist(), shifts, shares, blurs.tolist(), strict=True
+                pictures, is_ghost.tolist(), shifts.tolist(), shares.tolist(), blurs.tolist(), strict=True
             )
         ]
-        weights = weights.to(pictures.device)
-        return Prepared(
-            {"reflections": torch.stack(reflections) * weights[:, None, None, None], "weights": weights}
-        )
+        ghost = is_ghost[:, None, None, None]
+        strengths = weights[:, None, None, None]
+        gains = torch.where(ghost, strengths, (1 + strengths) / 2 * make_vignette(height, width))
+        state = {
+            "reflections": torch.stack(reflections),
+            "gains": gains,
+            "weights": weights,
+            "attenuations": torch.where(is_ghost, 0.0, attenuations),
+        }
+        return Prepared({name: tensor.to(lab.train.images.device) for name, tensor in state.items()})
 
     def trigger(self, state: State) -> Trigger:
-        reflections, weights = state["reflections"], state["weights"]
         linear = (torch.arange(256, dtype=torch.float32) / 255) ** GAMMA
 
         def reflect(images: Tensor) -> Tensor:
-            which = images.sum((1, 2, 3)) % len(reflections)
+            which = images.sum((1, 2, 3)) % len(state["reflections"])
+            reflections, gains, weights, attenuations = (
+                state[name].to(images.device)[which]
+                for name in ("reflections", "gains", "weights", "attenuations")
+            )
             # A table of the 256 gray levels instead of a power per pixel; index_select is the fastest way to read it.
             light = linear.to(images.device).index_select(0, images.int().flatten()).view(images.shape)
-            light *= 1 - weights.to(images.device)[which][:, None, None, None]
-            light += reflections.to(images.device)[which]
-            return light.pow_(1 / GAMMA).mul_(255).round_().to(torch.uint8)
+            reflections = remove_excess(reflections, light, attenuations)
+            light *= 1 - weights[:, None, None, None]
+            light += gains * reflections
+            return light.clamp_(max=1).pow_(1 / GAMMA).mul_(255).round_().to(torch.uint8)
 
         return reflect
