@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from app.core.database import utcnow
-from app.specs.metrics import format_interval
+from app.specs.metrics import NOT_FRACTIONS, format_interval
 
 METRICS = {
     "clean_accuracy": "Clean accuracy",
@@ -15,13 +15,40 @@ METRICS = {
     "defense_effectiveness": "Defense effectiveness",
     "cross_trigger_accuracy": "Accuracy under foreign triggers",
     "target_image_hit": "Target image hit",
+    "attacker_clean_accuracy": "Attacker's model: clean accuracy",
+    "attacker_attack_success_rate": "Attacker's model: attack success",
+    "attacker_cross_trigger_accuracy": "Attacker's model: accuracy under foreign triggers",
+    "clean_loss": "Clean loss",
+    "poisoned_loss": "Poisoned loss",
     "train_accuracy": "Training accuracy",
+    "accuracy_before_unlearning": "Accuracy before unlearning",
+    "attack_success_before_unlearning": "Attack success before unlearning",
     "isolation_precision": "Isolation precision",
     "isolation_recall": "Isolation recall",
     "isolation_auroc": "Isolation AUROC",
     "false_positive_rate": "False positive rate",
+    "target_class_precision": "Precision in the target class",
+    "target_class_auroc": "AUROC in the target class",
+    "true_positives": "True positives",
+    "false_positives": "False positives",
+    "true_negatives": "True negatives",
+    "false_negatives": "False negatives",
+    "pseudo_label_accuracy": "Pseudo-label accuracy",
+    "target_class_found": "Target class found",
+    "wrong_classes_flagged": "Wrong classes flagged",
+    "anomaly_index": "Anomaly index",
+    "smallest_mask_norm": "Smallest mask norm",
+    "median_mask_norm": "Median mask norm",
+    "mad_mask_norm": "MAD of mask norms",
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "l_inf": "Largest change",
+    "l_2": "l2 norm of the change",
+    "changed_pixels": "Changed pixels",
     "seconds": "Seconds",
 }
+UNITS = {"seconds": "s", "psnr": "dB", "l_inf": "gray levels", "l_2": "gray levels"}
+"""Units of metrics that are not fractions; the others have none."""
 STAGES = {
     "poisoned_set": "poison the training set",
     "victim": "train",
@@ -50,9 +77,9 @@ def measured(aggregate: dict[str, Any] | None, metric: str = "", unit: str = "%"
     """A mean with half the width of its interval if it has one. ``unit`` is that of fractions, which are scaled."""
     if aggregate is None:
         return "–"
-    scale, unit = (1, "s") if metric == "seconds" else (100, unit)
+    scale, unit = (1, UNITS.get(metric, "")) if metric in NOT_FRACTIONS else (100, unit)
     interval = format_interval(aggregate["mean"], aggregate.get("low"), aggregate.get("high"), scale)
-    return f"{interval} {unit}"
+    return f"{interval} {unit}".rstrip()
 
 
 def single(value: float | None, metric: str = "") -> str:

@@ -32,6 +32,18 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 PER_PAGE = 30
 MAX_ROWS = 100
 """Maximum number of rows of a table on an experiment's page."""
+ONLY_IN_FILES = {
+    *("clean_loss", "poisoned_loss", "psnr", "ssim", "l_inf", "l_2", "changed_pixels"),
+    *("true_positives", "false_positives", "true_negatives", "false_negatives"),
+    *(
+        "target_class_precision",
+        "target_class_auroc",
+        "smallest_mask_norm",
+        "median_mask_norm",
+        "mad_mask_norm",
+    ),
+}
+"""Metrics that the table on an experiment's page leaves out, so that it can be read."""
 
 
 class ListQuery(BaseModel):
@@ -87,7 +99,7 @@ def show_experiment(request: Request, context: Ctx, experiment_id: str) -> Respo
         experiment=experiment,
         spec=experiment.spec,
         arms=arms,
-        metrics=[n for n in METRICS if any(n in arm["aggregate"] for arm in arms)],
+        metrics=[n for n in METRICS if n not in ONLY_IN_FILES and any(n in arm["aggregate"] for arm in arms)],
         warnings=_warnings(numbers),
         findings=list(findings(arms, experiment.spec)),
         timeline=timeline(

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from app.core.database import utcnow
+from app.dashboard.filters import METRICS as METRIC_LABELS
 from app.dashboard.rendering import STATIC
 from app.results.numbers.interpretation import findings
+from app.specs.metrics import METRICS
 from app.tables.artifacts import Artifact
 from app.tables.experiments import WorkerHeartbeat
 from app.tables.results import ArmNote
@@ -164,6 +166,21 @@ def test_an_experiment_is_reproduced_and_the_page_tells_how_it_went(service: Ser
     service.end(again.rpartition("/")[2])
     assert "The results agree" in service.http.get(again).text
     assert again in service.http.get(f"/experiments/{first}").text
+
+
+def test_numbers_that_differ_in_a_reproduction_have_their_units(service: Service) -> None:
+    first = done(service, SPEC, {("undefended", 0): arm(0.9, 1.0) | {"psnr": 26.0, "ssim": 0.9}})["id"]
+    again = service.http.post(f"/v1/experiments/{first}:reproduce").json()["id"]
+    record(service, again, {("undefended", 0): arm(0.9, 1.0) | {"psnr": 36.0, "ssim": 0.8}})
+    service.end(again)
+    text = service.http.get(f"/experiments/{again}").text
+    for label, original, reproduced in (("PSNR", "26.0 dB", "36.0 dB"), ("SSIM", "90.0 %", "80.0 %")):
+        assert f'<td data-label="Metric">{label}</td><td data-label="Original">{original}</td>' in text
+        assert f'<td data-label="Reproduction">{reproduced}</td>' in text
+
+
+def test_every_metric_has_a_label() -> None:
+    assert list(METRIC_LABELS) == list(METRICS)
 
 
 def test_two_experiments_are_compared(service: Service, finished: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from app.specs.defenses.repair import Nad
 from app.specs.metrics import summarize
 from tests.app.conftest import Service
 from tests.app.numbers import arm, done
@@ -23,6 +24,8 @@ def made(service: Service) -> list[dict[str, Any]]:
     defended = {**BASE, "defenses": [{"name": "abl"}, {"name": "nad"}], "reference": True}
     first = {**defended, "attack": {"name": "badnets", "poisoning_rate": 0.1}, "seeds": [0, 1]}
     again = {**first, "name": "other name and seeds", "seeds": [1, 2], "tags": {"run": "2"}}
+    # The same fields by way of another preset.
+    again["defenses"] = [{"name": "abl"}, {"name": "nad", **Nad().fields(), "preset": "benchmark"}]
     rare = {**defended, "attack": {"name": "badnets", "poisoning_rate": 0.02}, "seeds": [0]}
 
     def numbers(seeds: list[int], attack: float) -> Any:
@@ -67,6 +70,7 @@ def test_a_cell_is_one_setting_over_its_seeds(service: Service, made: list[dict[
         (made[0]["id"], "abl"),
         (made[1]["id"], "abl"),
     }
+    assert cells(found)["badnets", "nad"]["seeds"] == 3
     assert cells(found)["badnets", "undefended"]["defense_effectiveness"] is None
     clean = cells(found)["none", "clean"]
     assert (clean["seeds"], clean["poisoning_rate"]) == (3, None)

@@ -12,7 +12,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.core.database import Base
+from app.specs.attacks.base import ATTACK_LABELS
 from app.specs.base import canonical_json, digest
+from app.specs.defenses.base import DEFENSE_LABELS
 from app.specs.experiment import CLEAN, UNDEFENDED, UNHASHED_FIELDS
 from app.specs.flatten import flatten
 from app.specs.metrics import EFFECTIVENESS, defense_effectiveness, summarize
@@ -55,8 +57,9 @@ def describe_arm(spec: StoredSpec, arm: str) -> Arm:
         parts["defense"] = defense
     deciding = {name: dict(fields) for name, fields in parts.items()}
     deciding["other"] = {key: value for key, value in other.items() if key not in _NO_INFLUENCE}
-    deciding["attack"].pop("export", None)
-    deciding.get("defense", {}).pop("arm", None)
+    for part, labels in (("attack", ATTACK_LABELS), ("defense", DEFENSE_LABELS)):
+        for label in labels & deciding.get(part, {}).keys():
+            del deciding[part][label]
     if arm == CLEAN:
         deciding["attack"] = {}  # the clean arm is trained without the attack
     name = defense["name"] if defense is not None else arm
