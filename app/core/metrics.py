@@ -1,10 +1,6 @@
 """The metrics of a process; `app.operations.health.shared_counters` carries those of relay and workers to the API."""
 
-from collections.abc import Callable
-
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
-from sqlalchemy import event
-from sqlalchemy.orm import Session
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # twice as many series for nothing
 REGISTRY = CollectorRegistry()
@@ -42,12 +38,3 @@ STAGES = _counter("bdlab_stages_total", "Stages by source: computed, or from the
 STAGES_BUSY = _counter(
     "bdlab_stages_busy_total", "How often a needed stage was being computed by another worker.", "stage"
 )
-
-
-def after_commit(session: Session, count: Callable[[], None]) -> None:
-    """Call ``count`` when the session has committed."""
-
-    def committed(_session: Session) -> None:
-        count()
-
-    event.listen(session, "after_commit", committed, once=True)
