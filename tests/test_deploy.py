@@ -10,7 +10,7 @@ import typer.main
 import yaml
 
 from app.main import create_app
-from app.operations.health.telemetry import Telemetry
+from app.operations.health import telemetry
 from app.settings import Settings
 from bdlab.cli import app
 from worker.__main__ import WORKERS
@@ -145,7 +145,7 @@ def test_autoscaling_asks_for_metrics_that_there_are(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     schema.upgrade(settings.database)
     context = Context.open(settings)
-    told = Telemetry("1").render(context).decode()
+    told = telemetry.render(context, "1").decode()
     context.close()
     scaled = documents(SCALING)
     assert {o["spec"]["scaleTargetRef"]["name"] for o in scaled} == {"gpu-worker", "cpu-worker"}
