@@ -9,10 +9,10 @@ import pytest
 import typer.main
 import yaml
 
-from app.main import create_app
 from app.operations.health import telemetry
 from app.settings import Settings
 from bdlab.cli import app
+from tests.app.conftest import document
 from worker.__main__ import WORKERS
 
 ROOT = Path(__file__).parent.parent
@@ -126,7 +126,7 @@ def test_a_worker_has_longer_to_hand_over_than_a_run_to_react() -> None:
 
 
 def test_every_probe_asks_a_route_that_there_is() -> None:
-    paths = create_app().openapi()["paths"]
+    paths = document()["paths"]
     one = container("api")
     ports = {port["name"]: port["containerPort"] for port in one["ports"]}
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from typing import Any
 
 import httpx2
@@ -61,6 +62,12 @@ class Service:
     def close(self) -> None:
         self.http.close()
         self.database.close()
+
+
+@cache
+def document() -> dict[str, Any]:
+    """The OpenAPI document, which takes seconds to make. Do not change it."""
+    return create_app(Settings()).openapi()
 
 
 @contextmanager
