@@ -13,6 +13,7 @@ from app.operations.health import telemetry
 from app.settings import Settings
 from bdlab.cli import app
 from tests.app.conftest import document
+from tests.databases import migrate
 from worker.__main__ import WORKERS
 
 ROOT = Path(__file__).parent.parent
@@ -140,10 +141,9 @@ def test_every_probe_asks_a_route_that_there_is() -> None:
 
 def test_autoscaling_asks_for_metrics_that_there_are(tmp_path: Path) -> None:
     from app.core.context import Context  # noqa: PLC0415
-    from app.operations import schema  # noqa: PLC0415
 
     settings = Settings(home=tmp_path)
-    schema.upgrade(settings.database)
+    migrate(settings.database)
     context = Context.open(settings)
     told = telemetry.render(context, "1").decode()
     context.close()
