@@ -24,7 +24,6 @@ from app.experiments.reproductions.routes import router as reproductions
 from app.experiments.routes import router as experiments
 from app.experiments.workers.routes import router as workers
 from app.operations.health.routes import router as health
-from app.operations.health.telemetry import Telemetry
 from app.operations.housekeeping.routes import router as housekeeping
 from app.results.artifacts.routes import router as artifacts
 from app.results.compare.routes import router as compare
@@ -99,7 +98,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # Starlette's redirect repeats the Host of the request
     )
-    app.state.telemetry = Telemetry(app.version)
     errors.install(app)
     app.add_middleware(AuditMiddleware)
     app.add_middleware(
@@ -107,7 +105,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         max_body=settings.max_body_bytes,
         max_form=settings.max_image_bytes,
         max_values=VALUES_PER_CELL * settings.max_sweep_cells,
-        observe=app.state.telemetry.observe,
         recognize=recognize,
         large=LARGE_BODIES,
         pictures=PICTURES,

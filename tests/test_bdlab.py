@@ -12,8 +12,8 @@ import polars as pl
 import pytest
 import torch
 from rich.console import Console
-from sklearn.datasets import load_digits
 
+from app.specs.dataset import Digits
 from app.specs.experiment import ExperimentSpec
 from bdlab import (
     BackdooredModelWarning,
@@ -25,8 +25,10 @@ from bdlab import (
 )
 from bdlab.progress import Bars, Lines, display
 from tests.conftest import Stack
+from tests.lab.memory import DIGITS_ONLY
 from tests.quick import QUICK
 from tests.test_docs import blocks
+from worker.lab.data.datasets import load_dataset
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +112,9 @@ def test_a_loaded_model_answers_as_the_service_does(client: Client, ids: list[st
     with pytest.warns(BackdooredModelWarning, match="'abl'.*poisoned data"):
         network = client.model(ids[0], "abl", seed=1)
     assert not network.training
-    digits = load_digits().images  # [1797, 8, 8], 0 to 16
+    images = load_dataset(Digits(), DIGITS_ONLY, seed=1).test.images  # uint8 [360, 1, 8, 8]
     with torch.inference_mode():
-        chances = network(torch.tensor(digits[:, None] / 16, dtype=torch.float32)).softmax(1)
+        chances = network(images / 255).softmax(1)
     seen = client.predict(ids[0], index=3, seed=1)
     told = torch.tensor(next(arm["probabilities"] for arm in seen["arms"] if arm["arm"] == "abl"))
     assert ((chances - told).abs().amax(1) < 0.02).any()  # one of the digits is test image 3

@@ -9,10 +9,11 @@ import pytest
 import typer.main
 import yaml
 
-from app.main import create_app
-from app.operations.health.telemetry import Telemetry
+from app.operations.health import telemetry
 from app.settings import Settings
 from bdlab.cli import app
+from tests.app.conftest import document
+from tests.databases import migrate
 from worker.__main__ import WORKERS
 
 ROOT = Path(__file__).parent.parent
@@ -126,7 +127,7 @@ def test_a_worker_has_longer_to_hand_over_than_a_run_to_react() -> None:
 
 
 def test_every_probe_asks_a_route_that_there_is() -> None:
-    paths = create_app().openapi()["paths"]
+    paths = document()["paths"]
     one = container("api")
     ports = {port["name"]: port["containerPort"] for port in one["ports"]}
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
@@ -140,12 +141,11 @@ def test_every_probe_asks_a_route_that_there_is() -> None:
 
 def test_autoscaling_asks_for_metrics_that_there_are(tmp_path: Path) -> None:
     from app.core.context import Context  # noqa: PLC0415
-    from app.operations import schema  # noqa: PLC0415
 
     settings = Settings(home=tmp_path)
-    schema.upgrade(settings.database)
+    migrate(settings.database)
     context = Context.open(settings)
-    told = Telemetry("1").render(context).decode()
+    told = telemetry.render(context, "1").decode()
     context.close()
     scaled = documents(SCALING)
     assert {o["spec"]["scaleTargetRef"]["name"] for o in scaled} == {"gpu-worker", "cpu-worker"}

@@ -1,4 +1,4 @@
-"""One attempt at an experiment: claim it, run the lab, record the outcome.
+"""One attempt at an experiment: claim it, correct its keys, run the lab, record the outcome.
 
 The outcomes:
 
@@ -16,23 +16,29 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sqlalchemy import delete, update
+
 from app.core import tracing
 from app.core.database import Database
+from app.core.errors import InvalidError
 from app.core.objects import Objects, ObjectStoreError
 from app.experiments import lifecycle, scheduling
+from app.experiments.planning import plan_again
 from app.operations.health.shared_counters import Pusher
 from app.settings import Settings
+from app.specs.experiment import ExperimentSpec
 from app.specs.placement import KINDS
+from app.specs.stages import LAB_VERSION
 from app.specs.stored import MissingPluginError, StoredSpec
 from app.tables.experiments import Experiment
 from app.tables.reproductions import Reproduction
+from app.tables.sweeps import ArmKey
 from worker.lab.contracts import CanceledError, LabError, StageBusyError, StageStore
 from worker.lease import DATABASE_ERRORS, SHUT_DOWN, Lease, StoppedError
 from worker.recorder import SqlRecorder
 from worker.store import SqlStageStore, UncachedStageStore
 from worker.telemetry import AttemptTelemetry
 from worker.uploads import fetched_inputs
-from worker.versions import rekey
 
 REASON_CHARACTERS = 2000
 log = logging.getLogger(__name__)
@@ -117,7 +123,7 @@ def _run_lab(lease: Lease, recorder: SqlRecorder, objects: Objects, settings: Se
         )
         if is_reproduction:
             store = UncachedStageStore(store, lease.experiment_id)
-        lease.retrying(lambda: rekey(lease, spec, settings))
+        lease.retrying(lambda: _rekey(lease, spec, settings))
         with fetched_inputs(spec, lease.database, objects, settings.datasets, lease.retrying) as files:
             run(
                 spec,
@@ -141,6 +147,39 @@ def _run_lab(lease: Lease, recorder: SqlRecorder, objects: Objects, settings: Se
         (arm, seed), message = next(iter(recorder.failed.items()))
         return Outcome("failed", f"every arm failed; {arm} with seed {seed}: {message}")
     return Outcome("succeeded")
+
+
+def _rekey(lease: Lease, spec: ExperimentSpec, settings: Settings) -> None:
+    """Replace the keys of the experiment's stages and arms by those of this version and of this machine's data and
+    precision, if they differ.
+
+    Stages of the older version, of other data or of another precision are then not reused, and numbers that an older
+    worker reported are replaced, so one experiment or key never mixes numbers of two.
+    """
+    from worker.lab.compute import choose_precision  # noqa: PLC0415  # torch, for the process that computes only
+
+    precision = choose_precision(spec.device, spec.training.precision)
+    experiment_id = lease.experiment_id
+    with lease.database.reading() as session:
+        experiment = session.get_one(Experiment, experiment_id)
+        try:
+            planned = plan_again(session, spec, settings.datasets, precision)
+        except InvalidError:
+            return  # what the spec refers to is missing or damaged here; the run says so
+        if experiment.lab_version == LAB_VERSION and experiment.stages == planned.stored_stages:
+            return
+    with lease.writing() as session:
+        session.execute(delete(ArmKey).where(ArmKey.experiment_id == experiment_id))
+        session.add_all(
+            ArmKey(experiment_id=experiment_id, arm=arm, seed=seed, key=key)
+            for (arm, seed), key in planned.arm_keys.items()
+        )
+        session.execute(
+            update(Experiment)
+            .where(Experiment.id == experiment_id)
+            .values(lab_version=LAB_VERSION, stages=planned.stored_stages)
+        )
+    log.info("experiment %s has new keys, of lab version %d", experiment_id, LAB_VERSION)
 
 
 def _stopped_outcome(lease: Lease) -> Outcome:

@@ -174,6 +174,15 @@ def upsert(
     session.execute(statement, list(rows))
 
 
+def after_commit(session: Session, action: Callable[[], None]) -> None:
+    """Call ``action`` when the session has committed."""
+
+    def committed(_session: Session) -> None:
+        action()
+
+    event.listen(session, "after_commit", committed, once=True)
+
+
 def make_engine(url: str, *, for_requests: bool = False) -> Engine:
     """An engine for ``url``; SQLite gets write-ahead logging, foreign keys, and immediate transactions.
 

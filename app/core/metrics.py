@@ -1,13 +1,11 @@
 """The metrics of a process; `app.operations.health.shared_counters` carries those of relay and workers to the API."""
 
-from collections.abc import Callable
-
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
-from sqlalchemy import event
-from sqlalchemy.orm import Session
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # twice as many series for nothing
 REGISTRY = CollectorRegistry()
+API_REGISTRY = CollectorRegistry()
+"""What only an API process has, and keeps to itself."""
 QUICK = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 SLOW = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0)
 
@@ -16,6 +14,13 @@ def _counter(name: str, documentation: str, *labels: str) -> Counter:
     return Counter(name, documentation, labels, registry=REGISTRY)
 
 
+REQUEST_SECONDS = Histogram(
+    "bdlab_request_seconds",
+    "Time from a request to the end of its answer.",
+    ("method", "route", "status"),
+    buckets=(0.002, *SLOW),
+    registry=API_REGISTRY,
+)
 DATABASE_SECONDS = Histogram(
     "bdlab_database_seconds", "Time of SQL statements by kind.", ("kind",), buckets=QUICK, registry=REGISTRY
 )
@@ -42,12 +47,3 @@ STAGES = _counter("bdlab_stages_total", "Stages by source: computed, or from the
 STAGES_BUSY = _counter(
     "bdlab_stages_busy_total", "How often a needed stage was being computed by another worker.", "stage"
 )
-
-
-def after_commit(session: Session, count: Callable[[], None]) -> None:
-    """Call ``count`` when the session has committed."""
-
-    def committed(_session: Session) -> None:
-        count()
-
-    event.listen(session, "after_commit", committed, once=True)

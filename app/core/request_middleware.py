@@ -16,7 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
-from app.core import tracing
+from app.core import metrics, tracing
 from app.core.errors import (
     AppError,
     BadRequestError,
@@ -43,8 +43,6 @@ UNTRACED = ("/healthz", "/readyz", "/metrics", "/static")
 """Paths that are polled by machines; they are neither traced nor, unless they fail, logged."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
-Observe = Callable[[str, str, int, float], None]
-"""Called after each request with method, route template, status, and seconds."""
 Recognize = Callable[[Scope], Awaitable[str | None]]
 """Returns the id of the owner whose valid key a request has; None if it has none."""
 
@@ -58,7 +56,6 @@ class RequestMiddleware:
         max_body: int,
         max_form: int,
         max_values: int,
-        observe: Observe,
         recognize: Recognize,
         large: re.Pattern[str],
         pictures: re.Pattern[str],
@@ -73,7 +70,6 @@ class RequestMiddleware:
         self.max_body = max_body
         self.max_form = max_form + FORM_OVERHEAD
         self.max_values = max_values
-        self.observe = observe
         self.recognize = recognize
         self.large, self.pictures, self.streamed = large, pictures, streamed
         self.held = Counter[str]()
@@ -135,7 +131,7 @@ class RequestMiddleware:
             )
         finally:
             seconds = time.perf_counter() - began
-            self.observe(scope["method"], _route(scope), status, seconds)
+            metrics.REQUEST_SECONDS.labels(scope["method"], _route(scope), str(status)).observe(seconds)
             _log_request(scope, status, seconds)
         return status
 

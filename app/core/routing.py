@@ -1,5 +1,6 @@
-"""What the routes of several domains share: parameters, content negotiation, and responses."""
+"""What the routes of several domains share: parameters, JSON bodies, content negotiation, and responses."""
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -9,7 +10,6 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from app.core.errors import BadRequestError, MediaTypeError
-from app.core.json_text import JsonError, parse_json
 from app.core.validation import shown
 
 IdempotencyKey = Annotated[
@@ -51,6 +51,41 @@ async def read_json(request: Request) -> Any:
 
 
 JsonBody = Annotated[None, Depends(require_json)]
+
+
+class JsonError(ValueError):
+    """Text that is not accepted; the message says what it is, as in "nested too deeply"."""
+
+
+def parse_json(data: bytes) -> Any:
+    """The value in ``data``, which is UTF-8 and has each key once in an object; Python's parser accepts more.
+
+    Raises JsonError, but not for NaN and infinities, which a field's own error explains.
+    """
+    try:
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique)
+    except JsonError:
+        raise
+    except UnicodeDecodeError as error:
+        raise JsonError(f"not JSON in UTF-8: byte {error.start} does not belong there") from error
+    except json.JSONDecodeError as error:
+        raise JsonError(f"not valid JSON: {error.msg} at character {error.pos}") from error
+    except RecursionError as error:
+        raise JsonError("nested too deeply") from error
+    except ValueError as error:  # Python limits the digits of an integer
+        raise JsonError("not accepted: a number in it has too many digits") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) == len(pairs):
+        return values
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise JsonError(f"ambiguous: an object in it has the key {shown(name)!r} twice")
+        seen.add(name)
+    raise AssertionError
 
 
 def accepted(answer: dict[str, Any], location: str, *, replayed: bool) -> Response:

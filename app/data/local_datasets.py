@@ -33,7 +33,7 @@ def find_local(spec: DatasetSpec, folder: Path) -> Dataset:
     """The dataset that ``spec`` names. Raises MissingDatasetError.
 
     Where ``folder`` does not exist, the workers keep the data elsewhere: a built-in dataset is then taken to have its
-    standard content, and a worker that has another one corrects the keys (`worker.versions`).
+    standard content, and a worker that has another one corrects the keys (`worker.attempt`).
     """
     if isinstance(spec, Uploaded):
         raise MissingDatasetError("an uploaded dataset is known to the service only")

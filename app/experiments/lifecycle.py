@@ -20,7 +20,7 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from app.core import metrics
-from app.core.database import database_now, from_now, utcnow, write
+from app.core.database import after_commit, database_now, from_now, utcnow, write
 from app.data.resolve import lock_uploads, named_uploads
 from app.experiments.planning import PlannedExperiment, runnable_spec
 from app.specs.experiment import ExperimentSpec
@@ -272,7 +272,7 @@ def _close_attempt(session: Session, experiment: Experiment, outcome: str, reaso
     row = session.get_one(Attempt, (experiment.id, experiment.attempt))
     now = database_now(session)
     row.finished_at, row.outcome, row.reason = now, outcome, reason
-    metrics.after_commit(session, metrics.ATTEMPTS.labels(outcome).inc)
+    after_commit(session, metrics.ATTEMPTS.labels(outcome).inc)
     quotas.add_device_time(session, experiment.owner_id, row.started_at, now)
     return row
 
@@ -287,7 +287,7 @@ def _end(session: Session, experiment: Experiment, status: str, reason: str | No
         experiment.progress = {**experiment.progress, "fraction": 1.0, "seconds_left": 0}
     emit(session, experiment.id, "state", _state(experiment, reason))
     outbox.emit_experiment_event(session, experiment, status, reason)
-    metrics.after_commit(session, metrics.ENDED.labels(status).inc)
+    after_commit(session, metrics.ENDED.labels(status).inc)
 
 
 def _state(experiment: Experiment, reason: str | None) -> dict[str, Any]:

@@ -68,15 +68,27 @@ class Spec(Input):
         return {n: v for n, v in self.model_dump(mode="json").items() if n.startswith(prefixes)}
 
 
-def field(default: Any, description: str, *, unit: str = "", source: str = "", **bounds: Any) -> Any:
+def field(
+    default: Any,
+    description: str,
+    *,
+    unit: str = "",
+    source: str = "",
+    added_later: bool = False,
+    **bounds: Any,
+) -> Any:
     """A documented hyperparameter.
 
     ``unit`` is what the number counts ("epochs", "fraction", "gray levels"); ``source`` is where the default comes
-    from. Both are in the JSON schema, and so in the catalog and the OpenAPI page. ``bounds`` are pydantic's
+    from. Both are in the JSON schema, and so in the catalog and the OpenAPI page. ``added_later`` leaves the default
+    out of JSON, so that specs from before the field keep their canonical form and hash. ``bounds`` are pydantic's
     constraints (``ge``, ``le``, ``gt``, ``lt``, ``min_length``, ``pattern``, ...).
     """
     extra: dict[str, Any] = {key: text for key, text in (("unit", unit), ("source", source)) if text}
-    return Field(default, description=description, json_schema_extra=extra or None, **bounds)
+    exclude_if = (lambda value: value == default) if added_later else None
+    return Field(
+        default, description=description, json_schema_extra=extra or None, exclude_if=exclude_if, **bounds
+    )
 
 
 def canonical_json(value: Any) -> str:

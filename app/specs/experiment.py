@@ -48,7 +48,7 @@ class ExperimentSpec(Spec):
         "A model to use as the arm `undefended` (without an attack: `clean`) for every seed, instead of training "
         "one. Repair and detection defenses start from it; training defenses do not use it. `model` and `dataset` must "
         "match it. Null: train the victim.",
-        exclude_if=lambda victim: victim is None,  # specs without one keep their canonical form and hash
+        added_later=True,
     )
     training: TrainingSpec = field(TrainingSpec(), "Training of the clean and undefended arms.")
     reference: bool = field(
@@ -71,7 +71,7 @@ class ExperimentSpec(Spec):
         "owners are not affected. It does not affect the results.",
         ge=-9,
         le=9,
-        exclude_if=lambda priority: priority == 0,  # specs without one keep their canonical form
+        added_later=True,
     )
     tags: dict[TagKey, TagValue] = field(
         {}, "Labels to find the experiment by. They do not affect the results.", max_length=32

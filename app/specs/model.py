@@ -33,7 +33,7 @@ class SmallCnn(Spec):
         None,
         f"Number of convolutions. Null: 5 on images of {BLOCKS_FROM} pixels and more, 3 on smaller ones.",
         source=OWN,
-        exclude_if=lambda blocks: blocks is None,  # specs without it keep their canonical form and hash
+        added_later=True,
     )
 
 

@@ -87,13 +87,13 @@ class TrainingSpec(Spec):
         "model of hidden_trigger and poison_frogs, in which the victim uses public features. The fields below then "
         "train the surrogate. Training defenses always train from scratch by the fields below.",
         source="Saha et al. 2020; Shafahi et al. 2018",
-        exclude_if=lambda start: start == "scratch",  # specs without it keep their canonical form and hash
+        added_later=True,
     )
     fine_tuning: FineTuning | None = field(
         None,
         "Fine-tuning of the surrogate; only with start surrogate, which has the defaults if this is omitted.",
         source=OWN,
-        exclude_if=lambda fine_tuning: fine_tuning is None,
+        added_later=True,
     )
 
     epochs: int = field(30, "Passes over the training set.", unit="epochs", source=OWN, ge=1, le=1000)

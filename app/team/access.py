@@ -70,8 +70,8 @@ async def authorize(request: Request) -> None:
     if required not in principal.scopes:
         scopes = ", ".join(sorted(principal.scopes))
         raise ForbiddenError(f"this requires a key with the scope {required!r}; this key has: {scopes}")
-    if seconds := await authenticator.rate_limiter.count_request(principal):
-        limit = principal.limits.requests
+    limit, limiter = principal.limits.requests, authenticator.rate_limiter
+    if limit is not None and (seconds := await limiter.count_request(principal.owner_id, limit)):
         raise TooManyError(f"{principal.owner} may send {limit} requests a minute", retry_after=seconds)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from fastapi.concurrency import run_in_threadpool
 
-from app.core.security import Principal
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -30,12 +29,9 @@ class RateLimiter:
         self._shared: Any = None
         self._unavailable_until = 0.0
 
-    async def count_request(self, principal: Principal) -> int | None:
+    async def count_request(self, owner_id: str, limit: int) -> int | None:
         """Count a request. Returns None, or if it exceeds the limit the seconds after which to retry."""
-        limit = principal.limits.requests
-        if limit is None:
-            return None
-        return await run_in_threadpool(self._count, principal.owner_id, limit)
+        return await run_in_threadpool(self._count, owner_id, limit)
 
     def _count(self, owner_id: str, limit: int) -> int | None:
         from limits import RateLimitItemPerMinute  # noqa: PLC0415  # slow to import, and needed only with a limit

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from typing import Any
 
 import httpx2
@@ -13,8 +14,9 @@ from app.core.database import Database
 from app.core.objects import Objects, put_content
 from app.experiments import lifecycle
 from app.main import create_app
-from app.operations import relay, schema
+from app.operations import relay
 from app.settings import Settings
+from tests.databases import migrate
 from tests.processes import wait_for
 from tests.servers import Valkey
 
@@ -63,10 +65,16 @@ class Service:
         self.database.close()
 
 
+@cache
+def document() -> dict[str, Any]:
+    """The OpenAPI document, which takes seconds to make. Do not change it."""
+    return create_app(Settings()).openapi()
+
+
 @contextmanager
 def serve(settings: Settings, **options: Any) -> Iterator[Service]:
     """The API in a thread of this process, on a free port. ``options`` are uvicorn's."""
-    schema.upgrade(settings.database)
+    migrate(settings.database)
     config = uvicorn.Config(create_app(settings), port=0, log_level="warning", proxy_headers=False, **options)
     server = uvicorn.Server(config)
     server.config.timeout_graceful_shutdown = 1

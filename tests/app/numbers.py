@@ -76,3 +76,10 @@ def check_compared_curves(service: Service) -> None:
     asked: dict[str, str | int] = {"ids": f"{one},{other}", "curve": "train_loss", "points": 3}
     [curve] = service.http.get("/v1/compare", params=asked).json()["curves"]
     assert (curve["steps"], curve["values"]) == ([1, 4, 6], [1.0, 3.0, 5.0])
+
+
+def student_quantile(df: int) -> float:
+    """The 0.975 quantile of Student's t distribution, by SciPy."""
+    from scipy import stats  # noqa: PLC0415  # takes seconds, in each process that collects the tests
+
+    return float(stats.t.ppf(0.975, df))

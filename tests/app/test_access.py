@@ -11,6 +11,7 @@ from app.core.security import ADMIN, scope_of
 from app.main import create_app
 from app.settings import Settings
 from app.webhooks import outbox
+from tests.app.conftest import document
 from tests.app.people import ALL, People, people, stored, submitted
 from tests.app.sending import sent_dataset, sent_model
 
@@ -19,7 +20,6 @@ PUBLIC = {"/healthz", "/readyz", "/metrics", "/docs", "/logout", "/v1/downloads/
 without a signature of ours."""
 
 APP = create_app(Settings())
-DOCUMENT = APP.openapi()
 
 
 class Route(NamedTuple):
@@ -108,7 +108,7 @@ def things(made: People, ann: httpx2.Client) -> dict[str, str]:
 
 def example(method: str, path: str) -> Any:
     """The first example of a JSON body in the OpenAPI document."""
-    operation = DOCUMENT["paths"].get(path, {}).get(method.lower(), {})
+    operation = document()["paths"].get(path, {}).get(method.lower(), {})
     content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
     return next((e["value"] for e in content.get("examples", {}).values()), None)
 

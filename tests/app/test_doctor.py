@@ -23,6 +23,7 @@ from app.team.keys import service as keys
 from app.team.keys.schemas import KeyRequest
 from app.team.keys.secrets import Pepper
 from tests.app.conftest import Service, Valkey
+from tests.databases import migrate
 from tests.test_cli import bdlab
 
 Look = Callable[..., list[Finding]]
@@ -65,7 +66,7 @@ def alive(queue: str, **more: Any) -> WorkerHeartbeat:
 
 def test_a_healthy_service_has_no_errors(tmp_path: Path, look: Look, valkey: Valkey) -> None:
     settings = Settings(home=tmp_path / "home")
-    schema.upgrade(settings.database)
+    migrate(settings.database)
     make_signer(settings)
     with closing(Database(settings.database)) as database, database.writing() as session:
         session.add_all(alive(queue) for queue in ("cpu", "interactive", "checks"))
@@ -208,7 +209,7 @@ def test_a_relay_that_does_not_run(look: Look, service: Service) -> None:
 
 def test_keys_that_let_nobody_in(look: Look, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home")
-    schema.upgrade(settings.database)
+    migrate(settings.database)
     assert "only local requests are accepted" in told(look(), "keys", "ok")
     with closing(Database(settings.database)) as database:
         asked = KeyRequest(owner="ann", scopes=["read", "admin"], expires_in_days=3)
@@ -242,7 +243,7 @@ def test_the_command(tmp_path: Path) -> None:
 
 def test_a_worker_with_other_code_is_found(tmp_path: Path, look: Look) -> None:
     settings = Settings(home=tmp_path / "home")
-    schema.upgrade(settings.database)
+    migrate(settings.database)
     with closing(Database(settings.database)) as database, database.writing() as session:
         session.add(alive("cpu", version="0.0.9+1"))
     assert "h:1:cpu runs version 0.0.9+1, not" in told(look(), "workers", "warning")

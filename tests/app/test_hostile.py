@@ -16,11 +16,12 @@ import httpx2
 import pytest
 
 from app.core import request_middleware
-from app.operations import schema, server
+from app.operations import server
 from app.operations.child_process import before_exec
 from app.settings import Settings
 from tests.app.conftest import Service, serve
 from tests.app.people import People, people, stored, submitted
+from tests.databases import migrate
 from tests.processes import wait_for
 
 MOST_BODY, MOST_UPLOAD = 2**20, 8 * 2**20
@@ -125,7 +126,7 @@ class Api:
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     home = tmp_path_factory.mktemp("home")
-    schema.upgrade(Settings(home=home).database)
+    migrate(Settings(home=home).database)
     given = {
         "BDLAB_HOME": str(home),
         "BDLAB_MAX_BODY_BYTES": str(MOST_BODY),

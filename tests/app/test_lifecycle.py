@@ -10,15 +10,15 @@ from sqlalchemy import select
 
 from app.core.database import Database, utcnow
 from app.experiments import lifecycle, scheduling
-from app.operations import schema
 from app.specs.experiment import ExperimentSpec
 from app.tables.experiments import Attempt, Event, Experiment, Outbox
+from tests.databases import migrate
 
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
     url = f"sqlite:///{tmp_path / 'test.sqlite3'}"
-    schema.upgrade(url)
+    migrate(url)
     database = Database(url)
     yield database
     database.close()

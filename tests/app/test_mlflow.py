@@ -3,10 +3,9 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from mlflow import MlflowClient
 
 from app.core.database import utcnow
 from app.tables.artifacts import Artifact
@@ -17,6 +16,9 @@ from bdlab.errors import ApiError, MissingPackageError
 from tests.app.conftest import QUICK, Service
 from tests.app.numbers import arm, record
 from tests.test_cli import bdlab
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 CURVE = [(1, 2.0), (2, 1.0)]
 MODEL = "seed-0/abl/model.safetensors"
@@ -48,13 +50,21 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
+def tracking(uri: str) -> "MlflowClient":
+    # Takes seconds, in each process that collects this file.
+    from mlflow import MlflowClient  # noqa: PLC0415
+
+    return MlflowClient(uri)
+
+
+@pytest.fixture
 def client(service: Service) -> Iterator[Client]:
     with Client(service.url) as made:
         yield made
 
 
 def test_spec_numbers_curves_and_files_are_copied(
-    client: Client, id: str, uri: str, monkeypatch: pytest.MonkeyPatch
+    client: Client, id: str, uri: str, tracking: "MlflowClient", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any) -> Path:
         raise OSError("the line is cut")
@@ -66,7 +76,6 @@ def test_spec_numbers_curves_and_files_are_copied(
     run = client.to_mlflow(id, uri)
     assert client.to_mlflow(id, uri) == run  # once is enough
 
-    tracking = MlflowClient(uri)
     into = tracking.get_experiment_by_name("backdoor-lab").experiment_id
     found = {one.info.run_name: one for one in tracking.search_runs([into])}
     assert set(found) == {"for MLflow", "undefended, seed 0", "abl, seed 0"}  # nothing of the broken one
@@ -94,31 +103,36 @@ def test_spec_numbers_curves_and_files_are_copied(
 
 
 def test_files_that_the_key_may_not_read_are_left_out_and_counted(
-    client: Client, id: str, uri: str, monkeypatch: pytest.MonkeyPatch
+    client: Client, id: str, uri: str, tracking: "MlflowClient", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*_: Any) -> Path:
         raise ApiError(403, "Forbidden", "this file carries a backdoor", [])
 
     monkeypatch.setattr(Client, "download", refused)
-    kept = MlflowClient(uri).get_run(client.to_mlflow(id, uri, name="without files"))
+    kept = tracking.get_run(client.to_mlflow(id, uri, name="without files"))
     assert kept.data.tags["bdlab.files_left_out"] == "2"
 
 
 def test_the_command_prints_the_id_alone(
-    client: Client, id: str, uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    client: Client,
+    id: str,
+    uri: str,
+    tracking: "MlflowClient",
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """MLflow's client prints links if the server is reached over HTTP."""
-    end = MlflowClient.set_terminated
+    end = type(tracking).set_terminated
 
-    def chatty(self: MlflowClient, *given: Any) -> None:
+    def chatty(self: "MlflowClient", *given: Any) -> None:
         end(self, *given)
         print("View run at: http://tracking")
 
-    monkeypatch.setattr(MlflowClient, "set_terminated", chatty)
+    monkeypatch.setattr(type(tracking), "set_terminated", chatty)
     command(id, tracking_uri=uri, experiment="printed", files=False, url=client.url)
     printed = capsys.readouterr()
-    [run] = MlflowClient(uri).search_runs(
-        [MlflowClient(uri).get_experiment_by_name("printed").experiment_id],
+    [run] = tracking.search_runs(
+        [tracking.get_experiment_by_name("printed").experiment_id],
         "tags.`bdlab.experiment_id` != ''",
     )
     assert printed.out == f"{run.info.run_id}\n"

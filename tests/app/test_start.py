@@ -14,9 +14,10 @@ import pytest
 from sqlalchemy import text
 
 from app.core.database import Database
-from app.operations import embedded_broker, schema, supervisor
+from app.operations import embedded_broker, supervisor
 from app.settings import Settings
 from bdlab.cli import main
+from tests.databases import migrate
 
 Refused = Callable[..., str]
 NOWHERE = "127.0.0.1:9"
@@ -49,7 +50,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With a database of the current schema."""
     home = tmp_path_factory.mktemp("home")
-    schema.upgrade(Settings(home=home).database)
+    migrate(Settings(home=home).database)
     return home
 
 

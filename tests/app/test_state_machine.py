@@ -34,12 +34,13 @@ from app.core.errors import ConflictError, NotFoundError
 from app.core.objects import Objects
 from app.core.security import make_signer
 from app.experiments import lifecycle, scheduling, service
-from app.operations import relay, schema
+from app.operations import relay
 from app.settings import Settings
 from app.specs.experiment import ExperimentSpec
 from app.specs.placement import CPU
 from app.specs.status import TERMINAL
 from app.tables.experiments import QUEUED, RUNNING, SUCCEEDED, Attempt, Event, Experiment, Outbox
+from tests.databases import migrate
 
 CLOCKS = (app.experiments.idempotency, app.experiments.lifecycle)
 """Modules that read this machine's clock; the others read the database's."""
@@ -410,7 +411,7 @@ class Experiments(RuleBasedStateMachine):
 
 def test_any_order_of_events_keeps_the_promises(tmp_path: Path) -> None:
     template = tmp_path / "template.sqlite3"
-    schema.upgrade(f"sqlite:///{template}")
+    migrate(f"sqlite:///{template}")
     Experiments.template = template
     run_state_machine_as_test(
         Experiments,

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from worker.lab import figures
 from worker.lab.figures.style import BAD, GOOD, arm_styles, fit_text, text_width, tint
@@ -46,6 +45,8 @@ def count(picture: np.ndarray, color) -> int:
 
 def digits(n: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Real digits, the same with a patch, and their class names."""
+    from sklearn.datasets import load_digits  # noqa: PLC0415  # takes seconds, in each process that collects this file
+
     data = load_digits()
     clean = (data.images[:n] * 15.9375).astype(np.uint8)[:, None]
     triggered = clean.copy()

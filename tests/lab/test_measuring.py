@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from app.specs.attack import BadNets
@@ -138,6 +137,8 @@ def test_digits_have_a_fixed_balanced_split() -> None:
 
 
 def test_digits_are_those_of_scikit_learn() -> None:
+    from sklearn.datasets import load_digits  # noqa: PLC0415  # takes seconds, in each process that collects this file
+
     data, source = load_dataset(Digits(), DIGITS_ONLY, seed=0), load_digits()
     theirs = zip((source.images * 15.9375).round().astype(np.uint8), source.target, strict=True)
     ours = (

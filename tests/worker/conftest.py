@@ -17,6 +17,7 @@ from app.settings import Settings
 from app.specs.experiment import ExperimentSpec
 from app.specs.placement import placement_of
 from app.tables.experiments import Experiment
+from tests.databases import migrate
 from tests.servers import Postgres
 from worker.attempt import run_attempt
 
@@ -106,7 +107,7 @@ def backends(tmp_path: Path, database_url: str) -> Any:
         stage_busy_seconds=7,
         checkpoint_seconds=0,
     )
-    upgrade(settings.database)
+    migrate(settings.database)
     database = Database(settings.database)
     yield Backends(settings, database, Objects(settings.objects))
     database.close()

@@ -12,9 +12,9 @@ from sqlalchemy.exc import IntegrityError
 from app.core.context import Context
 from app.core.database import database_now, new_id
 from app.core.errors import ConflictError, InvalidError, TooLargeError, TooManyError, require
-from app.core.json_text import JsonError, parse_json
 from app.core.objects import ObjectStoreError
 from app.core.pagination import paginate_by_age
+from app.core.routing import JsonError, parse_json
 from app.core.validation import field_errors
 from app.data.resolve import resolve_dataset
 from app.data.uploads import repository

@@ -7,7 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.core.context import Ctx
 from app.core.security import public
-from app.operations.health import service
+from app.operations.health import service, telemetry
 from app.operations.health.schemas import Liveness, Readiness
 
 router = APIRouter(tags=["health"])
@@ -41,4 +41,4 @@ def readyz(context: Ctx, response: Response) -> Readiness:
 @public
 def metrics(request: Request, context: Ctx) -> Response:
     """Experiments by status, queue ages, live workers, request times by route, and counters of all processes."""
-    return Response(request.app.state.telemetry.render(context), media_type=CONTENT_TYPE_LATEST)
+    return Response(telemetry.render(context, request.app.version), media_type=CONTENT_TYPE_LATEST)

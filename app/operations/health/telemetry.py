@@ -2,45 +2,25 @@
 
 from collections.abc import Iterator
 
-from prometheus_client import PROCESS_COLLECTOR, CollectorRegistry, Histogram, Metric, generate_latest
+from prometheus_client import PROCESS_COLLECTOR, CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.core.broker import CHECKS, INTERACTIVE, BrokerError
 from app.core.context import Context
-from app.core.metrics import SLOW
+from app.core.metrics import API_REGISTRY
 from app.operations.health.backlog import measure_backlog
 from app.operations.health.shared_counters import collect_families
 from app.specs.placement import KINDS
 
-BUCKETS = (0.002, *SLOW)
 
-
-class Telemetry:
-    """The metrics of one application; each has a registry of its own, so that a process can have several."""
-
-    def __init__(self, version: str) -> None:
-        self._version = version
-        self._registry = CollectorRegistry()
-        self._registry.register(PROCESS_COLLECTOR)
-        self._latency = Histogram(
-            "bdlab_request_seconds",
-            "Time from a request to the end of its answer.",
-            ("method", "route", "status"),
-            buckets=BUCKETS,
-            registry=self._registry,
-        )
-
-    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count one request. ``route`` is the path template, so that ids do not multiply the series."""
-        self._latency.labels(method, route, str(status)).observe(seconds)
-
-    def render(self, context: Context) -> bytes:
-        """All metrics in Prometheus' text format."""
-        state = CollectorRegistry()
-        state.register(_StateCollector(context, self._version))
-        return generate_latest(self._registry) + generate_latest(state)
+def render(context: Context, version: str) -> bytes:
+    """All metrics in Prometheus' text format."""
+    state = CollectorRegistry()
+    state.register(PROCESS_COLLECTOR)
+    state.register(_StateCollector(context, version))
+    return generate_latest(API_REGISTRY) + generate_latest(state)
 
 
 class _StateCollector(Collector):
