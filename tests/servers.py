@@ -68,6 +68,11 @@ class Server:
         """Start it, and wait until it answers."""
         raise NotImplementedError
 
+    def processes(self) -> list[int]:
+        """The numbers of its processes, the first one first."""
+        assert self.process is not None
+        return [self.process.pid, *descendants(self.process.pid)]
+
     def kill(self) -> None:
         """kill -9."""
         if self.process is not None:
@@ -185,11 +190,14 @@ class Postgres(Server):
             command = ["-w", "-l", str(self._server.log), "restart"]  # with the options of its first start
             pg_ctl(command, pgdata=self._data, user=self._server.system_user, timeout=START_SECONDS)
 
+    def processes(self) -> list[int]:
+        pid = int((self._data / "postmaster.pid").read_text().split()[0])
+        return [pid, *descendants(pid)]
+
     def kill(self) -> None:
         """kill -9 to the server's first process, without which the others end."""
-        pid = int((self._data / "postmaster.pid").read_text().split()[0])
-        family = [pid, *descendants(pid)]
-        os.kill(pid, signal.SIGKILL)
+        family = self.processes()
+        os.kill(family[0], signal.SIGKILL)
         wait_for(lambda: not any(alive(one) for one in family), "the end of PostgreSQL", START_SECONDS)
 
     def fresh(self, template: str = "template1") -> str:
