@@ -39,7 +39,8 @@ def statements() -> Iterator[list[str]]:
         event.remove(Engine, "before_cursor_execute", note)
 
 
-CONSTANT = {"id", "name", "spec", "spec_hash", "created_at", "links"}
+OF_SPEC = {"spec", "spec_hash", "dataset", "model", "attack", "defenses", "tags"}
+CONSTANT = {"id", "name", "created_at", "links"} | OF_SPEC
 IN_KEY = {"status", "attempts_left", "queued_at", "finished_at", "cancel_requested_at", "sweep"}
 WITH_EVENT = {"progress", "attempts", "summary", "error", "started_at"}
 """Fields that change only in a transaction that also writes an event, whose id is part of the key."""
