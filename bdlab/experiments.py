@@ -14,7 +14,7 @@ import httpx2
 from app.specs.status import TERMINAL
 from bdlab.errors import DamagedDownloadError, NotFoundError, UnreachableError
 from bdlab.transport import Routes, to_json, without_none
-from bdlab.types import Artifact, Event, Experiment, Json, LogLine, Results
+from bdlab.types import Artifact, Event, Experiment, ExperimentItem, Json, LogLine, Results
 
 if TYPE_CHECKING:
     from app.specs.experiment import ExperimentSpec
@@ -40,9 +40,12 @@ class ExperimentRoutes(Routes):
         """Check a spec without running it: its canonical form, hash, and which stages are cached."""
         return self._transport.post(f"{_PATH}:validate", to_json(spec), repeat=True)
 
-    def experiments(self, **filters: Any) -> Iterator[Experiment]:
-        """Experiments, newest first, page by page; ``filters`` are those of the route (status, tag, ...)."""
-        return cast(Iterator[Experiment], self._transport.pages(_PATH, "experiments", filters))
+    def experiments(self, **query: Any) -> Iterator[ExperimentItem]:
+        """Experiments, newest first, page by page; ``query``: the filters of the route (status, tag, ...), and fields.
+
+        By default without the spec and other fields that a list does not show; ``fields="*"`` selects all.
+        """
+        return cast(Iterator[ExperimentItem], self._transport.pages(_PATH, "experiments", query))
 
     def experiment(self, id: str) -> Experiment:
         """Status, progress and attempts of an experiment."""

@@ -33,23 +33,41 @@ class Attempt(TypedDict):
     reason: str | None
 
 
-class Experiment(TypedDict):
-    """An experiment."""
+class ArmSummary(TypedDict):
+    """Means over the seeds of an arm that are done."""
+
+    arm: str
+    clean_accuracy: float | None
+    attack_success_rate: float | None
+
+
+class ExperimentItem(TypedDict):
+    """An experiment in a list; the parameter ``fields`` of the route selects other fields of `Experiment`."""
 
     id: str
     name: str
     status: Status
+    dataset: str
+    model: str
+    attack: str
+    defenses: list[str]
+    tags: dict[str, str]
+    created_at: str
+    finished_at: str | None
+    progress: Progress
+    summary: list[ArmSummary]
+
+
+class Experiment(ExperimentItem):
+    """An experiment."""
+
     spec: dict[str, Any]
     spec_hash: str
-    progress: Progress
-    attempts: NotRequired[list[Attempt]]
+    queued_at: str
+    started_at: str | None
+    attempts: list[Attempt]
+    error: dict[str, Any] | None
     links: dict[str, str]
-    created_at: NotRequired[str]
-    queued_at: NotRequired[str]
-    started_at: NotRequired[str | None]
-    finished_at: NotRequired[str | None]
-    summary: NotRequired[Any]
-    error: NotRequired[dict[str, Any] | None]
 
 
 class Aggregate(TypedDict):

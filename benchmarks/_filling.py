@@ -10,12 +10,12 @@ from sqlalchemy import insert
 from app.core.database import Base, Database, new_id
 from app.core.objects import content_key
 from app.core.security import LOCAL
-from app.results.search.indexing import dataset_label, describe_arm, indexed_fields
+from app.results.search.indexing import describe_arm, indexed_fields
 from app.specs.base import digest
 from app.specs.experiment import ExperimentSpec
 from app.specs.metrics import EFFECTIVENESS
 from app.specs.status import TERMINAL
-from app.specs.stored import StoredSpec
+from app.specs.stored import StoredSpec, dataset_label
 from app.tables.artifacts import Artifact
 from app.tables.experiments import RUNNING, SUCCEEDED, Attempt, Experiment, Label
 from app.tables.leaderboard import LeaderboardSetting, LeaderboardValue

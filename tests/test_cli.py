@@ -91,7 +91,8 @@ def test_submit_watch_and_everything_after(run: Run, tmp_path: Path) -> None:
     assert len(csv) == 5
     assert json.loads(run("results", id, "--json").stdout)["experiment_id"] == id
     assert id in [e["id"] for e in json.loads(run("list", "--tag", "study:quick", "--json").stdout)]
-    assert id in run("list", "--status", "succeeded").stdout
+    row = next(line for line in run("list", "--status", "succeeded").stdout.splitlines() if id in line)
+    assert all(text in row for text in ("digits", "small_cnn", "badnets", "abl"))
     predicted = run("predict", id, "--index", "3", "--triggered", "--picture", str(tmp_path / "seen.png"))
     assert "undefended" in predicted.stdout
     assert (tmp_path / "seen.png").read_bytes().startswith(b"\x89PNG")

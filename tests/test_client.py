@@ -223,6 +223,8 @@ def test_finding_checking_and_removing(client: Client, done: str) -> None:
     second = client.submit({**QUICK, "name": "again"})["id"]
     found = [e["id"] for e in client.experiments(tag="study:quick", limit=1)]  # two pages
     assert found[:2] == [second, done]
+    assert "spec" not in next(client.experiments())
+    assert client.experiment(done) in client.experiments(tag="study:quick", fields="*")
     client.wait(second, timeout=60)
     client.delete(second)
     with pytest.raises(NotFoundError):

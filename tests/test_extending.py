@@ -162,7 +162,7 @@ def test_experiments_of_a_deleted_plug_in_can_be_read(
     stack.start()
 
     assert stack.experiment(id) == mine
-    assert stack.get("/v1/experiments", attack="bpp")["experiments"] == [mine]
+    assert stack.get("/v1/experiments", attack="bpp", fields="*")["experiments"] == [mine]
     assert [arm["arm"] for arm in stack.results(id)["arms"]] == ["undefended", "fe_tuning"]
     files = stack.get(f"/v1/experiments/{id}/artifacts")["artifacts"]
     assert [file["name"] for file in files] == names

@@ -11,6 +11,7 @@ from pathlib import Path
 from select import POLLIN, poll
 from typing import Any
 
+from pydantic_core import from_json
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -197,7 +198,7 @@ def make_engine(url: str, *, for_requests: bool = False) -> Engine:
 def _make_postgres(url: str, for_requests: bool) -> Engine:
     query = make_url(url).query
     timeouts = {name: value for name, value in TIMEOUTS.items() if name not in query}
-    engine = create_engine(url, connect_args=timeouts, **POOL)
+    engine = create_engine(url, connect_args=timeouts, json_deserializer=from_json, **POOL)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:
@@ -242,7 +243,8 @@ def _make_sqlite(url: str, for_requests: bool) -> Engine:
     if (path := make_url(url).database) and path != ":memory:":
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     busy_seconds = REQUEST_BUSY_SECONDS if for_requests else BUSY_SECONDS
-    engine = create_engine(url, connect_args={"timeout": busy_seconds, "check_same_thread": False}, **POOL)
+    arguments = {"timeout": busy_seconds, "check_same_thread": False}
+    engine = create_engine(url, connect_args=arguments, json_deserializer=from_json, **POOL)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:
@@ -253,15 +255,16 @@ def _make_sqlite(url: str, for_requests: bool) -> Engine:
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
         # A deferred transaction that reads and then writes fails if another one wrote in between; an immediate one
-        # waits for its turn to write. Readers use deferred ones (see `reading`).
+        # waits for its turn to write. Readers need none: as on PostgreSQL, each statement sees what is committed.
         options = connection.get_execution_options()
-        deferred = options.get("readonly", False)
-        if for_requests and not deferred:
+        if options.get("readonly", False):
+            return
+        if for_requests:
             # In a write-ahead log NORMAL never damages the database, but a power cut may undo the last commits.
             connection.exec_driver_sql(
                 f"PRAGMA synchronous={'FULL' if options.get(DURABLE, True) else 'NORMAL'}"
             )
-        connection.exec_driver_sql("BEGIN" if deferred else "BEGIN IMMEDIATE")
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
 

@@ -96,17 +96,26 @@ def accepted(answer: dict[str, Any], location: str, *, replayed: bool) -> Respon
     return JSONResponse(answer, status_code=202, headers=headers)
 
 
-def as_json(model: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """A response with the model as JSON."""
-    return Response(
-        model.model_dump_json(), status_code=status, media_type="application/json", headers=headers
-    )
+def as_json(
+    model: BaseModel,
+    status: int = 200,
+    headers: dict[str, str] | None = None,
+    include: dict[str, Any] | None = None,
+) -> Response:
+    """A response with the model as JSON, or with the parts of it that pydantic's ``include`` selects."""
+    content = model.model_dump_json(include=include)
+    return Response(content, status_code=status, media_type="application/json", headers=headers)
 
 
-def paged(request: Request, cursor: str | None, make: Callable[[str | None], BaseModel]) -> Response:
+def paged(
+    request: Request,
+    cursor: str | None,
+    make: Callable[[str | None], BaseModel],
+    include: dict[str, Any] | None = None,
+) -> Response:
     """The page that ``make`` builds from the link to the next one, which is also in the ``Link`` header."""
     link, headers = following(request, cursor)
-    return as_json(make(link), headers=headers)
+    return as_json(make(link), headers=headers, include=include)
 
 
 def following(request: Request, cursor: str | None) -> tuple[str | None, dict[str, str]]:

@@ -1,38 +1,61 @@
 """From rows to the experiments of the API."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sqlalchemy.orm import Session
 
 from app.experiments import repository
-from app.experiments.schemas import ArmSummary, AttemptOut, ExperimentOut, Failure, Links, Progress, SweepRef
-from app.specs.stored import StoredSpec
+from app.experiments.schemas import (
+    ArmSummary,
+    AttemptOut,
+    ExperimentItem,
+    ExperimentOut,
+    Failure,
+    Links,
+    Progress,
+    SweepRef,
+)
+from app.specs.stored import StoredSpec, completed
 from app.tables.experiments import Experiment
 
+ALL = ExperimentOut.model_fields.keys()
 
-def present(session: Session, experiments: Sequence[Experiment], *, new: bool = False) -> list[ExperimentOut]:
-    """The experiments with their attempts and summaries: three more queries for any number of experiments.
 
+def present(
+    session: Session,
+    experiments: Sequence[Experiment],
+    fields: Collection[str] = ALL,
+    *,
+    new: bool = False,
+) -> list[ExperimentItem]:
+    """The experiments with their attempts, summaries and sweeps: a query for each of the three that is in ``fields``.
+
+    Without them in ``fields`` these three are empty, and the spec is as it was stored.
     ``new``: they were just submitted and belong to no sweep, so nothing has to be queried.
     """
+    ids = [experiment.id for experiment in experiments]
     tried = [experiment.id for experiment in experiments if experiment.attempt]
-    attempts = repository.attempts(session, tried) if tried else {}
-    summaries = repository.summaries(session, tried) if tried else {}
-    sweeps = {} if new else repository.sweeps(session, [experiment.id for experiment in experiments])
-    return [_one(e, attempts.get(e.id, ()), summaries.get(e.id, {}), sweeps.get(e.id)) for e in experiments]
+    attempts = repository.attempts(session, tried) if tried and "attempts" in fields else {}
+    summaries = repository.summaries(session, tried) if tried and "summary" in fields else {}
+    sweeps = repository.sweeps(session, ids) if not new and "sweep" in fields else {}
+    return [
+        _one(e, "spec" in fields, attempts.get(e.id, ()), summaries.get(e.id, {}), sweeps.get(e.id))
+        for e in experiments
+    ]
 
 
 def _one(
     experiment: Experiment,
+    with_spec: bool,
     attempts: Sequence[object],
     summary: dict[str, dict[str, float | None]],
     sweep: object | None,
-) -> ExperimentOut:
-    return ExperimentOut(
+) -> ExperimentItem:
+    return ExperimentItem(
         id=experiment.id,
         name=experiment.name,
         status=experiment.status,
-        spec=experiment.spec,
+        spec=completed(experiment.spec) if with_spec else experiment.spec,
         spec_hash=experiment.spec_hash,
         created_at=experiment.created_at,
         queued_at=experiment.queued_at,

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Row, exists, func, select, tuple_
+from sqlalchemy import ColumnElement, Row, String, bindparam, exists, func, select, tuple_
 from sqlalchemy.orm import Session
 
+from app.core.database import OWNER
 from app.tables.artifacts import Artifact
 from app.tables.experiments import Attempt, Event, Experiment, Idempotency, Label, LogLine, Stage
 from app.tables.results import ResultValue
@@ -18,6 +19,25 @@ from app.tables.sweeps import Sweep, SweepExperiment
 
 Order = Literal["created_at", "-created_at"]
 SUMMARY_METRICS = ("clean_accuracy", "attack_success_rate")
+
+
+# Hundreds of clients poll. A statement that is built once, filters by owner itself and does without the ORM takes a
+# fifth of the processor time.
+_VERSION_KEY = select(
+    select(func.max(Event.id)).where(Event.experiment_id == Experiment.id).scalar_subquery(),
+    select(func.min(SweepExperiment.sweep_id))
+    .where(SweepExperiment.experiment_id == Experiment.id, SweepExperiment.made)
+    .scalar_subquery(),
+    Experiment.status,
+    Experiment.attempt,
+    Experiment.attempts_left,
+    Experiment.queued_at,
+    Experiment.finished_at,
+    Experiment.cancel_requested_at,
+).where(
+    Experiment.id == bindparam("id"),
+    Experiment.owner_id == func.coalesce(bindparam("owner", type_=String), Experiment.owner_id),
+)
 
 
 @dataclass(frozen=True)
@@ -36,27 +56,12 @@ class Filters:
 
 
 def version_key(session: Session, experiment_id: str) -> tuple[Any, ...] | None:
-    """Changes whenever a field of `ExperimentOut` changes; None if there is no such experiment.
+    """Changes whenever a field of `ExperimentOut` changes; None if the session's owner has no such experiment.
 
     Fields that are not part of the key change only in a transaction that writes an event.
     """
-    last_event = select(func.max(Event.id)).where(Event.experiment_id == Experiment.id).scalar_subquery()
-    submitted_by = (
-        select(func.min(SweepExperiment.sweep_id))
-        .where(SweepExperiment.experiment_id == Experiment.id, SweepExperiment.made)
-        .scalar_subquery()
-    )
-    own = (
-        Experiment.status,
-        Experiment.attempt,
-        Experiment.attempts_left,
-        Experiment.queued_at,
-        Experiment.finished_at,
-        Experiment.cancel_requested_at,
-    )
-    row = session.execute(
-        select(last_event, submitted_by, *own).where(Experiment.id == experiment_id)
-    ).one_or_none()
+    parameters = {"id": experiment_id, "owner": session.info.get(OWNER)}
+    row = session.connection().execute(_VERSION_KEY, parameters).one_or_none()
     return None if row is None else tuple(row)
 
 
@@ -117,7 +122,7 @@ def summaries(session: Session, ids: Sequence[str]) -> dict[str, dict[str, dict[
     """Means over seeds: experiment -> arm -> metric -> value."""
     # coalesce() stops SQLite from using its index of metrics, which would read the numbers of all experiments.
     shown = func.coalesce(ResultValue.metric, "").in_(SUMMARY_METRICS)
-    rows = session.execute(
+    rows = session.connection().execute(
         select(ResultValue.experiment_id, ResultValue.arm, ResultValue.metric, func.avg(ResultValue.value))
         .where(ResultValue.experiment_id.in_(ids), shown)
         .group_by(ResultValue.experiment_id, ResultValue.arm, ResultValue.metric)

@@ -2,15 +2,16 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 
 from app.core.context import Ctx
 from app.core.openapi import problems
+from app.core.query_parameters import parse_fields, reject_unknown_parameters
 from app.core.routing import Cursor, IdempotencyKey, JsonBody, Limit, accepted, as_json, paged
 from app.core.security import READ, needs
 from app.experiments import service
 from app.experiments.repository import Filters, Order
-from app.experiments.schemas import ExperimentOut, Page, Validation
+from app.experiments.schemas import LIST_FIELDS, ExperimentOut, Page, Validation
 from app.specs.experiment import ExperimentSpec
 from app.specs.status import Status
 
@@ -66,7 +67,13 @@ def validate(context: Ctx, spec: Spec, _json: JsonBody) -> Validation:
     return service.validate(context, spec)
 
 
-@router.get("/experiments", summary="List experiments", response_model=Page, responses=problems(400, 422))
+@router.get(
+    "/experiments",
+    summary="List experiments",
+    response_model=Page,
+    responses=problems(400, 422),
+    dependencies=[Depends(reject_unknown_parameters)],
+)
 def listing(
     request: Request,
     context: Ctx,
@@ -84,18 +91,33 @@ def listing(
         str | None, Query(min_length=1, max_length=200, description="Part of the name, in any case")
     ] = None,
     order: Annotated[Order, Query(description="`-created_at`: newest first")] = "-created_at",
+    fields: Annotated[
+        str | None,
+        Query(
+            description="Fields of each experiment, separated by commas; `*` selects all. Default: what lists show, "
+            f"{', '.join(f for f in ExperimentOut.model_fields if f in LIST_FIELDS)}.",
+            examples=["id,status,progress"],
+        ),
+    ] = None,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> Response:
-    """One page of experiments. Follow `next`, or the `Link` header, for more.
+    """One page of experiments, without their specs unless `fields` selects them. Follow `next`, or the `Link` header,
+    for more.
 
     New experiments do not change what the later pages show.
     """
+    chosen = parse_fields(fields, ExperimentOut, LIST_FIELDS)
     filters = Filters(
         status, dataset, model, attack, defense, tuple(service.parse_tags(tag or [])), sweep, text
     )
-    experiments, following = service.listing(context, filters, order, cursor, limit)
-    return paged(request, following, lambda link: Page(experiments=experiments, next=link))
+    experiments, following = service.listing(context, filters, order, cursor, limit, chosen)
+    return paged(
+        request,
+        following,
+        lambda link: Page(experiments=experiments, next=link),
+        include={"experiments": {"__all__": set(chosen)}, "next": True},
+    )
 
 
 @router.get(

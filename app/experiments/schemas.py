@@ -3,11 +3,11 @@
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 
 from app.specs.experiment import ExperimentSpec
 from app.specs.status import Status
-from app.specs.stored import SpecDocument
+from app.specs.stored import SpecDocument, StoredSpec, dataset_label
 
 
 class Progress(BaseModel):
@@ -77,6 +77,22 @@ class ExperimentOut(BaseModel):
     name: str
     status: Status
     spec: SpecDocument = Field(description="The spec with every default written out.")
+    # Taken from the spec, so that lists need not show it. Idempotent answers of earlier versions lack these fields.
+    dataset: str = Field(
+        default_factory=lambda data: dataset_label(data["spec"]["dataset"]),
+        description="Name of the dataset; with the key or id of an imported or uploaded one, as in `imported/KEY`.",
+    )
+    model: str = Field(
+        default_factory=lambda data: StoredSpec(data["spec"]).model_name, description="Name of the model."
+    )
+    attack: str = Field(
+        default_factory=lambda data: StoredSpec(data["spec"]).attack_name, description="Name of the attack."
+    )
+    defenses: list[str] = Field(
+        default_factory=lambda data: [*StoredSpec(data["spec"]).defenses],
+        description="Names of the arms of its defenses.",
+    )
+    tags: dict[str, str] = Field(default_factory=lambda data: StoredSpec(data["spec"]).tags)
     spec_hash: str = Field(description="SHA-256 over every field of the spec that decides the numbers.")
     created_at: datetime
     queued_at: datetime = Field(description="When it was last queued.")
@@ -94,10 +110,60 @@ class ExperimentOut(BaseModel):
     links: Links
 
 
+class ExperimentItem(ExperimentOut):
+    """An experiment in a list, with the fields that the request selects."""
+
+    model_config = ConfigDict(json_schema_extra=lambda schema: schema.pop("required"))
+
+    spec: SkipValidation[SpecDocument] = Field(description="The spec with every default written out.")
+
+
+LIST_FIELDS = frozenset(
+    {
+        "id",
+        "name",
+        "status",
+        "dataset",
+        "model",
+        "attack",
+        "defenses",
+        "tags",
+        "created_at",
+        "finished_at",
+        "progress",
+        "summary",
+    }
+)
+"""The fields of an experiment in a list unless the request selects others."""
+
+
 class Page(BaseModel):
     """One page of experiments."""
 
-    experiments: list[ExperimentOut]
+    experiments: list[ExperimentItem] = Field(
+        description="By default without what their own pages add: the spec, attempts, links and the like.",
+        examples=[
+            [
+                {
+                    "id": "019aab3c-5d1e-7c3f-8f00-0123456789ab",
+                    "name": "BadNets on digits",
+                    "status": "succeeded",
+                    "dataset": "digits",
+                    "model": "small_cnn",
+                    "attack": "badnets",
+                    "defenses": ["abl"],
+                    "tags": {"study": "example"},
+                    "created_at": "2026-01-31T12:00:00Z",
+                    "finished_at": "2026-01-31T12:01:30Z",
+                    "progress": {"fraction": 1.0},
+                    "summary": [
+                        {"arm": "undefended", "clean_accuracy": 0.972, "attack_success_rate": 1.0},
+                        {"arm": "abl", "clean_accuracy": 0.961, "attack_success_rate": 0.004},
+                    ],
+                }
+            ]
+        ],
+    )
     next: str | None = Field(description="Link to the next page; null on the last.")
 
 

@@ -1,7 +1,7 @@
 """What can be done with experiments. Every function has committed when it returns."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,7 +19,7 @@ from app.experiments.lifecycle import create
 from app.experiments.planning import StoredStage, plan_experiment, stages_of
 from app.experiments.presentation import present
 from app.experiments.repository import Filters, Order
-from app.experiments.schemas import ExperimentOut, StageOut, Validation
+from app.experiments.schemas import LIST_FIELDS, ExperimentItem, ExperimentOut, StageOut, Validation
 from app.results.artifacts.storage import delete_unreferenced
 from app.results.search import indexing
 from app.specs.base import digest
@@ -101,9 +101,17 @@ def poll(context: Context, experiment_id: str) -> Answer:
 
 
 def listing(
-    context: Context, filters: Filters, order: Order, cursor: str | None, limit: int
-) -> tuple[list[ExperimentOut], str | None]:
-    """One page, and the cursor of the next one if there is one. Raises BadRequestError for a bad cursor."""
+    context: Context,
+    filters: Filters,
+    order: Order,
+    cursor: str | None,
+    limit: int,
+    fields: Collection[str] = LIST_FIELDS,
+) -> tuple[list[ExperimentItem], str | None]:
+    """One page, and the cursor of the next one if there is one. Only ``fields`` are complete, see `present`.
+
+    Raises BadRequestError for a bad cursor.
+    """
     with context.database.reading() as session:
         rows, following = paginate_by_age(
             context.signer,
@@ -112,7 +120,7 @@ def listing(
             limit,
             lambda after, most: repository.page(session, filters, order, after, most),
         )
-        return present(session, rows), following
+        return present(session, rows, fields), following
 
 
 def cancel(context: Context, experiment_id: str) -> ExperimentOut:

@@ -117,6 +117,12 @@ class StoredStudy(_StoredDocument):
         return StudySpec.model_validate(self.document)
 
 
+def dataset_label(dataset: dict[str, Any]) -> str:
+    """Name of a dataset in lists and on the leaderboard; with the key or id of an imported or uploaded dataset."""
+    key = dataset.get("key") or dataset.get("dataset_id")
+    return f"{dataset['name']}/{key}" if key else str(dataset["name"])
+
+
 def completed(document: dict[str, Any], model: type[BaseModel] = ExperimentSpec) -> dict[str, Any]:
     """``document`` with the fields that were added since, in the order of the classes.
 

@@ -1,12 +1,11 @@
 """Tables for people: percentages, one row per arm."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from rich.table import Table
 
 from app.specs.printable import printable
-from bdlab.types import Aggregate, Experiment, Results
+from bdlab.types import Aggregate, ExperimentItem, Results
 
 METRICS = {
     "clean_accuracy": "clean accuracy",
@@ -52,17 +51,11 @@ def percent(value: Aggregate | None) -> str:
     return f"{100 * value['mean']:.1f} ± {50 * (value['high'] - value['low']):.1f} %"
 
 
-def experiments_table(experiments: Iterable[Experiment]) -> Table:
+def experiments_table(experiments: Iterable[ExperimentItem]) -> Table:
     """One row per experiment."""
     headings = ("id", "status", "name", "dataset", "model", "attack", "defenses")
-    return text_table("", headings, map(_experiment_row, experiments))
-
-
-def _experiment_row(experiment: Experiment) -> tuple[str, ...]:
-    def name(part: str) -> str:
-        fields: dict[str, Any] = experiment["spec"].get(part, {})
-        return str(fields.get("key") or fields.get("name", ""))
-
-    defenses = [d.get("arm") or d["name"] for d in experiment["spec"].get("defenses", [])]
-    first = (experiment["id"], experiment["status"], experiment["name"])
-    return (*first, name("dataset"), name("model"), name("attack"), ", ".join(defenses))
+    rows = (
+        (e["id"], e["status"], e["name"], e["dataset"], e["model"], e["attack"], ", ".join(e["defenses"]))
+        for e in experiments
+    )
+    return text_table("", headings, rows)

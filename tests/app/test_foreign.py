@@ -88,6 +88,16 @@ def without_names(answer: httpx2.Response) -> Any:
     return {name: value for name, value in answer.json().items() if name not in ("owner", "key")}
 
 
+def test_a_cached_answer_of_a_poll_is_the_owners_alone(
+    ann: httpx2.Client, bob: httpx2.Client, ended: str
+) -> None:
+    path = f"/v1/experiments/{ended}"
+    tag = ann.get(path).headers["ETag"]
+    assert ann.get(path, headers={"If-None-Match": tag}).status_code == 304
+    assert bob.get(path).status_code == 404
+    assert bob.get(path, headers={"If-None-Match": tag}).status_code == 404
+
+
 def test_comparing_with_a_foreign_experiment_is_like_comparing_with_none(
     ann: httpx2.Client, bob: httpx2.Client, ended: str
 ) -> None:

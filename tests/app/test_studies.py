@@ -43,7 +43,7 @@ def study(service: Service, body: dict[str, Any], **headers: str) -> dict[str, A
 
 def queued(service: Service, made: dict[str, Any]) -> list[dict[str, Any]]:
     """The study's queued experiments, the oldest first."""
-    query = {"sweep": made["id"], "status": "queued", "order": "created_at"}
+    query = {"sweep": made["id"], "status": "queued", "order": "created_at", "fields": "*"}
     return service.http.get("/v1/experiments", params=query).json()["experiments"]
 
 
@@ -232,7 +232,7 @@ def finished(service: Service) -> dict[str, Any]:
             run(service, experiment, numbers[key])
     warned = next(
         e
-        for e in service.http.get(made["links"]["experiments"]).json()["experiments"]
+        for e in service.http.get(made["links"]["experiments"] + "&fields=id,sweep").json()["experiments"]
         if e["sweep"]["coordinates"] == {"attack": "bad_nets & <co>", "seed": 0}
     )
     service.add(

@@ -18,7 +18,7 @@ from app.specs.defenses.base import DEFENSE_LABELS
 from app.specs.experiment import CLEAN, UNDEFENDED, UNHASHED_FIELDS
 from app.specs.flatten import flatten
 from app.specs.metrics import EFFECTIVENESS, defense_effectiveness, summarize
-from app.specs.stored import StoredSpec, completed
+from app.specs.stored import StoredSpec, completed, dataset_label
 from app.tables.experiments import Experiment
 from app.tables.leaderboard import LeaderboardSetting, LeaderboardValue
 from app.tables.results import ResultValue
@@ -78,12 +78,6 @@ def _indexed(value: Any) -> float | str:
     if isinstance(value, int | float):
         return float(value)
     return value if isinstance(value, str) else canonical_json(value)
-
-
-def dataset_label(dataset: dict[str, Any]) -> str:
-    """Name of a dataset on the leaderboard; with the key or id of an imported or uploaded dataset."""
-    key = dataset.get("key") or dataset.get("dataset_id")
-    return f"{dataset['name']}/{key}" if key else str(dataset["name"])
 
 
 def refresh(session: Session, experiment_id: str, arm: str) -> None:

@@ -1,4 +1,7 @@
-"""The values that a page of results shows, in one query for each source of its fields."""
+"""The values that a page of results shows, in one query for each source of its fields.
+
+The rows are the owner's. What belongs to them is read without the ORM, which would filter it by owner again.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -40,17 +43,15 @@ def _read_spec(session: Session, rows: Sequence[ResultRow], fields: Sequence[Fie
     values: dict[tuple[int, str], float | str] = {}
     for table in (SpecNumber, SpecText):
         query: Any = select(table.part_id, table.path, table.value)
-        for part, path, value in session.execute(
-            query.where(table.part_id.in_(parts), table.path.in_(paths))
-        ):
-            values[part, path] = value
+        query = query.where(table.part_id.in_(parts), table.path.in_(paths))
+        values |= {(part, path): value for part, path, value in session.connection().execute(query)}
     return lambda row, field: values.get((getattr(row, f"{field.part}_id"), field.name))
 
 
 def _read_metrics(session: Session, rows: Sequence[ResultRow], fields: Sequence[Field]) -> Reader:
     ids, metrics = [row.id for row in rows], {field.key for field in fields}
-    query = select(ResultMean).where(ResultMean.row_id.in_(ids), ResultMean.metric.in_(metrics))
-    means = {(mean.row_id, mean.metric): mean for mean in session.scalars(query)}
+    query = select(ResultMean.__table__).where(ResultMean.row_id.in_(ids), ResultMean.metric.in_(metrics))
+    means = {(mean.row_id, mean.metric): mean for mean in session.connection().execute(query)}
 
     def value_of(row: ResultRow, field: Field) -> Any:
         column = field.name.rpartition(".")[2] if field.source == "interval" else "mean"
