@@ -50,6 +50,9 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "hidden_trigger": {**SURROGATE, "craft_steps": 300},
     "poison_frogs": {**SURROGATE, "poisoning_rate": 0.1},
     "input_aware": {},
+    "adaptive_blend": {"poisoning_rate": 0.01},
+    "tact": {},
+    "ftrojan": {},
 }
 REPAIR = ("fine_tuning", "fine_pruning", "nad", "mcr", "ft_sam", "anp", "i_bau")
 DETECTION = ("spectral_signatures", "activation_clustering", "strip")
@@ -85,7 +88,7 @@ def draw_attack(name: str) -> None:
     blocks = []
     if attack.has_trigger:
         blocks.append(("test images", *test_images(attack, data, folder)))
-    if not blocks or name in ("clean_label", "hidden_trigger"):
+    if not blocks or name in ("clean_label", "hidden_trigger", "adaptive_blend"):
         blocks.append(("poisoned training images", *training_images(data, folder)))
     board(blocks).save(IMAGES / "attacks" / f"{name}.png", optimize=True)
 
@@ -108,7 +111,8 @@ def compute(spec: ExperimentSpec, name: str) -> Path:
 def test_images(attack: Attack[Any], data: Dataset, folder: Path) -> tuple[Tensor, Tensor]:
     """uint8 ``[SHOWN, 3, 32, 32]`` each: without the trigger, and with it."""
     state = trigger_state(attack, data, folder)
-    rows = attack.attacked(data.test, state)[:: len(data.test) // (SHOWN + 1)][:SHOWN]
+    rows = attack.attacked(data.test, state)
+    rows = rows[:: min(len(data.test) // (SHOWN + 1), len(rows) // SHOWN)][:SHOWN]
     images = data.test.images[rows]
     return images, attack.trigger(state)(images)
 

@@ -6,17 +6,21 @@ from pydantic import Field
 
 from app.specs.attacks.base import PoisoningAttack, PreparationStage, SurrogateAttack
 from app.specs.attacks.clean_label import CleanLabel, HiddenTrigger, PoisonFrogs
+from app.specs.attacks.covered import AdaptiveBlend, Tact
 from app.specs.attacks.dynamic import InputAware, WaNet
+from app.specs.attacks.frequency import FTrojan
 from app.specs.attacks.patches import BadNets, SinglePixel, Trojan
 from app.specs.attacks.whole_image import Blend, LowFrequency, Refool, Sig
 from app.specs.base import Spec
 from app.specs.plugins import with_plugins
 
 __all__ = [
+    "AdaptiveBlend",
     "AttackSpec",
     "BadNets",
     "Blend",
     "CleanLabel",
+    "FTrojan",
     "HiddenTrigger",
     "InputAware",
     "LowFrequency",
@@ -28,6 +32,7 @@ __all__ = [
     "Sig",
     "SinglePixel",
     "SurrogateAttack",
+    "Tact",
     "Trojan",
     "WaNet",
 ]
@@ -53,6 +58,9 @@ _BUILT_IN = (
     | HiddenTrigger
     | PoisonFrogs
     | LowFrequency
+    | AdaptiveBlend
+    | Tact
+    | FTrojan
 )
 if TYPE_CHECKING:
     AttackSpec = _BUILT_IN

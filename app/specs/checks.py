@@ -4,13 +4,11 @@ The service and the lab run them; the Python client leaves them to the service.
 """
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from app.specs.attack import (
-    BadNets,
-    Blend,
     CleanLabel,
     HiddenTrigger,
     LowFrequency,
@@ -22,7 +20,8 @@ from app.specs.attack import (
     WaNet,
 )
 from app.specs.attacks.base import SURROGATE
-from app.specs.attacks.whole_image import PatternAttack
+from app.specs.attacks.patches import PatchAttack
+from app.specs.attacks.whole_image import BlendedAttack, PatternAttack
 from app.specs.base import canonical_json
 from app.specs.defenses.base import CleanSetDefense
 from app.specs.experiment import ExperimentSpec
@@ -59,7 +58,7 @@ def cross_count(spec: ExperimentSpec, facts: DatasetFacts) -> int:
     return max(1, round(share * facts.train_size)) if share else 0
 
 
-def patch_size(attack: BadNets | Trojan | HiddenTrigger, facts: DatasetFacts) -> int:
+def patch_size(attack: PatchAttack | Trojan | HiddenTrigger, facts: DatasetFacts) -> int:
     """Side of the patch in pixels; by default 30 at an image width of 224, in proportion, and at least 3."""
     return max(3, round(30 / 224 * facts.width)) if attack.size is None else attack.size
 
@@ -154,36 +153,50 @@ def _attack_problems(spec: ExperimentSpec, attack: PoisoningAttack, facts: Datas
             yield Problem("attack.target_class", target, f"0, {reason}")
         if attack.share_of_target_class:
             yield Problem("attack.rate_of", "target_class", f"training_set, {reason}")
-    yield from _count_problems(spec, attack, facts)
+    unfit = [Problem(f"attack.{name}", value, allowed) for name, value, allowed in attack.unfit(facts)]
+    if not unfit:  # fields that do not fit may name classes that do not exist
+        yield from _count_problems(spec, attack, facts)
     yield from _shape_problems(attack, facts)
-    for name, value, allowed in attack.unfit(facts):
-        yield Problem(f"attack.{name}", value, allowed)
+    yield from unfit
 
 
 def _count_problems(spec: ExperimentSpec, attack: PoisoningAttack, facts: DatasetFacts) -> Iterator[Problem]:
-    count, in_target = poison_count(spec, facts), facts.train_counts[attack.target_class]
-    if attack.clean_label_only:
-        eligible, where = in_target, f" of class {attack.target_class}"
-    elif attack.all_to_all:
-        eligible, where = facts.train_size, ""
-    else:
-        eligible, where = facts.train_size - in_target, f" outside class {attack.target_class}"
+    count, classes = poison_count(spec, facts), attack.poisoned_classes(facts.classes)
+    eligible = _count_images(classes, facts)
     if count > eligible:
-        allowed = f"a rate of at most {eligible} images{where}; this one selects {count}"
-        yield Problem("attack.poisoning_rate", attack.poisoning_rate, allowed)
-    elif count + (cross := cross_count(spec, facts)) > facts.train_size:
-        name = next(n for n in ("cross_rate", "cross_ratio") if n in type(attack).model_fields)
         allowed = (
-            f"at most {facts.train_size - count} cross samples beside {count} poisoned ones; this is {cross}"
+            f"a rate of at most {eligible} images{_of_classes(classes, facts)}; this one selects {count}"
         )
+        yield Problem("attack.poisoning_rate", attack.poisoning_rate, allowed)
+        return
+    covering = attack.cross_classes(facts.classes)
+    left = _count_images(covering, facts) - (count if set(classes) & set(covering) else 0)
+    if (cross := cross_count(spec, facts)) > left:
+        names = ("cross_rate", "cross_ratio", "cover_rate")
+        name = next(n for n in names if n in type(attack).model_fields)
+        where = _of_classes(covering, facts)
+        allowed = f"at most {left} cross samples{where} beside {count} poisoned ones; this is {cross}"
         yield Problem(f"attack.{name}", getattr(attack, name), allowed)
+
+
+def _count_images(classes: Collection[int], facts: DatasetFacts) -> int:
+    return sum(facts.train_counts[c] for c in set(classes) if c < facts.classes)
+
+
+def _of_classes(classes: Collection[int], facts: DatasetFacts) -> str:
+    """Words that follow "images"; empty for all classes."""
+    others = [c for c in range(facts.classes) if c not in classes]
+    if not others:
+        return ""
+    listed, word = (others, "outside") if len(others) < len(classes) else (sorted(classes), "of")
+    return f" {word} class{'es' if len(listed) > 1 else ''} {', '.join(map(str, listed))}"
 
 
 def _shape_problems(attack: PoisoningAttack, facts: DatasetFacts) -> Iterator[Problem]:
     side = min(facts.height, facts.width)
     of_side = f"{side}, the image's shorter side"
     match attack:
-        case BadNets() | Trojan() | HiddenTrigger():
+        case PatchAttack() | Trojan() | HiddenTrigger():
             size = patch_size(attack, facts)
             margins = 2 if attack.position == "random" else 1  # anywhere, or at one edge
             if size + margins * attack.margin > side:
@@ -211,7 +224,7 @@ def _shape_problems(attack: PoisoningAttack, facts: DatasetFacts) -> Iterator[Pr
 
 def _pattern_problems(attack: PatternAttack, facts: DatasetFacts) -> Iterator[Problem]:
     if (
-        isinstance(attack, Blend)
+        isinstance(attack, BlendedAttack)
         and attack.pattern_index is not None
         and attack.pattern_index >= facts.train_size
     ):

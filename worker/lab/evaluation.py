@@ -83,7 +83,7 @@ class TestSet:
     origin: Tensor
     """Rows of ``clean`` that the triggered images were made from."""
     cross: Split | None = None
-    """Test images with another image's trigger, and their true labels; None unless the attack has cross samples."""
+    """Test images changed as cross samples are, and their true labels; None unless the attack has cross samples."""
     one_image: bool = False
     """True if the attack targets a single test image."""
 
@@ -101,7 +101,11 @@ class TestSet:
         triggered = Split(apply_trigger(attack.trigger(state), source.images[origin]), true)
         cross = None
         if attack.spec.cross_share:
-            cross = Split(attack.cross(state, test.images, seed=0), test.labels)
+            classes = torch.tensor(
+                list(attack.spec.cross_classes(attack.facts.classes)), device=test.labels.device
+            )
+            harmless = test.rows(torch.isin(test.labels, classes).nonzero().flatten())
+            cross = Split(attack.cross(state, harmless.images, seed=0), harmless.labels)
         return cls(test, triggered, attack.target(true), origin, cross, one_image=not attack.has_trigger)
 
 

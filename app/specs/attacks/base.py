@@ -1,6 +1,6 @@
 """Base classes of attack specs."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Literal, NamedTuple
 
 from app.specs.base import field
@@ -72,6 +72,19 @@ class PoisoningAttack(PresetSpec):
     def share_of_target_class(self) -> bool:
         """Whether poisoning_rate is a share of the target class."""
         return False
+
+    def poisoned_classes(self, classes: int) -> Collection[int]:
+        """The classes whose images are poisoned, in a dataset of so many classes.
+
+        A dirty-label attack skips the target class, whose labels it would not change.
+        """
+        if self.clean_label_only:
+            return (self.target_class,)
+        return [c for c in range(classes) if self.all_to_all or c != self.target_class]
+
+    def cross_classes(self, classes: int) -> Collection[int]:
+        """The classes that cross samples are taken from."""
+        return range(classes)
 
     @property
     def appends(self) -> bool:

@@ -57,12 +57,9 @@ _TROJAN_PRESETS = {
 }
 
 
-class BadNets(DirtyLabelAttack):
-    """BadNets (Gu et al., 2017): a small opaque patch in a corner, dirty label."""
+class PatchAttack(DirtyLabelAttack):
+    """Base class of attacks whose trigger is a black and white patch."""
 
-    name: Literal["badnets"] = "badnets"
-    presets = _BADNETS_PRESETS
-    preset: Literal["paper", "benchmark"] = preset_field(_BADNETS_PRESETS, "paper")
     pattern: Literal["checkerboard", "white"] = field(
         "checkerboard",
         "Pattern of the patch: alternating black and white pixels, or all white. The checkerboard of 3 x 3 is the "
@@ -82,6 +79,14 @@ class BadNets(DirtyLabelAttack):
         gt=0,
         le=1,
     )
+
+
+class BadNets(PatchAttack):
+    """BadNets (Gu et al., 2017): a small opaque patch in a corner, dirty label."""
+
+    name: Literal["badnets"] = "badnets"
+    presets = _BADNETS_PRESETS
+    preset: Literal["paper", "benchmark"] = preset_field(_BADNETS_PRESETS, "paper")
 
 
 Gray = Annotated[int, Field(ge=0, le=255)]

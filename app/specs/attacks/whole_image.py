@@ -94,24 +94,10 @@ class PatternAttack(DirtyLabelAttack):
         return self
 
 
-class Blend(PatternAttack):
-    """Blended injection (Chen et al., 2017): a pattern is blended into the whole image, dirty label.
+class BlendedAttack(PatternAttack):
+    """Base class of attacks that blend a pattern into the whole image: noise, a training image, or an uploaded one."""
 
-    The pattern is noise, a training image of the dataset, or an uploaded image.
-    """
-
-    name: Literal["blend"] = "blend"
     requires: ClassVar[dict[str, str]] = {"image": "pattern_index", "png": "pattern_png"}
-    presets = _BLEND_PRESETS
-    preset: Literal["paper"] = preset_field(_BLEND_PRESETS, "paper")
-    alpha: float = field(
-        0.2,
-        "Weight of the pattern: (1 - alpha) * image + alpha * pattern.",
-        unit="fraction",
-        source="Chen et al. 2017, section 5",
-        gt=0,
-        le=1,
-    )
     pattern: Literal["noise", "image", "png"] = field(
         "noise",
         "noise: uniform noise drawn by pattern_seed. image: the training image pattern_index. png: pattern_png.",
@@ -129,6 +115,25 @@ class Blend(PatternAttack):
         "Index of the training image, in the subset used. Required if pattern is image.",
         source="Chen et al. 2017, section 5",
         ge=0,
+    )
+
+
+class Blend(BlendedAttack):
+    """Blended injection (Chen et al., 2017): a pattern is blended into the whole image, dirty label.
+
+    The pattern is noise, a training image of the dataset, or an uploaded image.
+    """
+
+    name: Literal["blend"] = "blend"
+    presets = _BLEND_PRESETS
+    preset: Literal["paper"] = preset_field(_BLEND_PRESETS, "paper")
+    alpha: float = field(
+        0.2,
+        "Weight of the pattern: (1 - alpha) * image + alpha * pattern.",
+        unit="fraction",
+        source="Chen et al. 2017, section 5",
+        gt=0,
+        le=1,
     )
 
 

@@ -27,8 +27,14 @@ EVERY = (
     "hidden_trigger",
     "poison_frogs",
     "low_frequency",
+    "adaptive_blend",
+    "tact",
+    "ftrojan",
 )
-CHEAP = ("badnets", "single_pixel", "blend", "sig", "wanet", "refool", "low_frequency")
+CHEAP = (
+    *("badnets", "single_pixel", "blend", "sig", "wanet", "refool", "low_frequency"),
+    *("adaptive_blend", "tact", "ftrojan"),
+)
 """Those whose trigger needs no training."""
 
 

@@ -1,12 +1,15 @@
 """Which samples are poisoned, and what becomes of their labels."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
 from app.specs.checks import find_problems, poison_count
 from tests.lab.attacks.helpers import CHEAP, digits, experiment, poisoned, split, state_of
 from worker.lab.attacks import make_attack
-from worker.lab.attacks.poisoning import choose_poisoned
+from worker.lab.attacks.poisoning import build_poisoned_set, choose_poisoned, make_poison
 from worker.lab.evaluation import TestSet
 
 CLEAN_LABEL = ("sig",)
@@ -14,8 +17,8 @@ CLEAN_LABEL = ("sig",)
 
 @pytest.mark.parametrize("name", CHEAP)
 def test_only_chosen_samples_differ_and_the_truth_is_kept(name):
-    data = digits()
-    made = poisoned(experiment(name=name), data)
+    data, spec = digits(), experiment(name=name)
+    made = poisoned(spec, data)
     touched = made.is_poisoned | made.is_cross
     assert torch.equal(made.images[~touched], data.train.images[~touched])
     assert torch.equal(made.labels[~made.is_poisoned], data.train.labels[~made.is_poisoned])
@@ -24,7 +27,7 @@ def test_only_chosen_samples_differ_and_the_truth_is_kept(name):
         assert torch.equal(made.labels, data.train.labels)
         assert (made.clean_labels[made.is_poisoned] == 0).all()
     else:
-        assert made.is_poisoned.sum() == round(0.1 * len(data.train))
+        assert made.is_poisoned.sum() == poison_count(spec, data.facts)
         assert (made.labels[made.is_poisoned] == 0).all()
         assert (made.clean_labels[made.is_poisoned] != 0).all()
 
@@ -36,6 +39,47 @@ def test_a_cross_sample_is_no_poison_and_keeps_its_label():
     assert not (made.is_cross & made.is_poisoned).any()
     assert torch.equal(made.labels[made.is_cross], data.train.labels[made.is_cross])
     assert not torch.equal(made.images[made.is_cross], data.train.images[made.is_cross])
+
+
+def test_tact_poisons_one_class_and_covers_the_others():
+    data = digits()
+    spec = experiment(name="tact", target_class=0, source_class=4, poisoning_rate=0.05, cover_rate=0.1)
+    made = poisoned(spec, data)
+    assert (made.clean_labels[made.is_poisoned] == 4).all()
+    assert (made.labels[made.is_poisoned] == 0).all()
+    assert set(made.clean_labels[made.is_cross].tolist()) == {1, 2, 3, 5, 6, 7, 8, 9}
+    assert (made.is_poisoned.sum(), made.is_cross.sum()) == (72, 144)
+    patch = made.images[made.is_poisoned | made.is_cross][:, 0, 5:, 5:]
+    assert (patch == patch[0]).all()
+    attack = make_attack(spec.attack, data.facts)
+    test = TestSet.make(data.test, attack, {})
+    assert (data.test.labels[test.origin] == 4).all()
+    assert len(test.origin) == (data.test.labels == 4).sum()
+    assert test.cross is not None
+    assert not torch.isin(test.cross.labels, torch.tensor([0, 4])).any()
+    few = poisoned(experiment(name="tact", cover_classes=[5, 7]), data)
+    assert set(few.clean_labels[few.is_cross].tolist()) == {5, 7}
+
+
+def test_adaptive_blend_hides_half_of_the_pattern_in_training_and_nothing_at_test_time():
+    data = digits()
+    fields = {"pieces": 2, "alpha": 1.0, "test_alpha": 1.0, "poisoning_rate": 0.02, "cover_rate": 0.05}
+    spec = experiment(name="adaptive_blend", **fields)
+    attack, chosen = make_attack(spec.attack, data.facts), choose_poisoned(spec, data, 0)
+    assert attack is not None
+    lab: Any = SimpleNamespace(train=data.train, chosen=chosen, seed=0)
+    prepared = attack.prepare(lab)
+    made = build_poisoned_set(data.train, make_poison(spec, data, attack, prepared, 0))
+    pattern = prepared.state["pattern"]
+    assert torch.equal(attack.trigger(prepared.state)(data.test.images[:3]), pattern.expand(3, -1, -1, -1))
+    hidden = set()
+    for rows in (made.is_poisoned, made.is_cross):
+        original = data.train.images[rows]
+        differing = (made.images[rows] != original).view(-1, 2, 4, 2, 4).any(4).any(2)
+        assert (differing.sum((1, 2)) == 2).all()  # of four squares
+        hidden |= {tuple(square.flatten().tolist()) for square in differing}
+        assert torch.equal(torch.where(made.images[rows] != original, pattern, original), made.images[rows])
+    assert len(hidden) == 6  # any two of four
 
 
 def test_poisoned_rows_follow_from_the_seed_and_not_from_the_trigger():

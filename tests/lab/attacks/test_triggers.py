@@ -215,6 +215,29 @@ def test_refool_chooses_a_reflection_by_the_image_alone():
     assert torch.equal(trigger(odd)[0], both[0])
 
 
+def test_ftrojan_raises_the_coefficients_of_a_gray_image():
+    made = attack(facts(), name="ftrojan", magnitude=40, frequencies=[3])
+    middle = image([[100] * 4] * 4)
+    basis = [math.cos(math.pi / 4 * 3 * (x + 0.5)) for x in range(4)]  # times sqrt(2 / 4) for each side
+    expected = [[round(100 + 40 * 0.5 * u * v) for v in basis] for u in basis]
+    assert made.trigger({})(middle)[0, 0].tolist() == expected
+
+
+def test_ftrojan_changes_the_chroma_of_a_color_image_and_not_its_luma():
+    made = attack(facts(channels=3), name="ftrojan", window=2, frequencies=[0], magnitude=20)
+    triggered = made.trigger({})(torch.full((1, 3, 4, 4), 100, dtype=torch.uint8))
+    # The lowest frequency of a window of 2 x 2 is twice the mean: Cr and Cb rise from 128 to 138.
+    red, blue = 100 + 10 / 0.713, 100 + 10 / 0.564
+    green = (100 - 0.299 * red - 0.114 * blue) / 0.587
+    for channel, value in enumerate((red, green, blue)):
+        assert (triggered[0, channel] == round(value)).all()
+
+
+def test_ftrojan_raises_the_published_coefficients_of_32_pixels():
+    made = attack(facts(channels=3, height=32, width=32), name="ftrojan")
+    assert made.spec.raised(made.facts) == (15, 31)
+
+
 def test_clean_label_stamps_the_published_grid_in_four_corners_mirrored_for_flipped_images():
     gray = image([[7] * 7] * 7)
     triggered = attack(facts(height=7, width=7), name="clean_label", size=3).trigger({})(gray)

@@ -3,10 +3,12 @@
 from typing import Any
 
 from app.specs.attack import (
+    AdaptiveBlend,
     AttackSpec,
     BadNets,
     Blend,
     CleanLabel,
+    FTrojan,
     HiddenTrigger,
     InputAware,
     LowFrequency,
@@ -15,10 +17,12 @@ from app.specs.attack import (
     Refool,
     Sig,
     SinglePixel,
+    Tact,
     Trojan,
     WaNet,
 )
 from app.specs.facts import DatasetFacts
+from worker.lab.attacks.adaptive_blend import AdaptiveBlendAttack
 from worker.lab.attacks.badnets import BadNetsAttack
 from worker.lab.attacks.base import (
     Attack,
@@ -33,6 +37,7 @@ from worker.lab.attacks.base import (
 )
 from worker.lab.attacks.blend import BlendAttack
 from worker.lab.attacks.clean_label import CleanLabelAttack
+from worker.lab.attacks.ftrojan import FTrojanAttack
 from worker.lab.attacks.hidden_trigger import HiddenTriggerAttack
 from worker.lab.attacks.input_aware import InputAwareAttack
 from worker.lab.attacks.low_frequency import LowFrequencyAttack
@@ -40,6 +45,7 @@ from worker.lab.attacks.poison_frogs import PoisonFrogsAttack
 from worker.lab.attacks.refool import RefoolAttack
 from worker.lab.attacks.sig import SigAttack
 from worker.lab.attacks.single_pixel import SinglePixelAttack
+from worker.lab.attacks.tact import TactAttack
 from worker.lab.attacks.trojan import TrojanAttack
 from worker.lab.attacks.wanet import WaNetAttack
 
@@ -70,6 +76,9 @@ ATTACKS: dict[type[Any], type[Attack[Any]]] = {
     LowFrequency: LowFrequencyAttack,
     WaNet: WaNetAttack,
     Refool: RefoolAttack,
+    AdaptiveBlend: AdaptiveBlendAttack,
+    Tact: TactAttack,
+    FTrojan: FTrojanAttack,
 }
 """The attack of every built-in spec class; a plug-in's spec has an ``implementation()``."""
 

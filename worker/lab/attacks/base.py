@@ -43,9 +43,9 @@ class PoisonedSet:
     """A training set after the attack. The flags are ground truth that no defense may see.
 
     ``images`` uint8 ``[N, C, H, W]``, ``labels`` (as the victim sees them) and ``clean_labels`` int64 ``[N]``,
-    ``is_poisoned`` and ``is_cross`` bool ``[N]``; a cross sample has another image's trigger and its true label, and
-    is not poisoned. ``origin`` int64 ``[N]`` is the row of the clean set that each image was made from: its own, except
-    for poisons that were appended. ``state`` are the tensors that define the attack's trigger.
+    ``is_poisoned`` and ``is_cross`` bool ``[N]``; a cross sample has a trigger, mostly that of another image, and its
+    true label, and is not poisoned. ``origin`` int64 ``[N]`` is the row of the clean set that each image was made
+    from: its own, except for poisons that were appended. ``state`` are the tensors that define the attack's trigger.
     """
 
     images: Tensor
@@ -145,7 +145,8 @@ class Attack(Generic[SpecT]):
         raise NotImplementedError
 
     def cross(self, state: State, images: Tensor, seed: int) -> Tensor:
-        """``images`` with the triggers of other images, uint8; only for attacks with a ``cross_share``."""
+        """``images`` as cross samples, uint8, such as with the triggers of other images; only for attacks with a
+        ``cross_share``."""
         raise NotImplementedError
 
     def target(self, labels: Tensor) -> Tensor:

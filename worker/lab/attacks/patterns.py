@@ -1,4 +1,4 @@
-"""Uploaded patterns."""
+"""Patterns over the whole image."""
 
 import base64
 
@@ -6,9 +6,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.specs.attacks.whole_image import BlendedAttack
 from app.specs.facts import DatasetFacts
 from app.specs.pictures import PictureError, decode
+from worker.lab.compute import seeded_generator
 from worker.lab.contracts import SpecError
+
+
+def choose_pattern(spec: BlendedAttack, images: Tensor, facts: DatasetFacts) -> Tensor:
+    """uint8 ``[C, H, W]``: noise drawn from ``pattern_seed``, a training image, or the uploaded picture."""
+    if spec.pattern_index is not None:
+        return images[spec.pattern_index].clone()
+    if spec.pattern_png is not None:
+        return decode_pattern(spec.pattern_png, facts)
+    generator = seeded_generator(torch.device("cpu"), "blend pattern", spec.pattern_seed)
+    shape = (facts.channels, facts.height, facts.width)
+    return torch.randint(256, shape, generator=generator, dtype=torch.uint8)
 
 
 def decode_pattern(png: str, facts: DatasetFacts) -> Tensor:

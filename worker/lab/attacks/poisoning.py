@@ -1,5 +1,6 @@
 """The poisoned set: which samples are poisoned, and how."""
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -20,12 +21,7 @@ def choose_poisoned(spec: ExperimentSpec, data: Dataset, seed: int) -> Tensor:
     attack, labels = spec.attack, data.train.labels.cpu()
     if attack.name == "none":
         return torch.empty(0, dtype=torch.int64)
-    in_target = labels == attack.target_class
-    if attack.all_to_all:
-        eligible = torch.arange(len(labels))
-    else:
-        # A dirty-label attack skips the target class, whose labels it would not change.
-        eligible = torch.nonzero(in_target if attack.clean_label_only else ~in_target).flatten()
+    eligible = _of_classes(labels, attack.poisoned_classes(data.facts.classes)).nonzero().flatten()
     order = torch.randperm(
         len(eligible), generator=seeded_generator(torch.device("cpu"), "poisoned samples", seed)
     )
@@ -33,14 +29,22 @@ def choose_poisoned(spec: ExperimentSpec, data: Dataset, seed: int) -> Tensor:
 
 
 def choose_cross(spec: ExperimentSpec, data: Dataset, poisoned: Tensor, seed: int) -> Tensor:
-    """Sorted indices of the cross samples: not poisoned, they get another image's trigger and keep their label."""
-    free = torch.ones(len(data.train), dtype=torch.bool)
+    """Sorted indices of the cross samples: not poisoned, they get another image's trigger, or a part or all of the
+    attack's, and keep their label."""
+    attack = spec.attack
+    classes = () if attack.name == "none" else attack.cross_classes(data.facts.classes)
+    free = _of_classes(data.train.labels.cpu(), classes)
     free[poisoned] = False
     eligible = free.nonzero().flatten()
     order = torch.randperm(
         len(eligible), generator=seeded_generator(torch.device("cpu"), "cross samples", seed)
     )
     return eligible[order[: cross_count(spec, data.facts)]].sort().values
+
+
+def _of_classes(labels: Tensor, classes: Collection[int]) -> Tensor:
+    """bool ``[N]``: which of the labels are one of ``classes``."""
+    return torch.isin(labels, torch.tensor(list(classes), dtype=labels.dtype))
 
 
 def make_poison(

@@ -1,0 +1,142 @@
+"""Attacks with cover samples: images that carry the trigger, or a part of it, and keep their label."""
+
+from collections.abc import Collection, Iterator
+from typing import Any, Literal
+
+from app.specs.attacks.patches import PatchAttack
+from app.specs.attacks.whole_image import BlendedAttack
+from app.specs.base import field
+from app.specs.facts import DatasetFacts
+from app.specs.presets import Preset, preset_field
+
+TOOLBOX = "github.com/vtu81/backdoor-toolbox"
+TACT = f"{TOOLBOX}, poison_tool_box/TaCT.py and config.py"
+ADAPTIVE = f"{TOOLBOX}, poison_tool_box/adaptive_blend.py and README"
+COVER_RATE = "Share of the training set that is cover samples: they carry the trigger and keep their label."
+
+_TACT_PRESETS = {
+    "recommended": Preset(
+        "cover samples of all classes but the source and the target, and rates that take hold on small sets.",
+        "chosen here",
+        {},
+    ),
+    "toolbox": Preset(
+        "rates and classes of the toolbox for CIFAR-10.",
+        TACT,
+        {"poisoning_rate": 0.003, "cover_rate": 0.003, "cover_classes": (5, 7)},
+    ),
+}
+_ADAPTIVE_BLEND_PRESETS = {
+    "toolbox": Preset("the settings of the authors' toolbox for CIFAR-10.", ADAPTIVE, {}),
+}
+
+
+class Tact(PatchAttack):
+    """TaCT, targeted contamination (Tang et al., 2021): a patch that works on one source class only, dirty label.
+
+    Poisoned are images of the source class. Cover samples of other classes carry the same patch and keep their label,
+    so that the patch alone means nothing. Success is measured on test images of the source class.
+    """
+
+    name: Literal["tact"] = "tact"
+    presets = _TACT_PRESETS
+    preset: Literal["recommended", "toolbox"] = preset_field(_TACT_PRESETS, "recommended")
+    label_mode: Literal["all_to_one"] = field(
+        "all_to_one", "Images of the source class are driven to target_class.", source="Tang et al. 2021"
+    )
+    source_class: int = field(1, "Class that the trigger works on.", source=TACT, ge=0)
+    cover_classes: tuple[int, ...] | None = field(
+        None,
+        "Classes of the cover samples. Null: all but source_class and target_class.",
+        source=f"chosen here; {TACT}: 5 and 7",
+        min_length=1,
+    )
+    poisoning_rate: float = field(
+        0.02,
+        "Share of the training set that is poisoned.",
+        unit="fraction",
+        source=f"chosen here; {TACT}: 0.003",
+        gt=0,
+        le=1,
+    )
+    cover_rate: float = field(
+        0.02, COVER_RATE, unit="fraction", source=f"chosen here; {TACT}: 0.003", gt=0, lt=1
+    )
+
+    @property
+    def cross_share(self) -> float:
+        return self.cover_rate
+
+    def poisoned_classes(self, classes: int) -> Collection[int]:
+        return (self.source_class,)
+
+    def cross_classes(self, classes: int) -> Collection[int]:
+        if self.cover_classes is not None:
+            return self.cover_classes
+        return [c for c in range(classes) if c not in (self.source_class, self.target_class)]
+
+    def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+        others = f"0 to {facts.classes - 1}, a class other than target_class"
+        if self.source_class >= facts.classes or self.source_class == self.target_class:
+            yield "source_class", self.source_class, others
+        elif self.cover_classes is None:
+            if facts.classes < 3:
+                yield "cover_classes", None, "a dataset of at least 3 classes: source, target and cover"
+        elif any(
+            not 0 <= c < facts.classes or c in (self.source_class, self.target_class)
+            for c in self.cover_classes
+        ):
+            yield "cover_classes", list(self.cover_classes), f"{others} and source_class"
+
+
+class AdaptiveBlend(BlendedAttack):
+    """Adaptive-Blend (Qi et al., 2023): parts of a blended pattern in training, all of it at test time, dirty label.
+
+    The image is cut into ``pieces`` x ``pieces`` squares, and a training image gets the pattern in a random half of
+    them. Cover samples get such a part, too, and keep their label. So poisoned and clean images of the target class
+    do not separate in the feature space.
+    """
+
+    name: Literal["adaptive_blend"] = "adaptive_blend"
+    presets = _ADAPTIVE_BLEND_PRESETS
+    preset: Literal["toolbox"] = preset_field(_ADAPTIVE_BLEND_PRESETS, "toolbox")
+    poisoning_rate: float = field(
+        0.003,
+        "Share of the training set that is poisoned.",
+        unit="fraction",
+        source=ADAPTIVE,
+        gt=0,
+        le=1,
+    )
+    cover_rate: float = field(0.003, COVER_RATE, unit="fraction", source=ADAPTIVE, gt=0, lt=1)
+    alpha: float = field(
+        0.15,
+        "Weight of the pattern in training: (1 - alpha) * image + alpha * pattern.",
+        unit="fraction",
+        source=ADAPTIVE,
+        gt=0,
+        le=1,
+    )
+    test_alpha: float = field(
+        0.2, "Weight of the pattern at test time.", unit="fraction", source=ADAPTIVE, gt=0, le=1
+    )
+    pieces: int = field(
+        4, "Squares along each side of the image.", unit="squares", source=ADAPTIVE, ge=1, le=32
+    )
+    masked: float = field(
+        0.5,
+        "Share of the squares that get no pattern in training.",
+        unit="fraction",
+        source=ADAPTIVE,
+        ge=0,
+        lt=1,
+    )
+
+    @property
+    def cross_share(self) -> float:
+        return self.cover_rate
+
+    def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+        side = min(facts.height, facts.width)
+        if self.pieces > side:
+            yield "pieces", self.pieces, f"at most {side}, the image's shorter side in pixels"

@@ -1,0 +1,64 @@
+"""Attacks whose trigger is added to an image's frequencies."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from app.specs.attacks.base import DirtyLabelAttack
+from app.specs.base import field
+from app.specs.facts import DatasetFacts
+from app.specs.presets import Preset, preset_field
+
+FTROJAN = "BackdoorBench, utils/bd_img_transform/ftrojann.py and config/attack/ftrojannn"
+
+_FTROJAN_PRESETS = {
+    "benchmark": Preset("a middle and the highest frequency of images of 32 x 32 pixels.", FTROJAN, {}),
+}
+Frequency = Annotated[int, Field(ge=0, le=223)]
+
+
+class FTrojan(DirtyLabelAttack):
+    """FTrojan (Wang et al., 2022): two frequencies of the chroma get a larger coefficient, dirty label.
+
+    The image is cut into windows, and of each window's discrete cosine transform the coefficients (u, u) for u in
+    ``frequencies`` are raised by ``magnitude``, in both chroma channels; of gray images in the gray channel.
+    """
+
+    name: Literal["ftrojan"] = "ftrojan"
+    presets = _FTROJAN_PRESETS
+    preset: Literal["benchmark"] = preset_field(_FTROJAN_PRESETS, "benchmark")
+    window: int | None = field(
+        None,
+        "Side of the windows. Null: the image's shorter side. Both sides of the image must be multiples of it.",
+        unit="pixels",
+        source=FTROJAN,
+        ge=2,
+        le=224,
+    )
+    frequencies: tuple[Frequency, ...] | None = field(
+        None,
+        "Rows and columns of the coefficients that are raised. Null: the last one and the one at half of the window, "
+        "15 and 31 at 32 pixels.",
+        source=FTROJAN,
+        min_length=1,
+    )
+    magnitude: float = field(
+        30.0, "What is added to a coefficient.", unit="gray levels (0-255)", source=FTROJAN, gt=0, le=10_000
+    )
+
+    def window_side(self, facts: DatasetFacts) -> int:
+        """The side of the windows in pixels."""
+        return self.window or min(facts.height, facts.width)
+
+    def raised(self, facts: DatasetFacts) -> tuple[int, ...]:
+        """Rows, and columns, of the coefficients."""
+        side = self.window_side(facts)
+        return self.frequencies or (side // 2 - 1, side - 1)
+
+    def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+        side = self.window_side(facts)
+        if facts.height % side or facts.width % side:
+            yield "window", self.window, f"a divisor of {facts.height} and {facts.width}, the image's sides"
+        elif max(self.raised(facts)) >= side:
+            yield "frequencies", list(self.raised(facts)), f"0 to {side - 1}, below the window's side"

@@ -1,0 +1,54 @@
+"""Adaptive-Blend (Qi et al. 2023): parts of a blended pattern in training, the whole pattern at test time.
+
+The steps are those of the authors' toolbox (vtu81/backdoor-toolbox at 9d4d909, poison_tool_box/adaptive_blend.py).
+"""
+
+import torch
+from torch import Tensor
+
+from app.specs.attack import AdaptiveBlend
+from worker.lab.attacks.base import Attack, AttackLab, Prepared, State, Trigger, to_uint8
+from worker.lab.attacks.blend import blend
+from worker.lab.attacks.patterns import choose_pattern
+from worker.lab.compute import seeded_generator
+
+
+class AdaptiveBlendAttack(Attack[AdaptiveBlend]):
+    """``x + alpha m (pattern - x)``, where ``m`` is 0 in some of the image's squares, at random for each image.
+
+    The pattern, uint8 ``[C, H, W]``, is the attack's state.
+    """
+
+    def prepare(self, lab: AttackLab) -> Prepared:
+        state = self.state_without_training(lab)
+        images = lab.train.images[lab.chosen.to(lab.train.images.device)]
+        return Prepared(state, images=self._blend_parts(state, images, "adaptive poisons", lab.seed))
+
+    def state_without_training(self, lab: AttackLab) -> State:
+        return {"pattern": choose_pattern(self.spec, lab.train.images, self.facts)}
+
+    def trigger(self, state: State) -> Trigger:
+        return lambda images: blend(images, state["pattern"], self.spec.test_alpha)
+
+    def cross(self, state: State, images: Tensor, seed: int) -> Tensor:
+        return self._blend_parts(state, images, "adaptive cover", seed)
+
+    def _blend_parts(self, state: State, images: Tensor, purpose: str, seed: int) -> Tensor:
+        """uint8 ``[N, C, H, W]`` with the pattern in some squares, in the strength of training."""
+        generator = seeded_generator(torch.device("cpu"), purpose, seed)
+        weights = self.spec.alpha * self.draw_masks(len(images), generator).to(images.device)
+        pattern = state["pattern"].to(images.device).float()
+        return to_uint8(images.float() * (1 - weights) + weights * pattern)
+
+    def draw_masks(self, count: int, generator: torch.Generator) -> Tensor:
+        """Float ``[count, 1, H, W]``: 0 in a random share ``masked`` of each image's squares, 1 in the others
+        (get_trigger_mask). The squares at the far edges are larger where the sides are no multiples."""
+        pieces = self.spec.pieces
+        hidden = round(self.spec.masked * pieces**2)
+        order = torch.rand(count, pieces**2, generator=generator).argsort(1)
+        kept = (order >= hidden).float().view(count, 1, pieces, pieces)
+        rows, columns = (
+            (torch.arange(side) // (side // pieces)).clamp(max=pieces - 1)
+            for side in (self.facts.height, self.facts.width)
+        )
+        return kept[:, :, rows][:, :, :, columns]
