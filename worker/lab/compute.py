@@ -57,7 +57,10 @@ def choose_compute(device: str, precision: Literal["auto", "float32", "bfloat16"
         # TF32 has too few bits where full float32 is expected: SSIM subtracts squares of gray levels.
         torch.backends.cudnn.allow_tf32 = False
     # On a GPU an operator without a deterministic implementation warns: an error would end a run after hours.
-    torch.set_deterministic_debug_mode("warn" if device == "cuda" else "error")
+    if compile:
+        torch.use_deterministic_algorithms(True, warn_only=device == "cuda")
+    else:  # the same without importing the compiler, which takes a second
+        torch.set_deterministic_debug_mode("warn" if device == "cuda" else "error")
     # Deterministic mode also fills every new tensor with NaN by default, a pass over memory per operation.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     bfloat16 = precision == "bfloat16" or (precision == "auto" and device == "cuda")
