@@ -105,14 +105,15 @@ def measure_speed(options: argparse.Namespace, steps: Steps, page: Page) -> None
 def compare(options: argparse.Namespace, steps: Steps, page: Page) -> None:
     """Clean accuracy / attack success of every arm and seed."""
     found: dict[str, list[dict[str, Any]]] = {}
+    epochs = QUICK["training"]["epochs"] if options.quick else options.epochs
     for seed in SEEDS:
         for name in DEFENSES:
-            given = cifar10_gpu.spec("BadNets", (name,), options.epochs).model_dump(mode="json")
+            given = cifar10_gpu.spec("BadNets", (name,), epochs).model_dump(mode="json")
             given["seeds"] = [seed]
             if options.quick:
                 given |= QUICK
                 given["defenses"] = [shorten(defense) for defense in given["defenses"]]
-            key = f"cell-{'quick' if options.quick else f'{options.epochs}-epochs'}-{name}-{seed}"
+            key = f"cell-{'quick' if options.quick else f'{epochs}-epochs'}-{name}-{seed}"
 
             def run(given: dict[str, Any] = given) -> Any:
                 return arms(given, options.out / "comparison", options.data, options.device)
@@ -131,7 +132,7 @@ def compare(options: argparse.Namespace, steps: Steps, page: Page) -> None:
                 if arm != CLEAN
             ]
             head = ["arm", "mean", *(f"seed {seed}" for seed in SEEDS)]
-            page.show(f"Seven arms, three seeds, BadNets, {options.epochs} epochs", table(head, rows))
+            page.show(f"Seven arms, three seeds, BadNets, {epochs} epochs", table(head, rows))
 
 
 def shorten(defense: dict[str, Any]) -> dict[str, Any]:
@@ -155,7 +156,9 @@ def measure_fidelity(options: argparse.Namespace, steps: Steps, page: Page) -> N
         for row in rows:
             key = f"fidelity-{'quick-' if options.quick else ''}{network}-{row.name.replace(' ', '-')}"
             steps.run(key, lambda row=row, setting=setting: fidelity.compute(row, setting))
-            page.show(f"Fidelity with {network}", fidelity.table(setting, rows))
+            # Without its sentence about a CPU.
+            lines = [line for line in fidelity.table(setting, rows) if not line.startswith("Measured")]
+            page.show(f"Fidelity with {network}", lines[1:])
 
 
 @contextmanager
