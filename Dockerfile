@@ -13,7 +13,7 @@ WORKDIR /srv/bdlab
 FROM base AS api-environment
 RUN python -m venv /opt/venv
 COPY requirements/ requirements/
-RUN --mount=type=cache,target=/root/.cache/pip pip install -r requirements/server.txt setuptools
+RUN --mount=type=cache,target=/root/.cache/pip pip install -r requirements/server.txt "setuptools>=77"
 
 FROM api-environment AS worker-environment
 RUN --mount=type=cache,target=/root/.cache/pip \

@@ -62,7 +62,7 @@ def main() -> int:
     return 0
 
 
-def arms(given: dict[str, Any], work: Path, data_dir: Path) -> dict[str, dict[str, Any]]:
+def arms(given: dict[str, Any], work: Path, data_dir: Path, device: str = "cpu") -> dict[str, dict[str, Any]]:
     """Run one experiment of one seed; return each arm's numbers, and its warnings under ``warnings``.
 
     Its stages are cached under ``work``.
@@ -71,7 +71,7 @@ def arms(given: dict[str, Any], work: Path, data_dir: Path) -> dict[str, dict[st
     recorder = FolderRecorder(work / spec.spec_hash[:12])
     store = FolderStore(work / "stages")
     try:
-        document = run_experiment(spec, recorder, store, data_dir=data_dir, device="cpu")
+        document = run_experiment(spec, recorder, store, data_dir=data_dir, device=device)
     finally:
         recorder.close()
     numbers = {arm["arm"]: dict(arm["seeds"][0]) for arm in document["arms"]}

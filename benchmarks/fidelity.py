@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,6 +85,10 @@ class Setting(NamedTuple):
     victim: Path | None = None
     target: int = 0
     changes: tuple[tuple[str, Any], ...] = ()
+    document: tuple[tuple[str, Any], ...] = ()
+    """Fields of the experiment to change; benchmarks/gpu.py measures other networks."""
+    device: str = "cpu"
+    work: Path = WORK
 
 
 def spec_of(row: Row, setting: Setting) -> ExperimentSpec:
@@ -97,29 +102,29 @@ def spec_of(row: Row, setting: Setting) -> ExperimentSpec:
         "defenses": [{"name": row.defense, "preset": row.preset} | dict(setting.changes)],
     }
     return ExperimentSpec.model_validate(
-        document | ({"victim": {"model_id": NO_ID}} if setting.victim else {})
+        document | dict(setting.document) | ({"victim": {"model_id": NO_ID}} if setting.victim else {})
     )
 
 
 def result_file(row: Row, setting: Setting) -> Path:
     """Where the numbers of a row are kept."""
     stem = setting.victim.stem if setting.victim else "trained"
-    return WORK / f"{stem}-{spec_of(row, setting).spec_hash[:12]}.json"
+    return setting.work / f"{stem}-{spec_of(row, setting).spec_hash[:12]}.json"
 
 
 def compute(row: Row, setting: Setting) -> dict[str, Any]:
     """The numbers of both arms; from var/fidelity if they were computed before."""
     where = result_file(row, setting)
     if not where.is_file():
-        recorder = FolderRecorder(WORK / where.stem, sys.stderr)
-        store = FolderStore(WORK / "stages")
+        recorder = FolderRecorder(setting.work / where.stem, sys.stderr)
+        store = FolderStore(setting.work / "stages")
         try:
             result = run_experiment(
                 spec_of(row, setting),
                 recorder,
                 store,
                 data_dir=DATA_DIR,
-                device="cpu",
+                device=setting.device,
                 victim=setting.victim,
             )
         finally:
@@ -136,11 +141,11 @@ def pair(values: dict[str, Any]) -> str:
     return f"{100 * values['clean_accuracy']:.1f} / {100 * values['attack_success_rate']:.1f}"
 
 
-def table(setting: Setting) -> list[str]:
+def table(setting: Setting, rows: Sequence[Row] = ROWS) -> list[str]:
     """How the computed rows were made, the rows, and a sentence about the others."""
     found = {
         row: json.loads(result_file(row, setting).read_text())
-        for row in ROWS
+        for row in rows
         if result_file(row, setting).is_file()
     }
     made = sorted({MADE.format(**document["made"]) for document in found.values()})
@@ -157,7 +162,7 @@ def table(setting: Setting) -> list[str]:
             f"| {row.name} | {pair(before)} | {pair(after)} | {100 * robust:.1f} | {rating:.2f} "
             f"| {row.published or '-'} | {row.source} |"
         )
-    missing = [row.name for row in ROWS if row not in found]
+    missing = [row.name for row in rows if row not in found]
     return lines + (["", f"Not measured yet: {', '.join(missing)}."] if missing else [])
 
 

@@ -8,6 +8,7 @@ import itertools
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,41 +33,41 @@ AUGMENT = Augment(crop_padding=4, flip=True)
 
 
 def main(names: list[str]) -> None:
-    facts = BUILT_IN["cifar10"]
-    auto = choose_compute("cuda", "auto", False)
-    device = auto.device
-    images = torch.randint(256, (IMAGES, 3, 32, 32), dtype=torch.uint8, device=device)
-    labels = torch.randint(10, (IMAGES,), device=device)
-    print(torch.cuda.get_device_name(device), "torch", torch.__version__)
+    print(torch.cuda.get_device_name(), "torch", torch.__version__)
     for name in names:
-        spec: ModelSpec = TypeAdapter(ModelSpec).validate_python({"name": name})
-        worth_it = graphs.MIN_BATCHES
-        for title, compute, size in (
-            ("bfloat16", auto, 128),
-            ("bfloat16, launched", auto, 128),
-            ("bfloat16", auto, 256),
-            ("bfloat16, launched", auto, 256),
-            ("bfloat16", auto, 512),
-            ("bfloat16, compiled", replace(auto, compile=True), 128),
-            ("float32", replace(auto, bfloat16=False), 128),
-        ):
-            graphs.MIN_BATCHES = 10**9 if "launched" in title else worth_it
-            network = build_network(spec, facts, 0)
-            network.calibrate(images.cpu())
-            network.to(device)
-            first, rest = epochs(network, images, labels, compute, size)
-            print(
-                f"{name}, training, {title}, batch {size}: {IMAGES / rest:,.0f} images per second; "
-                f"first epoch {first:.1f} s, others {rest:.2f} s",
-                flush=True,
-            )
-        predict_logits(network, images, auto)
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        predict_logits(network, images, auto).sum().item()
-        print(
-            f"{name}, evaluation, bfloat16: {IMAGES / (time.perf_counter() - start):,.0f} images per second"
-        )
+        for row in measure(name):
+            print(*row, sep=", ", flush=True)
+
+
+def measure(name: str, kind: str = "cuda", count: int = IMAGES) -> Iterator[tuple[str, str, str, str]]:
+    """Network, what, images per second, and remarks, of each way to train and of evaluation, on ``count`` images."""
+    auto = choose_compute(kind, "auto", False)
+    images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, device=auto.device)
+    labels = torch.randint(10, (count,), device=auto.device)
+    ways = [
+        ("bfloat16", auto, 128),
+        ("bfloat16, launched", auto, 128),
+        ("bfloat16", auto, 256),
+        ("bfloat16, launched", auto, 256),
+        ("bfloat16", auto, 512),
+        ("bfloat16, compiled", replace(auto, compile=True), 128),
+        ("float32", replace(auto, bfloat16=False), 128),
+    ]
+    spec: ModelSpec = TypeAdapter(ModelSpec).validate_python({"name": name})
+    worth_it = graphs.MIN_BATCHES
+    for title, compute, size in ways if kind == "cuda" else ways[-1:]:
+        graphs.MIN_BATCHES = 10**9 if "launched" in title else worth_it
+        network = build_network(spec, BUILT_IN["cifar10"], 0)
+        network.calibrate(images.cpu())
+        network.to(auto.device)
+        first, rest = epochs(network, images, labels, compute, size)
+        seconds = f"first epoch {first:.1f} s, others {rest:.2f} s"
+        yield name, f"training, {title}, batches of {size}", f"{count / rest:,.0f}", seconds
+    graphs.MIN_BATCHES = worth_it
+    predict_logits(network, images, auto).sum().item()
+    start = time.perf_counter()
+    predict_logits(network, images, auto).sum().item()  # the sum waits for the device
+    yield name, "evaluation", f"{count / (time.perf_counter() - start):,.0f}", ""
 
 
 def epochs(
@@ -76,7 +77,8 @@ def epochs(
     ends = [time.perf_counter()]
 
     def after(network: object, epoch: int) -> None:
-        torch.cuda.synchronize()
+        if compute.device.type == "cuda":
+            torch.cuda.synchronize()
         ends.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:

@@ -20,7 +20,7 @@ import pytest
 
 from app.operations.child_process import before_exec
 from app.specs.status import TERMINAL
-from tests.processes import alive, command_line, descendants
+from tests.processes import alive, descendants, process_title
 from tests.servers import S3, Postgres
 
 # On a busy machine an example may take longer than the deadline, which says nothing about the code.
@@ -42,17 +42,12 @@ QUICK = {
     "BDLAB_CHECK_SECONDS": "30",
 }
 START_SECONDS, STOP_SECONDS = 90.0, 40.0
+CHILDREN = ("broker", "api", "relay", "worker", "interactive", "checks")
+MAX_TITLE = 15
+"""Characters of a process's name that Linux keeps."""
 EMBEDDED, SERVERS = "embedded", "servers"
 """Which `stack`: SQLite, Valkey, a folder; or PostgreSQL, Valkey, S3."""
 BOTH = pytest.mark.parametrize("stack", [EMBEDDED, SERVERS], indirect=True)
-CHILDREN = {
-    "broker": "valkey-server",
-    "api": "app.operations.server",
-    "relay": "app.operations.relay",
-    "worker": "-m worker training",
-    "interactive": "-m worker interactive",
-    "checks": "-m worker checks",
-}
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -144,7 +139,7 @@ class Stack:
 
     def pid(self, name: str) -> int:
         """The number of a child process: broker, api, relay, worker (Celery's parent) or interactive."""
-        found = [pid for pid in descendants(self.process.pid, depth=1) if CHILDREN[name] in command_line(pid)]
+        found = self._pids(name)
         assert len(found) == 1, f"{name}: {found}\n{self.logs()}"
         return found[0]
 
@@ -159,12 +154,12 @@ class Stack:
         os.kill(before, signal.SIGKILL)
         self.eventually(lambda: not alive(before), 10, f"{name} did not die")
 
-        def replaced() -> bool:
-            return any(CHILDREN[name] in command_line(pid) for pid in descendants(self.process.pid, depth=1))
+        # After several deaths it waits for 30 s.
+        self.eventually(lambda: self._pids(name), 40, f"{name} was not started again")
 
-        self.eventually(
-            replaced, 40, f"{name} was not started again"
-        )  # after several deaths it waits for 30 s
+    def _pids(self, name: str) -> list[int]:
+        title = "valkey-server" if name == "broker" else f"bdlab {name}"[:MAX_TITLE]
+        return [pid for pid in descendants(self.process.pid, depth=1) if process_title(pid) == title]
 
     def eventually(self, happened: Callable[[], Any], timeout: float, otherwise: str) -> Any:
         """Wait until ``happened()`` is true and return its value; else fail with the service's logs."""

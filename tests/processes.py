@@ -33,6 +33,14 @@ def command_line(pid: int) -> str:
         return ""
 
 
+def process_title(pid: int) -> str:
+    """The name that ps and top show for a process; empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
+    except OSError:
+        return ""
+
+
 def alive(pid: int) -> bool:
     """Whether a process exists and is not a zombie."""
     return _state_and_parent(pid)[0] not in ("", "Z")

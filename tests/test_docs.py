@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,9 @@ def test_the_images_install_what_is_there() -> None:
         assert (ROOT / path).is_file()
     api = text.partition("AS worker-environment")[0]
     assert "torch.txt" not in api
+    # The code is installed without build isolation, so the environment must have what builds it.
+    for requirement in tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]:
+        assert f'"{requirement}"' in api
     assert "USER bdlab" in text.partition("AS api\n")[2]
     kept = re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
     for path in kept:

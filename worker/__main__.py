@@ -19,23 +19,22 @@ from worker.device import find_device
 
 
 class Kind(NamedTuple):
-    """The module of the Celery application, and additional arguments for Celery's command line."""
+    """The module of the Celery application, and the pool that runs its tasks."""
 
     module: str
-    arguments: tuple[str, ...] = ()
+    pool: str = "prefork"
 
 
 TRAINING = "training"
 WORKERS = {
     TRAINING: Kind("worker.celery"),
-    INTERACTIVE: Kind("worker.interactive", ("--pool", "solo")),
+    INTERACTIVE: Kind("worker.interactive", "solo"),
     CHECKS: Kind("worker.checks"),
 }
-CELERY_OPTIONS = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run until SIGTERM, on which a training worker requeues its experiment."""
+def main(arguments: Sequence[str] | None = None) -> int | None:
+    """Run until SIGTERM, on which a training worker requeues its experiment. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="bdlab worker", description="Start a worker.")
     parser.add_argument("kind", nargs="?", choices=list(WORKERS), default=TRAINING)
     parser.add_argument("--gpu", metavar="N", help="number or UUID of the GPU to use; none: use no GPU")
@@ -60,8 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         queue = options.kind
     kind = WORKERS[options.kind]
-    celery = importlib.import_module(kind.module).app
-    celery.worker_main(["worker", *CELERY_OPTIONS, "-Q", queue, *kind.arguments])
+    # Not through Celery's command line, whose libraries for interactive use would stay in memory.
+    worker = importlib.import_module(kind.module).app.Worker(
+        queues=[queue], pool=kind.pool, without_gossip=True, without_mingle=True, without_heartbeat=True
+    )
+    worker.start()
+    exit_code: int | None = worker.exitcode
+    return exit_code
 
 
 def _refuse(message: str) -> NoReturn:
@@ -70,4 +74,4 @@ def _refuse(message: str) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -51,8 +51,9 @@ class TimedProtocol(_Protocol):  # type: ignore[misc]  # uvicorn chooses its bas
             self._timer = None
 
 
-def main(descriptor: int) -> None:
-    """Serve on the inherited file descriptor until SIGTERM; open streams then get a few seconds to end."""
+def main() -> None:
+    """Serve until SIGTERM on the inherited file descriptor in ``sys.argv``; open streams then get seconds to end."""
+    descriptor = int(sys.argv[1])
     gc.disable()
     config = uvicorn.Config(
         "app.main:create_app",
@@ -69,4 +70,4 @@ def main(descriptor: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main()

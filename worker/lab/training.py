@@ -16,6 +16,7 @@ from worker.lab.compute import seeded_generator
 from worker.lab.contracts import NonFiniteLossError
 from worker.lab.data.augment import Augment
 from worker.lab.networks import Network
+from worker.lab.sgd import Optimizer, Sgd
 from worker.lab.stages import StageRun
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -79,13 +80,13 @@ SCHEDULES: dict[str, Schedule] = {"cosine": cosine, "constant": constant, "one_c
 
 NO_AUGMENT = Augment()
 
-MakeOptimizer = Callable[[Iterable[torch.nn.Parameter], "Recipe"], torch.optim.Optimizer]
+MakeOptimizer = Callable[[Iterable[torch.nn.Parameter], "Recipe"], Optimizer]
 """The optimizer's ``step`` gets a closure that computes loss and gradients, and may call it several times."""
 
 
-def sgd(parameters: Iterable[torch.nn.Parameter], recipe: "Recipe") -> torch.optim.Optimizer:
+def sgd(parameters: Iterable[torch.nn.Parameter], recipe: "Recipe") -> Optimizer:
     """SGD with Nesterov momentum."""
-    return torch.optim.SGD(
+    return Sgd(
         parameters,
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
@@ -218,7 +219,7 @@ def _cross_entropy_objective(forward: Callable[[Tensor], Tensor], loss: Loss) ->
 
 
 def _make_gradients(
-    run: StageRun, network: Network, optimizer: torch.optim.Optimizer, recipe: Recipe, samples: int
+    run: StageRun, network: Network, optimizer: Optimizer, recipe: Recipe, samples: int
 ) -> Callable[[Batch], Tensor]:
     """A function that computes a batch's loss, detached, and leaves the gradients in the parameters."""
     objective = recipe.objective or _cross_entropy_objective(
@@ -247,7 +248,7 @@ def _make_gradients(
     return lambda batch: graphed(batch.x, batch.labels, batch.rows)
 
 
-def _optimizer_step(optimizer: torch.optim.Optimizer, gradients: Callable[[], Tensor]) -> Tensor:
+def _optimizer_step(optimizer: Optimizer, gradients: Callable[[], Tensor]) -> Tensor:
     """One step of the optimizer; returns the loss of its last call of the closure."""
     last = torch.empty(0)
 
@@ -290,7 +291,7 @@ def _snapshot(network: Network) -> dict[str, Tensor]:
 
 
 def _checkpoint_state(
-    network: Network, optimizer: torch.optim.Optimizer, recipe: Recipe, epoch: int
+    network: Network, optimizer: Optimizer, recipe: Recipe, epoch: int
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     for i, parameter in enumerate(network.parameters()):
@@ -301,7 +302,7 @@ def _checkpoint_state(
     return tensors, {"epoch": epoch}
 
 
-def _restore(run: StageRun, network: Network, optimizer: torch.optim.Optimizer, recipe: Recipe) -> int:
+def _restore(run: StageRun, network: Network, optimizer: Optimizer, recipe: Recipe) -> int:
     """Load the checkpoint, if any; returns its epoch, else 0."""
     saved = run.resume()
     if saved is None:

@@ -106,7 +106,7 @@ def _wait_until_ready(service: "Child", home: Path) -> str:
         url = read_address(home)
         if url and Client(url, patience=0).ready():
             return url
-        if service.process is None or service.process.poll() is not None:
+        if service.has_died():
             raise CommandError(
                 f"the service did not start: {service.tail(1)} (see {service.log})", NO_SERVICE
             )

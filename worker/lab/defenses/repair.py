@@ -13,6 +13,7 @@ from worker.lab.defenses.base import Defense, DetectionDefense, RepairDefense, c
 from worker.lab.defenses.clean_set import CleanSet
 from worker.lab.evaluation import accuracy
 from worker.lab.networks import Network
+from worker.lab.sgd import Optimizer, Sgd
 from worker.lab.stages import Outcome, StageRun
 from worker.lab.training import AfterEpoch, MakeOptimizer, Recipe, Schedule, cosine, record_nothing
 
@@ -42,9 +43,9 @@ def small_set_recipe(
     )
 
 
-def plain_sgd(parameters: Iterable[torch.nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+def plain_sgd(parameters: Iterable[torch.nn.Parameter], recipe: Recipe) -> Optimizer:
     """SGD with momentum that is not Nesterov's, as BackdoorBench's `client_optimizer` and the MCR authors' train.py."""
-    return torch.optim.SGD(
+    return Sgd(
         parameters, lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )
 

@@ -1,0 +1,42 @@
+"""The measurements for the day that a GPU is there: every part of the script runs, as far as it can without one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, ROOT / "benchmarks" / "gpu.py", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+
+
+@pytest.mark.slow
+def test_the_gpu_script_goes_through_all_parts_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    first = run(tmp_path, "--device", "cpu", "--quick", "--minutes", "0.05")
+    assert "time is up; the same command goes on" in first.stdout, first.stderr
+    begun = {line for line in first.stdout.splitlines() if line.endswith(": begun")}
+    second = run(tmp_path, "--device", "cpu", "--quick")
+    assert second.returncode == 0, second.stderr
+    assert begun
+    assert not begun & set(second.stdout.splitlines())
+    page = (tmp_path / "gpu.md").read_text()
+    assert "Measured with `python benchmarks/gpu.py OUT --device cpu --quick` on " in page
+    for arm in ("undefended", "abl", "abl_plus", "fine_pruning", "nad", "anp", "i_bau"):
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| {arm} |")]
+        assert row.count("/") == 4
+    assert "| small_cnn | evaluation | " in page
+    assert "Not available: there is no GPU" in page
+    for network in ("preact_resnet18", "wide_resnet_16_1"):
+        assert "| fine_tuning (benchmark) | " in page.partition(f"## Fidelity with {network}\n")[2]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_gpu_script_says_that_there_is_no_gpu(tmp_path: Path) -> None:
+    ended = run(tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith("gpu.py: error: there is no GPU;")
