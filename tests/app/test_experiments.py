@@ -199,6 +199,16 @@ def test_what_has_ended_cannot_be_canceled(service: Service) -> None:
     assert (answer.status_code, "succeeded" in answer.json()["detail"]) == (409, True)
 
 
+def test_half_a_surrogate_pair_does_not_hide_an_experiment(service: Service) -> None:
+    experiment, error = service.submit(), {"reason": "no file caf\udce9", "attempt": 1}
+    with service.database.writing() as session:
+        session.get_one(Experiment, experiment["id"]).error = error
+    with service.database.writing() as session:
+        row = session.get_one(Experiment, experiment["id"])
+        assert row.error == error
+        row.error = None  # it cannot be sent as JSON
+
+
 def test_only_what_has_ended_can_be_retried(service: Service) -> None:
     experiment = service.submit()
     assert service.http.post(experiment["links"]["retry"]).status_code == 409
