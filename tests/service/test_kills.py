@@ -22,7 +22,7 @@ from tests.service.phases import PHASES, REPORT, assert_completed_once, curves, 
 from tests.service.specs import numbers, spec
 
 SPEC = spec(seed=40, epochs=20, images=400)
-SHORT = spec(seed=41, epochs=1)
+SHORT = spec(seed=41, epochs=1, reference=False, defenses=[])
 
 
 def kill_the_control_plane(team: Team) -> None:

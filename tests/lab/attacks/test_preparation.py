@@ -223,8 +223,16 @@ def test_wanets_joint_model_is_measured_and_the_warp_stays(tmp_path):
     assert [joint[name] for name in ("psnr", "l_2")] == [plain[name] for name in ("psnr", "l_2")]
 
 
-def test_input_aware_end_to_end(tmp_path):
-    results = run_in(tmp_path, INPUT_AWARE | {"export": True})
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory):
+    """The folder of a whole run of the attack that trains the most."""
+    folder = tmp_path_factory.mktemp("generated")
+    run_in(folder, INPUT_AWARE | {"export": True})
+    return folder
+
+
+def test_input_aware_end_to_end(generated):
+    results = json.loads((generated / "out/results.json").read_text())
     values = only_arm(results)
     assert 0 <= values["cross_trigger_accuracy"] <= 1
     assert 0 <= values["attack_success_rate"] <= 1
@@ -234,20 +242,20 @@ def test_input_aware_end_to_end(tmp_path):
         results["arms"][0]["aggregate"]["attacker_clean_accuracy"]["mean"]
         == attackers["attacker_clean_accuracy"]
     )
-    points = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    points = [json.loads(line) for line in (generated / "out/metrics.jsonl").read_text().splitlines()]
     ours = {(p["name"], p["step"]) for p in points if p["arm"] == "attack"}
     for name in ("clean_accuracy", "attack_success_rate", "cross_trigger_accuracy"):
         assert {(name, 3), (name, 4)} <= ours  # after two epochs of the mask stage
     assert {("mask_density", 1), ("mask_density", 2)} <= ours
-    log = (tmp_path / "out/seed-0/attack/generator.csv").read_text().splitlines()
+    log = (generated / "out/seed-0/attack/generator.csv").read_text().splitlines()
     assert log[0].split(",")[0] == "epoch"
     assert len(log) == 3
-    set_ = np.load(tmp_path / "out/seed-0/poisoned_train.npz")
+    set_ = np.load(generated / "out/seed-0/poisoned_train.npz")
     assert set_["is_poisoned"].sum() == set_["is_cross"].sum() == 30
     assert not (set_["is_poisoned"] & set_["is_cross"]).any()
     assert (set_["y_train"][set_["is_cross"]] == set_["clean_labels"][set_["is_cross"]]).all()
-    assert (tmp_path / "out/seed-0/attack/generator.png").is_file()
-    again = only_arm(run_in(tmp_path, INPUT_AWARE | {"export": True}))  # every stage from the cache
+    assert (generated / "out/seed-0/attack/generator.png").is_file()
+    again = only_arm(run_in(generated, INPUT_AWARE | {"export": True}))  # every stage from the cache
     assert {name: again[name] for name in OF_ATTACKER} == attackers
 
 
@@ -271,8 +279,10 @@ class StopsLater(FolderRecorder):
         ({"name": "hidden_trigger", "craft_steps": 9} | QUICK, 18),  # while poisons are crafted
     ],
 )
-def test_an_interrupted_preparation_ends_in_the_same_poison(tmp_path, attack, batches):
-    run_in(tmp_path / "whole", attack | {"export": True})
+def test_an_interrupted_preparation_ends_in_the_same_poison(tmp_path, generated, attack, batches):
+    whole = generated if attack == INPUT_AWARE else tmp_path / "whole"
+    if whole != generated:
+        run_in(whole, attack | {"export": True})
     document = {
         "dataset": {"name": "digits", "train_size": 300, "test_size": 100},
         "model": {"name": "small_cnn", "width": 8},
@@ -293,12 +303,13 @@ def test_an_interrupted_preparation_ends_in_the_same_poison(tmp_path, attack, ba
     stopped_in = (tmp_path / "stopped/out/log.txt").read_text().splitlines()[-1]
     assert "started" in stopped_in
     run_in(tmp_path / "stopped", attack | {"export": True})
-    whole, resumed = (np.load(tmp_path / f"{f}/out/seed-0/poisoned_train.npz") for f in ("whole", "stopped"))
-    assert (whole["x_train"] == resumed["x_train"]).all()
+    expected, resumed = (
+        np.load(f / "out/seed-0/poisoned_train.npz")["x_train"] for f in (whole, tmp_path / "stopped")
+    )
+    assert (expected == resumed).all()
 
 
-def test_a_trained_trigger_is_stored_for_predictions(tmp_path):
-    run_in(tmp_path, INPUT_AWARE)
+def test_a_trained_trigger_is_stored_for_predictions(generated):
     spec = ExperimentSpec.model_validate(
         {
             "dataset": {"name": "digits", "train_size": 300, "test_size": 100},
@@ -307,15 +318,15 @@ def test_a_trained_trigger_is_stored_for_predictions(tmp_path):
             "training": {"epochs": 2, "batch_size": 50},
         }
     )
-    kept = tmp_path / "out/seed-0/trigger.safetensors"
+    kept = generated / "out/seed-0/trigger.safetensors"
     assert any(name.startswith("pattern.") for name in load_file(kept))
-    checkpoint = {"undefended": (tmp_path / "out/seed-0/undefended/model.safetensors").read_bytes()}
+    checkpoint = {"undefended": (generated / "out/seed-0/undefended/model.safetensors").read_bytes()}
 
     def ask(triggered, state):
         return predict(
             spec,
             checkpoint,
-            data_dir=tmp_path,
+            data_dir=generated,
             index=0,
             image=None,
             triggered=triggered,

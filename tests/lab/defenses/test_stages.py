@@ -9,6 +9,7 @@ from tests.lab.memory import MemoryRecorder, MemoryStore, experiment
 from worker.lab.contracts import CanceledError
 
 EPOCHS = 3
+FEW = {"dataset": {"name": "digits", "train_size": 600}}
 
 
 def keys(whole: Spec) -> dict[tuple[str | None, str], str]:
@@ -17,7 +18,7 @@ def keys(whole: Spec) -> dict[tuple[str | None, str], str]:
 
 def test_everything_is_computed_once_and_then_loaded_from_the_store() -> None:
     store = MemoryStore()
-    whole = spec(BADNETS, *ALL, epochs=EPOCHS)
+    whole = spec(BADNETS, *ALL, epochs=EPOCHS) | FEW
     first = experiment(whole, store=store)
     assert store.computed.count("victim") == 1
     store.computed.clear()
@@ -62,7 +63,7 @@ def test_variants_share_equal_stages() -> None:
 def test_an_interrupted_run_ends_in_the_same_numbers(name: str) -> None:
     """Also where Adam's moments, masks, a perturbation or trigger costs are kept between epochs."""
     fields = SHORT[name] | {"i_bau": {"rounds": 3, "steps": 12}, "nab": {}}.get(name, {})
-    whole = spec(BADNETS, {"name": name, **fields}, epochs=EPOCHS)
+    whole = spec(BADNETS, {"name": name, **fields}, epochs=EPOCHS) | FEW
     expected = experiment(whole, store=STORE, checkpoint_seconds=1e9)
     victim_key = keys(whole)["undefended", "victim"]
     store = MemoryStore()
