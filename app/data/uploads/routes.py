@@ -11,6 +11,7 @@ from app.core.openapi import problems
 from app.core.query_parameters import reject_unknown_parameters
 from app.core.routing import Cursor, Limit, accepted, as_json, paged
 from app.core.turns import Kind
+from app.data.resolve import dataset_facts
 from app.data.uploads import service
 from app.data.uploads.schemas import (
     DatasetMetadata,
@@ -22,7 +23,6 @@ from app.data.uploads.schemas import (
     Status,
     example,
 )
-from app.specs.facts import DatasetFacts
 from app.tables.uploads import DATASET, MODEL, Upload
 
 router = APIRouter(prefix="/v1", tags=["uploads"], dependencies=[Depends(reject_unknown_parameters)])
@@ -141,10 +141,11 @@ def _present_model(row: Upload) -> ModelOut:
 
 
 def _present_dataset(row: Upload) -> DatasetOut:
-    facts = DatasetFacts.model_validate(row.facts) if row.facts else None
+    facts = dataset_facts(row.facts) if row.facts else None
+    notes = (row.facts or {}).get("notes", [])
     spec = {"name": "uploaded", "dataset_id": row.id}
     return DatasetOut.model_validate(
-        {**_common(row), "dataset": spec, "facts": facts, "version": row.version or None}
+        {**_common(row), "dataset": spec, "facts": facts, "version": row.version or None, "notes": notes}
     )
 
 

@@ -61,6 +61,7 @@ def _as_json(stored: StoredDataset) -> dict[str, object]:
         "path": str(stored.path),
         "sha256": stored.sha256,
         "facts": stored.facts.model_dump(mode="json"),
+        "notes": stored.notes,
     }
 
 
@@ -74,6 +75,8 @@ def _line(stored: StoredDataset) -> str:
 
 
 def _show(stored: StoredDataset, as_json: bool) -> None:
+    for note in stored.notes:
+        print(f"bdlab: note: {note}", file=sys.stderr)
     if as_json:
         print(json.dumps(_as_json(stored)))
         return

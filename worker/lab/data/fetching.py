@@ -25,7 +25,7 @@ def fetch_dataset(name: str, data_dir: Path) -> StoredDataset:
     with tempfile.TemporaryDirectory(dir=data_dir, prefix=f".{name}-download-") as folder:
         source = _download(name, _SOURCES[name], folder)
     checked = check_built_in(name, check_source(source, test_fraction=None, split_seed=0))
-    facts, sha256 = files.write(path, **vars(checked))
+    facts, sha256 = files.write(path, **checked.content)
     return StoredDataset(dataset_spec(name), path, facts, sha256)
 
 
@@ -62,8 +62,7 @@ def _gtsrb(folder: str) -> Source:
     for part in ("train", "test"):
         samples = GTSRB(folder, split=part, download=True)._samples
         stack = ImageStack(len(samples), GTSRB_SIDE)
-        for path, _ in samples:
-            stack.add(Path(path).name, Path(path).read_bytes())
+        stack.extend((Path(path).name, Path(path).read_bytes()) for path, _ in samples)
         arrays.append((stack.array(), np.array([label for _, label in samples])))
     (x_train, y_train), (x_test, y_test) = arrays
     return Source(x_train, y_train, x_test, y_test)

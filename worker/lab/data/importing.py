@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from pathlib import Path
 
 from app.specs.facts import BUILT_IN, DatasetFacts
@@ -10,6 +11,7 @@ from worker.lab.data import files
 from worker.lab.data.checking import BadSourceError, CheckedDataset, Source, check_source
 from worker.lab.data.readers import images, npz, parquet
 from worker.lab.data.readers.decoding import MAX_TOTAL_BYTES
+from worker.lab.data.readers.trees import open_tree
 
 KEY = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 """Same as `app.specs.dataset.Imported.key`."""
@@ -19,12 +21,13 @@ STORED_BUILT_IN = ("cifar10", "gtsrb")
 
 @dataclass(frozen=True)
 class StoredDataset:
-    """A dataset in the data folder."""
+    """A dataset in the data folder. ``notes`` say what of its source is not used."""
 
     dataset: dict[str, str]  # as a spec names it
     path: Path
     facts: DatasetFacts
     sha256: str
+    notes: tuple[str, ...] = ()
 
 
 def import_dataset(
@@ -55,8 +58,8 @@ def import_dataset(
         unchanged = _unchanged(path, name, checked)
         if files.is_intact(path):
             return unchanged
-    facts, sha256 = files.write(path, **vars(checked))
-    return StoredDataset(dataset_spec(name), path, facts, sha256)
+    facts, sha256 = files.write(path, **checked.content)
+    return StoredDataset(dataset_spec(name), path, facts, sha256, checked.notes)
 
 
 def read_source(
@@ -110,29 +113,22 @@ def _read(source: Path, test: Path | None, size: int | None, most_bytes: int) ->
     for path in (source, test):
         if path is not None and not path.exists():
             raise BadSourceError(f"no such file or folder: {path}")
-    kind = _kind(source)
-    if test is not None and (kind != "parquet" or source.is_dir()):
+    if test is not None and (source.is_dir() or source.suffix.lower() != parquet.SUFFIX):
         raise BadSourceError(
             "only for a pair of parquet files; other sources contain their test images", "test"
         )
-    if size is not None and kind == "npz":
-        raise BadSourceError("only for encoded images; arrays in an .npz are not resized", "size")
-    if kind == "npz":
+    kind = "folder" if source.is_dir() else source.suffix.lower()
+    if kind == ".npz":
+        if size is not None:
+            raise BadSourceError("only for encoded images; arrays in an .npz are not resized", "size")
         return npz.read(source, most_bytes)
-    if kind == "parquet":
-        return parquet.read(source, test, size, most_bytes)
-    if kind == "zip":
-        return images.read_zip(source, size, most_bytes)
-    return images.read_folder(source, size, most_bytes)
-
-
-def _kind(source: Path) -> str:
-    if source.is_dir():
-        return "parquet" if any(source.rglob("*.parquet")) else "folder"
-    kind = source.suffix.lower().removeprefix(".")
-    if kind not in ("npz", "zip", "parquet"):
+    if kind == parquet.SUFFIX:
+        return parquet.read_files(source, test, size, most_bytes)
+    if kind not in ("folder", ".zip"):
         raise BadSourceError(f"{source}: allowed are .npz, .zip, .parquet, and a folder of images by class")
-    return kind
+    with open_tree(source, most_bytes) as tree:
+        has_tables = any(path.suffix.lower() == parquet.SUFFIX for path in tree.files)
+        return (parquet.read_tree if has_tables else images.read)(tree, size, most_bytes)
 
 
 def check_built_in(name: str, checked: CheckedDataset) -> CheckedDataset:
@@ -155,9 +151,7 @@ def check_built_in(name: str, checked: CheckedDataset) -> CheckedDataset:
             f"this is not {name}: images of {'x'.join(map(str, shape))} where {name} has "
             f"{'x'.join(map(str, required))}; give another --name KEY"
         )
-    return CheckedDataset(
-        checked.x_train, checked.y_train, checked.x_test, checked.y_test, expected.class_names
-    )
+    return replace_fields(checked, class_names=expected.class_names)
 
 
 def _unchanged(path: Path, name: str, checked: CheckedDataset) -> StoredDataset:
@@ -165,7 +159,7 @@ def _unchanged(path: Path, name: str, checked: CheckedDataset) -> StoredDataset:
         facts, sha256 = files.read_header(path)
     except LabError as error:
         raise BadSourceError(f"{error}; give --replace to overwrite it") from error
-    same = sha256 == files.digest(vars(checked)) and facts.class_names == checked.class_names
+    same = sha256 == files.digest(checked.content) and facts.class_names == checked.class_names
     if not same:
         raise BadSourceError(f"a different dataset named {name} exists; give --replace to overwrite it")
-    return StoredDataset(dataset_spec(name), path, facts, sha256)
+    return StoredDataset(dataset_spec(name), path, facts, sha256, checked.notes)
