@@ -77,7 +77,11 @@ def listing(
     defense: Annotated[str | None, Query(examples=["abl"])] = None,
     tag: Annotated[
         list[str] | None,
-        Query(description="key:value; may be repeated, all must match", examples=[["study:example"]]),
+        Query(
+            description="`key:value`, or `key` for any value; with `-` before it: experiments without that tag. May be "
+            "repeated, all must match",
+            examples=[["study:example", "-draft"]],
+        ),
     ] = None,
     sweep: Annotated[str | None, Query(description="Id of a sweep or study that uses the experiment")] = None,
     text: Annotated[
@@ -91,9 +95,7 @@ def listing(
 
     New experiments do not change what the later pages show.
     """
-    filters = Filters(
-        status, dataset, model, attack, defense, tuple(service.parse_tags(tag or [])), sweep, text
-    )
+    filters = Filters(status, dataset, model, attack, defense, service.parse_tags(tag or []), sweep, text)
     experiments, following = service.listing(context, filters, order, cursor, limit)
     return paged(request, following, lambda link: Page(experiments=experiments, next=link))
 
