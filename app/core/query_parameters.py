@@ -1,4 +1,4 @@
-"""Unknown query parameters are errors, like unknown fields of a body."""
+"""Unknown query parameters are errors on every route of the API, like unknown fields of a body."""
 
 from difflib import get_close_matches
 
@@ -9,7 +9,7 @@ from app.core.validation import FieldError, shown
 
 
 async def reject_unknown_parameters(request: Request) -> None:
-    """A dependency of routes and routers. Raises InvalidError for query parameters that the route does not declare."""
+    """A dependency of the routers. Raises InvalidError for query parameters that the route does not declare."""
     names = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
     errors = []
     for name in sorted(set(request.query_params) - set(names)):

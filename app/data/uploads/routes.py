@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 
 from app.core.context import Context, Ctx
 from app.core.openapi import problems
-from app.core.query_parameters import reject_unknown_parameters
 from app.core.routing import Cursor, Limit, accepted, as_json, paged
 from app.core.turns import Kind
 from app.data.resolve import dataset_facts
@@ -25,7 +24,7 @@ from app.data.uploads.schemas import (
 )
 from app.tables.uploads import DATASET, MODEL, Upload
 
-router = APIRouter(prefix="/v1", tags=["uploads"], dependencies=[Depends(reject_unknown_parameters)])
+router = APIRouter(prefix="/v1", tags=["uploads"])
 STREAMED = frozenset({"/v1/models", "/v1/datasets"})
 """Paths whose POST reads its body as a stream."""
 ARRIVING = Kind("uploads", per_owner=4)
