@@ -1,8 +1,8 @@
 """All metrics are computed here."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,8 +78,8 @@ def chance_warning(clean_accuracy: float, labels: Tensor) -> str | None:
     if clean_accuracy > chance + 2 * math.sqrt(chance * (1 - chance) / len(labels)):
         return None
     return (
-        f"clean accuracy is {100 * clean_accuracy:.1f} %, which is not above chance ({100 * chance:.1f} %): the model has "
-        "learned nothing, so that its other numbers say nothing about the attack or the defense. If the training was "
+        f"clean accuracy is {100 * clean_accuracy:.1f} %, which is not above chance ({100 * chance:.1f} %): the model "
+        "has learned nothing, so its other numbers say nothing about the attack or the defense; if the training was "
         "long enough, its learning rate may be too high"
     )
 

@@ -5,18 +5,27 @@ from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 from pathlib import Path
 
+from app.specs.dataset import FETCHED
 from app.specs.facts import BUILT_IN, DatasetFacts
 from worker.lab.contracts import LabError
 from worker.lab.data import files
 from worker.lab.data.checking import BadSourceError, CheckedDataset, Source, check_source
-from worker.lab.data.readers import images, npz, parquet
+from worker.lab.data.readers import images, npz, parquet, tiny_imagenet
 from worker.lab.data.readers.decoding import MAX_TOTAL_BYTES
 from worker.lab.data.readers.trees import open_tree
 
 KEY = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 """Same as `app.specs.dataset.Imported.key`."""
-STORED_BUILT_IN = ("cifar10", "gtsrb")
-"""Built-in datasets that are stored in a file; `digits` needs none."""
+EXPECTED = {
+    "cifar100": ("3x32x32", 100, 50_000, 10_000),
+    "svhn": ("3x32x32", 10, 73_257, 26_032),
+    "mnist": ("1x28x28", 10, 60_000, 10_000),
+    "fashion_mnist": ("1x28x28", 10, 60_000, 10_000),
+    "stl10": ("3x96x96", 10, 5_000, 8_000),
+    "imagenette": ("3x64x64", 10, 9_469, 3_925),
+    "tiny_imagenet": ("3x64x64", 200, 100_000, 10_000),
+}
+"""Shape, classes, training and test images of the datasets of `FETCHED` whose facts are in their files only."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ def import_dataset(
     name = built_in or key or _key_of(source)
     _check_name(name)
     checked = read_source(source, test=test, test_fraction=test_fraction, split_seed=split_seed, size=size)
-    if name in STORED_BUILT_IN:
+    if name in FETCHED:
         checked = check_built_in(name, checked)
     path = dataset_path(name, data_dir)
     if not replace and path.exists():
@@ -84,19 +93,17 @@ def read_source(
 def dataset_path(name: str, data_dir: Path) -> Path:
     """Path of the dataset of that name or key."""
     return (
-        data_dir / f"{name}.safetensors"
-        if name in STORED_BUILT_IN
-        else data_dir / "imported" / f"{name}.safetensors"
+        data_dir / f"{name}.safetensors" if name in FETCHED else data_dir / "imported" / f"{name}.safetensors"
     )
 
 
 def dataset_spec(name: str) -> dict[str, str]:
     """The dataset field of a spec that names it."""
-    return {"name": name} if name in STORED_BUILT_IN else {"name": "imported", "key": name}
+    return {"name": name} if name in FETCHED else {"name": "imported", "key": name}
 
 
 def _check_name(name: str) -> None:
-    if name in BUILT_IN and name not in STORED_BUILT_IN:
+    if name in BUILT_IN and name not in FETCHED:
         raise BadSourceError(f"{name} is built in and needs no import; choose another name with --name")
     if not KEY.fullmatch(name):
         raise BadSourceError(
@@ -127,12 +134,26 @@ def _read(source: Path, test: Path | None, size: int | None, most_bytes: int) ->
     if kind not in ("folder", ".zip"):
         raise BadSourceError(f"{source}: allowed are .npz, .zip, .parquet, and a folder of images by class")
     with open_tree(source, most_bytes) as tree:
+        if (root := tiny_imagenet.find_root(tree)) is not None:
+            return tiny_imagenet.read(tree, root, size, most_bytes)
         has_tables = any(path.suffix.lower() == parquet.SUFFIX for path in tree.files)
         return (parquet.read_tree if has_tables else images.read)(tree, size, most_bytes)
 
 
 def check_built_in(name: str, checked: CheckedDataset) -> CheckedDataset:
-    """``checked`` with the built-in dataset's class names. Raises BadSourceError if shape or counts differ from it."""
+    """``checked`` with the class names of the dataset ``name``. Raises BadSourceError if shape or counts differ."""
+    if name in EXPECTED:
+        actual_shape = "x".join(map(str, checked.x_train.shape[1:]))
+        sizes = (actual_shape, len(checked.class_names), len(checked.y_train), len(checked.y_test))
+        if sizes != EXPECTED[name]:
+            described = [
+                "{} images, {} classes, {} training and {} test images".format(*s)
+                for s in (sizes, EXPECTED[name])
+            ]
+            raise BadSourceError(
+                f"this is not {name}: {described[0]}, where {name} has {described[1]}; give another --name KEY"
+            )
+        return checked
     expected = BUILT_IN[name]
     for part, y, counts in (
         ("training", checked.y_train, expected.train_counts),
