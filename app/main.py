@@ -10,6 +10,7 @@ from fastapi import Depends, FastAPI
 
 from app.core import errors, logs, openapi, tracing
 from app.core.context import Context
+from app.core.query_parameters import reject_unknown_parameters
 from app.core.request_middleware import RequestMiddleware
 from app.core.security import keep_files_private
 from app.dashboard import DASHBOARD
@@ -132,10 +133,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         keys,
         audit,
         housekeeping,
-        health,
         workers,
-        *DASHBOARD,
     ):
+        app.include_router(router, dependencies=[Depends(reject_unknown_parameters)])
+    for router in (health, *DASHBOARD):
         app.include_router(router)
     vendored = Static(directory=STATIC / "vendor", packages=[("fastapi_swagger", "resources")])
     app.mount("/static/vendor", vendored, name="vendor")

@@ -231,4 +231,10 @@ class Client(ExperimentRoutes, ResultRoutes):
             if dataset["key"] not in imported:
                 raise NotFoundError(404, "Not Found", f"there is no imported dataset {dataset['key']!r}", [])
             return DatasetFacts.model_validate(imported[dataset["key"]])
-        return BUILT_IN[dataset["name"]]
+        name = dataset["name"]
+        if name in BUILT_IN:
+            return BUILT_IN[name]
+        facts = next((e["facts"] for e in self.catalog()["datasets"] if e["name"] == name), None)
+        if facts is None:
+            raise NotFoundError(404, "Not Found", f"the dataset {name!r} is not on the service's host", [])
+        return DatasetFacts.model_validate(facts)

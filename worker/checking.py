@@ -43,7 +43,7 @@ OVERHEAD_BYTES = 768 * 2**20
 """Memory that libraries need to read any file."""
 COPIES = 3
 """How many copies of a dataset's pixels are in memory at once while it is converted."""
-MAX_CLASSES, MAX_NAME_CHARACTERS = 10_000, 200
+MAX_LABEL_CHARACTERS = 200
 LABELS = ("arm", "seed", "backdoored")
 _MODEL: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
 log = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ def _check_model(upload: Upload, path: Path, database: Database, settings: Setti
         "stamped": loaded.adds_trigger,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "labels": {
-            name: _printable(header.labels[name])[:MAX_NAME_CHARACTERS]
+            name: _printable(header.labels[name])[:MAX_LABEL_CHARACTERS]
             for name in LABELS
             if name in header.labels
         },
@@ -191,19 +191,11 @@ def _check_dataset(
         size=request["size"],
         most_bytes=settings.max_dataset_bytes,
     )
-    names = checked.class_names
-    if not 2 <= len(names) <= MAX_CLASSES:
-        raise BadSourceError(f"there are {len(names)} classes; 2 to {MAX_CLASSES} are accepted")
-    for name in names:
-        if len(name) > MAX_NAME_CHARACTERS or "\0" in name or not name.isprintable():
-            raise BadSourceError(
-                f"the class name {name[:50]!r} is not accepted; at most {MAX_NAME_CHARACTERS} printable characters are"
-            )
     converted = path.with_name("converted.safetensors")
-    facts, version = files.write(converted, **vars(checked))
+    facts, version = files.write(converted, **checked.content)
     _reserve_bytes(upload, converted.stat().st_size, database, settings)
     objects.put_file(dataset_key(upload.id), converted)
-    return CheckResult(facts.model_dump(mode="json"), version)
+    return CheckResult({**facts.model_dump(mode="json"), "notes": checked.notes}, version)
 
 
 def _reserve_bytes(upload: Upload, size: int, database: Database, settings: Settings) -> None:

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Engine,
     Integer,
     MetaData,
+    String,
     create_engine,
     event,
     insert,
@@ -120,6 +121,24 @@ def _postgres_from_now(element: from_now, compiler: Any, **options: Any) -> str:
     # transaction waits for a lock.
     seconds = compiler.process(element.clauses, **options)
     return f"(statement_timestamp() + make_interval(secs => {seconds}))"
+
+
+class casefolded(FunctionElement[str]):  # noqa: N801  (used like a function)
+    """A text without differences of case, comparable with Python's ``str.casefold()``."""
+
+    type = String()
+    inherit_cache = True
+
+
+@compiles(casefolded, "sqlite")
+def _sqlite_casefolded(element: casefolded, compiler: Any, **options: Any) -> str:
+    # A function of each connection: SQLite's own lower() changes ASCII letters only.
+    return f"casefolded({compiler.process(element.clauses, **options)})"
+
+
+@compiles(casefolded, "postgresql")
+def _postgres_casefolded(element: casefolded, compiler: Any, **options: Any) -> str:
+    return f"replace(lower({compiler.process(element.clauses, **options)}), 'ß', 'ss')"
 
 
 def database_now(session: Session) -> datetime:
@@ -258,6 +277,7 @@ def _make_sqlite(url: str, for_requests: bool) -> Engine:
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # BEGIN is sent below
+        connection.create_function("casefolded", 1, str.casefold, deterministic=True)
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 

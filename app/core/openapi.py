@@ -31,6 +31,7 @@ class Problem(BaseModel):
     errors: list[FieldFault] = Field([], description="With status 422: each invalid field.")
 
 
+PREFIX = "/v1/"
 WHEN = {
     400: "The request cannot be parsed.",
     401: "The API key is missing or not valid.",
@@ -67,10 +68,13 @@ def add_problem_schema(document: dict[str, Any]) -> dict[str, Any]:
     schemas["Problem"] = schema
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    for operation in (o for item in document["paths"].values() for o in item.values()):
-        # FastAPI adds it to routes that do not declare a 422; these cannot be invalid.
+    for path, operation in ((path, o) for path, item in document["paths"].items() for o in item.values()):
+        # FastAPI adds its own to routes that do not declare a 422.
         if "application/json" in operation["responses"].get("422", {}).get("content", {}):
             del operation["responses"]["422"]
+        if path.startswith(PREFIX):
+            for status, response in problems(422).items():  # for an unknown query parameter
+                operation["responses"].setdefault(str(status), response)
         if any(parameter["in"] in ("path", "query") for parameter in operation.get("parameters", ())):
             for status, response in problems(400).items():  # for a URL with U+0000
                 operation["responses"].setdefault(str(status), response)

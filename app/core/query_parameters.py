@@ -1,4 +1,5 @@
-"""Query parameters: unknown ones are errors, like unknown fields of a body; `fields` selects parts of a response."""
+"""Query parameters: unknown ones are errors on every route of the API, like unknown fields of a body; `fields` selects
+parts of a response."""
 
 from collections.abc import Collection
 from difflib import get_close_matches
@@ -11,7 +12,7 @@ from app.core.validation import FieldError, shown
 
 
 async def reject_unknown_parameters(request: Request) -> None:
-    """A dependency of routes and routers. Raises InvalidError for query parameters that the route does not declare."""
+    """A dependency of the routers. Raises InvalidError for query parameters that the route does not declare."""
     names = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
     errors = []
     for name in sorted(set(request.query_params) - set(names)):

@@ -68,7 +68,7 @@ def index(request: Request, context: Ctx, query: Annotated[ListQuery, Query()]) 
         status=query.status or None,
         attack=query.attack or None,
         defense=query.defense or None,
-        tags=tuple(experiments.parse_tags(query.tag.split())),
+        tags=experiments.parse_tags(query.tag.split()),
         text=query.text or None,
     )
     rows, next_cursor = experiments.listing(context, filters, "-created_at", query.cursor, PER_PAGE)

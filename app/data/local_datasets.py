@@ -6,7 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from app.specs.dataset import DatasetSpec, Imported, Uploaded
+from app.specs.dataset import FETCHED, DatasetSpec, Imported, Uploaded
 from app.specs.facts import BUILT_IN, STANDARD_SHA256, DatasetFacts
 
 NO_FILE_NEEDED = "digits"
@@ -32,26 +32,36 @@ class MissingDatasetError(Exception):
 def find_local(spec: DatasetSpec, folder: Path) -> Dataset:
     """The dataset that ``spec`` names. Raises MissingDatasetError.
 
-    Where ``folder`` does not exist, the workers keep the data elsewhere: a built-in dataset is then taken to have its
-    standard content, and a worker that has another one corrects the keys (`worker.attempt`).
+    Where ``folder`` does not exist, the workers keep the data elsewhere: a dataset of `BUILT_IN` is then taken to have
+    its standard content, and a worker that has another one corrects the keys (`worker.attempt`).
     """
     if isinstance(spec, Uploaded):
         raise MissingDatasetError("an uploaded dataset is known to the service only")
     if isinstance(spec, Imported):
         return _read_imported(folder / "imported" / f"{spec.key}.safetensors")
-    if spec.name == NO_FILE_NEEDED or not folder.is_dir():
+    if spec.name == NO_FILE_NEEDED or (spec.name in BUILT_IN and not folder.is_dir()):
         return Dataset(BUILT_IN[spec.name], STANDARD_SHA256[spec.name])
-    path, missing = folder / f"{spec.name}.safetensors", f"{spec.name} is not in the data folder"
-    return Dataset(BUILT_IN[spec.name], _read(path, missing, f"bdlab data fetch {spec.name}").version)
+    dataset = _read_fetched(spec.name, folder)
+    return Dataset(BUILT_IN.get(spec.name, dataset.facts), dataset.version)
+
+
+def facts(name: str, folder: Path) -> DatasetFacts | None:
+    """Facts of the dataset with this name; None if only its file has them, and it is not on this host."""
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    try:
+        return _read_fetched(name, folder).facts
+    except MissingDatasetError:
+        return None
 
 
 def present(name: str, folder: Path) -> bool:
-    """Whether the built-in dataset ``name`` can be used on this host."""
+    """Whether the dataset with this name can be used on this host."""
     return name == NO_FILE_NEEDED or (folder / f"{name}.safetensors").is_file()
 
 
 def command(name: str) -> str | None:
-    """The command that downloads a built-in dataset; None if none is needed."""
+    """The command that downloads the dataset with this name; None if none is needed."""
     return None if name == NO_FILE_NEEDED else f"bdlab data fetch {name}"
 
 
@@ -68,8 +78,8 @@ def imported(folder: Path) -> dict[str, Dataset]:
 
 def files(folder: Path) -> Iterator[tuple[Path, str]]:
     """Every dataset's file in the data folder, and what replaces it."""
-    for name in BUILT_IN:
-        if name != NO_FILE_NEEDED and present(name, folder):
+    for name in FETCHED:
+        if present(name, folder):
             yield folder / f"{name}.safetensors", f"run bdlab data fetch {name}"
     for path in sorted((folder / "imported").glob("*.safetensors")):
         yield path, f"run {_import_command(path)}"
@@ -98,6 +108,11 @@ def is_intact(path: Path, version: str | None = None) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return digest.hexdigest() == recorded and version in (None, recorded)
+
+
+def _read_fetched(name: str, folder: Path) -> Dataset:
+    path, missing = folder / f"{name}.safetensors", f"{name} is not in the data folder"
+    return _read(path, missing, f"bdlab data fetch {name}")
 
 
 def _read_imported(path: Path) -> Dataset:

@@ -56,12 +56,17 @@ def resolve_dataset(session: Session, spec: DatasetSpec, folder: Path) -> Datase
     """Facts and version of the dataset that ``spec`` names. Raises InvalidError."""
     if isinstance(spec, Uploaded):
         upload = _ready_upload(session, DATASET, spec.dataset_id, "dataset.dataset_id")
-        return Dataset(DatasetFacts.model_validate(upload.facts), upload.version)
+        return Dataset(dataset_facts(upload.facts or {}), upload.version)
     try:
         return find_local(spec, folder)
     except MissingDatasetError as error:
         field = "key" if spec.name == "imported" else "name"
         raise InvalidError.of(f"dataset.{field}", getattr(spec, field), str(error)) from error
+
+
+def dataset_facts(document: dict[str, Any]) -> DatasetFacts:
+    """The facts of an uploaded dataset from what its check stored, which has notes besides."""
+    return DatasetFacts.model_validate({name: value for name, value in document.items() if name != "notes"})
 
 
 def stored_facts(session: Session, document: dict[str, Any], folder: Path) -> DatasetFacts:

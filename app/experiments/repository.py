@@ -6,12 +6,12 @@ On a request's session they see the owner's experiments alone (`app.tables.owner
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import ColumnElement, Row, String, bindparam, exists, func, select, tuple_
 from sqlalchemy.orm import Session
 
-from app.core.database import OWNER
+from app.core.database import OWNER, casefolded
 from app.tables.artifacts import Artifact
 from app.tables.experiments import Attempt, Event, Experiment, Idempotency, Label, LogLine, Stage
 from app.tables.results import ResultValue
@@ -40,9 +40,17 @@ _VERSION_KEY = select(
 )
 
 
+class TagFilter(NamedTuple):
+    """Experiments with a tag, of any value if it is None; or, if ``absent``, those without it."""
+
+    key: str
+    value: str | None
+    absent: bool
+
+
 @dataclass(frozen=True)
 class Filters:
-    """Which experiments a list shows; None matches all. Every pair of ``tags`` must be present; ``sweep`` is the id
+    """Which experiments a list shows; None matches all. All of ``tags`` must hold; ``sweep`` is the id
     of a sweep or study that uses the experiments; ``text`` is part of the name, in any case."""
 
     status: str | None = None
@@ -50,7 +58,7 @@ class Filters:
     model: str | None = None
     attack: str | None = None
     defense: str | None = None
-    tags: tuple[tuple[str, str], ...] = ()
+    tags: tuple[TagFilter, ...] = ()
     sweep: str | None = None
     text: str | None = None
 
@@ -89,24 +97,22 @@ def _conditions(filters: Filters) -> list[ColumnElement[bool]]:
         value = getattr(filters, name)
         if value is not None:
             conditions.append(getattr(Experiment, name) == value)
-    labels = [("tag", key, value) for key, value in filters.tags]
+    for key, value, absent in filters.tags:
+        present = _has_label("tag", key, value)
+        conditions.append(~present if absent else present)
     if filters.defense is not None:
-        labels.append(("defense", filters.defense, ""))
-    for kind, key, value in labels:
-        conditions.append(
-            exists().where(
-                Label.experiment_id == Experiment.id,
-                Label.kind == kind,
-                Label.key == key,
-                Label.value == value,
-            )
-        )
+        conditions.append(_has_label("defense", filters.defense, ""))
     if filters.sweep is not None:
         used = SweepExperiment.experiment_id == Experiment.id, SweepExperiment.sweep_id == filters.sweep
         conditions.append(exists().where(*used))
     if filters.text is not None:
-        conditions.append(Experiment.name.icontains(filters.text, autoescape=True))
+        conditions.append(casefolded(Experiment.name).contains(filters.text.casefold(), autoescape=True))
     return conditions
+
+
+def _has_label(kind: str, key: str, value: str | None) -> ColumnElement[bool]:
+    label = exists().where(Label.experiment_id == Experiment.id, Label.kind == kind, Label.key == key)
+    return label if value is None else label.where(Label.value == value)
 
 
 def attempts(session: Session, ids: Sequence[str]) -> dict[str, list[Attempt]]:

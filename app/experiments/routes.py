@@ -2,11 +2,11 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Header, Query, Request, Response
 
 from app.core.context import Ctx
 from app.core.openapi import problems
-from app.core.query_parameters import parse_fields, reject_unknown_parameters
+from app.core.query_parameters import parse_fields
 from app.core.routing import Cursor, IdempotencyKey, JsonBody, Limit, accepted, as_json, paged
 from app.core.security import READ, needs
 from app.experiments import service
@@ -72,7 +72,6 @@ def validate(context: Ctx, spec: Spec, _json: JsonBody) -> Validation:
     summary="List experiments",
     response_model=Page,
     responses=problems(400, 422),
-    dependencies=[Depends(reject_unknown_parameters)],
 )
 def listing(
     request: Request,
@@ -84,7 +83,11 @@ def listing(
     defense: Annotated[str | None, Query(examples=["abl"])] = None,
     tag: Annotated[
         list[str] | None,
-        Query(description="key:value; may be repeated, all must match", examples=[["study:example"]]),
+        Query(
+            description="`key:value`, or `key` for any value; with `-` before it: experiments without that tag. May be "
+            "repeated, all must match",
+            examples=[["study:example", "-draft"]],
+        ),
     ] = None,
     sweep: Annotated[str | None, Query(description="Id of a sweep or study that uses the experiment")] = None,
     text: Annotated[
@@ -108,9 +111,7 @@ def listing(
     New experiments do not change what the later pages show.
     """
     chosen = parse_fields(fields, ExperimentOut, LIST_FIELDS)
-    filters = Filters(
-        status, dataset, model, attack, defense, tuple(service.parse_tags(tag or [])), sweep, text
-    )
+    filters = Filters(status, dataset, model, attack, defense, service.parse_tags(tag or []), sweep, text)
     experiments, following = service.listing(context, filters, order, cursor, limit, chosen)
     return paged(
         request,

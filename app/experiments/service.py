@@ -18,7 +18,7 @@ from app.experiments.idempotency import once
 from app.experiments.lifecycle import create
 from app.experiments.planning import StoredStage, plan_experiment, stages_of
 from app.experiments.presentation import present
-from app.experiments.repository import Filters, Order
+from app.experiments.repository import Filters, Order, TagFilter
 from app.experiments.schemas import LIST_FIELDS, ExperimentItem, ExperimentOut, StageOut, Validation
 from app.results.artifacts.storage import delete_unreferenced
 from app.results.search import indexing
@@ -29,7 +29,7 @@ from app.specs.status import TERMINAL
 from app.tables.experiments import RUNNING, Experiment, require_experiment
 from app.webhooks import outbox
 
-_TAG = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,62}):(.{1,200})", re.DOTALL)
+_TAG = re.compile(r"(-?)([A-Za-z0-9][A-Za-z0-9_.-]{0,62})(?::(.{1,200}))?", re.DOTALL)
 
 
 def submit(context: Context, spec: ExperimentSpec, key: str | None) -> tuple[dict[str, Any], bool]:
@@ -171,15 +171,19 @@ def delete_rows(session: Session, ids: Sequence[str]) -> set[str]:
     return object_keys
 
 
-def parse_tags(tags: Sequence[str]) -> list[tuple[str, str]]:
-    """The key and value of each ``key:value``. Raises InvalidError."""
-    pairs = []
+def parse_tags(tags: Sequence[str]) -> tuple[TagFilter, ...]:
+    """The filters ``key:value`` or ``key``, with ``-`` before those that must not hold. Raises InvalidError."""
+    filters = []
     for text in tags:
         match = _TAG.fullmatch(text)
         if match is None:
-            raise InvalidError.of("tag", text, "allowed: key:value, such as study:example")
-        pairs.append((match[1], match[2]))
-    return pairs
+            allowed = (
+                "key:value, such as study:example, or key; with - before it: experiments without that tag"
+            )
+            raise InvalidError.of("tag", text, f"allowed: {allowed}")
+        minus, key, value = match.groups()
+        filters.append(TagFilter(key, value, bool(minus)))
+    return tuple(filters)
 
 
 def _lock(session: Session, experiment_id: str) -> Experiment:

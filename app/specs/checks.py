@@ -27,7 +27,9 @@ from app.specs.defenses.base import CleanSetDefense
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import DatasetFacts, Shape
 from app.specs.model import ModelSpec
-from app.specs.pictures import PictureError, PictureSizeError, verify
+from app.specs.pictures import PictureDepthError, PictureError, PictureSizeError, verify
+
+WRONG_DEPTH = "a PNG file with transparency or a bit depth other than 8"
 
 
 @dataclass(frozen=True)
@@ -243,11 +245,13 @@ def _describe_png(data: bytes) -> str:
         image = verify(data, ("PNG",))
     except PictureSizeError as error:
         return f"a file that {error}"
+    except PictureDepthError:
+        return WRONG_DEPTH
     except PictureError:
         return "not a PNG file, or a damaged one"
     # Pillow converts other bit depths; the 25th byte of every PNG file tells the original one.
     if data[24] != 8 or image.mode not in ("L", "RGB", "P") or "transparency" in image.info:
-        return "a PNG file with transparency or a bit depth other than 8"
+        return WRONG_DEPTH
     return _describe_image(*image.size, gray=image.mode == "L")
 
 

@@ -48,6 +48,54 @@ class Gtsrb(_Subset):
     name: Literal["gtsrb"] = "gtsrb"
 
 
+class Cifar100(_Subset):
+    """CIFAR-100 (Krizhevsky, 2009): 50,000 + 10,000 color images, 32x32, 100 classes."""
+
+    name: Literal["cifar100"] = "cifar100"
+
+
+class Svhn(_Subset):
+    """SVHN (Netzer et al., 2011): 73,257 + 26,032 house numbers in color, 32x32, 10 classes."""
+
+    name: Literal["svhn"] = "svhn"
+
+
+class Mnist(_Subset):
+    """MNIST (LeCun et al., 1998): 60,000 + 10,000 gray digits, 28x28, 10 classes."""
+
+    name: Literal["mnist"] = "mnist"
+
+
+class FashionMnist(_Subset):
+    """Fashion-MNIST (Xiao et al., 2017): 60,000 + 10,000 gray images of clothes, 28x28, 10 classes."""
+
+    name: Literal["fashion_mnist"] = "fashion_mnist"
+
+
+class Stl10(_Subset):
+    """STL-10 (Coates et al., 2011): 5,000 + 8,000 labeled color images, 96x96, 10 classes."""
+
+    name: Literal["stl10"] = "stl10"
+
+
+class Imagenette(_Subset):
+    """Imagenette (Howard, 2019): 9,469 + 3,925 photos of ImageNet, resized to 64x64, 10 classes.
+
+    Its validation images are the test set. For another size: `bdlab data import` with `--size`.
+    """
+
+    name: Literal["imagenette"] = "imagenette"
+
+
+class TinyImagenet(_Subset):
+    """Tiny ImageNet (Le and Yang, 2015): 100,000 + 10,000 photos, 64x64, 200 classes.
+
+    Its validation images are the test set: those named test have no public labels.
+    """
+
+    name: Literal["tiny_imagenet"] = "tiny_imagenet"
+
+
 class Imported(_Subset):
     """A dataset imported with `bdlab data import`."""
 
@@ -66,4 +114,24 @@ class Uploaded(_Subset):
     dataset_id: str = field(..., "The id returned by `POST /v1/datasets`.", pattern=UPLOAD_ID)
 
 
-DatasetSpec = Annotated[Digits | Cifar10 | Gtsrb | Imported | Uploaded, Field(discriminator="name")]
+DatasetSpec = Annotated[
+    Digits
+    | Cifar10
+    | Cifar100
+    | Gtsrb
+    | Svhn
+    | Mnist
+    | FashionMnist
+    | Stl10
+    | Imagenette
+    | TinyImagenet
+    | Imported
+    | Uploaded,
+    Field(discriminator="name"),
+]
+FETCHED = (
+    "cifar10", "cifar100", "gtsrb", "svhn", "mnist", "fashion_mnist", "stl10", "imagenette", "tiny_imagenet",
+)  # fmt: skip
+"""Names of the datasets that `bdlab data fetch` downloads, one file each."""
+MIRRORED = ("cifar10", "cifar100", "fashion_mnist", "stl10", "imagenette", "tiny_imagenet")
+"""Those whose classes do not change when an image is mirrored, as digits and traffic signs do."""

@@ -5,6 +5,7 @@ given a file, and the size that the header declares is checked before a pixel is
 """
 
 import io
+import re
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,13 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 ALLOWED = "PNG, JPEG, WebP, BMP, GIF, PPM, PGM and TIFF"
 MAX_SIDE = 4096
 """Largest accepted width and height in pixels: a small file can decode to a huge picture."""
+MAX_RESIZED_SIDE = 16_384
+"""The same where pictures are resized, so that only a few are in memory in their own size."""
 DAMAGED = "is not a readable picture: its header is sound, but the rest is damaged"
 TILE_WIDTH, TILE_HEIGHT = 322, 323
 """The tags of a TIFF file with the size of its tiles, which may be much larger than the picture."""
+_SIXTEEN_BITS = re.compile(r";16[BLN]?S?$")
+"""The end of the raw modes of 16 bits a channel; Pillow's decoder keeps the upper 8 of those in color."""
 
 
 class PictureError(ValueError):
@@ -28,12 +33,16 @@ class PictureSizeError(PictureError):
     """The picture has too many pixels."""
 
 
+class PictureDepthError(PictureError):
+    """The picture has more than 8 bits a channel."""
+
+
 def verify(data: bytes, formats: tuple[str, ...] = FORMATS) -> "Image":
     """The picture in ``data``, for its size and mode: nothing has been decoded, but checksums have been compared.
 
     Raises PictureError.
     """
-    picture = _open(data, formats)
+    picture = _open(data, formats, MAX_SIDE)
     try:
         picture.verify()
     except Exception as error:
@@ -41,35 +50,93 @@ def verify(data: bytes, formats: tuple[str, ...] = FORMATS) -> "Image":
     return picture
 
 
-def decode(data: bytes, mode: str | None = None, formats: tuple[str, ...] = FORMATS) -> "Image":
-    """The first picture in ``data``, decoded and converted to Pillow's ``mode``; None keeps its own.
+def decode(
+    data: bytes, formats: tuple[str, ...] = FORMATS, resized_to: tuple[int, int] | None = None
+) -> "Image":
+    """The first picture in ``data``, in mode L if the file holds gray levels only by its kind or palette, else in RGB.
 
-    Raises PictureError.
+    It is upright, as the EXIF orientation says, and opaque: transparent parts show a white background. ``resized_to``
+    is the width and height that it is resized to, bilinear, without keeping the aspect ratio; then the file's picture
+    may have up to `MAX_RESIZED_SIDE` pixels a side instead of `MAX_SIDE`. Raises PictureError.
     """
-    picture = _open(data, formats)
+    picture = _open(data, formats, MAX_SIDE if resized_to is None else MAX_RESIZED_SIDE)
+    pillow = _pillow()
     try:
+        if resized_to is not None and picture.format == "JPEG":
+            # The decoder itself halves the picture while at least twice the size remains, which takes less time.
+            side = 2 * max(resized_to)
+            picture.draft(None, (side, side))
         picture.load()
-        return picture if mode is None else picture.convert(mode)
+        picture = _opaque(picture)
+        if resized_to is not None and picture.size != resized_to:
+            picture = picture.resize(resized_to, pillow.Resampling.BILINEAR)
+    except MemoryError:
+        raise
     except Exception as error:
         raise PictureError(DAMAGED) from error
+    return picture
 
 
-def _open(data: bytes, formats: tuple[str, ...]) -> "Image":
+def _opaque(picture: "Image") -> "Image":
+    """The loaded picture upright, over white, in mode L or RGB."""
+    from PIL import ImageOps  # noqa: PLC0415  # the Python client imports this package without having Pillow
+
+    ImageOps.exif_transpose(picture, in_place=True)
+    is_gray = picture.mode in ("1", "L", "LA", "La") or _has_gray_palette(picture)
+    if picture.has_transparency_data:
+        background = _pillow().new("RGBA", picture.size, "white")
+        background.alpha_composite(picture.convert("RGBA"))
+        picture = background
+    mode = "L" if is_gray else "RGB"
+    return picture if picture.mode == mode else picture.convert(mode)
+
+
+def _has_gray_palette(picture: "Image") -> bool:
+    """Whether all colors of the palette that the picture uses are gray."""
+    if picture.mode not in ("P", "PA"):
+        return False
+    palette = picture.getpalette("RGB") or []
+    histogram = picture.getchannel(0).histogram()
+    return all(
+        len(set(palette[3 * index : 3 * index + 3])) == 1 for index, count in enumerate(histogram) if count
+    )
+
+
+def _open(data: bytes, formats: tuple[str, ...], largest: int) -> "Image":
     """The picture, of which only the header has been read. Raises PictureError."""
     pillow = _pillow()
     try:
         picture: Image = pillow.open(io.BytesIO(data), formats=formats)
     except pillow.DecompressionBombError as error:
-        raise PictureSizeError(f"has too many pixels; allowed: at most {MAX_SIDE} a side") from error
+        raise PictureSizeError(
+            f"has too many pixels; allowed: at most {largest} a side, and "
+            f"{2 * pillow.MAX_IMAGE_PIXELS // 10**6} million in all"
+        ) from error
     except Exception as error:  # Pillow's readers raise errors of many types on damaged files
         allowed = ALLOWED if formats == FORMATS else " or ".join(formats)
         raise PictureError(f"is not a readable picture; allowed: {allowed}") from error
     tags: Any = getattr(picture, "tag_v2", {})
     tile = (tags.get(TILE_WIDTH, 0), tags.get(TILE_HEIGHT, 0))
     for width, height in (picture.size, tile):
-        if max(width, height) > MAX_SIDE:
-            raise PictureSizeError(f"is {width}x{height}; allowed: at most {MAX_SIDE} pixels a side")
+        if max(width, height) > largest:
+            raise PictureSizeError(f"is {width}x{height}; allowed: at most {largest} pixels a side")
+    if _is_deep(picture):
+        raise PictureDepthError("has more than 8 bits a channel; convert it to 8 bits")
     return picture
+
+
+def _is_deep(picture: Any) -> bool:
+    """Whether the file has more than 8 bits a channel: its mode says so, or how it is to be decoded."""
+    if picture.mode.startswith(("I", "F")):
+        return True
+    for tile in picture.tile:
+        raw_mode, *more = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        if tile.codec_name.startswith("ppm") and more and more[0] > 255:  # the highest value, scaled to 255
+            return True
+        # BMP has modes such as BGR;16, with 16 bits a pixel.
+        if isinstance(raw_mode, str) and _SIXTEEN_BITS.search(raw_mode) and not raw_mode.startswith("BGR"):
+            return True
+    return False
 
 
 @cache

@@ -26,8 +26,8 @@ class Augmentation(Spec):
     )
     flip: bool | None = field(
         None,
-        "Flip horizontally with probability 0.5. Null: only on CIFAR-10, since mirrored digits and traffic signs "
-        "can change their class.",
+        "Flip horizontally with probability 0.5. Null: only on CIFAR-10, CIFAR-100, Fashion-MNIST, STL-10, Imagenette "
+        "and Tiny ImageNet, since mirrored digits and traffic signs can change their class.",
         source=RECIPE,
     )
     cutout: int = field(

@@ -9,7 +9,6 @@ from pydantic import BaseModel
 from app.core import table_responses
 from app.core.context import Ctx
 from app.core.openapi import problems
-from app.core.query_parameters import reject_unknown_parameters
 from app.core.routing import Cursor, IdempotencyKey, JsonBody, Limit, accepted, as_json, paged
 from app.core.security import READ, needs
 from app.core.turns import Kind
@@ -31,8 +30,8 @@ from app.sweeps.schemas import (
 )
 from app.tables.sweeps import STUDY, SWEEP
 
-sweeps = APIRouter(prefix="/v1/sweeps", tags=["sweeps"], dependencies=[Depends(reject_unknown_parameters)])
-studies = APIRouter(prefix="/v1/studies", tags=["studies"], dependencies=[Depends(reject_unknown_parameters)])
+sweeps = APIRouter(prefix="/v1/sweeps", tags=["sweeps"])
+studies = APIRouter(prefix="/v1/studies", tags=["studies"])
 
 SWEEP_EXAMPLES: dict[str, Any] = {
     "grid": {

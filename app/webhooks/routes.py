@@ -3,11 +3,10 @@
 import json
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Query, Request, Response
+from fastapi import APIRouter, Body, Query, Request, Response
 
 from app.core.context import Ctx
 from app.core.openapi import problems
-from app.core.query_parameters import reject_unknown_parameters
 from app.core.routing import Cursor, JsonBody, Limit, as_json, paged
 from app.tables.webhooks import PENDING, Delivery, Webhook
 from app.webhooks import service
@@ -25,7 +24,7 @@ from app.webhooks.schemas import (
     Webhooks,
 )
 
-router = APIRouter(prefix="/v1", tags=["webhooks"], dependencies=[Depends(reject_unknown_parameters)])
+router = APIRouter(prefix="/v1", tags=["webhooks"])
 
 NEW: dict[str, Any] = {
     "ends": {

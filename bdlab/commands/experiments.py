@@ -63,7 +63,9 @@ def list_(
     model: Annotated[str | None, typer.Option(help="Name of the model.")] = None,
     attack: Annotated[str | None, typer.Option(help="Name of the attack.")] = None,
     defense: Annotated[str | None, typer.Option(help="Name of a defense.")] = None,
-    tag: Annotated[list[str] | None, typer.Option(help="KEY:VALUE; may be repeated.")] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="KEY:VALUE or KEY; -KEY: without it. May be repeated.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Maximum number of experiments.")] = 20,
     url: Url = None,
     as_json: AsJson = False,

@@ -117,6 +117,15 @@ def test_experiments_of_the_same_instant_are_neither_lost_nor_repeated(service: 
     assert seen == sorted(ids, reverse=True)
 
 
+@pytest.mark.parametrize("text", ["GRÖSSE", "größe", "Grösse 50%", "é"])
+def test_part_of_the_name_in_any_case(service: Service, text: str) -> None:
+    service.submit({"name": "Die Größe 50% É", "tags": {"set": "cases"}})
+    answer = service.http.get("/v1/experiments", params={"tag": "set:cases", "text": text})
+    assert set(names(answer)) == {"Die Größe 50% É"}
+    other = service.http.get("/v1/experiments", params={"tag": "set:cases", "text": "groesse"})
+    assert names(other) == []
+
+
 def test_filters(service: Service) -> None:
     tag = {"set": "filters"}
     service.submit({"name": "a", "attack": {"name": "sig"}, "tags": tag})
@@ -136,7 +145,13 @@ def test_filters(service: Service) -> None:
     assert found(model="resnet18") == found(dataset="gtsrb") == ["c"]
     assert found(tags=["more:x:y"]) == ["b"]
     assert found(tags=["more:x"]) == found(status="running") == []
-    assert service.http.get("/v1/experiments?tag=nonsense").status_code == 422
+    assert found(tags=["more"]) == ["b"]
+    assert found(tags=["-more"]) == ["a", "c"]
+    assert found(tags=["-more:x:y"]) == ["a", "c"]
+    assert found(tags=["-more:z", "more"]) == ["b"]
+    assert found(tags=["-set"]) == []
+    wrong = service.http.get("/v1/experiments", params={"tag": ":nonsense"})
+    assert "key:value" in wrong.json()["errors"][0]["message"]
     assert service.http.get("/v1/experiments?status=done").status_code == 422
     assert service.http.get("/v1/experiments?limit=201").status_code == 422
 

@@ -6,6 +6,7 @@ import math
 from statistics import mean, stdev
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -90,6 +91,27 @@ def test_results_as_csv(service: Service, experiment: dict[str, Any]) -> None:
     assert rows[2]["clean_accuracy"] == "0.96"
     assert rows[0]["attack_success_rate"] == ""
     assert rows[1]["error"] == "epoch 3, batch 7"
+
+
+def test_results_in_every_format_of_a_table(service: Service, experiment: dict[str, Any]) -> None:
+    link, id = experiment["links"]["results"], experiment["id"]
+
+    def ask(name: str, accept: str = "application/json") -> Any:
+        answer = service.http.get(link, params={"format": name}, headers={"Accept": accept})
+        assert f'filename="{id}.' in answer.headers["content-disposition"]
+        return answer
+
+    assert ask("csv").text == service.http.get(link, headers={"Accept": "text/csv"}).text
+    markdown = ask("markdown").text
+    assert markdown == service.http.get(link, headers={"Accept": "text/markdown"}).text
+    assert markdown.startswith("| experiment_id | arm | seed | clean_accuracy | attack_success_rate |")
+    assert "robust_accuracy" not in markdown  # no row has it
+    assert f"| {id} | abl | 1 | 0.95 | 0.02 |" in markdown
+    assert rf"{id} & abl & 1 & 0.95 & 0.02 &" in ask("latex").text
+    rows = pq.read_table(io.BytesIO(ask("parquet").content)).to_pylist()
+    assert [(row["arm"], row["seed"]) for row in rows][-1] == ("abl", 2)
+    assert rows[2]["clean_accuracy"] == 0.96
+    assert service.http.get(link, params={"format": "xlsx"}).status_code == 422
 
 
 def test_the_media_type_follows_the_clients_preference(service: Service, experiment: dict[str, Any]) -> None:

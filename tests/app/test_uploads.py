@@ -320,6 +320,33 @@ def test_data_sets_that_are_refused(service: Service) -> None:
         assert "/" not in said.partition(":")[0]
 
 
+def test_an_upload_is_read_as_an_import_is(service: Service) -> None:
+    """The Hub's layout in a zip, with a file that is not used."""
+    import io  # noqa: PLC0415
+    import zipfile  # noqa: PLC0415
+
+    from tests.lab.test_import_layouts import table  # noqa: PLC0415
+
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("default/train/0000.parquet", table(["cat", "dog"]))
+        archive.writestr("default/validation/0000.parquet", table(["dog", "cat"]))
+        archive.writestr("README.md", "pets")
+    dataset_id = sent_dataset(service.http, out.getvalue(), format="zip")
+    assert check(dataset_id, service.settings) == "ready"
+    dataset = service.http.get(f"/v1/datasets/{dataset_id}").json()
+    assert dataset["facts"]["class_names"] == ["cat", "dog"]
+    assert (dataset["facts"]["train_counts"], dataset["facts"]["test_counts"]) == ([3, 3], [3, 3])
+    assert dataset["notes"] == ["skipped 1 files that are not parquet, such as README.md"]
+    spec = {
+        "dataset": dataset["dataset"],
+        "training": {"batch_size": 4},
+        "attack": {"name": "none"},
+        "defenses": [],
+    }
+    assert service.http.post("/v1/experiments:validate", json=spec).status_code == 200
+
+
 def compressed(npz: bytes) -> bytes:
     import io  # noqa: PLC0415
     import zipfile  # noqa: PLC0415

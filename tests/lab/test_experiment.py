@@ -222,3 +222,20 @@ def _weights(done: MemoryRecorder) -> dict[str, dict[str, bytes]]:
 
 def _numbers(done: MemoryRecorder) -> dict[Any, Any]:
     return {key: {k: v for k, v in values.items() if k != "seconds"} for key, values in done.results.items()}
+
+
+def test_a_training_that_diverged_but_stayed_finite_has_a_warning() -> None:
+    training = {"epochs": 2, "batch_size": 50, "learning_rate": 10, "momentum": 0.99}
+    spec = {**QUICK, "defenses": [], "seeds": [0], "reference": True, "training": training}
+    done = experiment(spec)
+    assert all(values["clean_accuracy"] < 0.2 for values in done.results.values())
+    assert len([message for message in done.warnings if "which is not above chance (10" in message]) == 2, (
+        done.warnings
+    )
+
+
+def test_a_model_that_learned_has_none() -> None:
+    training = {"epochs": 4, "batch_size": 20}
+    done = experiment({**QUICK, "defenses": [], "seeds": [0], "training": training})
+    assert done.results["undefended", 0]["clean_accuracy"] > 0.2
+    assert not any("chance" in message for message in done.warnings)

@@ -225,7 +225,7 @@ def test_pictures_without_split_of_gray_numbered_classes_resized(tmp_path: Path,
         ({"cat/bad.png": png(IMAGES[0])[:60]}, ["cat/bad.png", "not a readable picture"]),
         ({"cat/bad.png": png(IMAGES[0, :4])}, ["cat/bad.png", "5x4", "--size"]),
         ({"cat/bad.png": png(IMAGES[0, :, :, 0].astype(np.uint16))}, ["cat/bad.png", "8 bits"]),
-        ({"cat/notes.txt": b"x"}, ["cat/notes.txt", "not an image"]),
+        ({"cat/photo.HEIC": b"x"}, ["cat/photo.HEIC", "allowed are .bmp"]),
         ({"top.png": png(IMAGES[0])}, ["top.png", "class's folder"]),
         ({"cat/deep/0.png": png(IMAGES[0])}, ["cat/deep/0.png", "class's folder"]),
         ({"../evil.png": png(IMAGES[0])}, ["../evil.png", "not a plain relative path"]),
@@ -348,6 +348,8 @@ def test_the_command_reports_in_json_and_lists_datasets(tmp_path: Path, home: Pa
     assert json.loads(done.stdout)["dataset"] == {"name": "imported", "key": "toy"}
     listed = json.loads(command("list", "--json").stdout)
     assert [entry["dataset"].get("key") for entry in listed] == ["toy"]
+    extra = command("import", str(npz(tmp_path, "extra.npz", more=LABELS)))
+    assert extra.stderr == "bdlab: note: the arrays more are not used\n"
     bad = command("import", str(tmp_path / "none.npz"))
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr == f"bdlab: no such file or folder: {tmp_path / 'none.npz'}\n"

@@ -86,7 +86,7 @@ def test_formats_outside_the_list_are_refused(door: Callable[[bytes], None], for
 def test_a_png_that_declares_more_than_it_may_is_refused_by_its_header(door: Callable[[bytes], None]) -> None:
     size = struct.pack(">4s2L5B", b"IHDR", 60_000, 60_000, 8, 2, 0, 0, 0)
     data = encoded("PNG")[:12] + size + struct.pack(">L", zlib.crc32(size)) + encoded("PNG")[33:]
-    assert "allowed: at most 4096" in refusal(door, data)
+    assert "has too many pixels; allowed: at most " in refusal(door, data)
 
 
 def test_a_tile_larger_than_its_tiff_is_refused_by_the_header() -> None:
@@ -108,7 +108,7 @@ def test_damage_gives_a_picture_or_a_plain_sentence(format: str) -> None:
         for _ in range(chance.randrange(4)):
             data[chance.randrange(len(data))] = chance.randrange(256)
         try:
-            decode(bytes(data), "RGB")
+            decode(bytes(data), resized_to=(4, 4) if chance.random() < 0.5 else None)
         except PictureError as error:
             sentences.add(
                 str(error).partition(" picture")[0].partition("; allowed")[0].lstrip("is0123456789x ")

@@ -1,5 +1,6 @@
 """All metrics are computed here."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,6 +67,21 @@ def sample_losses(network: Network, images: Tensor, labels: Tensor, compute: Com
 def accuracy(network: Network, split: Split, compute: Compute) -> float:
     """Share of samples whose label is predicted."""
     return (predict_logits(network, split.images, compute).argmax(1) == split.labels).double().mean().item()
+
+
+def chance_warning(clean_accuracy: float, labels: Tensor) -> str | None:
+    """A line if an accuracy on test images with these labels is not above what always naming the largest class gives.
+
+    A training that diverged without an infinite number ends there. The margin is two standard errors.
+    """
+    chance = (labels.bincount().max() / len(labels)).item()
+    if clean_accuracy > chance + 2 * math.sqrt(chance * (1 - chance) / len(labels)):
+        return None
+    return (
+        f"clean accuracy is {100 * clean_accuracy:.1f} %, which is not above chance ({100 * chance:.1f} %): the model "
+        "has learned nothing, so its other numbers say nothing about the attack or the defense; if the training was "
+        "long enough, its learning rate may be too high"
+    )
 
 
 @dataclass

@@ -45,7 +45,14 @@ from worker.lab.defenses.base import (
     load_state,
 )
 from worker.lab.defenses.clean_set import CleanSet, draw_clean_set
-from worker.lab.evaluation import TestSet, accuracy, class_quality, evaluate, isolation_quality
+from worker.lab.evaluation import (
+    TestSet,
+    accuracy,
+    chance_warning,
+    class_quality,
+    evaluate,
+    isolation_quality,
+)
 from worker.lab.manifest import MANIFEST_NAME, StageRecord, build_manifest
 from worker.lab.networks import Network, build_network
 from worker.lab.networks.checkpoints import find_variant, rename_tensors
@@ -215,6 +222,10 @@ class SeedRun:
             else:
                 network = self.run_defense(next(d for d in self.spec.defenses if d.arm_name == arm))
         values = evaluate(network, self.test, self.compute)
+        clean_accuracy = values["clean_accuracy"]
+        assert clean_accuracy is not None
+        if (warning := chance_warning(clean_accuracy, self.test.clean.labels)) is not None:
+            self.context.recorder.warning(scope, warning)
         values["train_accuracy"] = accuracy(network, train_on, self.compute)
         values |= self.report.stage_metrics(arm, self.seed)
         if arm == UNDEFENDED:

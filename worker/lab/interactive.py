@@ -150,11 +150,11 @@ def state_without_training(spec: ExperimentSpec, data: Dataset, attack: Attack[A
 def decode_image(image: bytes, facts: DatasetFacts) -> Tensor:
     """An image file as uint8 ``[1, C, H, W]``, resized to the dataset's shape. Raises SpecError if unreadable."""
     try:
-        picture = decode(image, "L" if facts.channels == 1 else "RGB")
+        picture = decode(image, resized_to=(facts.width, facts.height))
     except PictureError as error:
         raise SpecError(f"image: the file {error}") from error
-    resized = np.asarray(picture.resize((facts.width, facts.height)), dtype=np.uint8)
-    array = resized.reshape(facts.height, facts.width, facts.channels)
+    pixels = np.asarray(picture.convert("L" if facts.channels == 1 else "RGB"))
+    array = pixels.reshape(facts.height, facts.width, facts.channels)
     return torch.from_numpy(array.transpose(2, 0, 1).copy()).unsqueeze(0)
 
 

@@ -40,7 +40,9 @@ class DatasetEntry(Entry):
     present: bool | None = Field(
         description="Whether it is on this host; null if this host has no data folder, as the workers may."
     )
-    facts: DatasetFacts | None = Field(description="Shape, classes, and images per class.")
+    facts: DatasetFacts | None = Field(
+        description="Shape, classes, and images per class; null if only its file has them, and it is not present."
+    )
     command: str | None = Field(description="The command that downloads or imports it.")
 
 

@@ -13,7 +13,6 @@ from app.data import local_datasets
 from app.data.catalog.schemas import Catalog, DatasetEntry, Entry, PresetEntry
 from app.specs.dataset import Imported, Uploaded
 from app.specs.experiment import ExperimentSpec
-from app.specs.facts import BUILT_IN
 from app.specs.presets import PresetSpec
 from app.specs.training import Augmentation
 
@@ -54,7 +53,7 @@ def _datasets(folder: Path) -> list[DatasetEntry]:
         present = local_datasets.present(entry.name, folder)
         more = {
             "present": present if has_folder or present else None,
-            "facts": BUILT_IN[entry.name],
+            "facts": local_datasets.facts(entry.name, folder),
             "command": local_datasets.command(entry.name),
         }
         entries.append(DatasetEntry(**entry.model_dump(), **more))

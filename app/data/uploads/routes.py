@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 
 from app.core.context import Context, Ctx
 from app.core.openapi import problems
-from app.core.query_parameters import reject_unknown_parameters
 from app.core.routing import Cursor, Limit, accepted, as_json, paged
 from app.core.turns import Kind
+from app.data.resolve import dataset_facts
 from app.data.uploads import service
 from app.data.uploads.schemas import (
     DatasetMetadata,
@@ -22,10 +22,9 @@ from app.data.uploads.schemas import (
     Status,
     example,
 )
-from app.specs.facts import DatasetFacts
 from app.tables.uploads import DATASET, MODEL, Upload
 
-router = APIRouter(prefix="/v1", tags=["uploads"], dependencies=[Depends(reject_unknown_parameters)])
+router = APIRouter(prefix="/v1", tags=["uploads"])
 STREAMED = frozenset({"/v1/models", "/v1/datasets"})
 """Paths whose POST reads its body as a stream."""
 ARRIVING = Kind("uploads", per_owner=4)
@@ -141,10 +140,11 @@ def _present_model(row: Upload) -> ModelOut:
 
 
 def _present_dataset(row: Upload) -> DatasetOut:
-    facts = DatasetFacts.model_validate(row.facts) if row.facts else None
+    facts = dataset_facts(row.facts) if row.facts else None
+    notes = (row.facts or {}).get("notes", [])
     spec = {"name": "uploaded", "dataset_id": row.id}
     return DatasetOut.model_validate(
-        {**_common(row), "dataset": spec, "facts": facts, "version": row.version or None}
+        {**_common(row), "dataset": spec, "facts": facts, "version": row.version or None, "notes": notes}
     )
 
 

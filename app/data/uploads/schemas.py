@@ -93,6 +93,7 @@ class DatasetOut(UploadOut):
         description="Shape, classes, images per class; null until it is ready."
     )
     version: str | None = Field(description="SHA-256 of images and labels; null until it is ready.")
+    notes: list[str] = Field(description="What of the file is not used, one line each.")
 
 
 class Models(BaseModel):

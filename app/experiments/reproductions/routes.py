@@ -2,17 +2,16 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 
 from app.core.context import Ctx
 from app.core.openapi import problems
-from app.core.query_parameters import reject_unknown_parameters
 from app.core.routing import IdempotencyKey, accepted
 from app.experiments.reproductions import service
 from app.experiments.reproductions.schemas import ReproductionOut, Reproductions
 from app.experiments.schemas import ExperimentOut
 
-router = APIRouter(prefix="/v1", tags=["results"], dependencies=[Depends(reject_unknown_parameters)])
+router = APIRouter(prefix="/v1", tags=["results"])
 
 EXAMPLE = {
     "format": 1,

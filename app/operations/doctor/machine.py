@@ -10,8 +10,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from app.data.local_datasets import command, imported, present
+from app.data.local_datasets import NO_FILE_NEEDED, command, imported, present
 from app.operations.doctor.findings import Finding, Installation, State, error, ok, warning
+from app.specs.dataset import FETCHED
 from app.specs.facts import BUILT_IN
 
 TORCH_SECONDS = 120
@@ -76,7 +77,7 @@ def check_disk(installation: Installation) -> Iterator[Finding]:
 def check_datasets(installation: Installation) -> Iterator[Finding]:
     """Which data sets are on this machine, and whether their files are complete."""
     folder = installation.settings.datasets
-    local = [name for name in BUILT_IN if present(name, folder)]
+    local = [name for name in (NO_FILE_NEEDED, *FETCHED) if present(name, folder)]
     keys = imported(folder)
     for key in sorted({path.stem for path in (folder / "imported").glob("*.safetensors")} - set(keys)):
         detail = f"the file of the imported set {key!r} is damaged"

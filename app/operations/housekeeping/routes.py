@@ -2,18 +2,17 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Depends
+from fastapi import APIRouter, Body
 
 from app.core.context import Ctx
 from app.core.openapi import problems
-from app.core.query_parameters import reject_unknown_parameters
 from app.core.routing import JsonBody
 from app.core.security import ADMIN, needs
 from app.operations.housekeeping.report import Report
 from app.operations.housekeeping.schemas import HousekeepingRequest
 from app.operations.housekeeping.service import run_housekeeping
 
-router = APIRouter(prefix="/v1", tags=["housekeeping"], dependencies=[Depends(reject_unknown_parameters)])
+router = APIRouter(prefix="/v1", tags=["housekeeping"])
 EXAMPLES = {
     "orphans": {"summary": "Orphans only", "value": {}},
     "policy": {

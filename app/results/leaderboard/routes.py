@@ -2,17 +2,16 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Query, Response
 
 from app.core.context import Ctx
 from app.core.openapi import problems
-from app.core.query_parameters import reject_unknown_parameters
 from app.core.table_responses import FormatQuery
 from app.results.leaderboard import service, tables_out
 from app.results.leaderboard.schemas import Fronts, Leaderboard
 from app.results.rendering import TABLES, Accept, respond
 
-router = APIRouter(prefix="/v1", tags=["results"], dependencies=[Depends(reject_unknown_parameters)])
+router = APIRouter(prefix="/v1", tags=["results"])
 
 Dataset = Annotated[
     str,

@@ -2,34 +2,31 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Query, Response
 
 from app.core.context import Ctx
 from app.core.openapi import problems
-from app.core.routing import preferred_media_type
+from app.core.table_responses import FormatQuery
 from app.results.numbers import service
 from app.results.numbers.schemas import Metrics, Results
+from app.results.rendering import TABLES, Accept, respond
 
 router = APIRouter(prefix="/v1/experiments/{experiment_id}", tags=["results"])
-JSON, CSV = "application/json", "text/csv"
 
 
 @router.get(
     "/results",
     summary="Final numbers",
     response_model=Results,
-    responses={200: {"content": {CSV: {"schema": {"type": "string"}}}}, **problems(404)},
+    responses={200: TABLES, **problems(404, 422)},
 )
-def results(experiment_id: str, context: Ctx, accept: Annotated[str | None, Header()] = None) -> Response:
+def results(experiment_id: str, context: Ctx, format: FormatQuery = None, accept: Accept = None) -> Response:
     """Numbers of each arm and seed, and means over seeds with 95 % intervals. Arms appear as they finish.
 
-    With `Accept: text/csv` one row for each arm and seed.
+    As a table (CSV, Markdown, LaTeX, parquet) one row for each arm and seed.
     """
     document = service.results(context, experiment_id)
-    if preferred_media_type(accept, [JSON, CSV]) == CSV:
-        name = f'attachment; filename="{experiment_id}.csv"'
-        return Response(service.as_csv(document), media_type=CSV, headers={"Content-Disposition": name})
-    return Response(document.model_dump_json(), media_type=JSON)
+    return respond(document, format, accept, experiment_id, lambda people: service.as_table(document, people))
 
 
 @router.get("/metrics", summary="Training curves", responses=problems(404, 422))

@@ -4,8 +4,8 @@ import math
 from itertools import groupby
 from typing import Any
 
-from app.core import table_formats
 from app.core.context import Context
+from app.core.table_formats import Column, columns
 from app.results.numbers import repository
 from app.results.numbers.schemas import Aggregate, ArmResults, Metrics, Results, Series
 from app.specs.metrics import METRICS
@@ -41,10 +41,10 @@ def results(context: Context, experiment_id: str) -> Results:
 
 def _arm(arm: str, entries: dict[int, dict[str, Any]]) -> ArmResults:
     names = sorted({name for entry in entries.values() for name in entry}, key=_rank)
-    columns = {n: [e[n] for e in entries.values() if isinstance(e.get(n), float)] for n in names}
+    values = {n: [e[n] for e in entries.values() if isinstance(e.get(n), float)] for n in names}
     return ArmResults(
         arm=arm,
-        aggregate={n: aggregate for n, column in columns.items() if (aggregate := Aggregate.of(column))},
+        aggregate={n: aggregate for n, column in values.items() if (aggregate := Aggregate.of(column))},
         seeds=[
             {"seed": seed, **{n: entries[seed][n] for n in names if n in entries[seed]}}
             for seed in sorted(entries)
@@ -52,8 +52,11 @@ def _arm(arm: str, entries: dict[int, dict[str, Any]]) -> ArmResults:
     )
 
 
-def as_csv(document: Results) -> str:
-    """One row for each arm and seed; a cell is empty if the number is undefined or not yet known."""
+def as_table(document: Results, for_people: bool) -> tuple[list[Column], list[dict[str, Any]]]:
+    """Columns, and one row for each arm and seed; a cell is empty if the number is undefined or not yet known.
+
+    People get the columns that have a value, programs always the same ones.
+    """
     rows = [
         {"experiment_id": document.experiment_id, "arm": arm.arm, **entry}
         for arm in document.arms
@@ -61,7 +64,10 @@ def as_csv(document: Results) -> str:
     ]
     first = ("experiment_id", "arm", "seed")
     others = sorted({name for row in rows for name in row} - {*first, *METRICS, "warnings", "error"})
-    return table_formats.csv(table_formats.columns(*first, *METRICS, *others, "error"), rows)
+    names = [*first, *METRICS, *others, "error"]
+    if for_people:
+        names = [name for name in names if any(row.get(name) is not None for row in rows)]
+    return columns(*names), rows
 
 
 def metrics(

@@ -2,18 +2,17 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from app.core.context import Ctx
 from app.core.openapi import problems
 from app.core.pagination import paginate
-from app.core.query_parameters import reject_unknown_parameters
 from app.core.routing import Cursor, Limit, paged
 from app.core.security import ADMIN, needs
 from app.team.audit import repository
 from app.team.audit.schemas import Audit, AuditOut
 
-router = APIRouter(prefix="/v1", tags=["keys"], dependencies=[Depends(reject_unknown_parameters)])
+router = APIRouter(prefix="/v1", tags=["keys"])
 
 
 @router.get("/audit", response_model=Audit, summary="The audit log", responses=problems(400, 422))

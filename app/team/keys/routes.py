@@ -2,18 +2,17 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Path, Request, Response
+from fastapi import APIRouter, Body, Path, Request, Response
 
 from app.core.context import Ctx
 from app.core.openapi import problems
-from app.core.query_parameters import reject_unknown_parameters
 from app.core.routing import Cursor, JsonBody, Limit, paged
 from app.core.security import ADMIN, needs
 from app.team.keys import service
 from app.team.keys.schemas import KeyOut, KeyRequest, Keys, LimitsIn, Me, NewKeyOut, OwnerOut, Owners
 from app.team.keys.secrets import Pepper
 
-router = APIRouter(prefix="/v1", tags=["keys"], dependencies=[Depends(reject_unknown_parameters)])
+router = APIRouter(prefix="/v1", tags=["keys"])
 
 KEYS: dict[str, Any] = {
     "reader": {

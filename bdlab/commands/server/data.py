@@ -27,7 +27,10 @@ def import_(
     name: Annotated[str | None, typer.Option(help="Key for specs. Default: from the file's name.")] = None,
     built_in: Annotated[
         str | None,
-        typer.Option("--as", help="Store as cifar10 or gtsrb; shape and class counts must match."),
+        typer.Option(
+            "--as",
+            help="Store as cifar10, gtsrb or another name of `fetch`; shape and class counts must match.",
+        ),
     ] = None,
     test: Annotated[Path | None, typer.Option(help="The test images, for a pair of parquet files.")] = None,
     test_fraction: Annotated[
@@ -58,10 +61,15 @@ def import_(
 
 @app.command("fetch", cls=needs("worker"))
 def fetch(
-    name: Annotated[str, typer.Argument(help="cifar10 or gtsrb.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="cifar10, cifar100, gtsrb, svhn, mnist, fashion_mnist, stl10, imagenette or tiny_imagenet."
+        ),
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """Download a built-in dataset. Needs a network."""
+    """Download a dataset that specs name by its own name. Needs a network."""
     _run("fetch", as_json, "--", name)
 
 

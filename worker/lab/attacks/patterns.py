@@ -28,7 +28,7 @@ def decode_pattern(png: str, facts: DatasetFacts) -> Tensor:
     """The picture ``attack.pattern_png`` in base64 as uint8 ``[C, H, W]``; raises SpecError if it cannot be read."""
     mode = "L" if facts.channels == 1 else "RGB"
     try:
-        pixels = np.asarray(decode(base64.b64decode(png), mode, formats=("PNG",)))
+        pixels = np.asarray(decode(base64.b64decode(png), formats=("PNG",)).convert(mode))
     except PictureError as error:
         raise SpecError(f"attack.pattern_png: the file {error}") from error
     shape = (facts.height, facts.width, facts.channels)

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from app.specs.dataset import FETCHED
 from worker.lab.contracts import LabError
 from worker.lab.data import files
 from worker.lab.data.fetching import fetch_dataset
 from worker.lab.data.importing import (
-    STORED_BUILT_IN,
     StoredDataset,
     dataset_path,
     dataset_spec,
@@ -48,7 +48,7 @@ def _run(options: argparse.Namespace) -> StoredDataset:
 
 
 def _stored_datasets(data_dir: Path) -> Iterator[StoredDataset]:
-    paths = {name: dataset_path(name, data_dir) for name in STORED_BUILT_IN}
+    paths = {name: dataset_path(name, data_dir) for name in FETCHED}
     paths |= {path.stem: path for path in sorted((data_dir / "imported").glob("[!.]*.safetensors"))}
     for name, path in paths.items():
         if path.exists():
@@ -61,6 +61,7 @@ def _as_json(stored: StoredDataset) -> dict[str, object]:
         "path": str(stored.path),
         "sha256": stored.sha256,
         "facts": stored.facts.model_dump(mode="json"),
+        "notes": stored.notes,
     }
 
 
@@ -74,6 +75,8 @@ def _line(stored: StoredDataset) -> str:
 
 
 def _show(stored: StoredDataset, as_json: bool) -> None:
+    for note in stored.notes:
+        print(f"bdlab: note: {note}", file=sys.stderr)
     if as_json:
         print(json.dumps(_as_json(stored)))
         return
@@ -97,11 +100,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m worker.lab.data")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", parents=[common])
-    commands.add_parser("fetch", parents=[common]).add_argument("name", choices=STORED_BUILT_IN)
+    commands.add_parser("fetch", parents=[common]).add_argument("name", choices=FETCHED)
     importing = commands.add_parser("import", parents=[common])
     importing.add_argument("source", type=Path)
     importing.add_argument("--name")
-    importing.add_argument("--as", dest="built_in", choices=STORED_BUILT_IN)
+    importing.add_argument("--as", dest="built_in", choices=FETCHED)
     importing.add_argument("--test", type=Path)
     importing.add_argument("--test-fraction", type=float)
     importing.add_argument("--split-seed", type=int, default=0)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.specs.dataset import DatasetSpec
+from app.specs.dataset import MIRRORED, DatasetSpec
 from app.specs.facts import DatasetFacts
 from app.specs.training import Augmentation
 
@@ -50,7 +50,7 @@ class Augment:
 
 
 def resolve_augmentation(spec: Augmentation, dataset: DatasetSpec, facts: DatasetFacts) -> Augment:
-    """Fill the fields that are None: crop by an eighth of the side, flip only CIFAR-10."""
+    """Fill the fields that are None: crop by an eighth of the side, flip only the datasets of `MIRRORED`."""
     padding = min(facts.height, facts.width) // 8 if spec.crop_padding is None else spec.crop_padding
-    flip = dataset.name == "cifar10" if spec.flip is None else spec.flip
+    flip = dataset.name in MIRRORED if spec.flip is None else spec.flip
     return Augment(padding, flip, spec.cutout)

@@ -1,6 +1,7 @@
 """Validation and conversion of imported data; every error is one clear line."""
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ from numpy.typing import NDArray
 from worker.lab.contracts import LabError
 
 Array = NDArray[Any]
+MAX_CLASSES, MAX_NAME_CHARACTERS = 10_000, 200
+COPIED_ROWS = 1024
 
 
 class BadSourceError(LabError):
@@ -26,7 +29,8 @@ class BadSourceError(LabError):
 
 @dataclass
 class Source:
-    """The contents of a source. Test arrays and class names are None where the source has none.
+    """The contents of a source. Test arrays and class names are None where the source has none; ``notes`` say, one line
+    each, what of the source is not used.
 
     Images are ``[N, H, W, C]``, ``[N, C, H, W]`` or ``[N, H, W]``; labels ``[N]`` or ``[N, 1]``.
     """
@@ -36,17 +40,24 @@ class Source:
     x_test: Array | None = None
     y_test: Array | None = None
     class_names: tuple[str, ...] | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class CheckedDataset:
-    """Images uint8 ``[N, C, H, W]``, labels int64 ``[N]``, and a name for every class."""
+    """Images uint8 ``[N, C, H, W]``, labels int64 ``[N]``, a name for every class, and the source's notes."""
 
     x_train: Array
     y_train: Array
     x_test: Array
     y_test: Array
     class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The arguments of `worker.lab.data.files.write`."""
+        return {name: value for name, value in vars(self).items() if name != "notes"}
 
 
 def check_source(source: Source, *, test_fraction: float | None, split_seed: int) -> CheckedDataset:
@@ -64,7 +75,12 @@ def check_source(source: Source, *, test_fraction: float | None, split_seed: int
             )
         names = _class_names(source.class_names, y)
         train, test = split_by_class(y, test_fraction, split_seed, names)
-        parts = CheckedDataset(x[train], y[train], x[test], y[test], names)
+        x_test = x[test]
+        # In place, so that no second copy of the dataset is in memory: row i comes from a row that is not before it.
+        for start in range(0, len(train), COPIED_ROWS):
+            rows = train[start : start + COPIED_ROWS]
+            x[start : start + len(rows)] = x[rows]
+        parts = CheckedDataset(x[: len(train)], y[train], x_test, y[test], names, tuple(source.notes))
     else:
         if test_fraction is not None:
             raise BadSourceError(
@@ -77,9 +93,8 @@ def check_source(source: Source, *, test_fraction: float | None, split_seed: int
             raise BadSourceError(
                 f"x_test: images of {_shape(x_test)}, but those of x_train are {_shape(x)}; they must agree"
             )
-        parts = CheckedDataset(
-            x, y, x_test, y_test, _class_names(source.class_names, np.concatenate([y, y_test]))
-        )
+        names = _class_names(source.class_names, np.concatenate([y, y_test]))
+        parts = CheckedDataset(x, y, x_test, y_test, names, tuple(source.notes))
     for part, y_part in (("train", parts.y_train), ("test", parts.y_test)):
         counts = np.bincount(y_part, minlength=len(parts.class_names))
         if not counts.all():
@@ -138,8 +153,10 @@ def to_label_array(name: str, array: Array) -> Array:
         raise BadSourceError(f"{name}: shape {list(array.shape)}; allowed are [N] and [N, 1]")
     if not np.issubdtype(array.dtype, np.integer):
         raise BadSourceError(f"{name}: type {array.dtype}; labels must be integers, 0 to classes - 1")
-    if array.size and array.min() < 0:
-        raise BadSourceError(f"{name}: label {array.min()}; labels must be 0 to classes - 1")
+    if array.size:
+        for label in (int(array.min()), int(array.max())):  # a uint64 may exceed int64
+            if not 0 <= label <= np.iinfo(np.int64).max:
+                raise BadSourceError(f"{name}: label {label}; labels must be 0 to classes - 1")
     return np.ascontiguousarray(array, np.int64)
 
 
@@ -163,15 +180,27 @@ def split_by_class(y: Array, fraction: float, seed: int, names: tuple[str, ...])
 def _class_names(names: tuple[str, ...] | None, y: Array) -> tuple[str, ...]:
     """The given names, or the labels as names. Raises BadSourceError for labels without a name, or implausible ones."""
     highest = int(y.max())
-    if names is not None:
-        if highest >= len(names):
-            raise BadSourceError(f"label {highest} is out of range; {len(names)} classes are named")
-        return names
-    if highest >= len(y):
-        raise BadSourceError(f"label {highest} is out of range; there are only {len(y)} images")
-    if highest == 0:
-        raise BadSourceError("all labels are 0; at least two classes are needed")
-    return tuple(str(label) for label in range(highest + 1))
+    if names is None:
+        if highest >= len(y):
+            raise BadSourceError(f"label {highest} is out of range; there are only {len(y)} images")
+        if highest == 0:
+            raise BadSourceError("all labels are 0; at least two classes are needed")
+        names = tuple(str(label) for label in range(highest + 1))
+    if highest >= len(names):
+        raise BadSourceError(f"label {highest} is out of range; {len(names)} classes are named")
+    if len(names) == 1:
+        raise BadSourceError(f"{names[0]} is the only class; at least two classes are needed")
+    if len(names) > MAX_CLASSES:
+        raise BadSourceError(f"there are {len(names)} classes; at most {MAX_CLASSES} are accepted")
+    for name in names:
+        if len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
+            raise BadSourceError(
+                f"the class name {name[:50]!r} is not accepted; at most {MAX_NAME_CHARACTERS} printable characters are"
+            )
+    repeated, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise BadSourceError(f"{count} classes are named {repeated!r}; names must differ")
+    return names
 
 
 def _same_length(part: str, x: Array, y: Array) -> None:

@@ -2,29 +2,41 @@
 
 import re
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from pathlib import Path
 
+from app.specs.dataset import FETCHED
 from app.specs.facts import BUILT_IN, DatasetFacts
 from worker.lab.contracts import LabError
 from worker.lab.data import files
 from worker.lab.data.checking import BadSourceError, CheckedDataset, Source, check_source
-from worker.lab.data.readers import images, npz, parquet
+from worker.lab.data.readers import images, npz, parquet, tiny_imagenet
 from worker.lab.data.readers.decoding import MAX_TOTAL_BYTES
+from worker.lab.data.readers.trees import open_tree
 
 KEY = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 """Same as `app.specs.dataset.Imported.key`."""
-STORED_BUILT_IN = ("cifar10", "gtsrb")
-"""Built-in datasets that are stored in a file; `digits` needs none."""
+EXPECTED = {
+    "cifar100": ("3x32x32", 100, 50_000, 10_000),
+    "svhn": ("3x32x32", 10, 73_257, 26_032),
+    "mnist": ("1x28x28", 10, 60_000, 10_000),
+    "fashion_mnist": ("1x28x28", 10, 60_000, 10_000),
+    "stl10": ("3x96x96", 10, 5_000, 8_000),
+    "imagenette": ("3x64x64", 10, 9_469, 3_925),
+    "tiny_imagenet": ("3x64x64", 200, 100_000, 10_000),
+}
+"""Shape, classes, training and test images of the datasets of `FETCHED` whose facts are in their files only."""
 
 
 @dataclass(frozen=True)
 class StoredDataset:
-    """A dataset in the data folder."""
+    """A dataset in the data folder. ``notes`` say what of its source is not used."""
 
     dataset: dict[str, str]  # as a spec names it
     path: Path
     facts: DatasetFacts
     sha256: str
+    notes: tuple[str, ...] = ()
 
 
 def import_dataset(
@@ -48,15 +60,15 @@ def import_dataset(
     name = built_in or key or _key_of(source)
     _check_name(name)
     checked = read_source(source, test=test, test_fraction=test_fraction, split_seed=split_seed, size=size)
-    if name in STORED_BUILT_IN:
+    if name in FETCHED:
         checked = check_built_in(name, checked)
     path = dataset_path(name, data_dir)
     if not replace and path.exists():
         unchanged = _unchanged(path, name, checked)
         if files.is_intact(path):
             return unchanged
-    facts, sha256 = files.write(path, **vars(checked))
-    return StoredDataset(dataset_spec(name), path, facts, sha256)
+    facts, sha256 = files.write(path, **checked.content)
+    return StoredDataset(dataset_spec(name), path, facts, sha256, checked.notes)
 
 
 def read_source(
@@ -81,19 +93,17 @@ def read_source(
 def dataset_path(name: str, data_dir: Path) -> Path:
     """Path of the dataset of that name or key."""
     return (
-        data_dir / f"{name}.safetensors"
-        if name in STORED_BUILT_IN
-        else data_dir / "imported" / f"{name}.safetensors"
+        data_dir / f"{name}.safetensors" if name in FETCHED else data_dir / "imported" / f"{name}.safetensors"
     )
 
 
 def dataset_spec(name: str) -> dict[str, str]:
     """The dataset field of a spec that names it."""
-    return {"name": name} if name in STORED_BUILT_IN else {"name": "imported", "key": name}
+    return {"name": name} if name in FETCHED else {"name": "imported", "key": name}
 
 
 def _check_name(name: str) -> None:
-    if name in BUILT_IN and name not in STORED_BUILT_IN:
+    if name in BUILT_IN and name not in FETCHED:
         raise BadSourceError(f"{name} is built in and needs no import; choose another name with --name")
     if not KEY.fullmatch(name):
         raise BadSourceError(
@@ -110,33 +120,40 @@ def _read(source: Path, test: Path | None, size: int | None, most_bytes: int) ->
     for path in (source, test):
         if path is not None and not path.exists():
             raise BadSourceError(f"no such file or folder: {path}")
-    kind = _kind(source)
-    if test is not None and (kind != "parquet" or source.is_dir()):
+    if test is not None and (source.is_dir() or source.suffix.lower() != parquet.SUFFIX):
         raise BadSourceError(
             "only for a pair of parquet files; other sources contain their test images", "test"
         )
-    if size is not None and kind == "npz":
-        raise BadSourceError("only for encoded images; arrays in an .npz are not resized", "size")
-    if kind == "npz":
+    kind = "folder" if source.is_dir() else source.suffix.lower()
+    if kind == ".npz":
+        if size is not None:
+            raise BadSourceError("only for encoded images; arrays in an .npz are not resized", "size")
         return npz.read(source, most_bytes)
-    if kind == "parquet":
-        return parquet.read(source, test, size, most_bytes)
-    if kind == "zip":
-        return images.read_zip(source, size, most_bytes)
-    return images.read_folder(source, size, most_bytes)
-
-
-def _kind(source: Path) -> str:
-    if source.is_dir():
-        return "parquet" if any(source.rglob("*.parquet")) else "folder"
-    kind = source.suffix.lower().removeprefix(".")
-    if kind not in ("npz", "zip", "parquet"):
+    if kind == parquet.SUFFIX:
+        return parquet.read_files(source, test, size, most_bytes)
+    if kind not in ("folder", ".zip"):
         raise BadSourceError(f"{source}: allowed are .npz, .zip, .parquet, and a folder of images by class")
-    return kind
+    with open_tree(source, most_bytes) as tree:
+        if (root := tiny_imagenet.find_root(tree)) is not None:
+            return tiny_imagenet.read(tree, root, size, most_bytes)
+        has_tables = any(path.suffix.lower() == parquet.SUFFIX for path in tree.files)
+        return (parquet.read_tree if has_tables else images.read)(tree, size, most_bytes)
 
 
 def check_built_in(name: str, checked: CheckedDataset) -> CheckedDataset:
-    """``checked`` with the built-in dataset's class names. Raises BadSourceError if shape or counts differ from it."""
+    """``checked`` with the class names of the dataset ``name``. Raises BadSourceError if shape or counts differ."""
+    if name in EXPECTED:
+        actual_shape = "x".join(map(str, checked.x_train.shape[1:]))
+        sizes = (actual_shape, len(checked.class_names), len(checked.y_train), len(checked.y_test))
+        if sizes != EXPECTED[name]:
+            described = [
+                "{} images, {} classes, {} training and {} test images".format(*s)
+                for s in (sizes, EXPECTED[name])
+            ]
+            raise BadSourceError(
+                f"this is not {name}: {described[0]}, where {name} has {described[1]}; give another --name KEY"
+            )
+        return checked
     expected = BUILT_IN[name]
     for part, y, counts in (
         ("training", checked.y_train, expected.train_counts),
@@ -155,9 +172,7 @@ def check_built_in(name: str, checked: CheckedDataset) -> CheckedDataset:
             f"this is not {name}: images of {'x'.join(map(str, shape))} where {name} has "
             f"{'x'.join(map(str, required))}; give another --name KEY"
         )
-    return CheckedDataset(
-        checked.x_train, checked.y_train, checked.x_test, checked.y_test, expected.class_names
-    )
+    return replace_fields(checked, class_names=expected.class_names)
 
 
 def _unchanged(path: Path, name: str, checked: CheckedDataset) -> StoredDataset:
@@ -165,7 +180,7 @@ def _unchanged(path: Path, name: str, checked: CheckedDataset) -> StoredDataset:
         facts, sha256 = files.read_header(path)
     except LabError as error:
         raise BadSourceError(f"{error}; give --replace to overwrite it") from error
-    same = sha256 == files.digest(vars(checked)) and facts.class_names == checked.class_names
+    same = sha256 == files.digest(checked.content) and facts.class_names == checked.class_names
     if not same:
         raise BadSourceError(f"a different dataset named {name} exists; give --replace to overwrite it")
-    return StoredDataset(dataset_spec(name), path, facts, sha256)
+    return StoredDataset(dataset_spec(name), path, facts, sha256, checked.notes)

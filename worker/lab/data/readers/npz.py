@@ -40,8 +40,21 @@ def read(path: Path, most_bytes: int) -> Source:
                     f"it has {present}"
                 )
         sets = {name: _array(arrays, name) for name in required}
-        names = _array(arrays, "class_names") if "class_names" in arrays.files else None
-    return Source(**sets, class_names=None if names is None else tuple(map(str, names.tolist())))
+        names = _class_names(_array(arrays, "class_names")) if "class_names" in arrays.files else None
+        unused = [name for name in arrays.files if name not in ARRAYS]
+    notes = [f"the arrays {', '.join(unused)} are not used"] if unused else []
+    return Source(**sets, class_names=names, notes=notes)
+
+
+def _class_names(array: Array) -> tuple[str, ...]:
+    """The names in the array ``class_names``. Raises BadSourceError."""
+    if array.ndim != 1:
+        raise BadSourceError(f"class_names: shape {list(array.shape)}; allowed is [classes]")
+    names: list[object] = array.tolist()
+    try:
+        return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
+    except UnicodeDecodeError as error:
+        raise BadSourceError(f"class_names: {error.object!r} is not UTF-8") from error
 
 
 def _check_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:

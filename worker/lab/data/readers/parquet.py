@@ -1,59 +1,159 @@
 """Parquet as Hugging Face writes it: ``image`` (bytes, or a struct with ``bytes``) and ``label`` (integers)."""
 
 import json
-from pathlib import Path
-from typing import Any
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from worker.lab.data.checking import Array, BadSourceError, Source
-from worker.lab.data.readers.decoding import ImageStack
+from worker.lab.data.readers.decoding import ImageStack, stack_parts
+from worker.lab.data.readers.splits import SPLITS, TRAIN, choose_splits, describe_skipped
+from worker.lab.data.readers.trees import Tree
 
 IMAGE_COLUMNS = ("image", "img")
-LABEL_COLUMNS = ("label", "labels")
+LABEL_COLUMNS = ("label", "labels", "fine_label")
 BATCH_ROWS = 64  # encoded images in memory at once
+SUFFIX = ".parquet"
+_WORD = re.compile(r"[a-z]+")
 
 
-def read(train: Path, test: Path | None, size: int | None, most_bytes: int) -> Source:
-    """One file, a pair, or a folder with ``train*.parquet`` and ``test*.parquet``. Raises BadSourceError."""
-    if train.is_dir():
-        parts = {part: sorted(train.rglob(f"{part}*.parquet")) for part in ("train", "test")}
-        if not parts["train"]:
-            raise BadSourceError(f"{train} has no train*.parquet")
-    else:
-        parts = {"train": [train], "test": [test] if test else []}
-    x, y, names = _read_files(parts["train"], size, most_bytes)
-    if not parts["test"]:
-        return Source(x, y, class_names=names)
-    x_test, y_test, _ = _read_files(parts["test"], size, most_bytes)
-    return Source(x, y, x_test, y_test, names)
+class _Shard(NamedTuple):
+    """An open parquet file, the names of its two columns, and the class names in its schema, if any."""
+
+    name: str
+    file: Any
+    image: str
+    label: str
+    class_names: tuple[str, ...] | None
 
 
-def _read_files(
-    paths: list[Path], size: int | None, most_bytes: int
-) -> tuple[Array, Array, tuple[str, ...] | None]:
+def read_files(train: Path, test: Path | None, size: int | None, most_bytes: int) -> Source:
+    """One file, or a pair. Raises BadSourceError."""
+    with ExitStack() as stack:
+        parts = [
+            [(path.name, stack.enter_context(path.open("rb")))] for path in (train, test) if path is not None
+        ]
+        return _read(parts, size, most_bytes)
+
+
+def read_tree(tree: Tree, size: int | None, most_bytes: int) -> Source:
+    """The Hub's layouts, such as ``data/train-00000-of-00001.parquet`` and ``default/train/0000.parquet``.
+
+    Raises BadSourceError.
+    """
+    tables = [path for path in tree.files if path.suffix.lower() == SUFFIX]
+    others = [path for path in tree.files if path.suffix.lower() != SUFFIX]
+    parts: dict[str, list[PurePosixPath]] = {}
+    configurations: dict[PurePosixPath, PurePosixPath] = {}
+    unknown = []
+    for path in tables:
+        located = _locate(path)
+        if located is None:
+            unknown.append(path)
+            continue
+        part, configuration = located
+        parts.setdefault(part, []).append(path)
+        configurations.setdefault(configuration, path)
+    if len(configurations) > 1:
+        first, second, *_ = configurations.values()
+        raise BadSourceError(
+            f"{first} and {second} are of different datasets; import the folder of one of them"
+        )
+    if not parts:  # nothing says otherwise, as for one file
+        parts, unknown = {TRAIN: tables}, []
+    train, test, notes = choose_splits(parts, tree.name, "parquet files")
+    with ExitStack() as stack:
+        opened = [
+            [(str(path), stack.enter_context(tree.open(path))) for path in paths]
+            for paths in (train, test)
+            if paths is not None
+        ]
+        source = _read(opened, size, most_bytes)
+    source.notes = [
+        *notes,
+        *describe_skipped(unknown, "of a part named train, test or validation"),
+        *describe_skipped(others, "parquet"),
+    ]
+    return source
+
+
+def _locate(path: PurePosixPath) -> tuple[str, PurePosixPath] | None:
+    """The part that a file belongs to, and the folder of its dataset: by the file's name, else by a folder's."""
+    word = _WORD.match(path.stem.lower())
+    if word is not None and word[0] in SPLITS:
+        return SPLITS[word[0]], path.parent
+    for folder in path.parents:
+        if folder.name.lower() in SPLITS:
+            return SPLITS[folder.name.lower()], folder.parent
+    return None
+
+
+def _read(parts: Sequence[Sequence[tuple[str, BinaryIO]]], size: int | None, most_bytes: int) -> Source:
+    """The training part and, if there is one, the test part; each is a list of open files with their names."""
     try:
         import pyarrow as pa  # noqa: PLC0415  # slow to import, and used only here
-        import pyarrow.parquet as pq  # noqa: PLC0415
     except ImportError as error:
         raise BadSourceError("reading parquet needs the package pyarrow, which is not installed") from error
     try:
-        files = [pq.ParquetFile(path, read_dictionary=_shared(pq.read_metadata(path))) for path in paths]
-        stack = ImageStack(sum(file.metadata.num_rows for file in files), size, most_bytes)
-        labels: list[Array] = []
-        for path, file in zip(paths, files, strict=True):
-            image, label = _columns(path, file.schema_arrow)
-            row = 0
-            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=[image, label]):
-                for cell in batch.column(image):
-                    stack.add(f"{path.name} row {row}", _bytes(cell.as_py(), f"{path.name} row {row}"))
-                    row += 1
-                labels.append(_labels(batch.column(label), path))
-            if row != file.metadata.num_rows:
-                raise BadSourceError(f"{path} declares {file.metadata.num_rows} rows and has {row}")
-        return stack.array(), np.concatenate(labels), _class_names(files[0].schema_arrow)
+        shards = [[_open_shard(name, file) for name, file in files] for files in parts]
+        first = shards[0][0]
+        names = first.class_names
+        stacks, labels = [], []
+        for part in shards:
+            stack = ImageStack(sum(shard.file.metadata.num_rows for shard in part), size, most_bytes)
+            collected: list[Array] = []
+            for shard in part:
+                stack.extend(_rows(shard, _translation(shard, names, first.name), collected))
+            stacks.append(stack)
+            labels.append(np.concatenate(collected) if collected else np.empty(0, np.int64))
+        x, x_test = stack_parts(*stacks)
     except (pa.ArrowException, OSError) as error:
-        raise BadSourceError(f"{paths[0]} is not readable parquet: {error}") from error
+        raise BadSourceError(f"{parts[0][0][0]} is not readable parquet: {error}") from error
+    return Source(x, labels[0], x_test, labels[1] if len(labels) > 1 else None, names)
+
+
+def _open_shard(name: str, file: BinaryIO) -> _Shard:
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    shared = _shared(pq.read_metadata(file))
+    file.seek(0)
+    table = pq.ParquetFile(file, read_dictionary=shared)
+    image, label = _columns(name, table.schema_arrow)
+    return _Shard(name, table, image, label, _class_names(table.schema_arrow, label))
+
+
+def _rows(shard: _Shard, translation: Array | None, labels: list[Array]) -> Iterator[tuple[str, bytes]]:
+    """The images of a file by name; each batch's labels are appended to ``labels``. Raises BadSourceError."""
+    row = 0
+    for batch in shard.file.iter_batches(batch_size=BATCH_ROWS, columns=[shard.image, shard.label]):
+        labels.append(_labels(batch.column(shard.label), shard.name, row, translation))
+        for cell in batch.column(shard.image):
+            where = f"{shard.name} row {row}"
+            yield where, _bytes(cell.as_py(), where)
+            row += 1
+    if row != shard.file.metadata.num_rows:
+        raise BadSourceError(f"{shard.name} declares {shard.file.metadata.num_rows} rows and has {row}")
+
+
+def _translation(shard: _Shard, names: tuple[str, ...] | None, first: str) -> Array | None:
+    """For each label of the file the label that has the same name in the ``first`` file; None if nothing changes."""
+    if shard.class_names == names or shard.class_names is None:
+        return None
+    if names is None or sorted(shard.class_names) != sorted(names):
+        described = "no class names" if names is None else f"the classes {_shorten(names)}"
+        raise BadSourceError(
+            f"{shard.name} has the classes {_shorten(shard.class_names)}, but {first} has {described}; "
+            "all files must have the same ones"
+        )
+    return np.array([names.index(name) for name in shard.class_names], np.int64)
+
+
+def _shorten(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _shared(metadata: Any) -> list[str]:
@@ -62,16 +162,16 @@ def _shared(metadata: Any) -> list[str]:
     return sorted(paths & {leaf for name in IMAGE_COLUMNS for leaf in (name, f"{name}.bytes")})
 
 
-def _columns(path: Path, schema: Any) -> tuple[str, str]:
+def _columns(name: str, schema: Any) -> tuple[str, str]:
     """Names of the image and the label column of an Arrow schema."""
     columns = []
     for candidates in (IMAGE_COLUMNS, LABEL_COLUMNS):
-        name = next((name for name in candidates if name in schema.names), None)
-        if name is None:
+        column = next((column for column in candidates if column in schema.names), None)
+        if column is None:
             raise BadSourceError(
-                f"{path} has no column {' or '.join(candidates)}; its columns are {', '.join(schema.names)}"
+                f"{name} has no column {' or '.join(candidates)}; its columns are {', '.join(schema.names)}"
             )
-        columns.append(name)
+        columns.append(column)
     return columns[0], columns[1]
 
 
@@ -82,16 +182,31 @@ def _bytes(cell: Any, where: str) -> bytes:
     return data
 
 
-def _labels(column: Any, path: Path) -> Array:
+def _labels(column: Any, name: str, first_row: int, translation: Array | None) -> Array:
+    """A batch's labels, which begins with ``first_row`` of the file ``name``."""
     if column.null_count:
-        raise BadSourceError(f"{path} has rows without a label")
-    return np.asarray(column.to_numpy(zero_copy_only=False))
+        raise BadSourceError(f"{name} has rows without a label")
+    labels = np.asarray(column.to_numpy(zero_copy_only=False))
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise BadSourceError(
+            f"{name}: labels of type {labels.dtype}; they must be integers, 0 to classes - 1"
+        )
+    most = None if translation is None else len(translation) - 1
+    bad = (labels < 0) | (labels > (np.iinfo(np.int64).max if most is None else most))
+    if bad.any():
+        row = int(np.argmax(bad))
+        hint = "; the Hub marks images without a label so" if labels[row] == -1 else ""
+        allowed = "classes - 1" if most is None else most
+        raise BadSourceError(
+            f"{name} row {first_row + row}: label {labels[row]}; labels must be 0 to {allowed}{hint}"
+        )
+    return labels if translation is None else translation[labels]
 
 
-def _class_names(schema: Any) -> tuple[str, ...] | None:
+def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:
     """The names that Hugging Face stores in the schema's metadata, if any."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return next(tuple(map(str, features[name]["names"])) for name in LABEL_COLUMNS if name in features)
-    except (KeyError, TypeError, ValueError, StopIteration):
+        return tuple(map(str, features[label]["names"]))
+    except (KeyError, TypeError, ValueError):
         return None
