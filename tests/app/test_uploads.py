@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
 from sqlalchemy import select, update
 
@@ -332,6 +333,23 @@ def compressed(npz: bytes) -> bytes:
 
 
 @pytest.mark.skipif(not memory.PROCESS_STATUS.exists(), reason="needs /proc")
+def test_pictures_smaller_than_the_model_takes_are_refused_at_submission(service: Service) -> None:
+    tiny = np.zeros((4, 2, 2, 3), np.uint8)
+    dataset_id = sent_dataset(service.http, pictures(4, x_train=tiny, x_test=tiny), name="tiny2")
+    assert check(dataset_id, service.settings) == "ready"
+    spec = {"dataset": {"name": "uploaded", "dataset_id": dataset_id}, "attack": {"name": "none"}}
+    spec |= {"training": {"batch_size": 2}}
+    for route in ("experiments:validate", "experiments"):
+        answer = service.http.post(f"/v1/{route}", json=spec)
+        assert answer.status_code == 422
+        assert [(error["field"], error["value"]) for error in answer.json()["errors"]] == [
+            ("dataset", "images of 2x2 pixels")
+        ]
+        assert "at least 4x4 pixels, the least size of small_cnn" in answer.json()["errors"][0]["message"]
+    fitting = {**spec, "model": {"name": "resnet18"}}
+    assert service.http.post("/v1/experiments:validate", json=fitting).status_code == 200
+
+
 def test_memory_can_be_bounded() -> None:
     with memory.limit_memory(2**26), pytest.raises(MemoryError):
         bytearray(2**28)
