@@ -105,7 +105,7 @@ def test_faulty_architectures_are_one_line_each_at_start(tmp_path: Path) -> None
     for name, (old, new, _) in faults.items():
         assert old in text
         (tmp_path / f"{name}.py").write_text(text.replace(old, new).replace('"mlp_mixer"', f'"{name}"'))
-    done = bdlab("worker", "checks", **{plugins.VARIABLE: str(tmp_path)})
+    done = bdlab("worker", "--gpu", "none", **{plugins.VARIABLE: str(tmp_path)})
     assert done.returncode == 2
     lines = done.stderr.splitlines()
     for line, (name, (_, _, said)) in zip(lines, faults.items(), strict=True):

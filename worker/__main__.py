@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _refuse(f"--queue is only for training workers, not for {options.kind}")
     else:
         queue = options.kind
-    refuse_faulty_architectures()
+    if options.kind == TRAINING:
+        refuse_faulty_architectures()
     kind = WORKERS[options.kind]
     celery = importlib.import_module(kind.module).app
     celery.worker_main(["worker", *CELERY_OPTIONS, "-Q", queue, *kind.arguments])

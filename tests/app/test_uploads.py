@@ -283,7 +283,7 @@ def test_models_that_are_refused(service: Service) -> None:
     cases = {
         b"PK\x03\x04 and so on, a zip by torch": "looks like a zip, as torch.save writes it",
         weights(head__bias=torch.zeros(9)): "'head.bias' has the shape [9]",
-        weights(head__bias=torch.zeros(10, dtype=torch.float64)): "'head.bias' is of type F64",
+        weights(head__bias=torch.zeros(10, dtype=torch.bool)): "'head.bias' is of type BOOL",
         weights(extra=torch.zeros(1)): "unexpected tensors: 'extra'",
         weights(head__bias=nan): "holds NaN or infinity",
     }

@@ -35,7 +35,7 @@ class Torchvision(Architecture):
 
     name: Literal["torchvision"] = "torchvision"
     architecture: Annotated[Name, BeforeValidator(_refuse_unknown)] = field(
-        "resnet34", "Its name in torchvision.models.", source="torchvision's list_models"
+        "resnet34", "Its name in torchvision.models.", source="chosen here"
     )
     stem: Literal["auto", "small", "original"] = field(
         "auto",
