@@ -22,7 +22,7 @@ from bdlab.commands import artifacts, batches, experiments, export, results, upl
 from bdlab.commands.common import BAD_INPUT, NO_SERVICE, NOT_FOUND, AsJson, CommandError, print_result
 from bdlab.commands.server import backup, data, demo, doctor, gc, keys, processes
 from bdlab.commands.server.extras import DISTRIBUTION, needs
-from bdlab.errors import ApiError, BdlabError, MissingPackageError, NotFoundError
+from bdlab.errors import ApiError, BdlabError, MissingPackageError, NotFoundError, UnsuitableFileError
 
 app = typer.Typer(
     name="bdlab",
@@ -84,7 +84,7 @@ def main() -> None:
         code = _fail(str(error), NOT_FOUND)
     except ApiError as error:
         code = _fail(str(error), BAD_INPUT if error.status < 500 else NO_SERVICE)
-    except (MissingPackageError, OSError) as error:
+    except (MissingPackageError, UnsuitableFileError, OSError) as error:
         code = _fail(str(error), BAD_INPUT)
     except BdlabError as error:
         code = _fail(str(error), NO_SERVICE)

@@ -1,4 +1,4 @@
-"""An attack and a defense in one file each: examples/plugins, as docs/extending.md tells, through the front door.
+"""An attack, a defense and an architecture in one file each (examples/plugins, docs/extending.md): the front door.
 
 The service that tests share (`stack`) is started with that folder.
 """
@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from app.specs import attack, defense, plugins
+from app.specs import attack, defense, model, plugins
 from app.specs.attacks.base import PoisoningAttack
 from app.specs.defenses.base import Defense
 from app.specs.experiment import ExperimentSpec
+from app.specs.models.base import Architecture
 from app.specs.stages import plan
 from tests.conftest import Stack
 from tests.quick import QUICK
@@ -37,7 +38,7 @@ ATTACK = (PLUGINS / "bpp.py").read_text()
 
 def test_the_guide_shows_the_files_that_are_tested() -> None:
     shown = [text for name, text in blocks("python") if name == "extending.md"]
-    assert shown == [(PLUGINS / name).read_text() for name in ("bpp.py", "fe_tuning.py")]
+    assert shown == [(PLUGINS / name).read_text() for name in ("bpp.py", "fe_tuning.py", "mlp_mixer.py")]
 
 
 def test_the_service_takes_them_as_its_own(stack: Stack) -> None:
@@ -67,6 +68,48 @@ def test_the_service_takes_them_as_its_own(stack: Stack) -> None:
     assert set(manifest["code"]["plugins"]) == {"bpp", "fe_tuning"}
     rows = stack.get("/v1/results", where=["attack.levels=3", "defense.name=fe_tuning"])["rows"]
     assert [row["experiment_id"] for row in rows] == [id]
+
+
+MIXER: dict[str, Any] = {"name": "mlp_mixer", "width": 16, "blocks": 1}
+
+
+def test_the_service_takes_an_architecture(stack: Stack) -> None:
+    assert "mlp_mixer" in [entry["name"] for entry in stack.get("/v1/catalog")["models"]]
+    lacking = [{"name": name, "clean_ratio": 0.2} for name in ("anp", "nad", "fine_tuning")]
+    refused = stack.post("/v1/experiments", {**SPEC, "model": MIXER, "defenses": lacking}, status=422)
+    assert [(error["field"], error["value"]) for error in refused["errors"]] == [
+        ("defenses.0.name", "anp"),
+        ("defenses.1.name", "nad"),
+    ]
+    refused = stack.post("/v1/experiments", {**SPEC, "model": {**MIXER, "patch": 3}}, status=422)
+    assert "multiple of 3 pixels for mlp_mixer, such as 6 or 9" in json.dumps(refused)
+
+    pruning = {"name": "fine_pruning", "steps": 4, "clean_ratio": 0.2}
+    id = stack.wait(stack.submit({**SPEC, "model": MIXER, "defenses": [pruning]}))["id"]
+    arms = {arm["arm"]: arm["seeds"][0] for arm in stack.results(id)["arms"]}
+    assert list(arms) == ["undefended", "fine_pruning"]
+    assert "mlp_mixer" in stack.get(f"/v1/experiments/{id}/manifest")["code"]["plugins"]
+
+
+def test_faulty_architectures_are_one_line_each_at_start(tmp_path: Path) -> None:
+    text = (PLUGINS / "mlp_mixer.py").read_text()
+    faults = {
+        "no_head": (
+            "return self.head(",
+            "return self.heads(",
+            "AttributeError: 'Mixer' object has no attribute",
+        ),
+        "shape": (".mean(1))", ").unsqueeze(0)", "the output must be logits [2, 10]; it is [1, 2, 64, 10]"),
+        "traits": ("batch_norm=False", "batch_norm=True", "its traits must have batch_norm=False, which is"),
+    }
+    for name, (old, new, _) in faults.items():
+        assert old in text
+        (tmp_path / f"{name}.py").write_text(text.replace(old, new).replace('"mlp_mixer"', f'"{name}"'))
+    done = bdlab("worker", "--gpu", "none", **{plugins.VARIABLE: str(tmp_path)})
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    for line, (name, (_, _, said)) in zip(lines, faults.items(), strict=True):
+        assert f"{name}.py: class MlpMixer cannot be used as an architecture: {said}" in line
 
 
 def test_the_lab_takes_them_alone(tmp_path: Path) -> None:
@@ -102,6 +145,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
         plugins._load_plugins.cache_clear()
         plugins.with_plugins(attack._BUILT_IN, PoisoningAttack)
         plugins.with_plugins(defense._BUILT_IN, Defense)
+        plugins.with_plugins(model._BUILT_IN, Architecture)
 
     yield loaded
     plugins._load_plugins.cache_clear()

@@ -8,12 +8,14 @@
 import argparse
 import importlib
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from app.core.broker import CHECKS, INTERACTIVE
 from app.core.security import keep_files_private
+from app.specs.model import plugin_architectures
 from app.specs.placement import CPU, GPU, KINDS
 from worker.device import find_device
 
@@ -58,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         _refuse(f"--queue is only for training workers, not for {options.kind}")
     else:
         queue = options.kind
+    if options.kind == TRAINING:
+        refuse_faulty_architectures()
     kind = WORKERS[options.kind]
     # Not through Celery's command line, whose libraries for interactive use would stay in memory.
     worker = importlib.import_module(kind.module).app.Worker(
@@ -66,6 +70,17 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     worker.start()
     exit_code: int | None = worker.exitcode
     return exit_code
+
+
+def refuse_faulty_architectures() -> None:
+    """End the process with one line for each architecture of a plug-in that cannot be built or traced."""
+    if not plugin_architectures():
+        return
+    # In a process of its own: this one must not import torch, since its children are forks of it.
+    command = [sys.executable, "-c", "from worker.lab.networks.plugin import main; main()"]
+    tried = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    if tried.returncode:
+        _refuse(tried.stderr.strip() or f"trying the plug-ins ended with status {tried.returncode}")
 
 
 def _refuse(message: str) -> NoReturn:

@@ -167,6 +167,7 @@ def _check_model(upload: Upload, path: Path, database: Database, settings: Setti
         "model": model.model_dump(mode="json"),
         "shape": shape.model_dump(mode="json"),
         "stamped": loaded.adds_trigger,
+        "mapped": loaded.mapped,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "labels": {
             name: _printable(header.labels[name])[:MAX_LABEL_CHARACTERS]

@@ -303,7 +303,7 @@ def _row(planned: PlannedExperiment, attempts: int, now: datetime) -> Experiment
         spec=spec.model_dump(mode="json"),
         spec_hash=spec.spec_hash,
         dataset=spec.dataset.name,
-        model=spec.model.name,
+        model=spec.model.label,
         attack=spec.attack.name,
         placement=placement_of(spec),
         priority=spec.priority,

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 
 from app.specs.experiment import ExperimentSpec
+from app.specs.models.base import label_of
 from app.specs.status import Status
 from app.specs.stored import SpecDocument, StoredSpec, dataset_label
 
@@ -83,7 +84,8 @@ class ExperimentOut(BaseModel):
         description="Name of the dataset; with the key or id of an imported or uploaded one, as in `imported/KEY`.",
     )
     model: str = Field(
-        default_factory=lambda data: StoredSpec(data["spec"]).model_name, description="Name of the model."
+        default_factory=lambda data: label_of(data["spec"]["model"]),
+        description="Name of the model; with the architecture of a library's, as in `torchvision/vgg19_bn`.",
     )
     attack: str = Field(
         default_factory=lambda data: StoredSpec(data["spec"]).attack_name, description="Name of the attack."

@@ -27,6 +27,7 @@ from app.specs.defenses.base import CleanSetDefense
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import DatasetFacts, Shape
 from app.specs.model import ModelSpec
+from app.specs.models.base import Architecture
 from app.specs.pictures import PictureDepthError, PictureError, PictureSizeError, verify
 
 WRONG_DEPTH = "a PNG file with transparency or a bit depth other than 8"
@@ -97,7 +98,44 @@ def find_victim_problems(
     return problems
 
 
+def find_size_problem(model: Architecture, facts: DatasetFacts | Shape) -> Problem | None:
+    """Why ``model`` cannot be built for images of that size; None if it can."""
+    height, width = facts.height, facts.width
+    side = min(height, width)
+    traits = model.traits(side)
+    if side < traits.least_side:
+        allowed = f"at least {traits.least_side}x{traits.least_side} pixels, the least size of {model.label}"
+    elif traits.square and height != width:
+        allowed = f"square images, since {model.label} is built for one size"
+    elif height % traits.multiple or width % traits.multiple:
+        below, above = (side // traits.multiple + i for i in (0, 1))
+        allowed = (
+            f"a width and height that are a multiple of {traits.multiple} pixels for {model.label}, such as "
+            f"{below * traits.multiple} or {above * traits.multiple}"
+        )
+    else:
+        return None
+    return Problem("dataset", f"images of {width}x{height} pixels", allowed)
+
+
+def _trait_problems(spec: ExperimentSpec, facts: DatasetFacts) -> Iterator[Problem]:
+    """Defenses that need what the architecture lacks."""
+    traits = spec.model.traits(min(facts.height, facts.width))
+    for i, defense in enumerate(spec.defenses):
+        lacks = []
+        if defense.needs_batch_norm and not traits.batch_norm:
+            lacks.append("batch normalization")
+        if defense.needs_spatial_maps and not traits.spatial_maps:
+            lacks.append("feature maps of three resolutions")
+        if lacks:
+            allowed = f"a defense that does not need {' and '.join(lacks)}: {spec.model.label} has none"
+            yield Problem(f"defenses.{i}.name", defense.name, allowed)
+
+
 def _problems(spec: ExperimentSpec, full: DatasetFacts) -> Iterator[Problem]:
+    if problem := find_size_problem(spec.model, full):
+        yield problem
+    yield from _trait_problems(spec, full)
     for part in ("train", "test"):
         size, available = getattr(spec.dataset, f"{part}_size"), getattr(full, f"{part}_size")
         if size is None:

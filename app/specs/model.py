@@ -1,10 +1,15 @@
 """Network architectures by name."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
-from app.specs.base import Spec, field
+from app.specs.base import field
+from app.specs.models.base import Architecture, Traits
+from app.specs.models.torchvision import SMALL_IMAGE, Torchvision
+from app.specs.plugins import with_plugins
+
+__all__ = ["ModelSpec", "PreActResNet18", "ResNet18", "SmallCnn", "Torchvision", "WideResNet16x1"]
 
 OWN = "chosen here"
 
@@ -13,7 +18,7 @@ BLOCKS_FROM = 32
 """Side of an image in pixels from which `small_cnn` has five blocks: fewer do not see a whole image."""
 
 
-class SmallCnn(Spec):
+class SmallCnn(Architecture):
     """3x3 convolutions with batch normalization, five on images of 32 pixels and more, and one linear layer.
 
     Made for CPUs, where ResNet-18 takes far longer. On larger images two more convolutions let it see a whole image,
@@ -36,14 +41,29 @@ class SmallCnn(Spec):
         added_later=True,
     )
 
+    def blocks_for(self, side: int) -> int:
+        """Number of convolutions on images whose shorter side has ``side`` pixels."""
+        return self.blocks or (5 if side >= BLOCKS_FROM else 3)
 
-class ResNet18(Spec):
-    """ResNet-18 (He et al., 2016) from torchvision. Images below 64 pixels get the CIFAR stem (3x3, no pooling)."""
+    def traits(self, side: int) -> Traits:
+        # Every block but the last one halves the image.
+        return Traits(least_side=2 ** (self.blocks_for(side) - 1))
+
+
+class ResNet18(Architecture):
+    """ResNet-18 (He et al., 2016) from torchvision. Small images get the CIFAR stem."""
 
     name: Literal["resnet18"] = "resnet18"
+    stem: Literal["small", "original"] | None = field(
+        None,
+        f"First layers. small: a 3x3 convolution without pooling; original: 7x7, stride 2, and pooling. Null: small on "
+        f"images below {SMALL_IMAGE} pixels, or as an uploaded checkpoint has it.",
+        source=OWN,
+        exclude_if=lambda stem: stem is None,  # specs without it keep their canonical form and hash
+    )
 
 
-class PreActResNet18(Spec):
+class PreActResNet18(Architecture):
     """Pre-activation ResNet-18 (He et al., 2016b), the usual victim in backdoor benchmarks."""
 
     name: Literal["preact_resnet18"] = "preact_resnet18"
@@ -54,10 +74,20 @@ class PreActResNet18(Spec):
     )
 
 
-class WideResNet16x1(Spec):
+class WideResNet16x1(Architecture):
     """WRN-16-1 (Zagoruyko and Komodakis, 2016), the network of the ABL paper, with 0.17 M parameters."""
 
     name: Literal["wide_resnet_16_1"] = "wide_resnet_16_1"
 
 
-ModelSpec = Annotated[SmallCnn | ResNet18 | PreActResNet18 | WideResNet16x1, Field(discriminator="name")]
+_BUILT_IN = SmallCnn | ResNet18 | PreActResNet18 | WideResNet16x1 | Torchvision
+if TYPE_CHECKING:
+    ModelSpec = _BUILT_IN
+else:
+    ModelSpec = Annotated[with_plugins(_BUILT_IN, Architecture), Field(discriminator="name")]
+
+
+def plugin_architectures() -> list[type[Architecture]]:
+    """The classes that plug-ins define."""
+    union: Any = ModelSpec if TYPE_CHECKING else get_args(ModelSpec)[0]
+    return [cls for cls in get_args(union) if cls.code]

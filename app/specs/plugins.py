@@ -1,4 +1,4 @@
-"""Plug-ins: attacks and defenses in the ``*.py`` files of the folder that BDLAB_PLUGINS_DIR names.
+"""Plug-ins: attacks, defenses and architectures in the ``*.py`` files of the folder that BDLAB_PLUGINS_DIR names.
 
 A plug-in defines a spec class. Its class method ``implementation``, which only workers call, returns the code that
 needs torch. Plug-ins are loaded when the experiment language is imported, so that its unions, and with them the

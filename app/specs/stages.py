@@ -92,7 +92,7 @@ def _plan_seed(
     # Also the recipe of training defenses, which train from scratch whatever the victim starts from.
     victim = {"model": spec.model.model_dump(mode="json"), "training": spec.training.from_scratch()}
 
-    attack_code = _code(spec.attack)
+    attack_code = _code(spec.attack) + _code(spec.model)
     prepared, surrogate = clean_data, ""
     if not isinstance(spec.attack, NoAttack):
         # Neither the attack's name nor the victim's epochs: attacks that need the same surrogate share it.
@@ -112,7 +112,7 @@ def _plan_seed(
         if arm not in spec.arms:
             continue
         tuning = spec.training.fine_tuning
-        code = () if arm == CLEAN and tuning is None else attack_code
+        code = _code(spec.model) if arm == CLEAN and tuning is None else attack_code
         if victim_version and arm == spec.victim_arm:
             # The recipe stays part of the key because repair and detection defenses train by it.
             model = add("victim", arm, {**victim, "brought": victim_version}, poisoned, 0, code)

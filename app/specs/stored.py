@@ -1,4 +1,4 @@
-"""Stored specs as data, readable even if the plug-in that defined their attack or a defense is gone."""
+"""Stored specs as data, readable even if the plug-in that defined one of their parts is gone."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,12 +9,13 @@ from app.specs.attack import AttackSpec
 from app.specs.base import member_names
 from app.specs.defense import DefenseSpec
 from app.specs.experiment import CLEAN, UNDEFENDED, ExperimentSpec, arm_names
+from app.specs.model import ModelSpec
 from app.specs.plugins import VARIABLE
 from app.specs.study import StudySpec
 
 
 class MissingPluginError(ValueError):
-    """A stored spec names an attack or a defense that neither this package nor a plug-in defines."""
+    """A stored spec names an attack, a defense or an architecture that neither this package nor a plug-in defines."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,19 @@ class _StoredDocument:
         raise NotImplementedError
 
     @property
+    def model_name(self) -> str:
+        return str(self.document["model"]["name"])
+
+    @property
     def defenses(self) -> dict[str, dict[str, Any]]:
         """The fields of each defense, by arm name."""
         return {fields.get("arm") or fields["name"]: fields for fields in self.document["defenses"]}
 
     def missing_plugins(self) -> list[str]:
-        """Names of the attacks and the defenses that no class defines any more."""
+        """Names of the attacks, the defenses and the architecture that no class defines any more."""
         defenses = {str(fields["name"]) for fields in self.defenses.values()}
-        return sorted((self.attack_names - member_names(AttackSpec)) | (defenses - member_names(DefenseSpec)))
+        missing = self.attack_names - member_names(AttackSpec) | defenses - member_names(DefenseSpec)
+        return sorted(missing | {self.model_name} - member_names(ModelSpec))
 
     def require_plugins(self) -> None:
         """Raises MissingPluginError."""
@@ -67,10 +73,6 @@ class StoredSpec(_StoredDocument):
     @property
     def dataset_name(self) -> str:
         return str(self.document["dataset"]["name"])
-
-    @property
-    def model_name(self) -> str:
-        return str(self.document["model"]["name"])
 
     @property
     def attack_name(self) -> str:

@@ -10,6 +10,7 @@ import typer
 from bdlab.client import Client
 from bdlab.commands.common import AsJson, CommandError, Url, connect, print_fields, print_result
 from bdlab.commands.tables import text_table
+from bdlab.conversion import convert_checkpoint
 from bdlab.transport import without_none
 from bdlab.uploads import Uploads
 
@@ -51,6 +52,21 @@ def upload_model(
         _upload(client.models, file, metadata, no_wait, as_json)
 
 
+@models.command("convert")
+def convert_model(
+    file: File,
+    out: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="Default: FILE with the suffix .safetensors.")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Entry that holds the weights, such as ema.state_dict.")
+    ] = None,
+) -> None:
+    """Write the weights of a file of torch.save (.pth, .pt, .ckpt) as safetensors; needs torch, no service."""
+    target = out or file.with_suffix(".safetensors")
+    typer.echo(convert_checkpoint(file, target, key))
+
+
 @datasets.command("upload")
 def upload_dataset(
     file: File,
@@ -81,6 +97,8 @@ def _upload(uploads: Uploads, file: Path, metadata: dict[str, Any], no_wait: boo
     if not no_wait:
         upload = uploads.wait(upload["id"])
     print_result(upload, as_json, upload["id"])
+    if upload.get("mapped"):
+        typer.echo(f"{file.name}: {upload['mapped']}", err=True)
     if upload["status"] == "refused":
         raise CommandError(f"{file.name} was refused: {upload['reason']}")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
 from sqlalchemy import select, update
 
@@ -282,7 +283,7 @@ def test_models_that_are_refused(service: Service) -> None:
     cases = {
         b"PK\x03\x04 and so on, a zip by torch": "looks like a zip, as torch.save writes it",
         weights(head__bias=torch.zeros(9)): "'head.bias' has the shape [9]",
-        weights(head__bias=torch.zeros(10, dtype=torch.float64)): "'head.bias' is of type F64",
+        weights(head__bias=torch.zeros(10, dtype=torch.bool)): "'head.bias' is of type BOOL",
         weights(extra=torch.zeros(1)): "unexpected tensors: 'extra'",
         weights(head__bias=nan): "holds NaN or infinity",
     }
@@ -359,6 +360,23 @@ def compressed(npz: bytes) -> bytes:
 
 
 @pytest.mark.skipif(not memory.PROCESS_STATUS.exists(), reason="needs /proc")
+def test_pictures_smaller_than_the_model_takes_are_refused_at_submission(service: Service) -> None:
+    tiny = np.zeros((4, 2, 2, 3), np.uint8)
+    dataset_id = sent_dataset(service.http, pictures(4, x_train=tiny, x_test=tiny), name="tiny2")
+    assert check(dataset_id, service.settings) == "ready"
+    spec = {"dataset": {"name": "uploaded", "dataset_id": dataset_id}, "attack": {"name": "none"}}
+    spec |= {"training": {"batch_size": 2}}
+    for route in ("experiments:validate", "experiments"):
+        answer = service.http.post(f"/v1/{route}", json=spec)
+        assert answer.status_code == 422
+        assert [(error["field"], error["value"]) for error in answer.json()["errors"]] == [
+            ("dataset", "images of 2x2 pixels")
+        ]
+        assert "at least 4x4 pixels, the least size of small_cnn" in answer.json()["errors"][0]["message"]
+    fitting = {**spec, "model": {"name": "resnet18"}}
+    assert service.http.post("/v1/experiments:validate", json=fitting).status_code == 200
+
+
 def test_memory_can_be_bounded() -> None:
     with memory.limit_memory(2**26), pytest.raises(MemoryError):
         bytearray(2**28)

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,6 +81,17 @@ def derive_seed(*parts: object) -> int:
     """A 63-bit seed hashed from all of ``parts``, so that streams for different purposes are independent."""
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+@contextmanager
+def seeded_global_generator(device: torch.device, *parts: object) -> Iterator[None]:
+    """Seed torch's global generators from ``parts``, and restore them at the end.
+
+    Initial weights, dropout and stochastic depth have no argument for a generator.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(derive_seed(*parts))
+        yield
 
 
 def seeded_generator(device: torch.device, *parts: object) -> torch.Generator:

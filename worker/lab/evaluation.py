@@ -44,6 +44,14 @@ def extract_features(network: Network, images: Tensor, compute: Compute) -> Tens
     return _finite(_forward(network, network.features, images, compute))
 
 
+def extract_activity(network: Network, images: Tensor, compute: Compute) -> Tensor:
+    """What each prunable channel passes on, float32 ``[N, channels]``, of uint8 ``[N, C, H, W]``, in evaluation mode.
+
+    Raises NonFiniteLossError if it is not finite.
+    """
+    return _finite(_forward(network, network.prunable_activity, images, compute))
+
+
 def _forward(network: Network, call: Callable[[Tensor], Tensor], images: Tensor, compute: Compute) -> Tensor:
     with _evaluating(network):
         parts = []

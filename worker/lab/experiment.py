@@ -55,7 +55,7 @@ from worker.lab.evaluation import (
 )
 from worker.lab.manifest import MANIFEST_NAME, StageRecord, build_manifest
 from worker.lab.networks import Network, build_network
-from worker.lab.networks.checkpoints import find_variant, rename_tensors
+from worker.lab.networks.checkpoints import find_variant, rename_tensors, shapes_of
 from worker.lab.networks.trigger_input import TriggerInput
 from worker.lab.report import Report
 from worker.lab.run_context import RunContext
@@ -97,6 +97,8 @@ def run_experiment(
     except ValueError as error:
         raise SpecError(str(error)) from error
     user_model = load_victim(spec, facts, victim)
+    if user_model is not None and user_model.mapped:
+        recorder.log(f"victim's file: {user_model.mapped}")
     precision = choose_precision(device or spec.device, spec.training.precision)
     stages = plan(spec, whole.version, user_model.sha256 if user_model else "", precision)
     progress = Progress(sum(stage.epochs for stage in stages))
@@ -256,7 +258,9 @@ class SeedRun:
 
         def compute(run: StageRun) -> Outcome:
             if user_model is not None:
-                return run.finish(user_model.tensors)
+                # A file that does not say how it normalizes images gets the statistics of the training images.
+                normalization = {name: tensor.cpu() for name, tensor in network.named_buffers(recurse=False)}
+                return run.finish(normalization | user_model.tensors)
             train(
                 run,
                 network,
@@ -363,7 +367,7 @@ class SeedRun:
     def store_model(self, scope: Scope, network: Network, backdoored: bool) -> None:
         """Store the model as safetensors, with the spec and the label ``backdoored`` in the header."""
         labels = {"arm": str(scope.arm), "seed": str(scope.seed), "backdoored": str(backdoored).lower()}
-        header = labels | {"spec": canonical_json(self.spec), "architecture": self.spec.model.name}
+        header = labels | {"spec": canonical_json(self.spec), "architecture": self.spec.model.label}
         self.context.recorder.artifact(
             scope,
             f"seed-{self.seed}/{scope.arm}/model.safetensors",
@@ -394,6 +398,7 @@ def wrap_like_checkpoint(network: Network, tensors: dict[str, Tensor]) -> Networ
 def load_model(spec: ModelSpec, facts: DatasetFacts, tensors: dict[str, Tensor]) -> Network:
     """A network of ``spec`` with the weights of a stored checkpoint, in evaluation mode on the CPU."""
     tensors = rename_tensors(spec, tensors)
-    network = wrap_like_checkpoint(build_network(find_variant(spec, tensors), facts, "load"), tensors)
+    variant = find_variant(spec, shapes_of(tensors))
+    network = wrap_like_checkpoint(build_network(variant, facts, "load"), tensors)
     network.load_state_dict(tensors)
     return network.eval().to(torch.device("cpu"))

@@ -121,7 +121,7 @@ def code_digest() -> str:
 
 def _plugins(spec: ExperimentSpec) -> dict[str, Any]:
     """SHA-256 of the file of every plug-in that the spec names."""
-    digests = {part.name: part.code for part in (spec.attack, *spec.defenses) if part.code}
+    digests = {part.name: part.code for part in (spec.model, spec.attack, *spec.defenses) if part.code}
     return {"plugins": digests} if digests else {}
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from app.specs.training import FineTuning, TrainingSpec
 from worker.lab import graphs
-from worker.lab.compute import seeded_generator
+from worker.lab.compute import seeded_generator, seeded_global_generator
 from worker.lab.contracts import NonFiniteLossError
 from worker.lab.data.augment import Augment
 from worker.lab.networks import Network
@@ -187,15 +187,16 @@ def train(
         if recipe.steps is not None:
             batches = batches[: recipe.steps - (epoch - 1) * len(batches)]
         losses = torch.zeros(len(batches), device=device)
-        for step, batch in enumerate(batches):
-            run.recorder.check()
-            share = (epoch - 1 + step / len(batches)) / recipe.epochs
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate * recipe.schedule(share)
-            x = run.compute.to_input(recipe.augment(images[batch], generator))
-            losses[step] = _optimizer_step(
-                optimizer, partial(gradients, Batch(x, labels[batch], batch, generator))
-            )
+        with seeded_global_generator(device, "dropout", run.planned.stream, epoch):
+            for step, batch in enumerate(batches):
+                run.recorder.check()
+                share = (epoch - 1 + step / len(batches)) / recipe.epochs
+                for group in optimizer.param_groups:
+                    group["lr"] = recipe.learning_rate * recipe.schedule(share)
+                x = run.compute.to_input(recipe.augment(images[batch], generator))
+                losses[step] = _optimizer_step(
+                    optimizer, partial(gradients, Batch(x, labels[batch], batch, generator))
+                )
         with _restored_on_error(before, run, network, f"epoch {epoch}, batch"):
             _check_finite(losses, network)
         with _restored_on_error(before, run, network, f"epoch {epoch}, after batch {len(batches)}:"):

@@ -1,7 +1,7 @@
 """A victim that the user uploads: a safetensors file, validated before any tensor of it is loaded.
 
-The header is read first. Every name, shape and type in it must be those of the architecture, so what is loaded is
-never larger than the architecture; and nothing is ever unpickled.
+The header is read first. Every name in it must map to one of the architecture, with its shape, so what is loaded is
+never larger than the architecture in 64 bits; and nothing is ever unpickled.
 """
 
 import hashlib
@@ -13,20 +13,30 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from app.specs.checks import find_size_problem
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import Shape
 from app.specs.model import ModelSpec
 from worker.lab.contracts import LabError
 from worker.lab.networks import Network, build_network
-from worker.lab.networks.checkpoints import find_variant, rename_tensor, rename_tensors
+from worker.lab.networks.checkpoints import (
+    COUNTER,
+    NORMALIZATION,
+    Match,
+    describe_misfit,
+    find_variant,
+    match_names,
+    read_normalization,
+    shapes_of,
+)
 from worker.lab.networks.trigger_input import TriggerInput
 
 LENGTH_BYTES = 8
 LONGEST_HEADER = 1_000_000
-MAX_NAMES = 3  # tensors that a message names
 PROBE_SIDE = 32  # pixels a side of the random images that a model is tried on, at most
-_DTYPES = {torch.float32: "F32", torch.int64: "I64"}
-"""The types that our networks have, as safetensors names them."""
+_FLOATS = ("F32", "F16", "BF16", "F64")
+_INTEGERS = ("I64", "I32", "I16", "I8", "U8")
+"""Types that are converted to those of our networks, float32 and int64, as safetensors names them."""
 _FOREIGN = {b"PK\x03\x04": "a zip, as torch.save writes it", b"\x80": "a pickle", b"\x89HDF": "an HDF5 file"}
 
 
@@ -39,8 +49,11 @@ class UserModel:
     """A validated model. ``sha256`` is that of its file, ``variant`` the architecture that its tensors show."""
 
     tensors: dict[str, Tensor]
+    """Without ``mean`` and ``std`` if the file does not say how images are normalized."""
     sha256: str
     variant: ModelSpec
+    mapped: str
+    """One line that says what was renamed, converted or added; empty if nothing was."""
 
     @property
     def adds_trigger(self) -> bool:
@@ -59,14 +72,26 @@ class Header:
 def load_user_model(path: Path, model: ModelSpec, shape: Shape) -> UserModel:
     """Load the file at ``path`` as a ``model`` for images of that ``shape``, on the CPU. Raises BadModelError."""
     header = read_header(path)
-    named = Header(
-        {rename_tensor(model, name): facts for name, facts in header.tensors.items()}, header.labels
-    )
-    variant = find_variant(model, named.tensors)
-    network = build_empty_network(variant, shape, "stamp_mask" in named.tensors)
-    check_tensors(named, network.state_dict(), model.name)
-    tensors = rename_tensors(model, load_file(path))
-    network.load_state_dict(tensors)
+    if problem := find_size_problem(model, shape):
+        raise BadModelError(str(problem))
+    variant, match = fit_names(header, model, shape)
+    network = build_empty_network(variant, shape, "stamp_mask" in header.tensors)
+    expected = network.state_dict()
+    check_tensors(header, match.names, expected, model.label)
+    raw = load_file(path)
+    tensors = {own: convert_tensor(raw[name], expected[own]) for name, own in match.names.items()}
+    types = {
+        header.tensors[name][0] for name, own in match.names.items() if expected[own].is_floating_point()
+    }
+    if foreign := sorted(types - {"F32"}):
+        match.notes.append(f"{', '.join(foreign)} converted to F32")
+    counters = [name for name in expected if name.endswith(COUNTER) and name not in tensors]
+    if counters:
+        tensors |= {name: torch.zeros_like(expected[name]) for name in counters}
+        match.notes.append(f"{COUNTER} of {len(counters)} layers set to 0")
+    if "mean" not in tensors:
+        tensors |= _read_normalization(header, shape, match)
+    network.load_state_dict(expected | tensors)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise BadModelError(f"tensor {name!r} holds NaN or infinity")
@@ -74,13 +99,54 @@ def load_user_model(path: Path, model: ModelSpec, shape: Shape) -> UserModel:
     # large ones, whose feature maps may need far more memory than the file. A trigger has the full size, so the inner
     # network is tried.
     inner = network.network if isinstance(network, TriggerInput) else network
-    sides = min(shape.height, PROBE_SIDE), min(shape.width, PROBE_SIDE)
+    traits = variant.traits(min(shape.height, shape.width))
+    probe = max(shape.height, shape.width) if traits.square else max(PROBE_SIDE, traits.least_side)
+    sides = min(shape.height, probe), min(shape.width, probe)
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode():
         logits = inner.eval()(torch.rand(2, shape.channels, *sides, generator=generator))
     if not torch.isfinite(logits).all():
         raise BadModelError("the model's logits for random images are not finite")
-    return UserModel(tensors, file_sha256(path), variant)
+    return UserModel(tensors, file_sha256(path), variant, "; ".join(match.notes))
+
+
+def fit_names(header: Header, model: ModelSpec, shape: Shape) -> tuple[ModelSpec, Match]:
+    """The variant of ``model`` that the file's tensors show, and how their names become those of its tensors."""
+    found = {name: facts[1] for name, facts in header.tensors.items()}
+
+    def expect(variant: ModelSpec) -> dict[str, tuple[int, ...]]:
+        with torch.device("cpu" if model.code else "meta"):  # shapes only; a plug-in may need values
+            return shapes_of(build_empty_network(variant, shape, "stamp_mask" in found).state_dict())
+
+    # The names show the variant, and the variant has the names to match.
+    match = match_names(model, found, usual := expect(model))
+    variant = find_variant(model, {own: found[name] for name, own in match.names.items()})
+    if variant == model or (expected := expect(variant)) == usual:
+        return variant, match
+    match = match_names(variant, found, expected)
+    changed = variant.model_dump(mode="json", exclude_none=True).items() - model.model_dump().items()
+    match.notes.append(", ".join(f"{name} is {value}" for name, value in sorted(changed)))
+    return variant, match
+
+
+def _read_normalization(header: Header, shape: Shape, match: Match) -> dict[str, Tensor]:
+    """Mean and deviation from the metadata; nothing if they are not there, and a note in any case."""
+    try:
+        normalization = read_normalization(header.labels, shape.channels)
+    except ValueError as error:
+        raise BadModelError(str(error)) from error
+    if normalization is None:
+        match.notes.append(
+            "no normalization given: images are normalized by mean and deviation of the experiment's training images"
+        )
+        return {}
+    match.notes.append("mean and std from the metadata")
+    return normalization
+
+
+def convert_tensor(tensor: Tensor, expected: Tensor) -> Tensor:
+    """``tensor`` in the type and shape of the ``expected`` one."""
+    return tensor.to(expected.dtype).reshape(expected.shape)
 
 
 def build_empty_network(model: ModelSpec, shape: Shape, adds_trigger: bool) -> Network:
@@ -119,24 +185,30 @@ def read_header(path: Path) -> Header:
     return Header(tensors, labels)
 
 
-def check_tensors(header: Header, expected: dict[str, Tensor], architecture: str) -> None:
-    """Raises BadModelError unless the file holds exactly the ``expected`` tensors, each in its shape and type."""
-    for problem, names in (
-        ("missing", expected.keys() - header.tensors.keys()),
-        ("unexpected", header.tensors.keys() - expected.keys()),
-    ):
-        if names:
-            listed = ", ".join(repr(name[:100]) for name in sorted(names)[:MAX_NAMES])
-            more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-            raise BadModelError(
-                f"{problem} tensors: {listed}{more}; {architecture} has {len(expected)} tensors"
-            )
-    for name, tensor in expected.items():
+def check_tensors(
+    header: Header, names: dict[str, str], expected: dict[str, Tensor], architecture: str
+) -> None:
+    """Raises BadModelError unless the file holds the ``expected`` tensors, each in its shape and a suitable type.
+
+    ``names`` are those of the network's tensors by those of the file. Counters and normalization may be missing.
+    """
+    if misfit := describe_misfit(names, expected.keys(), architecture):
+        raise BadModelError(misfit)
+    if len(set(names.values())) < len(names):
+        twice = next(own for own in names.values() if [*names.values()].count(own) > 1)
+        both = [repr(name) for name, own in names.items() if own == twice]
+        raise BadModelError(f"{' and '.join(both)} are the same tensor, {twice!r} of {architecture}")
+    if len(given := [name for name in NORMALIZATION if name in names.values()]) == 1:
+        raise BadModelError(f"tensor {given[0]!r} is there alone; mean and std belong together")
+    for name, own in names.items():
         dtype, shape = header.tensors[name]
-        if dtype != _DTYPES[tensor.dtype]:
-            raise BadModelError(f"tensor {name!r} is of type {dtype}, not {_DTYPES[tensor.dtype]}")
-        if shape != tuple(tensor.shape):
-            raise BadModelError(f"tensor {name!r} has the shape {list(shape)[:10]}, not {list(tensor.shape)}")
+        allowed = _FLOATS if expected[own].is_floating_point() else _INTEGERS
+        if dtype not in allowed:
+            raise BadModelError(f"tensor {name!r} is of type {dtype}; {', '.join(allowed)} are allowed")
+        if shape != tuple(expected[own].shape):
+            raise BadModelError(
+                f"tensor {name!r} has the shape {list(shape)[:10]}, not {list(expected[own].shape)}"
+            )
 
 
 def read_exported_spec(labels: dict[str, str]) -> ExperimentSpec | None:

@@ -1,4 +1,4 @@
-"""Attacks and defenses of stored experiments that no class of this process defines."""
+"""Attacks, defenses and architectures of stored experiments that no class of this process defines."""
 
 import logging
 
@@ -17,8 +17,10 @@ def missing_plugins(database: Database) -> list[str]:
     """Their names, over the experiments of all owners."""
     attacks = select(Experiment.attack).distinct()
     defenses = select(Label.key).where(Label.kind == "defense").distinct()
+    models = select(Experiment.model).distinct()
     with database.whole.reading() as session:
         missing = set(session.scalars(attacks)) - set(names("attack"))
+        missing |= {label.partition("/")[0] for label in session.scalars(models)} - set(names("model"))
         missing |= set(session.scalars(defenses)) - set(names("defenses"))
     return sorted(missing)
 

@@ -51,9 +51,10 @@ async def send_model(request: Request, context: Ctx) -> Response:
     """A safetensors file that experiments can start from (`"victim": {"model_id": ID}`).
 
     The form has the parts `metadata` (JSON) and `file`. A `model.safetensors` that this service exported describes
-    itself and needs no metadata. The file is streamed to the object store; then a worker checks it, header first, and
-    the model becomes `ready`, or `refused` with the reason. Nothing is ever unpickled. Uploading the same file with the
-    same metadata again returns the same model.
+    itself and needs no metadata. Files from elsewhere may have the names of torchvision or of other projects, and
+    `mapped` says what was renamed, converted or added. The file is streamed to the object store; then a worker checks
+    it, header first, and the model becomes `ready`, or `refused` with the reason. Nothing is ever unpickled.
+    Uploading the same file with the same metadata again returns the same model.
     """
     return await _send(request, context, MODEL, _present_model)
 
@@ -134,6 +135,7 @@ def _present_model(row: Upload) -> ModelOut:
             **_common(row),
             **described,
             "parameters": facts.get("parameters"),
+            "mapped": facts.get("mapped") or None,
             "labels": facts.get("labels", {}),
         }
     )

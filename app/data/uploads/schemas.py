@@ -80,6 +80,9 @@ class ModelOut(UploadOut):
     model: ModelSpec | None = Field(description="The architecture; null until it is known.")
     shape: Shape | None = Field(description="Shape of the images that it classifies; null until it is known.")
     parameters: int | None = Field(description="Number of parameters; null until it is ready.")
+    mapped: str | None = Field(
+        description="What was renamed, converted or added to use the file; null if nothing was, or it is not ready."
+    )
     labels: dict[str, str] = Field(
         description="From the header of a checkpoint of this service: arm, seed, and whether it is backdoored."
     )

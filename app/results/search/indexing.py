@@ -18,6 +18,7 @@ from app.specs.defenses.base import DEFENSE_LABELS
 from app.specs.experiment import CLEAN, UNDEFENDED, UNHASHED_FIELDS
 from app.specs.flatten import flatten
 from app.specs.metrics import EFFECTIVENESS, defense_effectiveness, summarize
+from app.specs.models.base import label_of
 from app.specs.stored import StoredSpec, completed, dataset_label
 from app.tables.experiments import Experiment
 from app.tables.leaderboard import LeaderboardSetting, LeaderboardValue
@@ -227,7 +228,7 @@ def _setting(session: Session, experiment: Experiment, described: Arm) -> Leader
             owner_id=experiment.owner_id,
             setting=described.setting,
             dataset=dataset_label(described.parts["dataset"]),
-            model=described.parts["model"]["name"],
+            model=label_of(described.parts["model"]),
             attack=attack["name"],
             defense=described.defense,
             poisoning_rate=attack.get("poisoning_rate"),

@@ -19,6 +19,11 @@ class Defense(PresetSpec):
     """What the defense may use. training: the poisoned set. repair: the victim and a clean set. detection: the poisoned
     set, the victim and, for a `CleanSetDefense`, a clean set."""
 
+    needs_batch_norm: ClassVar[bool] = False
+    """Whether the defense changes the victim's batch normalization; refused for an architecture without any."""
+    needs_spatial_maps: ClassVar[bool] = False
+    """Whether the defense uses the victim's feature maps of three resolutions; refused where there are fewer."""
+
     arm: str | None = field(
         None,
         "Name of the defense's arm. Null: the defense's name. Required if a defense appears twice.",

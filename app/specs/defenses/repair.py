@@ -135,6 +135,8 @@ _NAD_PRESETS = {
 class Nad(_Repair):
     """Neural Attention Distillation (Li et al., 2021): the victim learns the attention maps of a fine-tuned teacher."""
 
+    needs_spatial_maps: ClassVar[bool] = True
+
     name: Literal["nad"] = "nad"
     presets = _NAD_PRESETS
     preset: Literal["authors", "benchmark"] = preset_field(_NAD_PRESETS, "authors")
@@ -312,6 +314,8 @@ _ANP_PRESETS = {
 
 class Anp(_Repair, HeldOutDefense):
     """Adversarial Neuron Pruning (Wu and Wang, 2021): prune the neurons that are most sensitive to perturbation."""
+
+    needs_batch_norm: ClassVar[bool] = True
 
     name: Literal["anp"] = "anp"
     presets = _ANP_PRESETS

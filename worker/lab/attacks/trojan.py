@@ -37,7 +37,7 @@ class TrojanAttack(Attack[Trojan]):
         x = lab.compute.to_input(lab.train.images[order])
         rows, columns = patch_slices(self.spec.position, self.spec.size, self.spec.margin, self.facts)
         # attack/trojannn.py:62-71 of SCLBD/BackdoorBench: the neurons most connected to the layer behind them
-        strength = network.head.weight.abs().sum(0)
+        strength = network.head.weight.flatten(1).abs().sum(0)
         neurons = strength.argsort(descending=True, stable=True)[: self.spec.patch_neurons]
         shape = (self.facts.channels, self.spec.size, self.spec.size)
         patch = torch.rand(shape, generator=generator, device=device).requires_grad_(True)

@@ -15,7 +15,7 @@ from app.specs.defenses.repair import FinePruning
 from worker.lab.data.datasets import Split
 from worker.lab.defenses.base import RepairDefense, copy_state
 from worker.lab.defenses.repair import copy_network, fine_tune, finish_repair, load_network
-from worker.lab.evaluation import accuracy, extract_features
+from worker.lab.evaluation import accuracy, extract_activity
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 from worker.lab.training import Recipe
@@ -52,24 +52,24 @@ class MaskedSgd(torch.optim.SGD):
         super().__init__(
             parameters, lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
-        self.network = network
-        self.pruned = (network.head.weight == 0).all(0)
+        self.weight = network.prunable_weight
+        self.pruned = (self.weight == 0).transpose(0, 1).flatten(1).all(1)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
         loss: Tensor | None = super().step(closure)
-        self.network.head.weight[:, self.pruned] = 0
+        self.weight[:, self.pruned] = 0
         return loss
 
 
 def prune_channels(spec: FinePruning, lab: RepairDefense, stage: StageRun) -> Outcome:
     """Prune as many of the least active channels as the bound on held-out accuracy allows.
 
-    A channel is pruned by zeroing the head's weights for it. That equals zeroing its activation, since the head is
-    linear in the pooled last feature map.
+    A channel is pruned by zeroing the weights that read it, those of the first layer behind the last feature map
+    (BackdoorBench, defense/fp.py). Where there is no such map, as in a ViT, these are the inputs of the head.
     """
     network = copy_network(lab, lab.victim)
-    activity = extract_features(network, lab.clean.fit.images, lab.compute).mean(0)
+    activity = extract_activity(network, lab.clean.fit.images, lab.compute).mean(0)
     order = activity.argsort(stable=True)
     count = count_prunable(network, order, lab, stage, spec.max_accuracy_drop)
     disconnect_channels(network, order[:count])
@@ -104,5 +104,5 @@ def count_prunable(
 
 @torch.no_grad()
 def disconnect_channels(network: Network, channels: Tensor) -> None:
-    """Zero the head's weights for ``channels`` of the last feature map."""
-    network.head.weight[:, channels] = 0
+    """Zero the weights that read ``channels`` of the last feature map."""
+    network.prunable_weight[:, channels] = 0

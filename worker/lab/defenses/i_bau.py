@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from app.specs.defenses.repair import IBau
 from worker.lab.defenses.base import RepairDefense
@@ -60,6 +61,7 @@ def hypergradient_objective(spec: IBau, memory: dict[str, Tensor]) -> Objective:
     v, the solution of ``v = v d map / d delta + d loss / d delta``. Batch normalization uses its running statistics.
     """
 
+    @sdpa_kernel(SDPBackend.MATH)  # faster kernels of attention have no second derivative
     def objective(network: Network, batch: Batch) -> Tensor:
         network.eval()
         delta = memory["delta"].detach().clone().requires_grad_()

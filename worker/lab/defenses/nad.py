@@ -39,8 +39,7 @@ def distillation_objective(spec: Nad, teacher: Network) -> Objective:
     def objective(student: Network, batch: Batch) -> Tensor:
         with torch.no_grad():
             teacher_maps = teacher.stage_maps(batch.x)[-3:]
-        maps = student.stage_maps(batch.x)
-        logits = student.head(student.apply_final_norm(maps[-1]).mean((2, 3)))
+        logits, maps = student.logits_and_maps(batch.x)
         loss = F.cross_entropy(logits.float(), batch.labels)
         for beta, own, target in zip(spec.betas, maps[-3:], teacher_maps, strict=True):
             distance = F.mse_loss(attention_map(own, spec.power), attention_map(target, spec.power))

@@ -3,9 +3,10 @@
 import torch
 
 from app.specs.facts import DatasetFacts, Shape
-from app.specs.model import BLOCKS_FROM, ModelSpec, PreActResNet18, ResNet18, SmallCnn, WideResNet16x1
-from worker.lab.compute import derive_seed
-from worker.lab.networks import preact_resnet18, resnet18, small_cnn, wide_resnet
+from app.specs.model import ModelSpec, PreActResNet18, ResNet18, SmallCnn, Torchvision, WideResNet16x1
+from app.specs.models.torchvision import SMALL_IMAGE
+from worker.lab.compute import seeded_global_generator
+from worker.lab.networks import plugin, preact_resnet18, resnet18, small_cnn, torchvision_zoo, wide_resnet
 from worker.lab.networks.base import Network
 
 __all__ = ["Network", "build_network"]
@@ -14,16 +15,18 @@ __all__ = ["Network", "build_network"]
 def build_network(spec: ModelSpec, facts: DatasetFacts | Shape, seed: object) -> Network:
     """A freshly initialized network on the CPU; its weights follow from ``seed`` alone."""
     side = min(facts.height, facts.width)
-    # torch initializes from the global generator only, so it is forked and seeded here.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed("weights", seed))
+    with seeded_global_generator(torch.device("cpu"), "weights", seed):
+        if spec.code:
+            return plugin.build_plugin(spec, facts)
         match spec:
             case SmallCnn():
-                blocks = spec.blocks or (5 if side >= BLOCKS_FROM else 3)
-                return small_cnn.SmallCnn(facts.channels, facts.classes, spec.width, blocks)
+                return small_cnn.SmallCnn(facts.channels, facts.classes, spec.width, spec.blocks_for(side))
             case ResNet18():
-                return resnet18.ResNet18(facts.channels, facts.classes, side)
+                small = side < SMALL_IMAGE if spec.stem is None else spec.stem == "small"
+                return resnet18.ResNet18(facts.channels, facts.classes, small)
             case PreActResNet18():
                 return preact_resnet18.PreActResNet18(facts.channels, facts.classes, spec.final_norm)
             case WideResNet16x1():
                 return wide_resnet.WideResNet16x1(facts.channels, facts.classes)
+            case Torchvision():
+                return torchvision_zoo.build_torchvision(spec, facts)

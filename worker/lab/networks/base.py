@@ -65,7 +65,25 @@ class Network(nn.Module):
         """The pooled last feature map ``[N, D]``, the head's input."""
         return self.feature_maps(x)[-1].mean((2, 3))
 
+    @property
+    def prunable_weight(self) -> Tensor:
+        """The weight ``[outputs, channels, ...]`` of the layer that reads the last feature map's channels.
+
+        A channel is pruned by setting its part of it to zero, which equals zeroing what the channel passes on.
+        """
+        return self.head.weight
+
+    def prunable_activity(self, x: Tensor) -> Tensor:
+        """What the layer of `prunable_weight` reads of each channel ``[N, channels]``, averaged over positions."""
+        return self.features(x)
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[N, classes]``."""
         logits: Tensor = self.head(self.features(x))
         return logits
+
+    def logits_and_maps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The logits and the `stage_maps` that they are computed from, in one pass."""
+        maps = self.stage_maps(x)
+        logits: Tensor = self.head(self.apply_final_norm(maps[-1]).mean((2, 3)))
+        return logits, maps

@@ -5,21 +5,17 @@ from torch import Tensor, nn
 from worker.lab.networks._torchvision import torchvision_models
 from worker.lab.networks.base import Network
 
-SMALL_IMAGE = (
-    64  # side in pixels below which the ImageNet stem (stride 2, then pooling) loses most of the image
-)
-
 
 class ResNet18(Network):
     """He et al. 2016: four stages of two basic blocks, 64 to 512 channels. Layers have torchvision's names.
 
-    Images below 64 px get a 3x3 stem of stride 1 without pooling, as usual on CIFAR-10.
+    ``small``: a 3x3 stem of stride 1 without pooling, as usual on CIFAR-10.
     """
 
-    def __init__(self, channels: int, classes: int, side: int) -> None:
+    def __init__(self, channels: int, classes: int, small: bool) -> None:
         super().__init__(channels)
         net = torchvision_models().resnet18(num_classes=classes)
-        self.small = side < SMALL_IMAGE
+        self.small = small
         if self.small:
             self.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
             nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")

@@ -31,11 +31,8 @@ class TriggerInput(Network):
         """Copies of float images in [0, 1] with the patch."""
         return x * (1 - self.stamp_mask) + self.stamp_value * self.stamp_mask
 
-    def stage_maps(self, x: Tensor) -> list[Tensor]:
-        return self.network.stage_maps(self.add_trigger(x))
-
-    def apply_final_norm(self, last: Tensor) -> Tensor:
-        return self.network.apply_final_norm(last)
+    def features(self, x: Tensor) -> Tensor:
+        return self.network.features(self.add_trigger(x))
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.network(self.add_trigger(x))

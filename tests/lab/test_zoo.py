@@ -1,0 +1,279 @@
+"""Torchvision's models as victims: what the service knows of them, and every method on them."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from app.specs.checks import find_problems
+from app.specs.defenses.repair import IBau
+from app.specs.experiment import ExperimentSpec
+from app.specs.facts import BUILT_IN, DatasetFacts, Shape
+from app.specs.model import ResNet18, Torchvision
+from app.specs.models.architectures import ARCHITECTURES
+from tests.lab.defenses.cases import SHORT
+from tests.lab.memory import MemoryRecorder, MemoryStore
+from worker.lab.data import files
+from worker.lab.defenses.i_bau import hypergradient_objective
+from worker.lab.experiment import load_model, run_experiment
+from worker.lab.networks import Network, architectures, build_network
+from worker.lab.networks.traced import TracedNetwork
+from worker.lab.training import Batch
+
+CIFAR = BUILT_IN["cifar10"]
+FIRST_STEPS = {
+    "abl": {"isolation_epochs": 1, "ranking_window": 1, "finetune_epochs": 1, "unlearning_epochs": 1},
+    **SHORT,
+    "abl_plus": {"isolation_epochs": 1, "ranking_window": 1, "scout_epochs": 1, "sorting_epochs": 1},
+    "fine_tuning": {"steps": 1},
+    "fine_pruning": {"steps": 1, "max_accuracy_drop": 1.0},
+    "nad": {
+        "teacher_steps": 1,
+        "steps": 1,
+        "betas": [1, 1, 1],
+    },  # those of its authors need a trained network
+    "mcr": {"tuning_steps": 1, "steps": 1},
+    "ft_sam": {"steps": 1},
+    "anp": {"steps": 1},
+    "i_bau": {"rounds": 1, "steps": 1},
+    "strip": {"overlays": 1},
+    "neural_cleanse": {"epochs": 1, "anomaly_threshold": 0.1, "unlearning_epochs": 1, "success": 0.01},
+    "nab": {"isolation_epochs": 1, "ranking_window": 1, "labelling_epochs": 1},
+}
+"""Every defense with as little training as it allows."""
+LARGE = (
+    "mobilenet_v3_small",
+    "mobilenet_v3_large",
+    "resnet34",
+    "resnet50",
+    "densenet121",
+    "efficientnet_b0",
+    "convnext_tiny",
+    "vgg19_bn",
+    "vit_b_16",
+)
+"""Architectures that take longer than tests may, the shortest one first."""
+NO_CLEAN_SET = {"abl", "abl_plus", "spectral_signatures", "activation_clustering"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data folder with `tiny16` and `tiny32`: noise in three classes, whose mean levels differ."""
+    folder = tmp_path_factory.mktemp("data")
+    draw = np.random.default_rng(0)
+
+    def images(count: int, side: int) -> tuple[Any, Any]:
+        labels = np.arange(count) % 3
+        noise = draw.integers(0, 60, (count, 3, side, side)) + 90 * labels[:, None, None, None]
+        return noise.astype(np.uint8), labels.astype(np.int64)
+
+    for side in (16, 32):
+        (x, y), (x_test, y_test) = images(15, side), images(6, side)
+        path = folder / "imported" / f"tiny{side}.safetensors"
+        names = ("a", "b", "c")
+        files.write(path, x_train=x, y_train=y, x_test=x_test, y_test=y_test, class_names=names)
+    return folder
+
+
+def run(name: str, folder: Path, side: int, defenses: Iterable[str]) -> MemoryRecorder:
+    """One epoch of the victim and the first step of every defense, on one thread."""
+    torch.set_num_threads(1)
+    spec = {
+        "dataset": {"name": "imported", "key": f"tiny{side}"},
+        "model": {"name": "torchvision", "architecture": name},
+        "attack": {"name": "badnets", "size": 3, "poisoning_rate": 0.2},
+        "training": {"epochs": 1, "batch_size": 12},
+        "defenses": [
+            {"name": one, **FIRST_STEPS[one], **({} if one in NO_CLEAN_SET else {"clean_ratio": 0.5})}
+            for one in defenses
+        ],
+    }
+    recorder = MemoryRecorder()
+    run_experiment(
+        ExperimentSpec.model_validate(spec),
+        recorder,
+        MemoryStore(),
+        data_dir=folder,
+        device="cpu",
+        checkpoint_seconds=1e9,
+    )
+    return recorder
+
+
+def check_defenses(name: str, folder: Path, side: int, defenses: Iterable[str] | None = None) -> None:
+    """Each of the defenses that the architecture allows ends, and the checkpoint of every arm loads again."""
+    spec = Torchvision(architecture=name)  # type: ignore[arg-type]
+    traits = spec.traits(side)
+    lacks = {one for one, has in (("anp", traits.batch_norm), ("nad", traits.spatial_maps)) if not has}
+    chosen = [one for one in defenses or FIRST_STEPS if one not in lacks]
+    recorder = run(name, folder, side, chosen)
+    assert not recorder.failures
+    assert [arm for arm, _ in recorder.results] == ["undefended", *chosen]
+    facts = Shape(channels=3, height=side, width=side, classes=3)
+    for arm, values in recorder.results.items():
+        assert all(v is None or math.isfinite(v) for v in values.values()), arm
+        network = load_model(spec, facts, load(recorder.files[f"seed-0/{arm[0]}/model.safetensors"]))
+        assert network(torch.zeros(1, 3, side, side)).shape == (1, 3)
+
+
+def test_every_defense_runs_on_a_convolutional_head(folder: Path) -> None:
+    check_defenses("squeezenet1_1", folder, 16)
+
+
+def test_defenses_that_look_inside_run_on_batch_normalization(folder: Path) -> None:
+    check_defenses("resnet18", folder, 16, ["anp", "nad", "fine_pruning", "ft_sam"])
+
+
+@pytest.mark.long  # a minute to many: all defenses on networks of 2 to 140 million parameters
+@pytest.mark.parametrize("name", LARGE)
+def test_every_defense_runs_on_the_usual_networks(name: str, folder: Path) -> None:
+    check_defenses(name, folder, 32)
+
+
+def test_every_classification_model_of_torchvision_can_be_named() -> None:
+    assert architectures.list_architectures() == list(ARCHITECTURES)
+    with pytest.raises(ValidationError, match=r"did you mean vgg19_bn"):
+        Torchvision.model_validate({"architecture": "vgg_19_bn"})
+    with pytest.raises(ValidationError, match=r"stem 'small': vgg19_bn has no stem to adapt; allowed: auto"):
+        Torchvision(architecture="vgg19_bn", stem="small")
+    with pytest.raises(ValidationError, match=r"patch_size 4: resnet50 has no patches"):
+        Torchvision(architecture="resnet50", patch_size=4)
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg11_bn", "squeezenet1_1"])
+def test_the_table_of_architectures_says_what_tracing_finds(name: str) -> None:
+    assert architectures.measure(name) == ARCHITECTURES[name]  # type: ignore[index]
+
+
+@pytest.mark.long  # minutes: shapes of eighty networks, some of them at eight sizes
+def test_the_table_of_architectures_is_complete_and_true() -> None:
+    assert {name: architectures.measure(name) for name in ARCHITECTURES} == ARCHITECTURES
+
+
+def problems(model: dict[str, Any], height: int = 32, width: int = 32, *defenses: str) -> list[str]:
+    facts = DatasetFacts(
+        class_names=("a", "b"),
+        channels=3,
+        height=height,
+        width=width,
+        train_counts=(99, 99),
+        test_counts=(9, 9),
+    )
+    spec = {
+        "model": model,
+        "attack": {"name": "none"},
+        "defenses": [{"name": name} for name in defenses],
+    }
+    return [str(problem) for problem in find_problems(ExperimentSpec.model_validate(spec), facts)]
+
+
+def test_images_that_an_architecture_cannot_take_are_refused_with_the_size_that_it_can() -> None:
+    said = "dataset: 'images of {} pixels' is not allowed; allowed: "
+    assert problems({"name": "small_cnn"}, 2, 2) == [
+        said.format("2x2") + "at least 4x4 pixels, the least size of small_cnn"
+    ]
+    assert problems({"name": "small_cnn"}, 4, 4) == []
+    assert problems({"name": "small_cnn", "blocks": 5}, 15, 20) == [
+        said.format("20x15") + "at least 16x16 pixels, the least size of small_cnn"
+    ]
+    vgg = {"name": "torchvision", "architecture": "vgg19_bn"}
+    assert problems(vgg) == []
+    assert problems(vgg, 28, 28) == [
+        said.format("28x28") + "at least 32x32 pixels, the least size of torchvision/vgg19_bn"
+    ]
+    vit = {"name": "torchvision", "architecture": "vit_b_16"}
+    assert problems(vit) == []
+    assert problems(vit, 32, 40) == [
+        said.format("40x32") + "square images, since torchvision/vit_b_16 is built for one size"
+    ]
+    assert "a multiple of 4 pixels for torchvision/vit_b_16, such as 28 or 32" in problems(vit, 30, 30)[0]
+    assert "a multiple of 16 pixels" in problems({**vit, "stem": "original"}, 40, 40)[0]
+
+
+def test_a_defense_that_needs_what_an_architecture_lacks_is_refused() -> None:
+    vit = {"name": "torchvision", "architecture": "vit_b_16"}
+    lacks = [
+        problem for problem in problems(vit, 32, 32, "anp", "nad", "abl") if problem.startswith("defenses")
+    ]
+    assert lacks == [
+        "defenses.0.name: 'anp' is not allowed; allowed: a defense that does not need batch normalization: "
+        "torchvision/vit_b_16 has none",
+        "defenses.1.name: 'nad' is not allowed; allowed: a defense that does not need feature maps of three "
+        "resolutions: torchvision/vit_b_16 has none",
+    ]
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "vgg11_bn", "mobilenet_v3_small", "resnet18"])
+def test_a_channel_that_is_pruned_passes_nothing_on(name: str) -> None:
+    """Zeroing the weights that read a channel equals zeroing the channel of the last map."""
+    facts = Shape(channels=3, height=32, width=32, classes=3)
+    network = build_network(Torchvision(architecture=name), facts, 0).eval()  # type: ignore[arg-type]
+    assert isinstance(network, TracedNetwork)
+    x = torch.rand(2, 3, 32, 32)
+    channel = int(network.prunable_activity(x).mean(0).argmax())
+    *_, last = network.layout.stages
+    module = network.model.get_submodule(last)
+
+    def silence(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return output.index_fill(1, torch.tensor(channel), 0.0)
+
+    before = network(x)
+    handle = module.register_forward_hook(silence)
+    expected = network(x)
+    handle.remove()
+    with torch.no_grad():
+        network.prunable_weight[:, channel] = 0
+    assert torch.allclose(network(x), expected, atol=1e-6)
+    assert not torch.equal(before, expected)
+
+
+def test_stages_of_resnet18_are_those_of_the_built_in_network() -> None:
+    zoo = build_network(Torchvision(architecture="resnet18"), CIFAR, 0).eval()
+    ours = build_network(ResNet18(), CIFAR, 0).eval()
+    ours.load_state_dict({name.removeprefix("model."): t for name, t in zoo.state_dict().items()})
+    x = torch.rand(2, 3, 32, 32)
+    for a, b in zip(ours.stage_maps(x), zoo.stage_maps(x), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(ours.features(x), zoo.features(x))
+    logits, _ = zoo.logits_and_maps(x)
+    assert torch.equal(logits, ours(x))
+
+
+def test_dropout_follows_from_the_seed_alone(folder: Path) -> None:
+    """SqueezeNet and MobileNet drop features at random; the same spec gives the same bits all the same."""
+    first = run("squeezenet1_1", folder, 16, [])
+    torch.rand(1)  # moves the global generator on
+    again = run("squeezenet1_1", folder, 16, [])
+    name = "seed-0/undefended/model.safetensors"
+    assert first.files[name] == again.files[name]
+
+
+class Attention(Network):
+    """Attention across the four quarters of an image, as torchvision's ViT uses it."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = F.unfold(x, 4, stride=4).transpose(1, 2)
+        logits: Tensor = self.head(self.attention(tokens, tokens, tokens, need_weights=False)[0].mean(1))
+        return logits
+
+
+def test_i_bau_differentiates_attention_twice() -> None:
+    network, labels = Attention(), torch.arange(4)
+    batch = Batch(torch.rand(4, 1, 8, 8), labels, labels, torch.Generator().manual_seed(0))
+    memory = {"delta": torch.full((1, 1, 8, 8), 0.1)}
+    hypergradient_objective(IBau(), memory)(network, batch).backward()
+    assert network.attention.in_proj_weight.grad is not None
+    assert network.attention.in_proj_weight.grad.abs().sum() > 0
