@@ -59,7 +59,7 @@ class ResNet18(Architecture):
         f"First layers. small: a 3x3 convolution without pooling; original: 7x7, stride 2, and pooling. Null: small on "
         f"images below {SMALL_IMAGE} pixels, or as an uploaded checkpoint has it.",
         source=OWN,
-        exclude_if=lambda stem: stem is None,  # specs without it keep their canonical form and hash
+        added_later=True,
     )
 
 

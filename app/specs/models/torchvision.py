@@ -51,7 +51,6 @@ class Torchvision(Architecture):
         source="chosen here",
         ge=1,
         le=64,
-        exclude_if=lambda size: size is None,
     )
 
     @model_validator(mode="after")
