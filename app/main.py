@@ -10,8 +10,8 @@ from fastapi import Depends, FastAPI
 
 from app.core import errors, logs, openapi, tracing
 from app.core.context import Context
-from app.core.query_parameters import reject_unknown_parameters
 from app.core.request_middleware import RequestMiddleware
+from app.core.routing import reject_unknown_parameters
 from app.core.security import keep_files_private
 from app.dashboard import DASHBOARD
 from app.dashboard.rendering import STATIC, Static

@@ -6,8 +6,7 @@ from fastapi import APIRouter, Body, Header, Query, Request, Response
 
 from app.core.context import Ctx
 from app.core.openapi import problems
-from app.core.query_parameters import parse_fields
-from app.core.routing import Cursor, IdempotencyKey, JsonBody, Limit, accepted, as_json, paged
+from app.core.routing import Cursor, IdempotencyKey, JsonBody, Limit, accepted, as_json, paged, parse_fields
 from app.core.security import READ, needs
 from app.experiments import service
 from app.experiments.repository import Filters, Order

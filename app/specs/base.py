@@ -1,11 +1,11 @@
-"""The base class of specs, documented fields, canonical JSON and hashing."""
+"""The base classes of specs, documented fields, presets, canonical JSON and hashing."""
 
 import hashlib
 import json
-from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, get_args, get_origin
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, NamedTuple, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 NUMBERS = {"int": "an integer", "float": "a number"}
@@ -68,6 +68,34 @@ class Spec(Input):
         return {n: v for n, v in self.model_dump(mode="json").items() if n.startswith(prefixes)}
 
 
+class Preset(NamedTuple):
+    """A setting of a method that a source publishes, or that this project recommends."""
+
+    summary: str
+    """Whose setting it is, and why to choose it."""
+    source: str
+    values: Mapping[str, Any]
+    """The fields that differ from the defaults of the class. Empty for the default preset."""
+
+
+class PresetSpec(Spec):
+    """Base class of specs with presets.
+
+    A subclass defines ``presets`` and a field ``preset`` made by `preset_field`. The preset sets every field that is
+    omitted; a field that is given takes precedence. The canonical spec shows the resulting values.
+    """
+
+    presets: ClassVar[dict[str, Preset]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict) or not isinstance(name := fields.get("preset"), str):
+            return fields
+        preset = cls.presets.get(name)  # an unknown name is reported by the field itself
+        return fields if preset is None else {**preset.values, **fields}
+
+
 def field(
     default: Any,
     description: str,
@@ -88,6 +116,16 @@ def field(
     exclude_if = (lambda value: value == default) if added_later else None
     return Field(
         default, description=description, json_schema_extra=extra or None, exclude_if=exclude_if, **bounds
+    )
+
+
+def preset_field(presets: dict[str, Preset], default: str) -> Any:
+    """The field ``preset`` of a `PresetSpec`; its values are the names of ``presets``."""
+    summaries = " ".join(f"{name}: {preset.summary}" for name, preset in presets.items())
+    return field(
+        default,
+        f"Settings that fill the fields that are omitted. {summaries}",
+        source="; ".join(dict.fromkeys(preset.source for preset in presets.values())),
     )
 
 

@@ -9,9 +9,9 @@ from pydantic import ValidationError
 
 from app.core.validation import members
 from app.data.catalog.service import catalog
+from app.specs.base import PresetSpec
 from app.specs.defenses.abl import Abl
 from app.specs.experiment import ExperimentSpec
-from app.specs.presets import PresetSpec
 from app.specs.stages import arm_keys, plan
 
 PAGE = Path(__file__).parents[2] / "docs" / "results" / "fidelity.md"

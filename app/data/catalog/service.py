@@ -11,9 +11,9 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 from app.core.validation import members, name_of
 from app.data import local_datasets
 from app.data.catalog.schemas import Catalog, DatasetEntry, Entry, PresetEntry
+from app.specs.base import PresetSpec
 from app.specs.dataset import Imported, Uploaded
 from app.specs.experiment import ExperimentSpec
-from app.specs.presets import PresetSpec
 from app.specs.training import Augmentation
 
 _CITATION = re.compile(r"\(([^()]*\b(?:19|20)\d\d[a-z]?)\)")

@@ -3,9 +3,8 @@
 from collections.abc import Collection, Iterator
 from typing import Any, Literal, NamedTuple
 
-from app.specs.base import field
+from app.specs.base import PresetSpec, field
 from app.specs.facts import DatasetFacts
-from app.specs.presets import PresetSpec
 
 RateOf = Literal["training_set", "target_class"]
 RATE_OF = "The set that poisoning_rate is a share of: the whole training set or the target class."

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from app.specs.attacks.base import CleanLabelAttack, Position, PreparationStage, SurrogateAttack
-from app.specs.base import field
+from app.specs.base import Preset, field, preset_field
 from app.specs.facts import DatasetFacts
-from app.specs.presets import Preset, preset_field
 
 HIDDEN_CODE = "github.com/UMBCvision/Hidden-Trigger-Backdoor-Attacks, generate_poison.py and cfg"
 FROGS_CODE = (

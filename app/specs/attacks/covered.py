@@ -5,9 +5,8 @@ from typing import Any, Literal
 
 from app.specs.attacks.patches import PatchAttack
 from app.specs.attacks.whole_image import BlendedAttack
-from app.specs.base import field
+from app.specs.base import Preset, field, preset_field
 from app.specs.facts import DatasetFacts
-from app.specs.presets import Preset, preset_field
 
 TOOLBOX = "github.com/vtu81/backdoor-toolbox"
 TACT = f"{TOOLBOX}, poison_tool_box/TaCT.py and config.py"

@@ -7,8 +7,7 @@ defenses apply to them.
 from typing import Literal
 
 from app.specs.attacks.base import DirtyLabelAttack, PreparationStage
-from app.specs.base import field
-from app.specs.presets import Preset, preset_field
+from app.specs.base import Preset, field, preset_field
 
 INPUT_AWARE_CODE = "github.com/VinAIResearch/input-aware-backdoor-attack-release, config.py and train.py"
 WANET_CODE = "github.com/VinAIResearch/Warping-based_Backdoor_Attack-release, config.py"

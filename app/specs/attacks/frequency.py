@@ -6,9 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from app.specs.attacks.base import DirtyLabelAttack
-from app.specs.base import field
+from app.specs.base import Preset, field, preset_field
 from app.specs.facts import DatasetFacts
-from app.specs.presets import Preset, preset_field
 
 FTROJAN = "BackdoorBench, utils/bd_img_transform/ftrojann.py and config/attack/ftrojannn"
 

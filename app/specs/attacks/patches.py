@@ -6,9 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from app.specs.attacks.base import DirtyLabelAttack, Position, PreparationStage, SurrogateAttack
-from app.specs.base import field
+from app.specs.base import Preset, field, preset_field
 from app.specs.facts import DatasetFacts
-from app.specs.presets import Preset, preset_field
 
 GU = "Gu et al. 2017, section 4.1 (MNIST, bottom right)"
 ABL_GRID = "github.com/bboylyg/ABL, data_loader.py (gridTrigger)"

@@ -13,8 +13,7 @@ from app.specs.attacks.base import (
     RateOf,
     SurrogateAttack,
 )
-from app.specs.base import field
-from app.specs.presets import Preset, preset_field
+from app.specs.base import Preset, field, preset_field
 
 LONGEST_PNG = 1_000_000
 BENCHMARK = "BackdoorBench's published settings (Wu et al. 2022)"

@@ -4,9 +4,8 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from app.specs.base import field
+from app.specs.base import Preset, field, preset_field
 from app.specs.defenses.base import Defense, check_window
-from app.specs.presets import Preset, preset_field
 
 PAPER = "Li et al. 2021, section 4"
 CODE = "bboylyg/ABL, the authors' code"

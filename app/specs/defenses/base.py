@@ -2,8 +2,7 @@
 
 from typing import Any, ClassVar, Literal
 
-from app.specs.base import field
-from app.specs.presets import PresetSpec
+from app.specs.base import PresetSpec, field
 
 Kind = Literal["training", "repair", "detection"]
 

@@ -2,9 +2,8 @@
 
 from typing import Any, ClassVar, Literal
 
-from app.specs.base import field
+from app.specs.base import Preset, field, preset_field
 from app.specs.defenses.base import BENCHMARK, Defense, HeldOutDefense, Kind
-from app.specs.presets import Preset, preset_field
 
 CHEN = "Chen et al. 2018, section 5"
 ART = "the Adversarial Robustness Toolbox"

@@ -4,10 +4,9 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from app.specs.base import field
+from app.specs.base import Preset, field, preset_field
 from app.specs.defenses.abl import OWN_TUNING
 from app.specs.defenses.base import BENCHMARK, HeldOutDefense, check_window
-from app.specs.presets import Preset, preset_field
 
 PAPER = "Liu et al. 2023, section 4"
 CODE = "damianliumin/non-adversarial_backdoor, the authors' code"

@@ -2,9 +2,8 @@
 
 from typing import Any, ClassVar, Literal
 
-from app.specs.base import field
+from app.specs.base import Preset, field, preset_field
 from app.specs.defenses.base import BENCHMARK, CleanSetDefense, HeldOutDefense, Kind
-from app.specs.presets import Preset, preset_field
 
 CHOSEN = "chosen here"
 NAD_CODE = "the NAD authors' published code"

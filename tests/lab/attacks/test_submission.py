@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from app.specs.base import PresetSpec
 from app.specs.checks import find_problems
 from app.specs.facts import BUILT_IN
-from app.specs.presets import PresetSpec
 from app.specs.stages import plan
 from tests.lab.attacks.helpers import EVERY, experiment
 
