@@ -229,7 +229,9 @@ def test_a_training_that_diverged_but_stayed_finite_has_a_warning() -> None:
     spec = {**QUICK, "defenses": [], "seeds": [0], "reference": True, "training": training}
     done = experiment(spec)
     assert all(values["clean_accuracy"] < 0.2 for values in done.results.values())
-    assert len([message for message in done.warnings if "which is not above chance (10" in message]) == 2, done.warnings
+    assert len([message for message in done.warnings if "which is not above chance (10" in message]) == 2, (
+        done.warnings
+    )
 
 
 def test_a_model_that_learned_has_none() -> None:
