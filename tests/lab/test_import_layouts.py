@@ -333,6 +333,17 @@ def test_large_pictures_are_resized(tmp_path: Path, home: Path) -> None:
     assert (stored.facts.channels, stored.facts.height, stored.facts.width) == (3, 8, 8)
 
 
+def test_jpegs_reduced_by_their_decoder_look_the_same(tmp_path: Path, home: Path) -> None:
+    coarse = np.random.default_rng(1).integers(0, 256, (10, 12, 3), dtype=np.uint8)
+    photo = Image.fromarray(coarse).resize((480, 400), Image.Resampling.BICUBIC)
+    members = {f"{c}/{i}.jpg": encoded(photo, "JPEG", quality=95) for c in ("cat", "dog") for i in (0, 1)}
+    stored = run(make_zip(tmp_path / "photos.zip", members), home, test_fraction=0.5, size=64)
+    expected = np.asarray(photo.resize((64, 64), Image.Resampling.BILINEAR), float).transpose(2, 0, 1)
+    difference = np.abs(tensors(stored)["x_train"][0] - expected)
+    assert difference.mean() < 2
+    assert difference.max() < 16
+
+
 def test_threads_keep_the_order(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding.os, "cpu_count", lambda: 4)
     many = {f"{c}/{i:03}.png": png(np.full((4, 4), i, np.uint8)) for c in ("cat", "dog") for i in range(80)}

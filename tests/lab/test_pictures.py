@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
+from app.core.errors import InvalidError
+from app.experiments.interactive.service import verify_image
 from app.specs.attack import Blend
 from app.specs.facts import BUILT_IN
 from app.specs.pictures import PictureError, decode
@@ -115,3 +117,23 @@ def test_damage_gives_a_picture_or_a_plain_sentence(format: str) -> None:
             )
     assert sentences <= {"not a readable", "has too many pixels", ""}, sentences
     assert sentences
+
+
+DEEP = {
+    "16-bit gray PNG": (np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000, "PNG"),
+    "float TIFF": (np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8), "TIFF"),
+    "32-bit TIFF": (np.arange(64, dtype=np.int32).reshape(8, 8), "TIFF"),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_more_than_8_bits_are_refused(door: Callable[[bytes], None], name: str) -> None:
+    """They were clipped to black and white."""
+    pixels, format = DEEP[name]
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, format)
+    message = refusal(door, out.getvalue())
+    # A pattern must be a PNG.
+    assert "more than 8 bits a channel; convert it" in message or "allowed: PNG" in message
+    with pytest.raises(InvalidError, match="image: the file has more than 8 bits a channel"):
+        verify_image(out.getvalue(), 10_000)

@@ -19,9 +19,10 @@ app = typer.Typer(help="Datasets in BDLAB_DATA_DIR on this machine.")
 @app.command("import", cls=needs("worker"))
 def import_(
     source: Annotated[
-        Path,
+        str,
         typer.Argument(
-            help=".npz with x_train, y_train, x_test, y_test; zip or folder of images by class; parquet."
+            help=".npz with x_train, y_train, x_test, y_test; zip or folder of images by class; parquet; "
+            "or hf:OWNER/NAME on the Hugging Face Hub."
         ),
     ],
     name: Annotated[str | None, typer.Option(help="Key for specs. Default: from the file's name.")] = None,
@@ -38,6 +39,9 @@ def import_(
         typer.Option(help="Fraction of each class to split off as test set if the source has none."),
     ] = None,
     split_seed: Annotated[int, typer.Option(min=0, help="Seed of that split.")] = 0,
+    config: Annotated[
+        str | None, typer.Option(help="The configuration of a dataset on the Hub that has several.")
+    ] = None,
     size: Annotated[int | None, typer.Option(help="Resize images to SIZE x SIZE.")] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Overwrite a different dataset with the same name.")
@@ -53,10 +57,11 @@ def import_(
         "--test": test,
         "--test-fraction": test_fraction,
         "--split-seed": split_seed,
+        "--config": config,
         "--size": size,
     }
     words = [f"{option}={value}" for option, value in options.items() if value is not None]
-    _run("import", as_json, *words, *(["--replace"] if replace else []), "--", str(source))
+    _run("import", as_json, *words, *(["--replace"] if replace else []), "--", source)
 
 
 @app.command("fetch", cls=needs("worker"))

@@ -4,17 +4,20 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from app.specs.dataset import FETCHED
 from worker.lab.contracts import LabError
 from worker.lab.data import files
 from worker.lab.data.fetching import fetch_dataset
+from worker.lab.data.hub import PREFIX, download_from_hub
 from worker.lab.data.importing import (
     StoredDataset,
     dataset_path,
     dataset_spec,
     import_dataset,
+    key_of,
 )
 
 
@@ -34,10 +37,20 @@ def main() -> int:
 def _run(options: argparse.Namespace) -> StoredDataset:
     if options.command == "fetch":
         return fetch_dataset(options.name, options.data_dir)
+    if not options.source.startswith(PREFIX):
+        if options.config is not None:
+            raise LabError(f"--config {options.config} is only for {PREFIX}OWNER/NAME")
+        return _import(Path(options.source), options.name, options)
+    with download_from_hub(options.source, options.config, options.data_dir) as (folder, notes):
+        stored = _import(folder, options.name or key_of(Path(options.source.removeprefix(PREFIX))), options)
+    return replace(stored, notes=(*notes, *stored.notes))
+
+
+def _import(source: Path, key: str | None, options: argparse.Namespace) -> StoredDataset:
     return import_dataset(
-        options.source,
+        source,
         options.data_dir,
-        key=options.name,
+        key=key,
         built_in=options.built_in,
         test=options.test,
         test_fraction=options.test_fraction,
@@ -102,7 +115,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("list", parents=[common])
     commands.add_parser("fetch", parents=[common]).add_argument("name", choices=FETCHED)
     importing = commands.add_parser("import", parents=[common])
-    importing.add_argument("source", type=Path)
+    importing.add_argument("source")
+    importing.add_argument("--config")
     importing.add_argument("--name")
     importing.add_argument("--as", dest="built_in", choices=FETCHED)
     importing.add_argument("--test", type=Path)

@@ -57,7 +57,7 @@ def import_dataset(
     dataset requires its shape and class counts. An existing equal dataset is kept unless its file is damaged; a
     different one is replaced only with ``replace``. Raises LabError.
     """
-    name = built_in or key or _key_of(source)
+    name = built_in or key or key_of(source)
     _check_name(name)
     checked = read_source(source, test=test, test_fraction=test_fraction, split_seed=split_seed, size=size)
     if name in FETCHED:
@@ -111,7 +111,8 @@ def _check_name(name: str) -> None:
         )
 
 
-def _key_of(source: Path) -> str:
+def key_of(source: Path) -> str:
+    """The key of a dataset that is not given one, from the name of its source."""
     stem = source.resolve().name.split(".")[0].lower()
     return re.sub(r"[^a-z0-9_-]+", "-", stem).strip("-_")
 

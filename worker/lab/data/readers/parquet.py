@@ -18,6 +18,7 @@ IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 BATCH_ROWS = 64  # encoded images in memory at once
 SUFFIX = ".parquet"
+OTHER_PARTS = "of a part named train, test or validation"
 _WORD = re.compile(r"[a-z]+")
 
 
@@ -51,7 +52,7 @@ def read_tree(tree: Tree, size: int | None, most_bytes: int) -> Source:
     configurations: dict[PurePosixPath, PurePosixPath] = {}
     unknown = []
     for path in tables:
-        located = _locate(path)
+        located = locate(path)
         if located is None:
             unknown.append(path)
             continue
@@ -75,13 +76,13 @@ def read_tree(tree: Tree, size: int | None, most_bytes: int) -> Source:
         source = _read(opened, size, most_bytes)
     source.notes = [
         *notes,
-        *describe_skipped(unknown, "of a part named train, test or validation"),
+        *describe_skipped(unknown, OTHER_PARTS),
         *describe_skipped(others, "parquet"),
     ]
     return source
 
 
-def _locate(path: PurePosixPath) -> tuple[str, PurePosixPath] | None:
+def locate(path: PurePosixPath) -> tuple[str, PurePosixPath] | None:
     """The part that a file belongs to, and the folder of its dataset: by the file's name, else by a folder's."""
     word = _WORD.match(path.stem.lower())
     if word is not None and word[0] in SPLITS:
