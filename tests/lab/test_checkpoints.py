@@ -10,6 +10,7 @@ from app.specs.facts import Shape
 from app.specs.model import ModelSpec, PreActResNet18, ResNet18, SmallCnn, Torchvision
 from worker.lab.networks import build_network
 from worker.lab.networks._torchvision import torchvision_models
+from worker.lab.networks.checkpoints import match_names, shapes_of
 from worker.lab.user_model import BadModelError, UserModel, build_empty_network, load_user_model
 
 SHAPE = Shape(channels=3, height=32, width=32, classes=10)
@@ -128,3 +129,33 @@ def test_models_of_torchvisions_zoo(tmp_path: Path) -> None:
     net = torchvision_models().squeezenet1_1(num_classes=10).eval()
     loaded = load(tmp_path, net.state_dict(), spec)
     assert loaded.tensors.keys() == {f"model.{name}" for name in net.state_dict()}
+
+
+def test_names_of_timms_vit() -> None:
+    """Those of timm.models.vision_transformer.VisionTransformer, on shapes alone."""
+    spec = Torchvision(architecture="vit_b_16")
+    with torch.device("meta"):
+        expected = shapes_of(build_network(spec, SHAPE, 0).state_dict())
+    width = 768
+    found: dict[str, tuple[int, ...]] = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, 65, width),
+        "patch_embed.proj.weight": (width, 3, 4, 4),
+        "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+        "head.weight": (10, width),
+        "head.bias": (10,),
+    }
+    sizes = {"attn.qkv": (3, 1), "attn.proj": (1, 1), "mlp.fc1": (4, 1), "mlp.fc2": (1, 4)}
+    for block in range(12):
+        for norm in ("norm1", "norm2"):
+            found |= {f"blocks.{block}.{norm}.{kind}": (width,) for kind in ("weight", "bias")}
+        for layer, (rows, columns) in sizes.items():
+            found[f"blocks.{block}.{layer}.weight"] = (rows * width, columns * width)
+            found[f"blocks.{block}.{layer}.bias"] = (rows * width,)
+    match = match_names(spec, found, expected)
+    assert match.notes == ["names of timm renamed"]
+    assert set(match.names.values()) == expected.keys() - {"mean", "std"}
+    for name, own in match.names.items():
+        assert found[name] == expected[own], name
