@@ -7,7 +7,7 @@ import torch
 
 from app.specs.models.architectures import Facts
 from worker.lab.networks._torchvision import torchvision_models
-from worker.lab.networks.torchvision_zoo import STEM_FAMILIES, TRACED_SIDE, adapt_stem, family_of
+from worker.lab.networks.torchvision_zoo import STEM_FAMILIES, TRACED_SIDE, adapt_stem, family_of, get_model
 from worker.lab.networks.traced import trace
 
 FIXED_SIZE = ("vit", "maxvit")
@@ -43,12 +43,11 @@ def list_architectures() -> list[str]:
 
 def measure(name: str) -> Facts:
     """The facts of an architecture."""
-    models = torchvision_models()
     more = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
     family = family_of(name)
     is_fixed = family in FIXED_SIZE
     with torch.device("meta"):
-        model = models.get_model(name, weights=None, num_classes=10, **more).eval()
+        model = get_model(name, num_classes=10, **more).eval()
         side = 224 if is_fixed else TRACED_SIDE
         layout = trace(model, torch.empty(2, 3, side, side), 10)
         has_stem = family in STEM_FAMILIES

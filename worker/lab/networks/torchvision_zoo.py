@@ -1,5 +1,6 @@
 """Torchvision's classification models, with stems for small images."""
 
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -55,12 +56,21 @@ def make_model(spec: Torchvision, channels: int, classes: int, side: int) -> nn.
         if name in ("googlenet", "inception_v3"):
             # The auxiliary classifiers' losses are not part of the training loop.
             more |= {"aux_logits": False, "init_weights": True, "transform_input": False}
-        model = models.get_model(name, weights=None, **more)
+        model = get_model(name, **more)
     if channels != 3:
         _replace_first(model, in_channels=channels)
     if small:
         adapt_stem(model, name)
     return model
+
+
+def get_model(name: str, **more: Any) -> nn.Module:
+    """Torchvision's model on the default device, which may be ``meta``."""
+    device = torch.get_default_device()
+    # RegNet computes its widths with tensors, which have no values on ``meta``.
+    with torch.device("cpu") if family_of(name) == "regnet" else nullcontext():
+        model: nn.Module = torchvision_models().get_model(name, weights=None, **more)
+    return model.to(device)
 
 
 def adapt_stem(model: nn.Module, name: str) -> None:
