@@ -297,7 +297,7 @@ def _arms(spec: dict[str, Any]) -> list[str]:
 
 def _setting(parts: dict[str, dict[str, Any]], arm: str) -> str:
     """A digest of everything that determines the arm's numbers, except the seed."""
-    ignored = {"attack": ("export",), "defense": ("arm",), "other": ("reference", "device")}
+    ignored = {"attack": ("export", "preset"), "defense": ("arm", "preset"), "other": ("reference", "device")}
     relevant = {
         name: {key: value for key, value in fields.items() if key not in ignored.get(name, ())}
         for name, fields in parts.items()

@@ -8,13 +8,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import text
 
 from app.core.database import Database
-from app.operations import embedded_broker, preparation
 from app.settings import Settings
 from bdlab.cli import main
 from tests.databases import migrate
@@ -44,6 +42,22 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     yield run
     for number, handler in zip(numbers, handlers, strict=True):
         signal.signal(number, handler)
+
+
+def refused_start(change: str = "", **environment: str) -> str:
+    """The same for `bdlab up` after the statement ``change``, in a process of its own, since it forks."""
+    code = f"import sys; from bdlab.cli import main; {change or 'pass'}; sys.argv[0] = 'bdlab'; main()"
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "up", "--port=0"],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode != 0
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    return ended.stderr
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +117,7 @@ def test_a_password_is_not_shown(refused: Refused) -> None:
     assert "mysql://me:***@host/name" in line
 
 
-@pytest.mark.parametrize("words", [["up", "--port=0"], ["migrate"], ["keys", "list"], ["gc"]])
+@pytest.mark.parametrize("words", [["up"], ["migrate"], ["keys", "list"], ["gc"]])
 def test_a_database_of_a_newer_version(
     refused: Refused, tmp_path: Path, home: Path, words: list[str]
 ) -> None:
@@ -112,14 +126,15 @@ def test_a_database_of_a_newer_version(
     with database.writing() as session:
         session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     database.close()
-    line = refused(*words, BDLAB_HOME=str(tmp_path))
+    where = {"BDLAB_HOME": str(tmp_path)}
+    line = refused_start(**where) if words == ["up"] else refused(*words, **where)
     assert str(tmp_path / "bdlab.sqlite3") in line
     assert "by a newer version, to revision 9999" in line
 
 
-def test_back_ends_that_do_not_answer(refused: Refused, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def up(**environment: str) -> str:
-        return refused("up", "--port=0", BDLAB_HOME=str(home), **environment)
+def test_back_ends_that_do_not_answer(home: Path) -> None:
+    def up(change: str = "", **environment: str) -> str:
+        return refused_start(change, BDLAB_HOME=str(home), **environment)
 
     began = time.monotonic()
     assert f"BDLAB_BROKER_URL=redis://:***@{NOWHERE}/0 cannot be used" in up(
@@ -139,28 +154,32 @@ def test_back_ends_that_do_not_answer(refused: Refused, home: Path, monkeypatch:
         BDLAB_DATABASE_URL=database
     )
     assert time.monotonic() - began < 30
-    monkeypatch.setattr(preparation, "PROBE_SECONDS", 0.3)
+    impatient = "from app.operations import preparation; preparation.PROBE_SECONDS = 0.3"
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
-        assert f"BDLAB_BROKER_URL={url} cannot be used: it does not answer" in up(BDLAB_BROKER_URL=url)
+        assert f"BDLAB_BROKER_URL={url} cannot be used: it does not answer" in up(
+            impatient, BDLAB_BROKER_URL=url
+        )
 
 
-def test_a_program_of_the_broker_that_is_missing_or_cannot_run(
-    refused: Refused, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    program: Any = tmp_path / "valkey-server"
-    monkeypatch.setattr(embedded_broker, "get_binary_path", lambda: program)
-    line = refused("up", "--port=0", BDLAB_HOME=str(home))
-    assert line == f"bdlab up: broker cannot be started: [Errno 2] No such file or directory: '{program}'\n"
+def test_a_program_of_the_broker_that_is_missing_or_cannot_run(home: Path, tmp_path: Path) -> None:
+    program = tmp_path / "valkey-server"
+    change = (
+        f"from app.operations import embedded_broker; embedded_broker.get_binary_path = lambda: '{program}'"
+    )
+
+    def up() -> str:
+        return refused_start(change, BDLAB_HOME=str(home))
+
+    assert up() == f"bdlab up: broker cannot be started: [Errno 2] No such file or directory: '{program}'\n"
     program.write_bytes(b"not a program")
-    assert f"Permission denied: '{program}'" in refused("up", "--port=0", BDLAB_HOME=str(home))
+    assert f"Permission denied: '{program}'" in up()
     program.chmod(0o700)
-    assert f"Exec format error: '{program}'" in refused("up", "--port=0", BDLAB_HOME=str(home))
+    assert f"Exec format error: '{program}'" in up()
     program.write_text("#!/bin/sh\necho a library is missing\nexit 1\n")
-    line = refused("up", "--port=0", BDLAB_HOME=str(home))
-    assert "broker cannot start: a library is missing" in line
+    assert "broker cannot start: a library is missing" in up()
 
 
-def test_a_home_that_cannot_be_written(refused: Refused, tmp_path: Path) -> None:
+def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert f"'{tmp_path / 'file'}'" in refused("up", "--port=0", BDLAB_HOME=str(tmp_path / "file"))
+    assert f"'{tmp_path / 'file'}'" in refused_start(BDLAB_HOME=str(tmp_path / "file"))

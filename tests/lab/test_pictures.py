@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import EpsImagePlugin, Image
 
 from app.core.errors import InvalidError
@@ -18,7 +19,7 @@ from app.experiments.interactive.service import verify_image
 from app.specs.attack import Blend
 from app.specs.facts import BUILT_IN
 from app.specs.pictures import PictureError, decode
-from worker.lab.attacks import make_attack
+from worker.lab.attacks.patterns import choose_pattern
 from worker.lab.contracts import LabError
 from worker.lab.data.importing import read_source
 from worker.lab.interactive import decode_image
@@ -46,9 +47,8 @@ def imported(folder: Path, data: bytes) -> None:
 
 
 def blended(_folder: Path, data: bytes) -> None:
-    attack = make_attack(Blend(pattern="png", pattern_png=base64.b64encode(data).decode()), DIGITS)
-    assert attack is not None
-    attack.pattern(None)  # type: ignore[attr-defined]
+    spec = Blend(pattern="png", pattern_png=base64.b64encode(data).decode())
+    choose_pattern(spec, torch.empty(0, 1, 8, 8, dtype=torch.uint8), DIGITS)
 
 
 DOORS = {"predict": predicted, "import": imported, "pattern": blended}

@@ -137,6 +137,7 @@ def test_every_defense_runs_on_a_network_for_mnist(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long  # a minute; the network for MNIST has all defenses, too
 def test_every_defense_runs_on_a_convolutional_head(folder: Path) -> None:
     check_defenses(zoo("squeezenet1_1"), folder, 16)
 

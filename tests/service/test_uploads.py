@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -102,7 +103,9 @@ def test_an_uploaded_dataset_is_downloaded_and_trained_on(stack: Stack, tmp_path
         check=False,
     )
     assert refused.returncode == 2
-    assert done["id"] in refused.stderr
+    named = re.search(r"experiment (\S+);", refused.stderr)  # another test may have uploaded the same content
+    assert named is not None, refused.stderr
+    assert stack.experiment(named[1])["spec"]["dataset"] == done["spec"]["dataset"]
 
 
 def test_the_command_prints_why_a_model_is_refused(stack: Stack, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ ONE_PIXEL: Spec = {"name": "badnets", "size": 1, "pattern": "white"}
     ("name", "attack"),
     [
         # 15 % of each class are removed, so less than that of its class may be poison.
-        ("spectral_signatures", {"name": "badnets", "size": 4, "poisoning_rate": 0.01}),
+        ("spectral_signatures", {"name": "badnets", "size": 4, "poisoning_rate": 0.008}),
         # The poison must be a clear minority of its class.
         ("activation_clustering", {"name": "badnets", "poisoning_rate": 0.03}),
         ("strip", BADNETS),
