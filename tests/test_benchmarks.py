@@ -15,7 +15,7 @@ def run(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
 
 
-@pytest.mark.slow
+@pytest.mark.long  # a minute: trains eighteen cells and two victims
 def test_the_gpu_script_goes_through_all_parts_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     first = run(tmp_path, "--device", "cpu", "--quick", "--minutes", "0.05")
     assert "time is up; the same command goes on" in first.stdout, first.stderr

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch  # noqa: F401  # as a worker's process, before it claims: an import may take longer than a short lease
 from sqlalchemy import make_url
 
 from app.core.database import Database, utcnow
