@@ -7,6 +7,7 @@ from typing import Any
 
 from app.core.database import utcnow
 from app.specs.metrics import NOT_FRACTIONS, format_interval
+from app.specs.models.base import label_of
 
 METRICS = {
     "clean_accuracy": "Clean accuracy",
@@ -159,6 +160,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "percent": percent,
     "measured": measured,
     "single": single,
+    "network": label_of,
     "span": span,
     "ago": ago,
     "clock": clock,

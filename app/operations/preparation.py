@@ -48,8 +48,8 @@ def _check_keys(settings: Settings, host: str) -> str | None:
         database.close()
     if not is_loopback(host):
         return (
-            f"host {host!r} accepts other machines, but there is no API key; create one with `bdlab keys create`, "
-            "or listen on 127.0.0.1"
+            f"host {host!r} can be reached from other machines, but there is no API key; create one with "
+            "`bdlab keys create`, or listen on 127.0.0.1"
         )
     print(
         "bdlab: there is no API key: every local request is accepted; `bdlab keys create` restricts access",

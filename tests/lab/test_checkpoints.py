@@ -1,6 +1,7 @@
 """Checkpoints as people have them: names, prefixes, types and normalization of other projects."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -122,6 +123,22 @@ def test_what_does_not_fit_is_named_with_the_nearest_name(tmp_path: Path) -> Non
     assert "'head.bias' is of type BOOL; F32" in refused(
         tmp_path, tensors() | {"head.bias": torch.ones(10).bool()}
     )
+
+
+def test_a_small_file_that_names_a_large_architecture_takes_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ViT-H/14 has 632 million parameters."""
+    devices = set()
+
+    def build(*arguments: Any) -> Any:
+        devices.add(torch.get_default_device().type)
+        return build_network(*arguments)
+
+    monkeypatch.setattr("worker.lab.user_model.build_network", build)
+    said = refused(tmp_path, {"conv_proj.bias": torch.zeros(1280)}, Torchvision(architecture="vit_h_14"))
+    assert said.startswith("missing tensors: ")
+    assert devices == {"meta"}
 
 
 def test_models_of_torchvisions_zoo(tmp_path: Path) -> None:

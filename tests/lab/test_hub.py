@@ -140,6 +140,15 @@ def test_what_is_refused(hub: str, tmp_path: Path, source: str, config: str | No
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("answer", [b"{}", b"[]", b'{"sha": 1, "siblings": [{}]}', b'{"siblings": 3}'])
+def test_a_server_that_is_no_hub(
+    hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes
+) -> None:
+    monkeypatch.setattr(Hub, "do_GET", lambda self: self._send(200, answer))
+    with pytest.raises(LabError, match="does not answer as the Hub does"):
+        downloaded("hf:org/pets", None, tmp_path)
+
+
 def test_a_hub_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     done = run(tmp_path, "hf:org/pets")

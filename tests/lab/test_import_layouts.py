@@ -31,6 +31,22 @@ from worker.lab.data.readers import decoding
 from worker.lab.interactive import decode_image
 
 
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (b"val_0.png\n", "there is no such image, or no such class in train"),
+        (b"val_0.png\tn99\n", "there is no such image, or no such class in train"),
+        (b"\xff\xfe\t\n", "val/val_annotations.txt is not UTF-8"),
+    ],
+)
+def test_a_table_of_tiny_imagenet_that_cannot_be_read(tmp_path: Path, table: bytes, said: str) -> None:
+    members = {"train/n01/images/a.png": DARK, "train/n02/images/b.png": BRIGHT, "val/images/val_0.png": DARK}
+    made = make_folder(tmp_path / "tiny", members | {"val/val_annotations.txt": table})
+    assert said in refused(made, tmp_path / "home")
+    empty = make_folder(tmp_path / "empty", {"val/images/a.png": DARK, "val/val_annotations.txt": table})
+    assert "no images in train/CLASS/images" in refused(empty, tmp_path / "home")
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     return tmp_path / "home"

@@ -24,6 +24,10 @@ class Compute:
     bfloat16: bool = False
     compile: bool = False
 
+    @property
+    def precision(self) -> Precision:
+        return "bfloat16" if self.bfloat16 else "float32"
+
     def layout(self, images: torch.Tensor) -> torch.memory_format:
         """Channels-last, which tensor cores and vector units prefer; for tiny images on a CPU the contiguous layout,
         which is faster there (benchmarks/layout.py)."""

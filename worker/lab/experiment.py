@@ -23,7 +23,7 @@ from app.specs.stages import plan
 from worker.lab import attack_files
 from worker.lab.attacks import Attack, AttackLab, PoisonedSet, Prepared, State, make_attack
 from worker.lab.attacks.poisoning import build_poisoned_set, choose_poisoned, make_poison
-from worker.lab.compute import choose_compute, choose_precision
+from worker.lab.compute import choose_compute
 from worker.lab.contracts import (
     CanceledError,
     LabError,
@@ -99,8 +99,7 @@ def run_experiment(
     user_model = load_victim(spec, facts, victim)
     if user_model is not None and user_model.mapped:
         recorder.log(f"victim's file: {user_model.mapped}")
-    precision = choose_precision(device or spec.device, spec.training.precision)
-    stages = plan(spec, whole.version, user_model.sha256 if user_model else "", precision)
+    stages = plan(spec, whole.version, user_model.sha256 if user_model else "", compute.precision)
     progress = Progress(sum(stage.epochs for stage in stages))
     context = RunContext(recorder, store, compute, progress, checkpoint_seconds, stages, user_model)
     report = Report(spec, facts.subset(spec.dataset), recorder)

@@ -74,10 +74,11 @@ def load_user_model(path: Path, model: ModelSpec, shape: Shape) -> UserModel:
     header = read_header(path)
     if problem := find_size_problem(model, shape):
         raise BadModelError(str(problem))
-    variant, match = fit_names(header, model, shape)
+    variant, match, expected = fit_names(header, model, shape)
+    check_tensors(header, match.names, expected, model.label)
+    # Only now does anything take memory: the architecture that a file names may be far larger than the file.
     network = build_empty_network(variant, shape, "stamp_mask" in header.tensors)
     expected = network.state_dict()
-    check_tensors(header, match.names, expected, model.label)
     raw = load_file(path)
     tensors = {own: convert_tensor(raw[name], expected[own]) for name, own in match.names.items()}
     types = {
@@ -110,23 +111,28 @@ def load_user_model(path: Path, model: ModelSpec, shape: Shape) -> UserModel:
     return UserModel(tensors, file_sha256(path), variant, "; ".join(match.notes))
 
 
-def fit_names(header: Header, model: ModelSpec, shape: Shape) -> tuple[ModelSpec, Match]:
-    """The variant of ``model`` that the file's tensors show, and how their names become those of its tensors."""
+def fit_names(header: Header, model: ModelSpec, shape: Shape) -> tuple[ModelSpec, Match, dict[str, Tensor]]:
+    """The variant of ``model`` that the file's tensors show, how their names become those of its tensors, and these
+    tensors, without values."""
     found = {name: facts[1] for name, facts in header.tensors.items()}
 
-    def expect(variant: ModelSpec) -> dict[str, tuple[int, ...]]:
+    def expect(variant: ModelSpec) -> dict[str, Tensor]:
         with torch.device("cpu" if model.code else "meta"):  # shapes only; a plug-in may need values
-            return shapes_of(build_empty_network(variant, shape, "stamp_mask" in found).state_dict())
+            return build_empty_network(variant, shape, "stamp_mask" in found).state_dict()
 
     # The names show the variant, and the variant has the names to match.
-    match = match_names(model, found, usual := expect(model))
+    usual = expect(model)
+    match = match_names(model, found, shapes_of(usual))
     variant = find_variant(model, {own: found[name] for name, own in match.names.items()})
-    if variant == model or (expected := expect(variant)) == usual:
-        return variant, match
-    match = match_names(variant, found, expected)
+    if variant == model:
+        return variant, match, usual
+    expected = expect(variant)
+    if shapes_of(expected) == shapes_of(usual):
+        return variant, match, usual
+    match = match_names(variant, found, shapes_of(expected))
     changed = variant.model_dump(mode="json", exclude_none=True).items() - model.model_dump().items()
     match.notes.append(", ".join(f"{name} is {value}" for name, value in sorted(changed)))
-    return variant, match
+    return variant, match, expected
 
 
 def _read_normalization(header: Header, shape: Shape, match: Match) -> dict[str, Tensor]:

@@ -26,7 +26,11 @@ _TACT_PRESETS = {
     ),
 }
 _ADAPTIVE_BLEND_PRESETS = {
-    "toolbox": Preset("the settings of the authors' toolbox for CIFAR-10.", ADAPTIVE, {}),
+    "toolbox": Preset(
+        "rates, weights and pieces of the authors' toolbox for CIFAR-10; the pattern is noise, theirs a picture.",
+        ADAPTIVE,
+        {},
+    ),
 }
 
 

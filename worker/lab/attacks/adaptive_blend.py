@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from app.specs.attack import AdaptiveBlend
-from worker.lab.attacks.base import Attack, AttackLab, Prepared, State, Trigger, to_uint8
+from worker.lab.attacks.base import CHUNK, Attack, AttackLab, Prepared, State, Trigger, to_uint8
 from worker.lab.attacks.blend import blend
 from worker.lab.attacks.patterns import choose_pattern
 from worker.lab.compute import seeded_generator
@@ -36,9 +36,12 @@ class AdaptiveBlendAttack(Attack[AdaptiveBlend]):
     def _blend_parts(self, state: State, images: Tensor, purpose: str, seed: int) -> Tensor:
         """uint8 ``[N, C, H, W]`` with the pattern in some squares, in the strength of training."""
         generator = seeded_generator(torch.device("cpu"), purpose, seed)
-        weights = self.spec.alpha * self.draw_masks(len(images), generator).to(images.device)
-        pattern = state["pattern"].to(images.device).float()
-        return to_uint8(images.float() * (1 - weights) + weights * pattern)
+        pattern, blended = state["pattern"].to(images.device).float(), torch.empty_like(images)
+        for i in range(0, len(images), CHUNK):
+            part = images[i : i + CHUNK]
+            weights = self.spec.alpha * self.draw_masks(len(part), generator).to(images.device)
+            blended[i : i + CHUNK] = to_uint8(part.float() * (1 - weights) + weights * pattern)
+        return blended
 
     def draw_masks(self, count: int, generator: torch.Generator) -> Tensor:
         """Float ``[count, 1, H, W]``: 0 in a random share ``masked`` of each image's squares, 1 in the others

@@ -40,10 +40,8 @@ class FTrojanAttack(Attack[FTrojan]):
         side = self.spec.window_side(self.facts)
         waves = cosine_basis(side, side) * (2 / side) ** 0.5  # orthonormal, as cv2.dct
         waves[0] /= 2**0.5
-        window = sum(
-            self.spec.magnitude * torch.outer(waves[u], waves[u]) for u in self.spec.raised(self.facts)
-        )
-        assert isinstance(window, Tensor)
+        raised = waves[list(self.spec.raised(self.facts))]
+        window: Tensor = self.spec.magnitude * (raised.T @ raised)
         return window.repeat(self.facts.height // side, self.facts.width // side).float()
 
     def trigger(self, state: State) -> Trigger:

@@ -42,6 +42,8 @@ def download_from_hub(
     with tempfile.TemporaryDirectory(dir=data_dir, prefix=".hub-download-") as folder:
         try:
             notes = _download_dataset(source, f"{endpoint}/", name, config, Path(folder))
+        except (LookupError, TypeError) as error:
+            raise LabError(f"{source}: {endpoint} does not answer as the Hub does") from error
         except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise LabError(f"{source} could not be downloaded from {endpoint}: {reason}") from error

@@ -3,8 +3,11 @@
 Prints the module `app.specs.models.architectures`. Only shapes are computed, which takes minutes and little memory.
 """
 
+from pathlib import Path
+
 import torch
 
+import app.specs.models.architectures
 from app.specs.models.architectures import Facts
 from worker.lab.networks._torchvision import torchvision_models
 from worker.lab.networks.torchvision_zoo import STEM_FAMILIES, TRACED_SIDE, adapt_stem, family_of, get_model
@@ -12,27 +15,6 @@ from worker.lab.networks.traced import trace
 
 FIXED_SIZE = ("vit", "maxvit")
 """Families that are built for one size of images, whose least side is that of a patch."""
-
-HEAD = '''"""Torchvision's classification models: what the service must know of them without torch.
-
-Written by `python -m worker.lab.networks.architectures`, which measures it; a test repeats that.
-"""
-
-from typing import Literal, NamedTuple
-
-
-class Facts(NamedTuple):
-    """What tracing a model shows. The least sides, in pixels, are 0 where the architecture is built for one size."""
-
-    batch_norm: bool
-    spatial_maps: bool
-    stem: bool
-    """Whether it has a stem to adapt to small images."""
-    least_original: int
-    least_small: int
-
-
-'''
 
 
 def list_architectures() -> list[str]:
@@ -83,7 +65,8 @@ def main() -> None:
     facts = {name: measure(name) for name in list_architectures()}
     lines = [f'    "{name}": Facts({", ".join(map(str, fact))}),' for name, fact in facts.items()]
     names = [f'    "{name}",' for name in facts]
-    print(HEAD + "Name = Literal[\n" + "\n".join(names) + "\n]")
+    head = Path(app.specs.models.architectures.__file__).read_text().partition("Name = ")[0]
+    print(head + "Name = Literal[\n" + "\n".join(names) + "\n]")
     print('"""Their names."""\n')
     print("ARCHITECTURES: dict[Name, Facts] = {\n" + "\n".join(lines) + "\n}")
 

@@ -14,7 +14,7 @@ ANNOTATIONS, WORDS = "val_annotations.txt", "words.txt"
 
 def find_root(tree: Tree) -> PurePosixPath | None:
     """The folder of the dataset in ``tree``; None if the tree does not have this layout."""
-    return next((path.parent.parent for path in tree.files if path.name == ANNOTATIONS), None)
+    return next((path.parent.parent for path in tree.files if path.parts[-2:] == ("val", ANNOTATIONS)), None)
 
 
 def read(tree: Tree, root: PurePosixPath, size: int | None, most_bytes: int) -> Source:
@@ -28,10 +28,14 @@ def read(tree: Tree, root: PurePosixPath, size: int | None, most_bytes: int) -> 
         for path in tree.files
         if path.parent.parent.parent == root / "train" and path.parts[-2] == "images"
     ]
+    if not train:
+        raise BadSourceError(f"{tree.name} has {ANNOTATIONS}, but no images in train/CLASS/images")
     ids = sorted({path.parts[-3] for path in train})
     label = {id: i for i, id in enumerate(ids)}
-    rows = [line.split("\t") for line in tree.read(root / "val" / ANNOTATIONS).decode().splitlines()]
-    test = [(root / "val/images" / row[0], row[1]) for row in rows]
+    test = []
+    for line in _read_text(tree, root / "val" / ANNOTATIONS).splitlines():
+        name, _, rest = line.partition("\t")
+        test.append((root / "val/images" / name, rest.partition("\t")[0]))
     for path, id in test:
         if id not in label or path not in files:
             raise BadSourceError(
@@ -58,9 +62,16 @@ def _class_names(tree: Tree, root: PurePosixPath, ids: list[str]) -> tuple[str, 
     """The first word for each class; with its id where two classes share it, or alone where there is none."""
     words: dict[str, str] = {}
     if root / WORDS in tree.files:
-        for line in tree.read(root / WORDS).decode().splitlines():
+        for line in _read_text(tree, root / WORDS).splitlines():
             id, _, synonyms = line.partition("\t")
             words[id] = synonyms.partition(",")[0].strip()
     names = [words.get(id) or id for id in ids]
     uses = Counter(names)
     return tuple(name if uses[name] == 1 else f"{name} ({id})" for name, id in zip(names, ids, strict=True))
+
+
+def _read_text(tree: Tree, path: PurePosixPath) -> str:
+    try:
+        return tree.read(path).decode()
+    except UnicodeDecodeError as error:
+        raise BadSourceError(f"{path} is not UTF-8") from error
