@@ -41,7 +41,7 @@ def main(names: list[str]) -> None:
 
 def measure(name: str, kind: str = "cuda", count: int = IMAGES) -> Iterator[tuple[str, str, str, str]]:
     """Network, what, images per second, and remarks, of each way to train and of evaluation, on ``count`` images."""
-    auto = choose_compute(kind, "auto", False)
+    auto = choose_compute(kind, "auto", False, BUILT_IN["cifar10"].shape)
     images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, device=auto.device)
     labels = torch.randint(10, (count,), device=auto.device)
     ways = [

@@ -14,6 +14,7 @@ import logging
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from sqlalchemy import delete, update
@@ -158,7 +159,7 @@ def _rekey(lease: Lease, spec: ExperimentSpec, settings: Settings) -> None:
     """
     from worker.lab.compute import choose_precision  # noqa: PLC0415  # torch, for the process that computes only
 
-    precision = choose_precision(spec.device, spec.training.precision)
+    precision = partial(choose_precision, spec.device, spec.training.precision)
     experiment_id = lease.experiment_id
     with lease.database.reading() as session:
         experiment = session.get_one(Experiment, experiment_id)

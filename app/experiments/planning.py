@@ -1,6 +1,6 @@
 """The one way from a spec to its work: resolve what it refers to, check it against that, plan its stages."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from app.core.validation import FieldError, shown
 from app.data.resolve import Inputs, resolve
 from app.specs.checks import find_problems, find_victim_problems
 from app.specs.experiment import ATTACK, ExperimentSpec
-from app.specs.facts import DatasetFacts
+from app.specs.facts import DatasetFacts, Shape
 from app.specs.stages import PlannedStage, arm_keys, plan
 from app.specs.stored import MissingPluginError, StoredSpec
 from app.specs.training import Precision
@@ -22,6 +22,8 @@ from app.tables.experiments import Experiment
 
 StoredStage = dict[str, Any]
 """A stage as `Experiment.stages` holds it: kind, arm, seed, key."""
+
+AutoPrecision = Callable[[Shape], Precision]
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,13 @@ def plan_experiment(context: Context, spec: ExperimentSpec) -> PlannedExperiment
 
 
 def plan_again(
-    session: Session, spec: ExperimentSpec, folder: Path, auto_precision: Precision = "float32"
+    session: Session, spec: ExperimentSpec, folder: Path, auto_precision: AutoPrecision | None = None
 ) -> PlannedExperiment:
     """Plan a spec that was checked when it was submitted; ``folder`` is the data folder.
 
-    ``auto_precision`` is what the precision `auto` stands for on this machine: the service plans for a CPU, and a
-    worker corrects the plan. Raises InvalidError if what it refers to is gone.
+    ``auto_precision`` says what the precision `auto` stands for on this machine, for images of a shape. Without it,
+    float32: the service plans without knowing which processor a worker has, and a worker corrects the plan. Raises
+    InvalidError if what the spec refers to is gone.
     """
     return _plan(spec, resolve(session, spec, folder), auto_precision)
 
@@ -106,7 +109,10 @@ def _check(spec: ExperimentSpec, inputs: Inputs) -> None:
         raise InvalidError.of_all(errors)
 
 
-def _plan(spec: ExperimentSpec, inputs: Inputs, auto_precision: Precision = "float32") -> PlannedExperiment:
+def _plan(
+    spec: ExperimentSpec, inputs: Inputs, auto_precision: AutoPrecision | None = None
+) -> PlannedExperiment:
     victim_version = inputs.victim.sha256 if inputs.victim is not None else ""
-    stages = plan(spec, inputs.dataset.version, victim_version, auto_precision)
+    precision = auto_precision(inputs.dataset.facts.shape) if auto_precision else "float32"
+    stages = plan(spec, inputs.dataset.version, victim_version, precision)
     return PlannedExperiment(spec, inputs.dataset.facts, tuple(stages), arm_keys(spec, stages))

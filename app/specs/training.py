@@ -112,7 +112,9 @@ class TrainingSpec(Spec):
     )
     precision: Literal["auto", Precision] = field(
         "auto",
-        "Number format of the forward and backward pass. auto: bfloat16 on a GPU, float32 on a CPU.",
+        "Number format of the forward and backward pass. auto: bfloat16 on a GPU, and on a processor that has its "
+        "arithmetic (AVX512_BF16 or AMX) for images of 16 px and more; else float32. Machines of different kinds agree "
+        "on numbers only in float32.",
         source=OWN,
     )
     compile: bool = field(

@@ -181,6 +181,26 @@ def test_an_experiment_on_a_gpu_gets_keys_of_its_precision(
     assert not claimed() & auto
 
 
+def test_bfloat16_arithmetic_of_a_processor_changes_keys_of_larger_images(
+    backends: Backends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(spec: Any, recorder: Any, store: Any, **_: Any) -> dict[str, Any]:
+        return {}
+
+    def claimed(dataset: str, native: bool, **training: Any) -> set[str]:
+        monkeypatch.setattr("worker.lab.compute.has_native_bfloat16", lambda: native)
+        one = submit(backends, dataset={"name": dataset}, training=training)
+        assert backends.run_attempt(one, run) == "succeeded"
+        return keys_of(backends, one)
+
+    assert claimed("digits", native=True) == claimed("digits", native=False)
+    auto, native = claimed("cifar10", native=False), claimed("cifar10", native=True)
+    assert not native & auto
+    assert claimed("cifar10", native=True, precision="float32") == claimed(
+        "cifar10", native=False, precision="float32"
+    )
+
+
 def test_concurrent_workers_claim_each_experiment_once(backends: Backends) -> None:
     submitted = {submit(backends, owner) for owner in ("ann", "bob") for _ in range(8)}
     with ThreadPoolExecutor(8) as pool:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from app.specs.facts import Shape
 from app.specs.training import Precision
 
 EVALUATION_BATCH = 1024  # images
@@ -49,16 +50,35 @@ class Compute:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
 
 
-def choose_precision(device: str, precision: Literal["auto", Precision]) -> Precision:
-    """What a precision stands for on a device, "auto" being a valid value of both."""
+def has_native_bfloat16() -> bool:
+    """Whether the processor itself multiplies bfloat16 numbers; torch emulates it slowly where it does not."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def choose_precision(device: str, precision: Literal["auto", Precision], shape: Shape) -> Precision:
+    """What a precision stands for on a device, "auto" being a valid value of both, for images of ``shape``.
+
+    Both formats agree on the accuracy and on the success of every attack (docs/results/precision.md). Tiny images on
+    a CPU are no faster in bfloat16 (docs/results/speed.md).
+    """
     if precision != "auto":
         return precision
-    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    return "bfloat16" if on_gpu else "float32"
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        return "bfloat16"
+    return (
+        "bfloat16"
+        if min(shape.height, shape.width) >= CHANNELS_LAST_SIDE and has_native_bfloat16()
+        else "float32"
+    )
 
 
-def choose_compute(device: str, precision: Literal["auto", Precision], compile: bool) -> Compute:
+def choose_compute(
+    device: str, precision: Literal["auto", Precision], compile: bool, shape: Shape | None = None
+) -> Compute:
     """Resolve "auto" to what this machine has, and make the device deterministic.
+
+    ``shape`` is that of the images; the precision "auto" requires it.
 
     Raises ValueError if "cuda" is requested and not available.
     """
@@ -78,7 +98,10 @@ def choose_compute(device: str, precision: Literal["auto", Precision], compile: 
         torch.set_deterministic_debug_mode("warn" if device == "cuda" else "error")
     # Deterministic mode also fills every new tensor with NaN by default, a pass over memory per operation.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    return Compute(torch.device(device), choose_precision(device, precision) == "bfloat16", compile)
+    if precision == "auto":
+        assert shape is not None
+        precision = choose_precision(device, precision, shape)
+    return Compute(torch.device(device), precision == "bfloat16", compile)
 
 
 def derive_seed(*parts: object) -> int:

@@ -93,7 +93,8 @@ def run_experiment(
     if problems := find_problems(spec, facts):
         raise SpecError("; ".join(map(str, problems)))
     try:
-        compute = choose_compute(device or spec.device, spec.training.precision, spec.training.compile)
+        training = spec.training
+        compute = choose_compute(device or spec.device, training.precision, training.compile, facts.shape)
     except ValueError as error:
         raise SpecError(str(error)) from error
     user_model = load_victim(spec, facts, victim)
