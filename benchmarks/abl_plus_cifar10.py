@@ -15,7 +15,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from _heading import making
 from abl_plus_digits import cells
-from attacks_cifar10 import DATA_DIR, DATASET, EPOCHS, ROOT, WORK
+from attacks_cifar10 import DATA_DIR, DATASET, ROOT, TRAINING, WORK
 
 from app.specs.experiment import ExperimentSpec
 
@@ -91,14 +91,14 @@ def main() -> int:
     torch.set_num_threads(1)
     text = HEAD.format(
         **making(seeds),
-        epochs=EPOCHS,
+        epochs=TRAINING["epochs"],
     )
     for name, fields in CELLS:
         spec = ExperimentSpec.model_validate(
             {
                 "dataset": DATASET,
                 "attack": {"name": name} | fields,
-                "training": {"epochs": EPOCHS, "precision": "bfloat16"},
+                "training": TRAINING,
                 "defenses": [{"name": "abl_plus"}],
                 "seeds": seeds,
             }

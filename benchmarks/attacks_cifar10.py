@@ -26,7 +26,7 @@ TABLE = ROOT / "docs" / "results" / "attacks-cifar10.md"
 WORK = ROOT / "var" / "cifar10-subset"
 DATA_DIR = Path(os.environ.get("BDLAB_DATA_DIR", ROOT / "var" / "data"))
 DATASET = {"name": "cifar10", "train_size": 10_000}
-TRAINING: dict[str, Any] = {"epochs": 20, "precision": "float32"}
+TRAINING: dict[str, Any] = {"epochs": 20, "precision": "bfloat16"}
 FINE_TUNED = {"start": "surrogate"}
 """The setting of hidden trigger and Poison Frogs: the victim is fine-tuned from the attacker's surrogate."""
 HIDDEN = {"size": 12, "poisoning_rate": 1.0, "surrogate_epochs": 20, "craft_steps": 100}
@@ -66,7 +66,7 @@ HEAD = """# Attacks on 10,000 images of CIFAR-10
 
 Clean accuracy and success of the attacks without a defense, and how visible their triggers are. Measured with
 `python benchmarks/attacks_cifar10.py` on {date}: {processor}, one thread, Python {python}, torch {torch}. 10,000
-training images (class proportions kept) and all 10,000 test images; `small_cnn`; {epochs} epochs in float32, the rest
+training images (class proportions kept) and all 10,000 test images; `small_cnn`; {epochs} epochs in bfloat16, the rest
 of the recipe at its defaults. Seeds {seeds}; each cell has one number per seed, in percent. The clean model's accuracy
 is {clean}. Fields are at their defaults, except for those in the second column. The published numbers are clean
 accuracy / attack success of a PreActResNet-18 on all of CIFAR-10, from BackdoorBench's leaderboard (Wu et al. 2022).

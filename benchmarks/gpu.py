@@ -27,7 +27,7 @@ import cifar10_gpu
 import fidelity
 import gpu_training
 from _heading import making
-from defenses_digits import arms, outcome
+from defenses_digits import arms, mean
 
 from app.specs.experiment import CLEAN, UNDEFENDED
 from worker.device import find_device
@@ -133,6 +133,10 @@ def compare(options: argparse.Namespace, steps: Steps, page: Page) -> None:
             ]
             head = ["arm", "mean", *(f"seed {seed}" for seed in SEEDS)]
             page.show(f"Seven arms, three seeds, BadNets, {epochs} epochs", table(head, rows))
+
+
+def outcome(seeds: list[dict[str, Any]]) -> str:
+    return f"{mean(seeds, 'clean_accuracy')} / {mean(seeds, 'attack_success_rate')}"
 
 
 def shorten(defense: dict[str, Any]) -> dict[str, Any]:

@@ -89,4 +89,5 @@ def main() -> None:
     print(f"{len(files)} files, of which {lab} belong to the lab and {len(files) - lab} to the service")
 
 
-main()
+if __name__ == "__main__":
+    main()

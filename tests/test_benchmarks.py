@@ -15,6 +15,14 @@ def run(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
 
 
+def test_every_benchmark_still_fits_the_code_that_it_imports() -> None:
+    names = sorted(path.stem for path in (ROOT / "benchmarks").glob("[a-z]*.py"))
+    assert "attacks_cifar10" in names
+    code = f"import sys; sys.path.insert(0, 'benchmarks')\nfor name in {names}: __import__(name)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.long  # a minute: trains eighteen cells and two victims
 def test_the_gpu_script_goes_through_all_parts_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     first = run(tmp_path, "--device", "cpu", "--quick", "--minutes", "0.05")
