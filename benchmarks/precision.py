@@ -1,6 +1,6 @@
 """float32 beside bfloat16 for every attack, undefended: clean accuracy, attack success, and seconds of training.
 
-``python benchmarks/precision.py`` writes docs/results/precision.md, on a processor with native bfloat16; an hour on
+``python benchmarks/precision.py`` writes docs/results/precision.md, on a processor with native bfloat16; half an hour on
 one core. It is why ``precision: auto`` chooses bfloat16 on such processors. CIFAR-10 must be under var/data. Finished
 stages are cached under var/, so that it can be interrupted.
 """
@@ -30,8 +30,8 @@ WORK = ROOT / "var" / "precision"
 DATA_DIR = Path(os.environ.get("BDLAB_DATA_DIR", ROOT / "var" / "data"))
 PRECISIONS = ("float32", "bfloat16")
 METRICS = ("clean_accuracy", "attack_success_rate")
-DATASET = {"name": "cifar10", "train_size": 5_000, "test_size": 5_000}
-TRAINING: dict[str, Any] = {"epochs": 15}
+DATASET = {"name": "cifar10", "train_size": 5_000, "test_size": 2_500}
+TRAINING: dict[str, Any] = {"epochs": 10}
 CHANGED: dict[str, dict[str, Any]] = {
     "clean_label": {"surrogate_epochs": 5, "poisoning_rate": 0.5},
     "hidden_trigger": {"size": 12, "poisoning_rate": 1.0, "surrogate_epochs": 15, "craft_steps": 50},
@@ -45,7 +45,7 @@ HEAD = """# Precision: float32 beside bfloat16
 
 Whether `precision: auto` may choose bfloat16 on processors that have its arithmetic (AVX512_BF16, AMX). Measured with
 `python benchmarks/precision.py` on {date}: {processor}, one thread, Python {python}, torch {torch}. 5,000 training and
-5,000 test images of CIFAR-10, `small_cnn`, 15 epochs, undefended, seeds {seeds}. Percent, means over the seeds; the
+2,500 test images of CIFAR-10, `small_cnn`, 10 epochs, undefended, seeds {seeds}. Percent, means over the seeds; the
 difference is bfloat16 - float32 at equal seeds, with half the width of its 95 % Student t interval. Runs that differ
 only in rounding diverge within some hundred steps, as those of two seeds do; the question is whether the difference is
 zero on average.
