@@ -24,7 +24,7 @@ ABL: Spec = {
     "finetune_epochs": 1,
     "unlearning_epochs": 1,
 }
-EVERY = spec(BADNETS, ABL, *ALL, epochs=3) | {"dataset": {"name": "digits", "train_size": 600}}
+EVERY = spec(BADNETS, ABL, *ALL, epochs=3) | {"dataset": {"name": "digits", "train_size": 300}}
 
 
 @dataclasses.dataclass
@@ -93,7 +93,7 @@ def test_no_test_tensor_is_reachable_from_a_defense_s_arguments(plain: Done) -> 
         assert not secret & {image.numpy().tobytes() for image in images}
         assert not any(tensor.dtype == torch.bool for tensor in reachable)
         if isinstance(lab, RepairDefense):
-            assert len(images) == 30  # only the clean set
+            assert len(images) == 15  # only the clean set
 
 
 def tensors(thing: object) -> Iterator[Tensor]:
