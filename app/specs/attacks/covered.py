@@ -79,6 +79,7 @@ class Tact(PatchAttack):
         return [c for c in range(classes) if c not in (self.source_class, self.target_class)]
 
     def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+        yield from super().unfit(facts)
         others = f"0 to {facts.classes - 1}, a class other than target_class"
         if self.source_class >= facts.classes or self.source_class == self.target_class:
             yield "source_class", self.source_class, others
@@ -140,6 +141,7 @@ class AdaptiveBlend(BlendedAttack):
         return self.cover_rate
 
     def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+        yield from super().unfit(facts)
         side = min(facts.height, facts.width)
         if self.pieces > side:
             yield "pieces", self.pieces, f"at most {side}, the image's shorter side in pixels"

@@ -4,10 +4,12 @@ Both were published with control over the victim's training. Here they produce a
 defenses apply to them.
 """
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
 
 from app.specs.attacks.base import DirtyLabelAttack, PreparationStage
 from app.specs.base import Preset, field, preset_field
+from app.specs.facts import DatasetFacts
 
 INPUT_AWARE_CODE = "github.com/VinAIResearch/input-aware-backdoor-attack-release, config.py and train.py"
 WANET_CODE = "github.com/VinAIResearch/Warping-based_Backdoor_Attack-release, config.py"
@@ -40,6 +42,7 @@ class InputAware(DirtyLabelAttack):
     """
 
     name: Literal["input_aware"] = "input_aware"
+    cross_field: ClassVar[str] = "cross_rate"
     presets = _INPUT_AWARE_PRESETS
     preset: Literal["recommended", "authors"] = preset_field(_INPUT_AWARE_PRESETS, "recommended")
     cross_rate: float = field(
@@ -103,6 +106,7 @@ class WaNet(DirtyLabelAttack):
     """
 
     name: Literal["wanet"] = "wanet"
+    cross_field: ClassVar[str] = "cross_ratio"
     presets = _WANET_PRESETS
     preset: Literal["authors"] = preset_field(_WANET_PRESETS, "authors")
     strength: float = field(0.5, "Strength of the warp (s).", source=WANET_CODE, gt=0, le=10)
@@ -136,6 +140,11 @@ class WaNet(DirtyLabelAttack):
     @property
     def cross_share(self) -> float:
         return self.cross_ratio * self.poisoning_rate
+
+    def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+        side = min(facts.height, facts.width)
+        if self.grid > side:
+            yield "grid", self.grid, f"at most {side}, the image's shorter side"
 
     def stages(self) -> list[PreparationStage]:
         if not self.joint_epochs:

@@ -1,7 +1,8 @@
 """Attacks whose trigger covers the whole image and needs no model."""
 
 import base64
-from typing import ClassVar, Literal, Self
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -14,6 +15,8 @@ from app.specs.attacks.base import (
     SurrogateAttack,
 )
 from app.specs.base import Preset, field, preset_field
+from app.specs.facts import DatasetFacts
+from app.specs.pictures import describe_png
 
 LONGEST_PNG = 1_000_000
 BENCHMARK = "BackdoorBench's published settings (Wu et al. 2022)"
@@ -92,6 +95,14 @@ class PatternAttack(DirtyLabelAttack):
                 raise ValueError(f"pattern_png must be base64: {error}") from error
         return self
 
+    def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+        if self.pattern_png is not None:
+            color = "gray" if facts.channels == 1 else "color"
+            expected = f"{facts.width}x{facts.height} pixels in {color}"
+            if (actual := describe_png(base64.b64decode(self.pattern_png))) != expected:
+                allowed = f"a PNG file of {expected}, 8 bits per channel, without transparency"
+                yield "pattern_png", actual, allowed
+
 
 class BlendedAttack(PatternAttack):
     """Base class of attacks that blend a pattern into the whole image: noise, a training image, or an uploaded one."""
@@ -115,6 +126,11 @@ class BlendedAttack(PatternAttack):
         source="Chen et al. 2017, section 5",
         ge=0,
     )
+
+    def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+        yield from super().unfit(facts)
+        if self.pattern_index is not None and self.pattern_index >= facts.train_size:
+            yield "pattern_index", self.pattern_index, f"0 to {facts.train_size - 1}, a training image"
 
 
 class Blend(BlendedAttack):
@@ -252,6 +268,12 @@ class LowFrequency(PatternAttack, SurrogateAttack):
         search = self.fields_with("search_", "target_class", "amplitude")
         return [self.surrogate_stage(), PreparationStage("trigger", search, 1)]
 
+    def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+        yield from super().unfit(facts)
+        side = min(facts.height, facts.width)
+        if self.waves > side:
+            yield "waves", self.waves, f"at most {side}, the image's shorter side"
+
 
 class Refool(EitherLabelAttack):
     """Refool, reflection backdoor (Liu et al., 2020): the reflection of another image is added.
@@ -298,3 +320,7 @@ class Refool(EitherLabelAttack):
         gt=0,
         le=20,
     )
+
+    def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+        if self.reflections > facts.train_size:
+            yield "reflections", self.reflections, f"at most {facts.train_size}, all training images"
