@@ -61,6 +61,10 @@ ATTACKS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("trojan", {}, {}),
     ("clean_label", {"poisoning_rate": 0.5}, {}),
     ("input_aware", {"mask_epochs": 5, "generator_epochs": 30}, {}),
+    ("adaptive_blend", {}, {}),
+    ("adaptive_patch", {}, {}),
+    ("tact", {}, {}),
+    ("ftrojan", {}, {}),
 )
 HEAD = """# Attacks on 10,000 images of CIFAR-10
 

@@ -45,6 +45,7 @@ CHANGED: dict[str, dict[str, Any]] = {
     "hidden_trigger": {**SURROGATE, "craft_steps": 300},
     "poison_frogs": {**SURROGATE, "poisoning_rate": 0.1},
     "adaptive_blend": {"poisoning_rate": 0.01},
+    "adaptive_patch": {"poisoning_rate": 0.01},
 }
 """Fields that are not at their defaults, by attack."""
 REPAIR = ("fine_tuning", "fine_pruning", "nad", "mcr", "ft_sam", "anp", "i_bau")

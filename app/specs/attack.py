@@ -6,7 +6,7 @@ from pydantic import Field
 
 from app.specs.attacks.base import PoisoningAttack, PreparationStage, SurrogateAttack
 from app.specs.attacks.clean_label import CleanLabel, HiddenTrigger, PoisonFrogs
-from app.specs.attacks.covered import AdaptiveBlend, Tact
+from app.specs.attacks.covered import AdaptiveBlend, AdaptivePatch, Tact
 from app.specs.attacks.dynamic import InputAware, WaNet
 from app.specs.attacks.frequency import FTrojan
 from app.specs.attacks.patches import BadNets, SinglePixel, Trojan
@@ -16,6 +16,7 @@ from app.specs.plugins import with_plugins
 
 __all__ = [
     "AdaptiveBlend",
+    "AdaptivePatch",
     "AttackSpec",
     "BadNets",
     "Blend",
@@ -59,6 +60,7 @@ _BUILT_IN = (
     | PoisonFrogs
     | LowFrequency
     | AdaptiveBlend
+    | AdaptivePatch
     | Tact
     | FTrojan
 )

@@ -69,6 +69,23 @@ _REFOOL_PRESETS = {
 }
 
 
+def check_base64(name: str, text: str | None) -> None:
+    """Raise ValueError if the field ``name`` is given and is not base64."""
+    try:
+        base64.b64decode(text or "", validate=True)
+    except ValueError as error:
+        raise ValueError(f"{name} must be base64: {error}") from error
+
+
+def find_unfit_png(name: str, text: str | None, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+    """Whether the picture in the field ``name`` differs from the dataset's images in size or color; for ``unfit``."""
+    if text is None:
+        return
+    expected = f"{facts.width}x{facts.height} pixels in {'gray' if facts.channels == 1 else 'color'}"
+    if (actual := describe_png(base64.b64decode(text))) != expected:
+        yield name, actual, f"a PNG file of {expected}, 8 bits per channel, without transparency"
+
+
 class PatternAttack(DirtyLabelAttack):
     """Base class of attacks whose field ``pattern`` chooses what is put over the image, such as an uploaded picture."""
 
@@ -88,20 +105,11 @@ class PatternAttack(DirtyLabelAttack):
         for kind, name in self.requires.items():
             if (self.pattern == kind) != (getattr(self, name) is not None):
                 raise ValueError(f"{name} is required if pattern is {kind!r}, and not allowed otherwise")
-        if self.pattern_png is not None:
-            try:
-                base64.b64decode(self.pattern_png, validate=True)
-            except ValueError as error:
-                raise ValueError(f"pattern_png must be base64: {error}") from error
+        check_base64("pattern_png", self.pattern_png)
         return self
 
     def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
-        if self.pattern_png is not None:
-            color = "gray" if facts.channels == 1 else "color"
-            expected = f"{facts.width}x{facts.height} pixels in {color}"
-            if (actual := describe_png(base64.b64decode(self.pattern_png))) != expected:
-                allowed = f"a PNG file of {expected}, 8 bits per channel, without transparency"
-                yield "pattern_png", actual, allowed
+        yield from find_unfit_png("pattern_png", self.pattern_png, facts)
 
 
 class BlendedAttack(PatternAttack):

@@ -82,6 +82,28 @@ def test_adaptive_blend_hides_half_of_the_pattern_in_training_and_nothing_at_tes
     assert len(hidden) == 6  # any two of four
 
 
+def test_adaptive_patch_puts_one_patch_into_each_training_image_and_covers_in_the_same_way():
+    data = digits()
+    patches = [
+        {"pattern": "white", "size": 0.25, "positions": [place]} for place in ("top_left", "bottom_right")
+    ]
+    spec = experiment(name="adaptive_patch", poisoning_rate=0.1, cover_rate=0.2, patches=patches)
+    attack, chosen = make_attack(spec.attack, data.facts), choose_poisoned(spec, data, 0)
+    assert attack is not None
+    lab: Any = SimpleNamespace(train=data.train, chosen=chosen, seed=0)
+    made = build_poisoned_set(data.train, make_poison(spec, data, attack, attack.prepare(lab), 0))
+    assert (made.is_poisoned.sum(), made.is_cross.sum()) == (144, 287)
+    assert not (made.is_poisoned & made.is_cross).any()
+    assert (made.labels[made.is_poisoned] == 0).all()
+    assert torch.equal(made.labels[made.is_cross], data.train.labels[made.is_cross])
+    for rows, first in ((made.is_poisoned, 72), (made.is_cross, 144)):
+        images, original = made.images[rows].clone(), data.train.images[rows]
+        for some, place in ((slice(0, first), slice(0, 2)), (slice(first, None), slice(6, 8))):
+            assert (images[some, 0, place, place] == 255).all()
+            images[some, 0, place, place] = original[some, 0, place, place]
+        assert torch.equal(images, original)  # nothing else changed
+
+
 def test_poisoned_rows_follow_from_the_seed_and_not_from_the_trigger():
     data = digits()
     first = choose_poisoned(experiment(name="badnets"), data, seed=5)

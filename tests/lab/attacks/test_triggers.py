@@ -143,6 +143,50 @@ def test_low_frequency_pattern_has_its_amplitude_and_only_low_waves():
     assert made.trigger({"pattern": made.mixture()})(gray)[0, 0].tolist() == (100 + pattern).round().tolist()
 
 
+def test_adaptive_patch_adds_its_patches_one_after_another():
+    patches = [
+        {"pattern": "white", "size": 0.5, "opacity": 0.5, "positions": ["top_left", "bottom_right"]},
+        {"size": 0.25, "margin": 0.25, "opacity": 0.2},
+    ]
+    triggered = attack(facts(), name="adaptive_patch", test_patches=patches).trigger({})(
+        image([[100] * 4] * 4)
+    )
+    once = round(0.5 * 100 + 0.5 * 255)
+    both = round(177.5 + 0.2 * (255 - 177.5))  # rounded once
+    assert triggered[0, 0].tolist() == [
+        [once, once, 100, 100],
+        [once, once, 100, 100],
+        [100, 100, both, once],
+        [100, 100, once, once],
+    ]
+
+
+def test_adaptive_patch_of_the_toolbox_has_its_sizes_on_32_pixels():
+    made = attack(facts(channels=3, height=32, width=32), name="adaptive_patch")
+    places = [made.layer(patch)[1][0].nonzero() for patch in made.spec.patches]
+    extents = [(rows.amin(0).tolist(), rows.amax(0).tolist(), len(rows)) for rows in places]
+    assert extents == [
+        ([27, 27], [31, 31], 25),
+        ([1, 18], [13, 30], 169),
+        ([0, 0], [31, 31], 36),
+        ([21, 21], [28, 28], 64),
+    ]
+    first, test = (made.layer(patches[0])[0] for patches in (made.spec.patches, made.spec.test_patches))
+    assert torch.equal(first[:, 27:, 27:], test[:, 27:, :5])  # the same colors in another corner
+
+
+def test_black_pixels_of_an_uploaded_patch_are_transparent():
+    pixels = np.zeros((4, 4), dtype=np.uint8)
+    pixels[1, 2] = 200
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    patch = {"pattern": "png", "png": base64.b64encode(file.getvalue()).decode(), "opacity": 0.5}
+    triggered = attack(facts(), name="adaptive_patch", test_patches=[patch]).trigger({})(
+        image([[100] * 4] * 4)
+    )
+    assert triggered[0, 0].tolist() == [[100] * 4, [100, 100, 150, 100], [100] * 4, [100] * 4]
+
+
 def test_wanet_samples_bilinearly_along_the_flow():
     made = attack(facts(), name="wanet", strength=0.5)
     # A grid step in [-1, 1] is 2/3 for four pixels; strength / height is 1/8: a flow of 8/3 is half a pixel.
