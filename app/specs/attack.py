@@ -7,7 +7,7 @@ from pydantic import Field
 from app.specs.attacks.base import PoisoningAttack, PreparationStage, SurrogateAttack
 from app.specs.attacks.clean_label import CleanLabel, HiddenTrigger, PoisonFrogs
 from app.specs.attacks.covered import AdaptiveBlend, AdaptivePatch, Tact
-from app.specs.attacks.dynamic import InputAware, WaNet
+from app.specs.attacks.dynamic import Bpp, InputAware, WaNet
 from app.specs.attacks.frequency import FTrojan
 from app.specs.attacks.patches import BadNets, SinglePixel, Trojan
 from app.specs.attacks.whole_image import Blend, LowFrequency, Refool, Sig
@@ -20,6 +20,7 @@ __all__ = [
     "AttackSpec",
     "BadNets",
     "Blend",
+    "Bpp",
     "CleanLabel",
     "FTrojan",
     "HiddenTrigger",
@@ -55,6 +56,7 @@ _BUILT_IN = (
     | InputAware
     | Trojan
     | WaNet
+    | Bpp
     | Refool
     | HiddenTrigger
     | PoisonFrogs

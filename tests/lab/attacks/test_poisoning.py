@@ -104,6 +104,18 @@ def test_adaptive_patch_puts_one_patch_into_each_training_image_and_covers_in_th
         assert torch.equal(images, original)  # nothing else changed
 
 
+def test_bpps_cover_samples_carry_the_change_of_another_image():
+    data = digits()
+    spec = experiment(name="bpp", poisoning_rate=0.1, cover_rate=0.2)
+    made, residuals = poisoned(spec, data), state_of(spec, data)["residuals"]
+    assert (made.is_poisoned.sum(), made.is_cross.sum()) == (144, 287)
+    assert torch.equal(made.labels[made.is_cross], data.train.labels[made.is_cross])
+    original, covers = data.train.images[made.is_cross].short(), made.images[made.is_cross].short()
+    candidates = (original[:, None] + residuals[None]).clamp(0, 255)
+    assert (candidates == covers[:, None]).flatten(2).all(2).any(1).all()
+    assert poisoned(experiment(name="bpp", cover_rate=0), data).is_cross.sum() == 0
+
+
 def test_poisoned_rows_follow_from_the_seed_and_not_from_the_trigger():
     data = digits()
     first = choose_poisoned(experiment(name="badnets"), data, seed=5)

@@ -63,6 +63,7 @@ def test_every_preset_of_an_attack_runs_on_cifar10_and_sets_other_fields_than_th
         ({"name": "tact", "cover_classes": [5], "cover_rate": 0.2}, "attack.cover_rate"),
         ({"name": "adaptive_blend", "pieces": 9}, "attack.pieces"),
         ({"name": "adaptive_blend", "poisoning_rate": 0.5, "cover_rate": 0.6}, "attack.cover_rate"),
+        ({"name": "bpp", "poisoning_rate": 0.6, "cover_rate": 0.5}, "attack.cover_rate"),
         ({"name": "adaptive_patch", "poisoning_rate": 0.5, "cover_rate": 0.6}, "attack.cover_rate"),
         (
             {"name": "adaptive_patch", "patches": [{}, {"pattern": "png", "png": png(9, 8)}]},

@@ -187,6 +187,48 @@ def test_black_pixels_of_an_uploaded_patch_are_transparent():
     assert triggered[0, 0].tolist() == [[100] * 4, [100, 100, 150, 100], [100] * 4, [100] * 4]
 
 
+def test_bpp_rounds_to_equally_spaced_levels():
+    made = attack(facts(), name="bpp", levels=3, dithering=False)
+    assert (
+        made.trigger({})(image([[0, 63, 64, 127], [191, 192, 255, 128]] * 2))[0, 0].tolist()
+        == [
+            [0, 0, 128, 128],
+            [128, 255, 255, 128],
+        ]
+        * 2
+    )
+
+
+def test_bpp_spreads_the_error_to_the_right_and_below():
+    made = attack(facts(), name="bpp", levels=2)
+    # Row 0: 100 -> 0, error 100; its right neighbor gets 43.75 and becomes 143.75 -> 255, error -111.25; the next one
+    # is 100 - 48.67 = 51.33 -> 0; the last one 100 + 22.46 = 122.46 -> 0.
+    triggered = made.trigger({})(image([[100] * 4] * 4))[0, 0]
+    assert triggered[0].tolist() == [0, 255, 0, 0]
+    # Row 1, first pixel: 100 + 100 * 5/16 - 111.25 * 3/16 = 110.39 -> 0; the second one also gets 7/16 of that.
+    assert triggered[1, 0] == 0
+    second = 100 + 100 / 16 - 111.25 * 5 / 16 + (100 - 48.671875) * 3 / 16 + 110.390625 * 7 / 16
+    assert second == pytest.approx(129.4, abs=0.1)
+    assert triggered[1, 1] == 255
+
+
+def test_bpp_dithers_as_pixel_by_pixel():
+    values = np.random.default_rng(3).integers(256, size=(2, 3, 7, 5)).astype(float)
+    expected = values.copy()
+    for picture in expected:
+        for y in range(7):
+            for x in range(5):
+                old = picture[:, y, x].copy()
+                picture[:, y, x] = np.round(old / 255 * 7) / 7 * 255
+                for down, right, share in ((0, 1, 7), (1, 1, 1), (1, 0, 5), (1, -1, 3)):
+                    if y + down < 7 and 0 <= x + right < 5:
+                        picture[:, y + down, x + right] += (old - picture[:, y, x]) * share / 16
+    dithered = attack(facts(channels=3, height=7, width=5), name="bpp").trigger({})(
+        torch.from_numpy(values).to(torch.uint8)
+    )
+    assert np.array_equal(dithered.numpy(), np.round(expected).clip(0, 255))
+
+
 def test_wanet_samples_bilinearly_along_the_flow():
     made = attack(facts(), name="wanet", strength=0.5)
     # A grid step in [-1, 1] is 2/3 for four pixels; strength / height is 1/8: a flow of 8/3 is half a pixel.
