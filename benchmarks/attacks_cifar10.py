@@ -67,6 +67,8 @@ ATTACKS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("adaptive_patch", {}, {}),
     ("tact", {}, {}),
     ("ftrojan", {}, {}),
+    ("ctrl", {}, {}),
+    ("ctrl", {"preset": "benchmark"}, {}),
 )
 HEAD = """# Attacks on 10,000 images of CIFAR-10
 

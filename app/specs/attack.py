@@ -8,7 +8,7 @@ from app.specs.attacks.base import PoisoningAttack, PreparationStage, SurrogateA
 from app.specs.attacks.clean_label import CleanLabel, HiddenTrigger, PoisonFrogs
 from app.specs.attacks.covered import AdaptiveBlend, AdaptivePatch, Tact
 from app.specs.attacks.dynamic import Bpp, InputAware, WaNet
-from app.specs.attacks.frequency import FTrojan
+from app.specs.attacks.frequency import Ctrl, FTrojan
 from app.specs.attacks.patches import BadNets, SinglePixel, Trojan
 from app.specs.attacks.whole_image import Blend, LowFrequency, Refool, Sig
 from app.specs.base import Spec
@@ -22,6 +22,7 @@ __all__ = [
     "Blend",
     "Bpp",
     "CleanLabel",
+    "Ctrl",
     "FTrojan",
     "HiddenTrigger",
     "InputAware",
@@ -65,6 +66,7 @@ _BUILT_IN = (
     | AdaptivePatch
     | Tact
     | FTrojan
+    | Ctrl
 )
 if TYPE_CHECKING:
     AttackSpec = _BUILT_IN

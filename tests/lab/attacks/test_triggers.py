@@ -3,6 +3,8 @@
 import base64
 import io
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 from app.specs.attack import Refool
 from tests.lab.attacks.helpers import CHEAP, attack, digits, experiment, facts, image, state_of
 from worker.lab.attacks import apply_trigger, make_attack
+from worker.lab.attacks.poisoning import choose_poisoned
 
 ZERO = image([[0] * 4] * 4)
 FULL = image([[255] * 4] * 4)
@@ -322,6 +325,30 @@ def test_ftrojan_changes_the_chroma_of_a_color_image_and_not_its_luma():
 def test_ftrojan_raises_the_published_coefficients_of_32_pixels():
     made = attack(facts(channels=3, height=32, width=32), name="ftrojan")
     assert made.spec.raised(made.facts) == (15, 31)
+
+
+def test_ctrl_adds_the_waves_in_the_colors_of_the_chroma():
+    # The lowest frequency of a window of 2 x 2 is twice the mean, so 20 there are 10 in U and in V.
+    made = attack(facts(channels=3), name="ctrl", window=2, frequencies=[0], magnitude=20)
+    triggered = made.trigger({})(torch.full((1, 3, 4, 4), 100, dtype=torch.uint8))
+    for channel, value in enumerate((100 + 11.4, 100 - 9.77, 100 + 20.29)):
+        assert (triggered[0, channel] == round(value)).all()
+
+
+def test_ctrl_has_a_strength_of_its_own_at_test_time():
+    data = digits()
+    fields = {"frequencies": [0], "magnitude": 80, "poisoning_rate": 0.05}
+    spec = experiment(name="ctrl", test_magnitude=160, **fields)
+    made = make_attack(spec.attack, data.facts)
+    assert made is not None
+    chosen = choose_poisoned(spec, data, 0)
+    lab: Any = SimpleNamespace(train=data.train, chosen=chosen)
+    gray = data.train.images[chosen].int()  # the lowest frequency of 8 x 8 pixels is 8 times the mean
+    assert torch.equal(made.prepare(lab).images, (gray + 10).clamp(max=255).to(torch.uint8))
+    assert torch.equal(
+        made.trigger({})(data.train.images[chosen]), (gray + 20).clamp(max=255).to(torch.uint8)
+    )
+    assert (data.train.labels[chosen] == 0).all()
 
 
 def test_clean_label_stamps_the_published_grid_in_four_corners_mirrored_for_flipped_images():
