@@ -61,6 +61,14 @@ ATTACKS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("trojan", {}, {}),
     ("clean_label", {"poisoning_rate": 0.5}, {}),
     ("input_aware", {"mask_epochs": 5, "generator_epochs": 30}, {}),
+    ("bpp", {}, {}),
+    ("bpp", {"preset": "benchmark"}, {}),
+    ("adaptive_blend", {}, {}),
+    ("adaptive_patch", {}, {}),
+    ("tact", {}, {}),
+    ("ftrojan", {}, {}),
+    ("ctrl", {}, {}),
+    ("ctrl", {"preset": "benchmark"}, {}),
 )
 HEAD = """# Attacks on 10,000 images of CIFAR-10
 

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file
 from torch import Tensor
 
+from app.data.catalog import service as catalog
 from app.specs.experiment import ExperimentSpec
 from worker.lab.attacks import Attack, make_attack
 from worker.lab.data.datasets import Dataset, load_dataset
@@ -36,24 +37,17 @@ SHOWN, SIDE, GAP, MARGIN, HEAD = 4, 96, 2, 92, 22  # images a row; the rest in p
 STRENGTHENED = 5
 CIFAR10 = {"name": "cifar10", "train_size": 2000, "test_size": 200}
 ON_DIGITS = ("input_aware",)  # its generator takes an hour on CIFAR-10
+ATTACKS = [name for name in catalog.names("attack") if name != "none"]
 SURROGATE = {"surrogate_epochs": 10}
-ATTACKS: dict[str, dict[str, Any]] = {
-    "badnets": {},
-    "single_pixel": {},
-    "blend": {},
-    "sig": {},
-    "low_frequency": {},
-    "refool": {},
-    "wanet": {},
+CHANGED: dict[str, dict[str, Any]] = {
     "trojan": {**SURROGATE, "patch_steps": 300},
     "clean_label": SURROGATE,
     "hidden_trigger": {**SURROGATE, "craft_steps": 300},
     "poison_frogs": {**SURROGATE, "poisoning_rate": 0.1},
-    "input_aware": {},
     "adaptive_blend": {"poisoning_rate": 0.01},
-    "tact": {},
-    "ftrojan": {},
+    "adaptive_patch": {"poisoning_rate": 0.01},
 }
+"""Fields that are not at their defaults, by attack."""
 REPAIR = ("fine_tuning", "fine_pruning", "nad", "mcr", "ft_sam", "anp", "i_bau")
 DETECTION = ("spectral_signatures", "activation_clustering", "strip")
 TRAINING = ("abl", "abl_plus", "nab")
@@ -77,7 +71,7 @@ def draw_attack(name: str) -> None:
     spec = ExperimentSpec.model_validate(
         {
             "dataset": {"name": "digits"} if name in ON_DIGITS else CIFAR10,
-            "attack": {"name": name, "export": True, **ATTACKS[name]},
+            "attack": {"name": name, "export": True, **CHANGED.get(name, {})},
             "training": {"epochs": 1},
         }
     )
@@ -88,8 +82,9 @@ def draw_attack(name: str) -> None:
     blocks = []
     if attack.has_trigger:
         blocks.append(("test images", *test_images(attack, data, folder)))
-    if not blocks or name in ("clean_label", "hidden_trigger", "adaptive_blend"):
-        blocks.append(("poisoned training images", *training_images(data, folder)))
+    original, poisoned = training_images(data, folder)
+    if not blocks or not torch.equal(attack.trigger(trigger_state(attack, data, folder))(original), poisoned):
+        blocks.append(("poisoned training images", original, poisoned))
     board(blocks).save(IMAGES / "attacks" / f"{name}.png", optimize=True)
 
 

@@ -28,22 +28,24 @@ from tests.test_docs import ROOT, blocks
 PLUGINS = ROOT / "examples/plugins"
 SPEC: dict[str, Any] = {
     **QUICK,
-    "attack": {"name": "bpp", "levels": 3},
+    "attack": {"name": "posterize", "levels": 3},
     "defenses": [{"name": "fe_tuning", "steps": 8, "clean_ratio": 0.2}],
     "seeds": [0],
     "tags": {"study": "extending"},
 }
-ATTACK = (PLUGINS / "bpp.py").read_text()
+ATTACK = (PLUGINS / "posterize.py").read_text()
 
 
 def test_the_guide_shows_the_files_that_are_tested() -> None:
     shown = [text for name, text in blocks("python") if name == "extending.md"]
-    assert shown == [(PLUGINS / name).read_text() for name in ("bpp.py", "fe_tuning.py", "mlp_mixer.py")]
+    assert shown == [
+        (PLUGINS / name).read_text() for name in ("posterize.py", "fe_tuning.py", "mlp_mixer.py")
+    ]
 
 
 def test_the_service_takes_them_as_its_own(stack: Stack) -> None:
     catalog = stack.get("/v1/catalog")
-    (found,) = [entry for entry in catalog["attacks"] if entry["name"] == "bpp"]
+    (found,) = [entry for entry in catalog["attacks"] if entry["name"] == "posterize"]
     assert found["defaults"]["levels"] == 8
     assert found["source"].split("; ") == [
         "Wang et al., 2022",
@@ -53,10 +55,12 @@ def test_the_service_takes_them_as_its_own(stack: Stack) -> None:
         "the authors' code",
     ]
     assert "fe_tuning" in [entry["name"] for entry in catalog["defenses"]]
-    assert 'value="bpp"' in stack.client.get("/new").text
-    preview = {"dataset": {"name": "digits"}, "attack": {"name": "bpp", "levels": 3}}
+    assert 'value="posterize"' in stack.client.get("/new").text
+    preview = {"dataset": {"name": "digits"}, "attack": {"name": "posterize", "levels": 3}}
     assert stack.client.post("/v1/previews", json=preview).content.startswith(b"\x89PNG")
-    refused = stack.post("/v1/experiments", {**SPEC, "attack": {"name": "bpp", "levels": 1}}, status=422)
+    refused = stack.post(
+        "/v1/experiments", {**SPEC, "attack": {"name": "posterize", "levels": 1}}, status=422
+    )
     assert refused["errors"][0]["field"] == "attack.levels"
 
     id = stack.wait(stack.submit(SPEC))["id"]
@@ -65,7 +69,7 @@ def test_the_service_takes_them_as_its_own(stack: Stack) -> None:
     assert arms["undefended"]["changed_pixels"] > 0.1
     assert all(0 <= arm["attack_success_rate"] <= 1 for arm in arms.values())
     manifest = stack.get(f"/v1/experiments/{id}/manifest")
-    assert set(manifest["code"]["plugins"]) == {"bpp", "fe_tuning"}
+    assert set(manifest["code"]["plugins"]) == {"posterize", "fe_tuning"}
     rows = stack.get("/v1/results", where=["attack.levels=3", "defense.name=fe_tuning"])["rows"]
     assert [row["experiment_id"] for row in rows] == [id]
 
@@ -154,8 +158,12 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('"bpp"', '"sig"', "class Bpp: the name 'sig' is already used"),
-        ('name: Literal["bpp"] = "bpp"', 'name: str = "bpp"', "needs a field `name: Literal"),
+        ('"posterize"', '"sig"', "class Posterize: the name 'sig' is already used"),
+        (
+            'name: Literal["posterize"] = "posterize"',
+            'name: str = "posterize"',
+            "needs a field `name: Literal",
+        ),
         ('8, "Number of values per channel."', '8, ""', "the field 'levels' needs a description"),
         ("def implementation(cls)", "def implement(cls)", "needs a classmethod `implementation`"),
         (
@@ -163,7 +171,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
             "from app.specs.base import fields",
             "ImportError: cannot import",
         ),
-        ("class Bpp(", "class Bpp[", "SyntaxError"),
+        ("class Posterize(", "class Posterize[", "SyntaxError"),
     ],
 )
 def test_a_faulty_file_is_one_line(load: Callable[[str], None], old: str, new: str, said: str) -> None:
@@ -202,26 +210,26 @@ def test_experiments_of_a_deleted_plug_in_can_be_read(
     id, page = mine["id"], f"/experiments/{mine['id']}"
     names = [file["name"] for file in stack.get(f"/v1/experiments/{id}/artifacts")["artifacts"]]
     stack.stop()
-    (folder / "bpp.py").unlink()
+    (folder / "posterize.py").unlink()
     stack.start()
 
     assert stack.experiment(id) == mine
-    assert stack.get("/v1/experiments", attack="bpp", fields="*")["experiments"] == [mine]
+    assert stack.get("/v1/experiments", attack="posterize", fields="*")["experiments"] == [mine]
     assert [arm["arm"] for arm in stack.results(id)["arms"]] == ["undefended", "fe_tuning"]
     files = stack.get(f"/v1/experiments/{id}/artifacts")["artifacts"]
     assert [file["name"] for file in files] == names
     assert stack.client.get(files[0]["content"]).status_code == 200
-    assert stack.get("/v1/results", where="attack.name=bpp")["rows"]
+    assert stack.get("/v1/results", where="attack.name=posterize")["rows"]
     for path in (page, f"{page}/explore", f"/new?from={id}", "/", "/leaderboard"):
         assert stack.client.get(path).status_code == 200, path
     assert "skipped" not in stack.client.get(page).text
 
     for action in ("retry", "reproduce"):
         refused = stack.post(f"/v1/experiments/{id}:{action}", status=409)
-        assert "no plug-in defines bpp" in refused["detail"]
-    assert "bpp" in stack.post(f"/v1/experiments/{id}/predict", {"index": 0}, status=409)["detail"]
-    assert "bpp" in stack.post("/v1/experiments:validate", SPEC, status=422)["errors"][0]["value"]
-    assert "no plug-in in BDLAB_PLUGINS_DIR defines bpp" in (stack.home / "logs/api.log").read_text()
+        assert "no plug-in defines posterize" in refused["detail"]
+    assert "posterize" in stack.post(f"/v1/experiments/{id}/predict", {"index": 0}, status=409)["detail"]
+    assert "posterize" in stack.post("/v1/experiments:validate", SPEC, status=422)["errors"][0]["value"]
+    assert "no plug-in in BDLAB_PLUGINS_DIR defines posterize" in (stack.home / "logs/api.log").read_text()
     other = stack.wait(stack.submit({**SPEC, "attack": {"name": "badnets", "size": 2}}))["id"]
     assert len(stack.get("/v1/compare", ids=f"{id},{other}")["experiments"]) == 2
     assert stack.client.delete(f"/v1/experiments/{id}").status_code == 204

@@ -6,9 +6,9 @@ from pydantic import Field
 
 from app.specs.attacks.base import PoisoningAttack, PreparationStage, SurrogateAttack
 from app.specs.attacks.clean_label import CleanLabel, HiddenTrigger, PoisonFrogs
-from app.specs.attacks.covered import AdaptiveBlend, Tact
-from app.specs.attacks.dynamic import InputAware, WaNet
-from app.specs.attacks.frequency import FTrojan
+from app.specs.attacks.covered import AdaptiveBlend, AdaptivePatch, Tact
+from app.specs.attacks.dynamic import Bpp, InputAware, WaNet
+from app.specs.attacks.frequency import Ctrl, FTrojan
 from app.specs.attacks.patches import BadNets, SinglePixel, Trojan
 from app.specs.attacks.whole_image import Blend, LowFrequency, Refool, Sig
 from app.specs.base import Spec
@@ -16,10 +16,13 @@ from app.specs.plugins import with_plugins
 
 __all__ = [
     "AdaptiveBlend",
+    "AdaptivePatch",
     "AttackSpec",
     "BadNets",
     "Blend",
+    "Bpp",
     "CleanLabel",
+    "Ctrl",
     "FTrojan",
     "HiddenTrigger",
     "InputAware",
@@ -54,13 +57,16 @@ _BUILT_IN = (
     | InputAware
     | Trojan
     | WaNet
+    | Bpp
     | Refool
     | HiddenTrigger
     | PoisonFrogs
     | LowFrequency
     | AdaptiveBlend
+    | AdaptivePatch
     | Tact
     | FTrojan
+    | Ctrl
 )
 if TYPE_CHECKING:
     AttackSpec = _BUILT_IN

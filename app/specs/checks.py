@@ -3,34 +3,18 @@
 The service and the lab run them; the Python client leaves them to the service.
 """
 
-import base64
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from app.specs.attack import (
-    CleanLabel,
-    HiddenTrigger,
-    LowFrequency,
-    NoAttack,
-    PoisonFrogs,
-    PoisoningAttack,
-    Refool,
-    Trojan,
-    WaNet,
-)
+from app.specs.attack import NoAttack, PoisoningAttack
 from app.specs.attacks.base import SURROGATE
-from app.specs.attacks.patches import PatchAttack
-from app.specs.attacks.whole_image import BlendedAttack, PatternAttack
 from app.specs.base import canonical_json
 from app.specs.defenses.base import CleanSetDefense
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import DatasetFacts, Shape
 from app.specs.model import ModelSpec
 from app.specs.models.base import Architecture
-from app.specs.pictures import PictureDepthError, PictureError, PictureSizeError, verify
-
-WRONG_DEPTH = "a PNG file with transparency or a bit depth other than 8"
 
 
 @dataclass(frozen=True)
@@ -59,11 +43,6 @@ def cross_count(spec: ExperimentSpec, facts: DatasetFacts) -> int:
     """Number of cross samples: training images that carry another image's trigger and keep their label."""
     share = 0.0 if isinstance(spec.attack, NoAttack) else spec.attack.cross_share
     return max(1, round(share * facts.train_size)) if share else 0
-
-
-def patch_size(attack: PatchAttack | Trojan | HiddenTrigger, facts: DatasetFacts) -> int:
-    """Side of the patch in pixels; by default 30 at an image width of 224, in proportion, and at least 3."""
-    return max(3, round(30 / 224 * facts.width)) if attack.size is None else attack.size
 
 
 def find_problems(spec: ExperimentSpec, facts: DatasetFacts) -> list[Problem]:
@@ -196,7 +175,6 @@ def _attack_problems(spec: ExperimentSpec, attack: PoisoningAttack, facts: Datas
     unfit = [Problem(f"attack.{name}", value, allowed) for name, value, allowed in attack.unfit(facts)]
     if not unfit:  # fields that do not fit may name classes that do not exist
         yield from _count_problems(spec, attack, facts)
-    yield from _shape_problems(attack, facts)
     yield from unfit
 
 
@@ -212,10 +190,9 @@ def _count_problems(spec: ExperimentSpec, attack: PoisoningAttack, facts: Datase
     covering = attack.cross_classes(facts.classes)
     left = _count_images(covering, facts) - (count if set(classes) & set(covering) else 0)
     if (cross := cross_count(spec, facts)) > left:
-        names = ("cross_rate", "cross_ratio", "cover_rate")
-        name = next(n for n in names if n in type(attack).model_fields)
         where = _of_classes(covering, facts)
         allowed = f"at most {left} cross samples{where} beside {count} poisoned ones; this is {cross}"
+        name = attack.cross_field
         yield Problem(f"attack.{name}", getattr(attack, name), allowed)
 
 
@@ -230,68 +207,3 @@ def _of_classes(classes: Collection[int], facts: DatasetFacts) -> str:
         return ""
     listed, word = (others, "outside") if len(others) < len(classes) else (sorted(classes), "of")
     return f" {word} class{'es' if len(listed) > 1 else ''} {', '.join(map(str, listed))}"
-
-
-def _shape_problems(attack: PoisoningAttack, facts: DatasetFacts) -> Iterator[Problem]:
-    side = min(facts.height, facts.width)
-    of_side = f"{side}, the image's shorter side"
-    match attack:
-        case PatchAttack() | Trojan() | HiddenTrigger():
-            size = patch_size(attack, facts)
-            margins = 2 if attack.position == "random" else 1  # anywhere, or at one edge
-            if size + margins * attack.margin > side:
-                allowed = (
-                    f"size + {'2 * margin' if margins == 2 else 'margin'} of at most {of_side} in pixels"
-                )
-                yield Problem("attack.size", size, allowed)
-        case CleanLabel():
-            most = side // 2 if attack.corners == "four" else side
-            if attack.size > most:
-                yield Problem("attack.size", attack.size, f"at most {most} pixels, so that the corners fit")
-        case PoisonFrogs() if attack.target_image is not None and attack.target_image >= facts.test_size:
-            allowed = f"0 to {facts.test_size - 1}, a test image"
-            yield Problem("attack.target_image", attack.target_image, allowed)
-        case LowFrequency() if attack.waves > side:
-            yield Problem("attack.waves", attack.waves, f"at most {of_side}")
-        case WaNet() if attack.grid > side:
-            yield Problem("attack.grid", attack.grid, f"at most {of_side}")
-        case Refool() if attack.reflections > facts.train_size:
-            allowed = f"at most {facts.train_size}, all training images"
-            yield Problem("attack.reflections", attack.reflections, allowed)
-    if isinstance(attack, PatternAttack):
-        yield from _pattern_problems(attack, facts)
-
-
-def _pattern_problems(attack: PatternAttack, facts: DatasetFacts) -> Iterator[Problem]:
-    if (
-        isinstance(attack, BlendedAttack)
-        and attack.pattern_index is not None
-        and attack.pattern_index >= facts.train_size
-    ):
-        allowed = f"0 to {facts.train_size - 1}, a training image"
-        yield Problem("attack.pattern_index", attack.pattern_index, allowed)
-    if attack.pattern_png is not None:
-        expected = _describe_image(facts.width, facts.height, gray=facts.channels == 1)
-        if (actual := _describe_png(base64.b64decode(attack.pattern_png))) != expected:
-            allowed = f"a PNG file of {expected}, 8 bits per channel, without transparency"
-            yield Problem("attack.pattern_png", actual, allowed)
-
-
-def _describe_png(data: bytes) -> str:
-    """Size and color of a PNG file, or why it cannot be used."""
-    try:
-        image = verify(data, ("PNG",))
-    except PictureSizeError as error:
-        return f"a file that {error}"
-    except PictureDepthError:
-        return WRONG_DEPTH
-    except PictureError:
-        return "not a PNG file, or a damaged one"
-    # Pillow converts other bit depths; the 25th byte of every PNG file tells the original one.
-    if data[24] != 8 or image.mode not in ("L", "RGB", "P") or "transparency" in image.info:
-        return WRONG_DEPTH
-    return _describe_image(*image.size, gray=image.mode == "L")
-
-
-def _describe_image(width: int, height: int, *, gray: bool) -> str:
-    return f"{width}x{height} pixels in {'gray' if gray else 'color'}"

@@ -25,6 +25,9 @@ _SIXTEEN_BITS = re.compile(r";16[BLN]?S?$")
 """The end of the raw modes of 16 bits a channel; Pillow's decoder keeps the upper 8 of those in color."""
 
 
+WRONG_DEPTH = "a PNG file with transparency or a bit depth other than 8"
+
+
 class PictureError(ValueError):
     """A file that is not accepted. The message completes a sentence that begins with the name of the file or field."""
 
@@ -48,6 +51,23 @@ def verify(data: bytes, formats: tuple[str, ...] = FORMATS) -> "Image":
     except Exception as error:
         raise PictureError(DAMAGED) from error
     return picture
+
+
+def describe_png(data: bytes) -> str:
+    """Size and color of a PNG file, such as "32x32 pixels in color", or why it cannot be used."""
+    try:
+        image = verify(data, ("PNG",))
+    except PictureSizeError as error:
+        return f"a file that {error}"
+    except PictureDepthError:
+        return WRONG_DEPTH
+    except PictureError:
+        return "not a PNG file, or a damaged one"
+    # Pillow converts other bit depths; the 25th byte of every PNG file tells the original one.
+    if data[24] != 8 or image.mode not in ("L", "RGB", "P") or "transparency" in image.info:
+        return WRONG_DEPTH
+    width, height = image.size
+    return f"{width}x{height} pixels in {'gray' if image.mode == 'L' else 'color'}"
 
 
 def decode(

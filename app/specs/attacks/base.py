@@ -1,7 +1,7 @@
 """Base classes of attack specs."""
 
 from collections.abc import Collection, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from app.specs.base import PresetSpec, field
 from app.specs.facts import DatasetFacts
@@ -27,6 +27,8 @@ class PreparationStage(NamedTuple):
 class PoisoningAttack(PresetSpec):
     """Base class of all attacks."""
 
+    cross_field: ClassVar[str] = "cover_rate"
+    """The field that `cross_share` follows from, in attacks with cross samples."""
     target_class: int = field(
         0, "Class that triggered images are to be classified as.", ge=0, source="Gu et al. 2017"
     )
@@ -48,8 +50,8 @@ class PoisoningAttack(PresetSpec):
     def implementation(cls) -> Any:
         """The subclass of `worker.lab.attacks.Attack` that carries out the attack.
 
-        For plug-ins, which must import torch and the worker inside this method. The built-in attacks are listed in
-        `worker.lab.attacks.ATTACKS`.
+        For plug-ins, which must import torch and the worker inside this method. The code of a built-in attack is found
+        by its name, see `worker.lab.attacks.make_attack`.
         """
         raise NotImplementedError
 
@@ -98,6 +100,25 @@ class PoisoningAttack(PresetSpec):
     def stages(self) -> list[PreparationStage]:
         """What must be computed before the poisoned set. Each stage starts from the previous one."""
         return []
+
+
+class SquarePatchAttack(PoisoningAttack):
+    """Base class of attacks with a square patch, whose fields a subclass defines."""
+
+    size: int | None
+    position: str
+    margin: int
+
+    def patch_size(self, facts: DatasetFacts) -> int:
+        """Side of the patch in pixels; by default 30 at an image width of 224, in proportion, and at least 3."""
+        return max(3, round(30 / 224 * facts.width)) if self.size is None else self.size
+
+    def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+        size, side = self.patch_size(facts), min(facts.height, facts.width)
+        margins = 2 if self.position == "random" else 1  # anywhere, or at one edge
+        if size + margins * self.margin > side:
+            kind = "2 * margin" if margins == 2 else "margin"
+            yield "size", size, f"size + {kind} of at most {side}, the image's shorter side in pixels"
 
 
 class DirtyLabelAttack(PoisoningAttack):

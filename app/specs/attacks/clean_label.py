@@ -3,7 +3,13 @@
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from app.specs.attacks.base import CleanLabelAttack, Position, PreparationStage, SurrogateAttack
+from app.specs.attacks.base import (
+    CleanLabelAttack,
+    Position,
+    PreparationStage,
+    SquarePatchAttack,
+    SurrogateAttack,
+)
 from app.specs.base import Preset, field, preset_field
 from app.specs.facts import DatasetFacts
 
@@ -144,8 +150,14 @@ class CleanLabel(CleanLabelAttack, SurrogateAttack):
             PreparationStage("perturbations", selection | self.fields_with("pgd_"), 1),
         ]
 
+    def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+        side = min(facts.height, facts.width)
+        most = side // 2 if self.corners == "four" else side
+        if self.size > most:
+            yield "size", self.size, f"at most {most} pixels, so that the corners fit"
 
-class HiddenTrigger(CleanLabelAttack, SurrogateAttack):
+
+class HiddenTrigger(SquarePatchAttack, CleanLabelAttack, SurrogateAttack):
     """Hidden trigger (Saha et al., 2020): target-class images with the features of triggered images.
 
     Each poisoned image is a target-class image, changed by at most craft_epsilon, that is close to an image of another
@@ -228,6 +240,7 @@ class HiddenTrigger(CleanLabelAttack, SurrogateAttack):
         ]
 
     def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+        yield from super().unfit(facts)
         source = self.source_class
         if source is not None and (source == self.target_class or source >= facts.classes):
             allowed = f"0 to {facts.classes - 1} except {self.target_class}, the target class"
@@ -310,3 +323,7 @@ class PoisonFrogs(CleanLabelAttack, SurrogateAttack):
             self.surrogate_stage(),
             PreparationStage("poisons", selection | target | self.fields_with("craft_"), 1),
         ]
+
+    def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+        if self.target_image is not None and self.target_image >= facts.test_size:
+            yield "target_image", self.target_image, f"0 to {facts.test_size - 1}, a test image"

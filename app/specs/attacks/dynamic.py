@@ -1,15 +1,19 @@
 """Attacks whose trigger depends on the image.
 
-Both were published with control over the victim's training. Here they produce a poisoned set, so that training
+They were published with control over the victim's training. Here they produce a poisoned set, so that training
 defenses apply to them.
 """
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
 
 from app.specs.attacks.base import DirtyLabelAttack, PreparationStage
 from app.specs.base import Preset, field, preset_field
+from app.specs.facts import DatasetFacts
 
 INPUT_AWARE_CODE = "github.com/VinAIResearch/input-aware-backdoor-attack-release, config.py and train.py"
+BPP_CODE = "github.com/RU-System-Software-and-Security/BppAttack, config.py and bppattack.py"
+BPP_BENCHMARK = "BackdoorBench, config/attack/bpp/default.yaml"
 WANET_CODE = "github.com/VinAIResearch/Warping-based_Backdoor_Attack-release, config.py"
 
 _INPUT_AWARE_PRESETS = {
@@ -40,6 +44,7 @@ class InputAware(DirtyLabelAttack):
     """
 
     name: Literal["input_aware"] = "input_aware"
+    cross_field: ClassVar[str] = "cross_rate"
     presets = _INPUT_AWARE_PRESETS
     preset: Literal["recommended", "authors"] = preset_field(_INPUT_AWARE_PRESETS, "recommended")
     cross_rate: float = field(
@@ -95,7 +100,88 @@ class InputAware(DirtyLabelAttack):
         ]
 
 
-class WaNet(DirtyLabelAttack):
+_BPP_PRESETS = {
+    "paper": Preset(
+        "quantization with dithering, as in the paper, at the rates of the authors' code.",
+        f"Wang et al. 2022, section 3; {BPP_CODE}",
+        {},
+    ),
+    "authors": Preset(
+        "the defaults of the authors' code, which does not dither.", BPP_CODE, {"dithering": False}
+    ),
+    "benchmark": Preset(
+        "BackdoorBench's settings: lower rates, no dithering.",
+        BPP_BENCHMARK,
+        {"dithering": False, "poisoning_rate": 0.1, "cover_rate": 0.1},
+    ),
+}
+
+
+class JointlyTrainedAttack(DirtyLabelAttack):
+    """Base class of attacks whose authors poison every batch of the victim's training anew."""
+
+    joint_epochs: int = field(
+        0,
+        "Epochs of the authors' own training, which poisons every batch anew. The metrics of that model are "
+        "attacker_clean_accuracy, attacker_attack_success_rate and attacker_cross_trigger_accuracy. 0: no such "
+        "training. The authors train for 1,000 epochs.",
+        unit="epochs",
+        source="chosen here: an attacker who only poisons data trains no model",
+        ge=0,
+        le=1000,
+    )
+
+    @property
+    def joint_fields(self) -> tuple[str, ...]:
+        """The fields of the trigger that the joint training depends on."""
+        raise NotImplementedError
+
+    def stages(self) -> list[PreparationStage]:
+        if not self.joint_epochs:
+            return []
+        common = ("joint_", "poisoning_rate", "target_class", "label_mode")
+        return [PreparationStage("joint", self.fields_with(*common, *self.joint_fields), self.joint_epochs)]
+
+
+class Bpp(JointlyTrainedAttack):
+    """BppAttack (Wang et al., 2022): the image with fewer gray levels, dithered, dirty label.
+
+    Cover samples carry the change that the trigger makes in another image, and keep their label, so that only an
+    image's own quantization is the trigger.
+    """
+
+    name: Literal["bpp"] = "bpp"
+    presets = _BPP_PRESETS
+    preset: Literal["paper", "authors", "benchmark"] = preset_field(_BPP_PRESETS, "paper")
+    poisoning_rate: float = field(
+        0.2, "Share of the training set that is poisoned.", unit="fraction", source=BPP_CODE, gt=0, le=1
+    )
+    cover_rate: float = field(
+        0.2,
+        "Share of the training set that is cover samples, the authors' negative samples: another image's change, true "
+        "label. 0: none.",
+        unit="fraction",
+        source=BPP_CODE,
+        ge=0,
+        lt=1,
+    )
+    levels: int = field(8, "Number of values per channel.", unit="gray levels", source=BPP_CODE, ge=2, le=255)
+    dithering: bool = field(
+        True,
+        "Floyd-Steinberg dithering: the error of a pixel is spread over its neighbors to the right and below.",
+        source=f"Wang et al. 2022, section 3; {BPP_CODE}: false",
+    )
+
+    @property
+    def cross_share(self) -> float:
+        return self.cover_rate
+
+    @property
+    def joint_fields(self) -> tuple[str, ...]:
+        return ("levels", "dithering", "cover_rate")
+
+
+class WaNet(JointlyTrainedAttack):
     """WaNet (Nguyen and Tran, 2021): a slight warp of the image, dirty label.
 
     The warp is smooth, the same for all images, and drawn by the seed. Cross samples are warped randomly and keep their
@@ -103,6 +189,7 @@ class WaNet(DirtyLabelAttack):
     """
 
     name: Literal["wanet"] = "wanet"
+    cross_field: ClassVar[str] = "cross_ratio"
     presets = _WANET_PRESETS
     preset: Literal["authors"] = preset_field(_WANET_PRESETS, "authors")
     strength: float = field(0.5, "Strength of the warp (s).", source=WANET_CODE, gt=0, le=10)
@@ -122,25 +209,15 @@ class WaNet(DirtyLabelAttack):
         le=8,
     )
 
-    joint_epochs: int = field(
-        0,
-        "Epochs of the authors' own training, which poisons every batch anew. The metrics of that model are "
-        "attacker_clean_accuracy, attacker_attack_success_rate and attacker_cross_trigger_accuracy. 0: no such "
-        "training. The authors train for 1,000 epochs.",
-        unit="epochs",
-        source="chosen here: an attacker who only poisons data trains no model",
-        ge=0,
-        le=1000,
-    )
-
     @property
     def cross_share(self) -> float:
         return self.cross_ratio * self.poisoning_rate
 
-    def stages(self) -> list[PreparationStage]:
-        if not self.joint_epochs:
-            return []
-        fields = self.fields_with(
-            "joint_", "strength", "grid", "cross_ratio", "poisoning_rate", "target_class", "label_mode"
-        )
-        return [PreparationStage("joint", fields, self.joint_epochs)]
+    def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+        side = min(facts.height, facts.width)
+        if self.grid > side:
+            yield "grid", self.grid, f"at most {side}, the image's shorter side"
+
+    @property
+    def joint_fields(self) -> tuple[str, ...]:
+        return ("strength", "grid", "cross_ratio")

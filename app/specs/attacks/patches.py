@@ -5,7 +5,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from app.specs.attacks.base import DirtyLabelAttack, Position, PreparationStage, SurrogateAttack
+from app.specs.attacks.base import (
+    DirtyLabelAttack,
+    Position,
+    PreparationStage,
+    SquarePatchAttack,
+    SurrogateAttack,
+)
 from app.specs.base import Preset, field, preset_field
 from app.specs.facts import DatasetFacts
 
@@ -56,7 +62,7 @@ _TROJAN_PRESETS = {
 }
 
 
-class PatchAttack(DirtyLabelAttack):
+class PatchAttack(SquarePatchAttack, DirtyLabelAttack):
     """Base class of attacks whose trigger is a black and white patch."""
 
     pattern: Literal["checkerboard", "white"] = field(
@@ -137,7 +143,7 @@ class SinglePixel(DirtyLabelAttack):
         return (self.value,) * channels if isinstance(self.value, int) else self.value
 
 
-class Trojan(DirtyLabelAttack, SurrogateAttack):
+class Trojan(SquarePatchAttack, DirtyLabelAttack, SurrogateAttack):
     """Trojan patch (Liu et al., 2018): a patch optimized to activate chosen neurons of a surrogate, dirty label.
 
     The neurons are those before the last layer with the largest weights in it. The patch is optimized by gradient

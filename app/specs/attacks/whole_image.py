@@ -1,7 +1,8 @@
 """Attacks whose trigger covers the whole image and needs no model."""
 
 import base64
-from typing import ClassVar, Literal, Self
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -14,6 +15,8 @@ from app.specs.attacks.base import (
     SurrogateAttack,
 )
 from app.specs.base import Preset, field, preset_field
+from app.specs.facts import DatasetFacts
+from app.specs.pictures import describe_png
 
 LONGEST_PNG = 1_000_000
 BENCHMARK = "BackdoorBench's published settings (Wu et al. 2022)"
@@ -66,6 +69,23 @@ _REFOOL_PRESETS = {
 }
 
 
+def check_base64(name: str, text: str | None) -> None:
+    """Raise ValueError if the field ``name`` is given and is not base64."""
+    try:
+        base64.b64decode(text or "", validate=True)
+    except ValueError as error:
+        raise ValueError(f"{name} must be base64: {error}") from error
+
+
+def find_unfit_png(name: str, text: str | None, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+    """Whether the picture in the field ``name`` differs from the dataset's images in size or color; for ``unfit``."""
+    if text is None:
+        return
+    expected = f"{facts.width}x{facts.height} pixels in {'gray' if facts.channels == 1 else 'color'}"
+    if (actual := describe_png(base64.b64decode(text))) != expected:
+        yield name, actual, f"a PNG file of {expected}, 8 bits per channel, without transparency"
+
+
 class PatternAttack(DirtyLabelAttack):
     """Base class of attacks whose field ``pattern`` chooses what is put over the image, such as an uploaded picture."""
 
@@ -85,12 +105,11 @@ class PatternAttack(DirtyLabelAttack):
         for kind, name in self.requires.items():
             if (self.pattern == kind) != (getattr(self, name) is not None):
                 raise ValueError(f"{name} is required if pattern is {kind!r}, and not allowed otherwise")
-        if self.pattern_png is not None:
-            try:
-                base64.b64decode(self.pattern_png, validate=True)
-            except ValueError as error:
-                raise ValueError(f"pattern_png must be base64: {error}") from error
+        check_base64("pattern_png", self.pattern_png)
         return self
+
+    def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+        yield from find_unfit_png("pattern_png", self.pattern_png, facts)
 
 
 class BlendedAttack(PatternAttack):
@@ -115,6 +134,11 @@ class BlendedAttack(PatternAttack):
         source="Chen et al. 2017, section 5",
         ge=0,
     )
+
+    def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+        yield from super().unfit(facts)
+        if self.pattern_index is not None and self.pattern_index >= facts.train_size:
+            yield "pattern_index", self.pattern_index, f"0 to {facts.train_size - 1}, a training image"
 
 
 class Blend(BlendedAttack):
@@ -252,6 +276,12 @@ class LowFrequency(PatternAttack, SurrogateAttack):
         search = self.fields_with("search_", "target_class", "amplitude")
         return [self.surrogate_stage(), PreparationStage("trigger", search, 1)]
 
+    def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+        yield from super().unfit(facts)
+        side = min(facts.height, facts.width)
+        if self.waves > side:
+            yield "waves", self.waves, f"at most {side}, the image's shorter side"
+
 
 class Refool(EitherLabelAttack):
     """Refool, reflection backdoor (Liu et al., 2020): the reflection of another image is added.
@@ -298,3 +328,7 @@ class Refool(EitherLabelAttack):
         gt=0,
         le=20,
     )
+
+    def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+        if self.reflections > facts.train_size:
+            yield "reflections", self.reflections, f"at most {facts.train_size}, all training images"

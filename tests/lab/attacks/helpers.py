@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from app.data.catalog import service as catalog
+from app.specs.attack import PoisoningAttack, PreparationStage
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import DatasetFacts
 from worker.lab.attacks import Attack, PoisonedSet, Prepared, make_attack
@@ -14,32 +16,20 @@ from worker.lab.data.datasets import Dataset, Split, load_dataset
 from worker.lab.experiment import run_experiment
 from worker.lab.local import FolderRecorder, FolderStore
 
-EVERY = (
-    "badnets",
-    "single_pixel",
-    "blend",
-    "sig",
-    "clean_label",
-    "input_aware",
-    "trojan",
-    "wanet",
-    "refool",
-    "hidden_trigger",
-    "poison_frogs",
-    "low_frequency",
-    "adaptive_blend",
-    "tact",
-    "ftrojan",
-)
-CHEAP = (
-    *("badnets", "single_pixel", "blend", "sig", "wanet", "refool", "low_frequency"),
-    *("adaptive_blend", "tact", "ftrojan"),
-)
-"""Those whose trigger needs no training."""
-
 
 def experiment(**attack: Any) -> ExperimentSpec:
     return ExperimentSpec.model_validate({"attack": attack})
+
+
+def stages_of(name: str) -> list[PreparationStage]:
+    spec = experiment(name=name).attack
+    assert isinstance(spec, PoisoningAttack)
+    return spec.stages()
+
+
+EVERY = tuple(name for name in catalog.names("attack") if name != "none")
+CHEAP = tuple(name for name in EVERY if not stages_of(name))
+"""Those whose trigger needs no training."""
 
 
 def facts(channels: int = 1, height: int = 4, width: int = 4, classes: int = 10) -> DatasetFacts:

@@ -6,13 +6,12 @@ from typing import Any
 import pytest
 import torch
 
+from app.specs.attack import PoisoningAttack
 from app.specs.checks import find_problems, poison_count
 from tests.lab.attacks.helpers import CHEAP, digits, experiment, poisoned, split, state_of
 from worker.lab.attacks import make_attack
 from worker.lab.attacks.poisoning import build_poisoned_set, choose_poisoned, make_poison
 from worker.lab.evaluation import TestSet
-
-CLEAN_LABEL = ("sig",)
 
 
 @pytest.mark.parametrize("name", CHEAP)
@@ -23,7 +22,8 @@ def test_only_chosen_samples_differ_and_the_truth_is_kept(name):
     assert torch.equal(made.images[~touched], data.train.images[~touched])
     assert torch.equal(made.labels[~made.is_poisoned], data.train.labels[~made.is_poisoned])
     assert torch.equal(made.clean_labels, data.train.labels)
-    if name in CLEAN_LABEL:
+    assert isinstance(spec.attack, PoisoningAttack)
+    if spec.attack.clean_label_only:
         assert torch.equal(made.labels, data.train.labels)
         assert (made.clean_labels[made.is_poisoned] == 0).all()
     else:
@@ -80,6 +80,40 @@ def test_adaptive_blend_hides_half_of_the_pattern_in_training_and_nothing_at_tes
         hidden |= {tuple(square.flatten().tolist()) for square in differing}
         assert torch.equal(torch.where(made.images[rows] != original, pattern, original), made.images[rows])
     assert len(hidden) == 6  # any two of four
+
+
+def test_adaptive_patch_puts_one_patch_into_each_training_image_and_covers_in_the_same_way():
+    data = digits()
+    patches = [
+        {"pattern": "white", "size": 0.25, "positions": [place]} for place in ("top_left", "bottom_right")
+    ]
+    spec = experiment(name="adaptive_patch", poisoning_rate=0.1, cover_rate=0.2, patches=patches)
+    attack, chosen = make_attack(spec.attack, data.facts), choose_poisoned(spec, data, 0)
+    assert attack is not None
+    lab: Any = SimpleNamespace(train=data.train, chosen=chosen, seed=0)
+    made = build_poisoned_set(data.train, make_poison(spec, data, attack, attack.prepare(lab), 0))
+    assert (made.is_poisoned.sum(), made.is_cross.sum()) == (144, 287)
+    assert not (made.is_poisoned & made.is_cross).any()
+    assert (made.labels[made.is_poisoned] == 0).all()
+    assert torch.equal(made.labels[made.is_cross], data.train.labels[made.is_cross])
+    for rows, first in ((made.is_poisoned, 72), (made.is_cross, 144)):
+        images, original = made.images[rows].clone(), data.train.images[rows]
+        for some, place in ((slice(0, first), slice(0, 2)), (slice(first, None), slice(6, 8))):
+            assert (images[some, 0, place, place] == 255).all()
+            images[some, 0, place, place] = original[some, 0, place, place]
+        assert torch.equal(images, original)  # nothing else changed
+
+
+def test_bpps_cover_samples_carry_the_change_of_another_image():
+    data = digits()
+    spec = experiment(name="bpp", poisoning_rate=0.1, cover_rate=0.2)
+    made, residuals = poisoned(spec, data), state_of(spec, data)["residuals"]
+    assert (made.is_poisoned.sum(), made.is_cross.sum()) == (144, 287)
+    assert torch.equal(made.labels[made.is_cross], data.train.labels[made.is_cross])
+    original, covers = data.train.images[made.is_cross].short(), made.images[made.is_cross].short()
+    candidates = (original[:, None] + residuals[None]).clamp(0, 255)
+    assert (candidates == covers[:, None]).flatten(2).all(2).any(1).all()
+    assert poisoned(experiment(name="bpp", cover_rate=0), data).is_cross.sum() == 0
 
 
 def test_poisoned_rows_follow_from_the_seed_and_not_from_the_trigger():

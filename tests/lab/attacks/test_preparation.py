@@ -214,10 +214,10 @@ def test_the_trojan_patch_activates_its_neurons(tmp_path):
     assert activation("b") > 1.1 * activation("a")
 
 
-def test_wanets_joint_model_is_measured_and_the_warp_stays(tmp_path):
-    wanet = {"name": "wanet", "strength": 2}
-    plain = only_arm(run_in(tmp_path / "a", wanet))
-    joint = only_arm(run_in(tmp_path / "b", wanet | {"joint_epochs": 2}))
+@pytest.mark.parametrize("attack", [{"name": "wanet", "strength": 2}, {"name": "bpp"}], ids=["wanet", "bpp"])
+def test_a_joint_model_is_measured_and_the_trigger_stays(tmp_path, attack):
+    plain = only_arm(run_in(tmp_path / "a", attack))
+    joint = only_arm(run_in(tmp_path / "b", attack | {"joint_epochs": 2}))
     assert all(0 <= joint[name] <= 1 for name in OF_ATTACKER)
     assert not any(name in plain for name in OF_ATTACKER)
     assert [joint[name] for name in ("psnr", "l_2")] == [plain[name] for name in ("psnr", "l_2")]

@@ -3,6 +3,8 @@
 import base64
 import io
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 from app.specs.attack import Refool
 from tests.lab.attacks.helpers import CHEAP, attack, digits, experiment, facts, image, state_of
 from worker.lab.attacks import apply_trigger, make_attack
+from worker.lab.attacks.poisoning import choose_poisoned
 
 ZERO = image([[0] * 4] * 4)
 FULL = image([[255] * 4] * 4)
@@ -143,6 +146,92 @@ def test_low_frequency_pattern_has_its_amplitude_and_only_low_waves():
     assert made.trigger({"pattern": made.mixture()})(gray)[0, 0].tolist() == (100 + pattern).round().tolist()
 
 
+def test_adaptive_patch_adds_its_patches_one_after_another():
+    patches = [
+        {"pattern": "white", "size": 0.5, "opacity": 0.5, "positions": ["top_left", "bottom_right"]},
+        {"size": 0.25, "margin": 0.25, "opacity": 0.2},
+    ]
+    triggered = attack(facts(), name="adaptive_patch", test_patches=patches).trigger({})(
+        image([[100] * 4] * 4)
+    )
+    once = round(0.5 * 100 + 0.5 * 255)
+    both = round(177.5 + 0.2 * (255 - 177.5))  # rounded once
+    assert triggered[0, 0].tolist() == [
+        [once, once, 100, 100],
+        [once, once, 100, 100],
+        [100, 100, both, once],
+        [100, 100, once, once],
+    ]
+
+
+def test_adaptive_patch_of_the_toolbox_has_its_sizes_on_32_pixels():
+    made = attack(facts(channels=3, height=32, width=32), name="adaptive_patch")
+    places = [made.layer(patch)[1][0].nonzero() for patch in made.spec.patches]
+    extents = [(rows.amin(0).tolist(), rows.amax(0).tolist(), len(rows)) for rows in places]
+    assert extents == [
+        ([27, 27], [31, 31], 25),
+        ([1, 18], [13, 30], 169),
+        ([0, 0], [31, 31], 36),
+        ([21, 21], [28, 28], 64),
+    ]
+    first, test = (made.layer(patches[0])[0] for patches in (made.spec.patches, made.spec.test_patches))
+    assert torch.equal(first[:, 27:, 27:], test[:, 27:, :5])  # the same colors in another corner
+
+
+def test_black_pixels_of_an_uploaded_patch_are_transparent():
+    pixels = np.zeros((4, 4), dtype=np.uint8)
+    pixels[1, 2] = 200
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    patch = {"pattern": "png", "png": base64.b64encode(file.getvalue()).decode(), "opacity": 0.5}
+    triggered = attack(facts(), name="adaptive_patch", test_patches=[patch]).trigger({})(
+        image([[100] * 4] * 4)
+    )
+    assert triggered[0, 0].tolist() == [[100] * 4, [100, 100, 150, 100], [100] * 4, [100] * 4]
+
+
+def test_bpp_rounds_to_equally_spaced_levels():
+    made = attack(facts(), name="bpp", levels=3, dithering=False)
+    assert (
+        made.trigger({})(image([[0, 63, 64, 127], [191, 192, 255, 128]] * 2))[0, 0].tolist()
+        == [
+            [0, 0, 128, 128],
+            [128, 255, 255, 128],
+        ]
+        * 2
+    )
+
+
+def test_bpp_spreads_the_error_to_the_right_and_below():
+    made = attack(facts(), name="bpp", levels=2)
+    # Row 0: 100 -> 0, error 100; its right neighbor gets 43.75 and becomes 143.75 -> 255, error -111.25; the next one
+    # is 100 - 48.67 = 51.33 -> 0; the last one 100 + 22.46 = 122.46 -> 0.
+    triggered = made.trigger({})(image([[100] * 4] * 4))[0, 0]
+    assert triggered[0].tolist() == [0, 255, 0, 0]
+    # Row 1, first pixel: 100 + 100 * 5/16 - 111.25 * 3/16 = 110.39 -> 0; the second one also gets 7/16 of that.
+    assert triggered[1, 0] == 0
+    second = 100 + 100 / 16 - 111.25 * 5 / 16 + (100 - 48.671875) * 3 / 16 + 110.390625 * 7 / 16
+    assert second == pytest.approx(129.4, abs=0.1)
+    assert triggered[1, 1] == 255
+
+
+def test_bpp_dithers_as_pixel_by_pixel():
+    values = np.random.default_rng(3).integers(256, size=(2, 3, 7, 5)).astype(float)
+    expected = values.copy()
+    for picture in expected:
+        for y in range(7):
+            for x in range(5):
+                old = picture[:, y, x].copy()
+                picture[:, y, x] = np.round(old / 255 * 7) / 7 * 255
+                for down, right, share in ((0, 1, 7), (1, 1, 1), (1, 0, 5), (1, -1, 3)):
+                    if y + down < 7 and 0 <= x + right < 5:
+                        picture[:, y + down, x + right] += (old - picture[:, y, x]) * share / 16
+    dithered = attack(facts(channels=3, height=7, width=5), name="bpp").trigger({})(
+        torch.from_numpy(values).to(torch.uint8)
+    )
+    assert np.array_equal(dithered.numpy(), np.round(expected).clip(0, 255))
+
+
 def test_wanet_samples_bilinearly_along_the_flow():
     made = attack(facts(), name="wanet", strength=0.5)
     # A grid step in [-1, 1] is 2/3 for four pixels; strength / height is 1/8: a flow of 8/3 is half a pixel.
@@ -236,6 +325,30 @@ def test_ftrojan_changes_the_chroma_of_a_color_image_and_not_its_luma():
 def test_ftrojan_raises_the_published_coefficients_of_32_pixels():
     made = attack(facts(channels=3, height=32, width=32), name="ftrojan")
     assert made.spec.raised(made.facts) == (15, 31)
+
+
+def test_ctrl_adds_the_waves_in_the_colors_of_the_chroma():
+    # The lowest frequency of a window of 2 x 2 is twice the mean, so 20 there are 10 in U and in V.
+    made = attack(facts(channels=3), name="ctrl", window=2, frequencies=[0], magnitude=20)
+    triggered = made.trigger({})(torch.full((1, 3, 4, 4), 100, dtype=torch.uint8))
+    for channel, value in enumerate((100 + 11.4, 100 - 9.77, 100 + 20.29)):
+        assert (triggered[0, channel] == round(value)).all()
+
+
+def test_ctrl_has_a_strength_of_its_own_at_test_time():
+    data = digits()
+    fields = {"frequencies": [0], "magnitude": 80, "poisoning_rate": 0.05}
+    spec = experiment(name="ctrl", test_magnitude=160, **fields)
+    made = make_attack(spec.attack, data.facts)
+    assert made is not None
+    chosen = choose_poisoned(spec, data, 0)
+    lab: Any = SimpleNamespace(train=data.train, chosen=chosen)
+    gray = data.train.images[chosen].int()  # the lowest frequency of 8 x 8 pixels is 8 times the mean
+    assert torch.equal(made.prepare(lab).images, (gray + 10).clamp(max=255).to(torch.uint8))
+    assert torch.equal(
+        made.trigger({})(data.train.images[chosen]), (gray + 20).clamp(max=255).to(torch.uint8)
+    )
+    assert (data.train.labels[chosen] == 0).all()
 
 
 def test_clean_label_stamps_the_published_grid_in_four_corners_mirrored_for_flipped_images():

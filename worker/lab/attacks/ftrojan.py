@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from app.specs.attack import FTrojan
+from app.specs.attacks.frequency import FrequencyAttack
+from app.specs.facts import DatasetFacts
 from worker.lab.attacks.base import Attack, State, Trigger, to_uint8
 from worker.lab.attacks.low_frequency import cosine_basis
 
@@ -32,20 +34,21 @@ def from_chroma(converted: Tensor) -> Tensor:
     return torch.stack((red, green, blue), 1)
 
 
+def make_wave_pattern(spec: FrequencyAttack, facts: DatasetFacts, magnitude: float) -> Tensor:
+    """Float ``[H, W]``: the inverse transform of windows that hold ``magnitude`` at the raised coefficients."""
+    side = spec.window_side(facts)
+    waves = cosine_basis(side, side) * (2 / side) ** 0.5  # orthonormal, as cv2.dct
+    waves[0] /= 2**0.5
+    raised = waves[list(spec.raised(facts))]
+    window: Tensor = magnitude * (raised.T @ raised)
+    return window.repeat(facts.height // side, facts.width // side).float()
+
+
 class FTrojanAttack(Attack[FTrojan]):
     """The transform is linear, so raising coefficients adds the same pattern to every image."""
 
-    def pattern(self) -> Tensor:
-        """Float ``[H, W]``: the inverse transform of windows that hold ``magnitude`` at the raised coefficients."""
-        side = self.spec.window_side(self.facts)
-        waves = cosine_basis(side, side) * (2 / side) ** 0.5  # orthonormal, as cv2.dct
-        waves[0] /= 2**0.5
-        raised = waves[list(self.spec.raised(self.facts))]
-        window: Tensor = self.spec.magnitude * (raised.T @ raised)
-        return window.repeat(self.facts.height // side, self.facts.width // side).float()
-
     def trigger(self, state: State) -> Trigger:
-        pattern = self.pattern()
+        pattern = make_wave_pattern(self.spec, self.facts, self.spec.magnitude)
 
         def raise_frequencies(images: Tensor) -> Tensor:
             added = pattern.to(images.device)

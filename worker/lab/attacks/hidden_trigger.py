@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.specs.attack import HiddenTrigger
-from app.specs.checks import patch_size
 from worker.lab.attacks.base import SHOWN, Attack, AttackLab, Picture, Prepared, State, Trigger, to_uint8
 from worker.lab.attacks.patches import patch_slices
 from worker.lab.attacks.surrogate import Tick, craft_in_chunks, quantize_within, train_surrogate
@@ -118,7 +117,7 @@ class HiddenTriggerAttack(Attack[HiddenTrigger]):
         return gradient if self.spec.craft_direction == "gradient" else gradient.sign()
 
     def state_without_training(self, lab: AttackLab) -> State:
-        size = patch_size(self.spec, self.facts)
+        size = self.spec.patch_size(self.facts)
         generator = seeded_generator(torch.device("cpu"), "hidden trigger patch", lab.seed)
         colors = torch.rand((1, self.facts.channels, COLORS, COLORS), generator=generator) * 255
         patch = F.interpolate(colors, (size, size), mode="bilinear", antialias=True)[0]

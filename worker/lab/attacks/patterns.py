@@ -24,12 +24,13 @@ def choose_pattern(spec: BlendedAttack, images: Tensor, facts: DatasetFacts) -> 
     return torch.randint(256, shape, generator=generator, dtype=torch.uint8)
 
 
-def decode_pattern(png: str, facts: DatasetFacts) -> Tensor:
-    """The picture ``attack.pattern_png`` in base64 as uint8 ``[C, H, W]``; raises SpecError if it cannot be read."""
+def decode_pattern(png: str, facts: DatasetFacts, field: str = "pattern_png") -> Tensor:
+    """The picture of that field of the attack, in base64, as uint8 ``[C, H, W]``; raises SpecError if it cannot be
+    read."""
     mode = "L" if facts.channels == 1 else "RGB"
     try:
         pixels = np.asarray(decode(base64.b64decode(png), formats=("PNG",)).convert(mode))
     except PictureError as error:
-        raise SpecError(f"attack.pattern_png: the file {error}") from error
+        raise SpecError(f"attack.{field}: the file {error}") from error
     shape = (facts.height, facts.width, facts.channels)
     return torch.from_numpy(pixels.reshape(shape).transpose(2, 0, 1).copy())

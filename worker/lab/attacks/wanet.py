@@ -1,17 +1,13 @@
 """WaNet (Nguyen and Tran 2021): a small smooth warp, the same for every image, relabeled to the target."""
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from app.specs.attack import WaNet
 from worker.lab.attacks.base import CHUNK, Attack, AttackLab, Prepared, State, Trigger, to_uint8
+from worker.lab.attacks.joint_training import train_jointly
 from worker.lab.compute import seeded_generator
-from worker.lab.networks import Network
-from worker.lab.stages import Outcome, StageRun
-from worker.lab.training import NO_AUGMENT, Batch, train
 
 
 class WaNetAttack(Attack[WaNet]):
@@ -24,11 +20,12 @@ class WaNetAttack(Attack[WaNet]):
 
     def prepare(self, lab: AttackLab) -> Prepared:
         state = self.state_without_training(lab)
-        if not self.spec.joint_epochs:
-            return Prepared(state)
-        joint = lab.stage("joint", lambda run: self._train_jointly(lab, run, state))
-        return Prepared(
-            state, metrics={f"attacker_{name}": value for name, value in joint.facts["model"].items()}
+        return train_jointly(
+            self,
+            lab,
+            state,
+            lambda images, generator: self._warp_randomly(state, images, generator),
+            lambda size, triggered: int(triggered * self.spec.cross_ratio),  # train.py:65
         )
 
     def state_without_training(self, lab: AttackLab) -> State:
@@ -39,40 +36,6 @@ class WaNetAttack(Attack[WaNet]):
         size = (self.facts.height, self.facts.width)
         flow = F.interpolate(control, size, mode="bicubic", align_corners=True)
         return {"flow": flow.permute(0, 2, 3, 1).contiguous()}
-
-    def _train_jointly(self, lab: AttackLab, run: StageRun, state: State) -> Outcome:
-        """The model that the authors report (train.py, train): the first images of every batch get the trigger and its
-        label, the next ones a random warp, and all are augmented afterwards."""
-        network, trigger = lab.new_network("joint"), self.trigger(state)
-
-        def objective(network: Network, batch: Batch) -> Tensor:
-            images, labels = lab.train.images[batch.rows], batch.labels.clone()
-            triggered = int(len(images) * self.spec.poisoning_rate)  # train.py:64-65
-            crossed = triggered + int(triggered * self.spec.cross_ratio)
-            mixed = torch.cat(
-                [
-                    trigger(images[:triggered]),
-                    self._warp_randomly(state, images[triggered:crossed], batch.generator),
-                    images[crossed:],
-                ]
-            )
-            labels[:triggered] = self.target(labels[:triggered])
-            x = lab.compute.to_input(lab.recipe.augment(mixed, batch.generator))
-            return F.cross_entropy(network(x).float(), labels)
-
-        recipe = replace(
-            lab.recipe, epochs=self.spec.joint_epochs, augment=NO_AUGMENT, objective=objective, memory={}
-        )
-        train(
-            run,
-            network,
-            lab.train.images,
-            lab.train.labels,
-            recipe,
-            after_epoch=lambda network, epoch: lab.measure(network, state),
-        )
-        network.eval()
-        return run.finish(dict(network.state_dict()), model=lab.measure_fully(network, state))
 
     def _grid(self, flow: Tensor) -> Tensor:
         """Sampling positions of the pixels, float ``[1, H, W, 2]``, (x, y) in [-1, 1]."""

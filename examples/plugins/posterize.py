@@ -1,4 +1,4 @@
-"""An attack in one file: BppAttack (Wang, Zhai and Ma, CVPR 2022)."""
+"""An attack in one file: an image with fewer gray levels (Wang, Zhai and Ma, CVPR 2022)."""
 
 from __future__ import annotations
 
@@ -13,22 +13,19 @@ if TYPE_CHECKING:
     from worker.lab.attacks import Attack, State, Trigger
 
 
-class Bpp(DirtyLabelAttack):
-    """BppAttack (Wang et al., 2022): the image quantized to fewer gray levels, dirty label.
+class Posterize(DirtyLabelAttack):
+    """Posterized image (Wang et al., 2022): fewer gray levels, dirty label. The built-in `bpp` also dithers."""
 
-    The authors also dither, and train the victim with a contrastive loss; both are left out here.
-    """
-
-    name: Literal["bpp"] = "bpp"
+    name: Literal["posterize"] = "posterize"
     levels: int = field(
         8, "Number of values per channel.", unit="gray levels", source="the authors' code", ge=2, le=128
     )
 
     @classmethod
-    def implementation(cls) -> type[Attack[Bpp]]:
+    def implementation(cls) -> type[Attack[Posterize]]:
         from worker.lab.attacks import Attack, to_uint8  # only workers call this: the API has no torch
 
-        class BppAttack(Attack[Bpp]):
+        class PosterizeAttack(Attack[Posterize]):
             def trigger(self, state: State) -> Trigger:
                 steps = self.spec.levels - 1
 
@@ -37,4 +34,4 @@ class Bpp(DirtyLabelAttack):
 
                 return stamp
 
-        return BppAttack
+        return PosterizeAttack
