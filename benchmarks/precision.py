@@ -1,7 +1,7 @@
 """float32 beside bfloat16 for every attack, undefended: clean accuracy, attack success, and seconds of training.
 
-``python benchmarks/precision.py`` writes docs/results/precision.md, on a processor with native bfloat16; half an hour on
-one core. It is why ``precision: auto`` chooses bfloat16 on such processors. CIFAR-10 must be under var/data. Finished
+``python benchmarks/precision.py`` writes docs/results/precision.md, on a processor with native bfloat16; an hour
+on one core. It is why ``precision: auto`` chooses bfloat16 on such processors. CIFAR-10 must be under var/data. Finished
 stages are cached under var/, so that it can be interrupted.
 """
 
@@ -17,9 +17,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from _heading import making
 
+from app.data.catalog import service as catalog
 from app.specs.experiment import ExperimentSpec
 from app.specs.metrics import format_interval, summarize
-from worker.lab.attacks import ATTACKS
 from worker.lab.compute import has_native_bfloat16
 from worker.lab.experiment import run_experiment
 from worker.lab.local import FolderRecorder, FolderStore
@@ -39,8 +39,8 @@ CHANGED: dict[str, dict[str, Any]] = {
     "sig": {"poisoning_rate": 0.5},
 }
 """Fields that differ from the defaults: what carries an attack on a tenth of the set, or shortens its preparation."""
-SKIPPED = {"poison_frogs": "its success is 0 or 1, for one image"}
-NAMES = [name for spec in ATTACKS if (name := spec.model_fields["name"].default) not in SKIPPED]
+SKIPPED = {"poison_frogs": "its success is 0 or 1, for one image", "given": "it has no set of its own"}
+NAMES = [name for name in catalog.names("attack") if name not in SKIPPED and name != "none"]
 HEAD = """# Precision: float32 beside bfloat16
 
 Whether `precision: auto` may choose bfloat16 on processors that have its arithmetic (AVX512_BF16, AMX). Measured with
