@@ -69,6 +69,7 @@ ATTACKS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("ftrojan", {}, {}),
     ("ctrl", {}, {}),
     ("ctrl", {"preset": "benchmark"}, {}),
+    ("narcissus", {"surrogate_epochs": 20}, {}),
 )
 HEAD = """# Attacks on 10,000 images of CIFAR-10
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from app.specs.attacks.base import PoisoningAttack, PreparationStage, SurrogateAttack
-from app.specs.attacks.clean_label import CleanLabel, HiddenTrigger, PoisonFrogs
+from app.specs.attacks.clean_label import CleanLabel, HiddenTrigger, Narcissus, PoisonFrogs
 from app.specs.attacks.covered import AdaptiveBlend, AdaptivePatch, Tact
 from app.specs.attacks.dynamic import Bpp, InputAware, WaNet
 from app.specs.attacks.frequency import Ctrl, FTrojan
@@ -27,6 +27,7 @@ __all__ = [
     "HiddenTrigger",
     "InputAware",
     "LowFrequency",
+    "Narcissus",
     "NoAttack",
     "PoisonFrogs",
     "PoisoningAttack",
@@ -67,6 +68,7 @@ _BUILT_IN = (
     | Tact
     | FTrojan
     | Ctrl
+    | Narcissus
 )
 if TYPE_CHECKING:
     AttackSpec = _BUILT_IN

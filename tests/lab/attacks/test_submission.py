@@ -73,6 +73,7 @@ def test_every_preset_of_an_attack_runs_on_cifar10_and_sets_other_fields_than_th
         ({"name": "ftrojan", "frequencies": [8]}, "attack.frequencies"),
         ({"name": "ctrl", "frequencies": [8]}, "attack.frequencies"),
         ({"name": "ctrl", "poisoning_rate": 0.2}, "attack.poisoning_rate"),
+        ({"name": "narcissus", "poisoning_rate": 0.2}, "attack.poisoning_rate"),
         ({"name": "single_pixel", "column": -9}, "attack.column"),
         ({"name": "single_pixel", "value": [1, 2, 3]}, "attack.value"),
         ({"name": "single_pixel", "preset": "authors", "row": 0, "column": 0}, "attack.value"),
