@@ -9,6 +9,7 @@ from app.specs.attacks.clean_label import CleanLabel, HiddenTrigger, Narcissus, 
 from app.specs.attacks.covered import AdaptiveBlend, AdaptivePatch, Tact
 from app.specs.attacks.dynamic import Bpp, InputAware, WaNet
 from app.specs.attacks.frequency import Ctrl, FTrojan
+from app.specs.attacks.gradient_matching import SleeperAgent, WitchesBrew
 from app.specs.attacks.patches import BadNets, SinglePixel, Trojan
 from app.specs.attacks.whole_image import Blend, LowFrequency, Refool, Sig
 from app.specs.base import Spec
@@ -35,10 +36,12 @@ __all__ = [
     "Refool",
     "Sig",
     "SinglePixel",
+    "SleeperAgent",
     "SurrogateAttack",
     "Tact",
     "Trojan",
     "WaNet",
+    "WitchesBrew",
 ]
 
 
@@ -69,6 +72,8 @@ _BUILT_IN = (
     | FTrojan
     | Ctrl
     | Narcissus
+    | WitchesBrew
+    | SleeperAgent
 )
 if TYPE_CHECKING:
     AttackSpec = _BUILT_IN

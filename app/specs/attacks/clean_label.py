@@ -161,7 +161,7 @@ class CleanLabel(CleanLabelAttack, SurrogateAttack):
             yield "size", self.size, f"at most {most} pixels, so that the corners fit"
 
 
-class HiddenTrigger(SquarePatchAttack, CleanLabelAttack, SurrogateAttack):
+class HiddenTrigger(CleanLabelAttack, SurrogateAttack, SquarePatchAttack):
     """Hidden trigger (Saha et al., 2020): target-class images with the features of triggered images.
 
     Each poisoned image is a target-class image, changed by at most craft_epsilon, that is close to an image of another

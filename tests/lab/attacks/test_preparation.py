@@ -293,6 +293,9 @@ class StopsLater(FolderRecorder):
         (CLEAN_LABEL[0], 8),  # in the surrogate's adversarial training
         ({"name": "hidden_trigger", "craft_steps": 9} | QUICK, 18),  # while poisons are crafted
         ({"name": "narcissus", "pattern_steps": 220} | QUICK, 120),  # while the pattern is optimized
+        # In the second restart, and on the poison of a retrained surrogate.
+        ({"name": "witches_brew", "craft_restarts": 2, "craft_steps": 4} | QUICK, 18),
+        ({"name": "sleeper_agent", "size": 3, "craft_retrainings": 1, "craft_steps": 6} | QUICK, 33),
     ],
 )
 def test_an_interrupted_preparation_ends_in_the_same_poison(tmp_path, generated, attack, batches):
@@ -368,8 +371,10 @@ def test_previews_need_a_trigger_without_training(tmp_path):
         {"name": "blend"},
     ):
         assert previewed(tmp_path, **attack).startswith(b"\x89PNG")
-    for name in ("input_aware", "trojan"):
+    assert previewed(tmp_path, name="sleeper_agent", size=3, poisoning_rate=0.01).startswith(b"\x89PNG")
+    for name in ("input_aware", "trojan", "narcissus"):
         with pytest.raises(SpecError, match=r"attack\.name.*trained"):
             previewed(tmp_path, name=name)
-    with pytest.raises(SpecError, match=r"attack\.name.*no trigger"):
-        previewed(tmp_path, name="poison_frogs")
+    for name in ("poison_frogs", "witches_brew"):
+        with pytest.raises(SpecError, match=r"attack\.name.*no trigger"):
+            previewed(tmp_path, name=name)
