@@ -31,8 +31,11 @@ FINE_TUNED = {"start": "surrogate"}
 """The setting of hidden trigger and Poison Frogs: the victim is fine-tuned from the attacker's surrogate."""
 HIDDEN = {"size": 12, "poisoning_rate": 1.0, "surrogate_epochs": 20, "craft_steps": 100}
 FROGS = {"poisoning_rate": 0.5, "surrogate_epochs": 20}
+BREW = {"preset": "one_restart", "surrogate_epochs": 20}
+ONE_IMAGE: dict[str, dict[str, Any]] = {"poison_frogs": FROGS, "witches_brew": BREW}
+"""Attacks on a single test image, and their fields."""
 TARGET_IMAGES = range(150, 1650, 150)
-"""Test images, none of them of the target class, that Poison Frogs attacks one by one."""
+"""Test images, none of them of the target class, that these attack one by one."""
 
 PUBLISHED = {
     cell.attack: f"{100 * cell.clean_accuracy:.1f} / {100 * cell.attack_success_rate:.1f}"
@@ -69,6 +72,9 @@ ATTACKS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("ftrojan", {}, {}),
     ("ctrl", {}, {}),
     ("ctrl", {"preset": "benchmark"}, {}),
+    ("narcissus", {"surrogate_epochs": 20}, {}),
+    ("sleeper_agent", {"surrogate_epochs": 20}, {}),
+    *(("witches_brew", {**BREW, "target_image": index}, {}) for index in TARGET_IMAGES),
 )
 HEAD = """# Attacks on 10,000 images of CIFAR-10
 
@@ -139,13 +145,14 @@ def write(results: list[dict[str, list[dict[str, Any]]]], seeds: list[int]) -> N
         clean=cell(results[0]["clean"], "clean_accuracy"),
     )
     rows = list(zip(ATTACKS, results, strict=False))
-    frogs = [answer for (name, _, _), answer in rows if name == "poison_frogs"]
-    others = [(name, fields, answer) for (name, fields, _), answer in rows if name != "poison_frogs"]
+    others = [(name, fields, answer) for (name, fields, _), answer in rows if name not in ONE_IMAGE]
     for name, fields, answer in others:
         changed = ", ".join(f"{key} {value}" for key, value in fields.items()) or "none"
         cells = " | ".join(cell(answer["undefended"], metric) for metric in COLUMNS)
         text += f"| {name} | {changed} | {cells} | {PUBLISHED.get(name, '-')} |\n"
-    text += hits(frogs) if len(frogs) == len(TARGET_IMAGES) else ""
+    for name in ONE_IMAGE:
+        answers = [answer for (attack, _, _), answer in rows if attack == name]
+        text += hits(name, answers) if len(answers) == len(TARGET_IMAGES) else ""
     text += STEALTH_HEAD
     for name, _, answer in others:
         cells = " | ".join(mean(answer["undefended"], metric) for metric in STEALTH)
@@ -154,16 +161,16 @@ def write(results: list[dict[str, list[dict[str, Any]]]], seeds: list[int]) -> N
     TABLE.write_text(text)
 
 
-def hits(frogs: list[dict[str, list[dict[str, Any]]]]) -> str:
-    """A sentence on how many of the target images of Poison Frogs are misclassified as the target class."""
+def hits(name: str, answers: list[dict[str, list[dict[str, Any]]]]) -> str:
+    """A sentence on how many of the target images of an attack are misclassified as the target class."""
     poisoned, clean = (
-        sum(seed["target_image_hit"] for answer in frogs for seed in answer[arm])
+        sum(seed["target_image_hit"] for answer in answers for seed in answer[arm])
         for arm in ("undefended", "clean")
     )
-    accuracies = [seed["clean_accuracy"] for answer in frogs for seed in answer["undefended"]]
-    changed = ", ".join(f"{key} {value}" for key, value in FROGS.items())
+    accuracies = [seed["clean_accuracy"] for answer in answers for seed in answer["undefended"]]
+    changed = ", ".join(f"{key} {value}" for key, value in ONE_IMAGE[name].items())
     return (
-        f"\n`poison_frogs` ({changed}) attacks one test image at a time: test images "
+        f"\n`{name}` ({changed}) attacks one test image at a time: test images "
         f"{', '.join(map(str, TARGET_IMAGES))}. {poisoned:.0f} of {len(accuracies)} are given the target class, and "
         f"{clean:.0f} by the model without poison. Its clean accuracy is {100 * min(accuracies):.1f} to "
         f"{100 * max(accuracies):.1f}.\n"

@@ -44,6 +44,9 @@ CHANGED: dict[str, dict[str, Any]] = {
     "clean_label": SURROGATE,
     "hidden_trigger": {**SURROGATE, "craft_steps": 300},
     "poison_frogs": {**SURROGATE, "poisoning_rate": 0.1},
+    "narcissus": {**SURROGATE, "pattern_steps": 300, "poisoning_rate": 0.01},
+    "witches_brew": {**SURROGATE, "preset": "one_restart", "craft_steps": 100},
+    "sleeper_agent": {**SURROGATE, "craft_retrainings": 1, "craft_steps": 100},
     "adaptive_blend": {"poisoning_rate": 0.01},
     "adaptive_patch": {"poisoning_rate": 0.01},
 }

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from app.specs.attacks.base import PoisoningAttack, PreparationStage, SurrogateAttack
-from app.specs.attacks.clean_label import CleanLabel, HiddenTrigger, PoisonFrogs
+from app.specs.attacks.clean_label import CleanLabel, HiddenTrigger, Narcissus, PoisonFrogs
 from app.specs.attacks.covered import AdaptiveBlend, AdaptivePatch, Tact
 from app.specs.attacks.dynamic import Bpp, InputAware, WaNet
 from app.specs.attacks.frequency import Ctrl, FTrojan
+from app.specs.attacks.gradient_matching import SleeperAgent, WitchesBrew
 from app.specs.attacks.patches import BadNets, SinglePixel, Trojan
 from app.specs.attacks.whole_image import Blend, LowFrequency, Refool, Sig
 from app.specs.base import Spec
@@ -27,6 +28,7 @@ __all__ = [
     "HiddenTrigger",
     "InputAware",
     "LowFrequency",
+    "Narcissus",
     "NoAttack",
     "PoisonFrogs",
     "PoisoningAttack",
@@ -34,10 +36,12 @@ __all__ = [
     "Refool",
     "Sig",
     "SinglePixel",
+    "SleeperAgent",
     "SurrogateAttack",
     "Tact",
     "Trojan",
     "WaNet",
+    "WitchesBrew",
 ]
 
 
@@ -67,6 +71,9 @@ _BUILT_IN = (
     | Tact
     | FTrojan
     | Ctrl
+    | Narcissus
+    | WitchesBrew
+    | SleeperAgent
 )
 if TYPE_CHECKING:
     AttackSpec = _BUILT_IN

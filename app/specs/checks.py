@@ -172,6 +172,12 @@ def _attack_problems(spec: ExperimentSpec, attack: PoisoningAttack, facts: Datas
             yield Problem("attack.target_class", target, f"0, {reason}")
         if attack.share_of_target_class:
             yield Problem("attack.rate_of", "target_class", f"training_set, {reason}")
+    traits = spec.model.traits(min(facts.height, facts.width))
+    if attack.needs_gradients and not traits.gradients:
+        allowed = (
+            f"an attack that does not match gradients: those of {spec.model.label} cannot be differentiated"
+        )
+        yield Problem("attack.name", spec.attack.name, allowed)
     unfit = [Problem(f"attack.{name}", value, allowed) for name, value, allowed in attack.unfit(facts)]
     if not unfit:  # fields that do not fit may name classes that do not exist
         yield from _count_problems(spec, attack, facts)

@@ -27,6 +27,8 @@ class PreparationStage(NamedTuple):
 class PoisoningAttack(PresetSpec):
     """Base class of all attacks."""
 
+    needs_gradients: ClassVar[bool] = False
+    """Whether it differentiates gradients of a network of the victim's architecture."""
     cross_field: ClassVar[str] = "cover_rate"
     """The field that `cross_share` follows from, in attacks with cross samples."""
     target_class: int = field(

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from app.specs.attacks.base import (
+    RATE_OF,
     CleanLabelAttack,
     Position,
     PreparationStage,
+    RateOf,
     SquarePatchAttack,
     SurrogateAttack,
 )
@@ -17,6 +19,8 @@ HIDDEN_CODE = "github.com/UMBCvision/Hidden-Trigger-Backdoor-Attacks, generate_p
 FROGS_CODE = (
     "github.com/ashafahi/inceptionv3-transferLearn-poison, util_one_shot_kill_attack.py and main_oneShot.py"
 )
+
+NARCISSUS_CODE = "github.com/ruoxi-jia-group/Narcissus, Narcissus.ipynb"
 
 CONSISTENT_CODE = "github.com/MadryLab/label-consistent-backdoor-code, config.json and poison_attack.py"
 CONSISTENT_BENCHMARK = "github.com/SCLBD/BackdoorBench, attack/lc.py and config/attack/lc"
@@ -157,7 +161,7 @@ class CleanLabel(CleanLabelAttack, SurrogateAttack):
             yield "size", self.size, f"at most {most} pixels, so that the corners fit"
 
 
-class HiddenTrigger(SquarePatchAttack, CleanLabelAttack, SurrogateAttack):
+class HiddenTrigger(CleanLabelAttack, SurrogateAttack, SquarePatchAttack):
     """Hidden trigger (Saha et al., 2020): target-class images with the features of triggered images.
 
     Each poisoned image is a target-class image, changed by at most craft_epsilon, that is close to an image of another
@@ -327,3 +331,69 @@ class PoisonFrogs(CleanLabelAttack, SurrogateAttack):
     def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
         if self.target_image is not None and self.target_image >= facts.test_size:
             yield "target_image", self.target_image, f"0 to {facts.test_size - 1}, a test image"
+
+
+_NARCISSUS_PRESETS = {
+    "recommended": Preset(
+        "the authors' attack with fewer steps, which suffice on small sets.", "chosen here", {}
+    ),
+    "authors": Preset(
+        "the steps of the authors' notebook: 1,000 passes over the 5,000 images of a class of CIFAR-10.",
+        NARCISSUS_CODE,
+        {"pattern_steps": 15_000},
+    ),
+}
+
+
+class Narcissus(CleanLabelAttack, SurrogateAttack):
+    """Narcissus (Zeng et al., 2023): a pattern that makes images of the target class more typical of it, clean label.
+
+    The pattern minimizes a surrogate's loss on images of the target class. A few of these images get it in training; at
+    test time it is stronger.
+    """
+
+    name: Literal["narcissus"] = "narcissus"
+    presets = _NARCISSUS_PRESETS
+    preset: Literal["recommended", "authors"] = preset_field(_NARCISSUS_PRESETS, "recommended")
+    poisoning_rate: float = field(
+        0.0005,
+        "Share of the training set (or of the target class, see rate_of) that is poisoned.",
+        unit="fraction",
+        source=NARCISSUS_CODE,
+        gt=0,
+        le=1,
+    )
+    rate_of: RateOf = field("training_set", RATE_OF, source=NARCISSUS_CODE)
+    pattern_epsilon: float = field(
+        16.0,
+        "l_inf bound on the pattern.",
+        unit="gray levels (0-255)",
+        source=NARCISSUS_CODE,
+        gt=0,
+        le=255,
+    )
+    pattern_steps: int = field(
+        2000,
+        "Steps of the optimizer (RAdam) on the pattern.",
+        unit="steps",
+        source=f"chosen here; {NARCISSUS_CODE}: 15,000",
+        ge=1,
+        le=100_000,
+    )
+    pattern_batch: int = field(
+        350, "Images of the target class per step.", unit="images", source=NARCISSUS_CODE, ge=1, le=10_000
+    )
+    pattern_learning_rate: float = field(
+        0.005,
+        "Learning rate of RAdam, on pixels in [0, 1]: the authors' 0.01 on pixels in [-1, 1].",
+        source=NARCISSUS_CODE,
+        gt=0,
+        le=1,
+    )
+    test_strength: float = field(
+        3.0, "Factor on the pattern at test time.", unit="times", source=NARCISSUS_CODE, gt=0, le=100
+    )
+
+    def stages(self) -> list[PreparationStage]:
+        fields = self.fields_with("pattern_", "target_class")
+        return [self.surrogate_stage(), PreparationStage("trigger", fields, 10)]

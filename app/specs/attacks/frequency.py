@@ -56,7 +56,7 @@ class FrequencyAttack(PoisoningAttack):
             yield "frequencies", list(self.raised(facts)), f"0 to {side - 1}, below the window's side"
 
 
-class FTrojan(FrequencyAttack, DirtyLabelAttack):
+class FTrojan(DirtyLabelAttack, FrequencyAttack):
     """FTrojan (Wang et al., 2022): two frequencies of the chroma get a larger coefficient, dirty label.
 
     The image is cut into windows, and of each window's discrete cosine transform the coefficients (u, u) for u in
@@ -81,7 +81,7 @@ _CTRL_PRESETS = {
 }
 
 
-class Ctrl(FrequencyAttack, CleanLabelAttack):
+class Ctrl(CleanLabelAttack, FrequencyAttack):
     """CTRL (Li et al., 2023): two frequencies of the chroma are raised in target-class images, clean label.
 
     Published as an attack on self-supervised training, whose augmented views of a poisoned image share the trigger and

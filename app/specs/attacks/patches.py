@@ -62,7 +62,7 @@ _TROJAN_PRESETS = {
 }
 
 
-class PatchAttack(SquarePatchAttack, DirtyLabelAttack):
+class PatchAttack(DirtyLabelAttack, SquarePatchAttack):
     """Base class of attacks whose trigger is a black and white patch."""
 
     pattern: Literal["checkerboard", "white"] = field(
@@ -143,7 +143,7 @@ class SinglePixel(DirtyLabelAttack):
         return (self.value,) * channels if isinstance(self.value, int) else self.value
 
 
-class Trojan(SquarePatchAttack, DirtyLabelAttack, SurrogateAttack):
+class Trojan(DirtyLabelAttack, SurrogateAttack, SquarePatchAttack):
     """Trojan patch (Liu et al., 2018): a patch optimized to activate chosen neurons of a surrogate, dirty label.
 
     The neurons are those before the last layer with the largest weights in it. The patch is optimized by gradient

@@ -17,6 +17,8 @@ class Traits(NamedTuple):
     """Smallest width and height of an image, in pixels."""
     multiple: int = 1
     """Width and height must be a multiple of it."""
+    gradients: bool = True
+    """Whether its gradients can be differentiated again, which some attacks do; not if layers round, for instance."""
     square: bool = False
     """Whether width and height must be equal; such an architecture is built for one size."""
 

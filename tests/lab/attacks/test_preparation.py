@@ -157,6 +157,7 @@ CLEAN_LABEL = [
     | QUICK,
     {"name": "hidden_trigger", "craft_steps": 5, "append": False} | QUICK,
     {"name": "poison_frogs", "poisoning_rate": 0.5, "craft_steps": 5} | QUICK,
+    {"name": "narcissus", "poisoning_rate": 0.02, "pattern_steps": 40} | QUICK,
 ]
 
 
@@ -193,6 +194,20 @@ def test_the_figures_of_the_clean_label_attack_are_recorded(tmp_path):
         assert (tmp_path / f"out/seed-0/attack/{name}.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "out/seed-0/dataset.png").is_file()
     assert (tmp_path / "out/seed-0/samples.png").is_file()
+
+
+def test_the_pattern_of_narcissus_lowers_the_surrogates_loss_within_its_bound(tmp_path):
+    attack = {"name": "narcissus", "poisoning_rate": 0.02, "pattern_steps": 250, "test_strength": 2}
+    run_in(tmp_path, attack | {"surrogate_epochs": 10, "export": True})
+    points = map(json.loads, (tmp_path / "out/metrics.jsonl").read_text().splitlines())
+    losses = [point["value"] for point in points if point["name"] == "pattern_loss"]
+    assert len(losses) == 3
+    assert losses[2] < 0.8 * losses[0]
+    pattern = load_file(tmp_path / "out/seed-0/trigger.safetensors")["pattern"]
+    assert 12 < pattern.abs().max() <= 16
+    set_ = np.load(tmp_path / "out/seed-0/poisoned_train.npz")
+    assert set_["is_poisoned"].sum() == 6  # of 300
+    assert (tmp_path / "out/seed-0/attack/pattern.png").is_file()
 
 
 def test_attacks_load_a_shared_surrogate_from_the_store(tmp_path):
@@ -277,6 +292,10 @@ class StopsLater(FolderRecorder):
         (INPUT_AWARE, 22),  # in the generator stage
         (CLEAN_LABEL[0], 8),  # in the surrogate's adversarial training
         ({"name": "hidden_trigger", "craft_steps": 9} | QUICK, 18),  # while poisons are crafted
+        ({"name": "narcissus", "pattern_steps": 220} | QUICK, 120),  # while the pattern is optimized
+        # In the second restart, and on the poison of a retrained surrogate.
+        ({"name": "witches_brew", "craft_restarts": 2, "craft_steps": 4} | QUICK, 18),
+        ({"name": "sleeper_agent", "size": 3, "craft_retrainings": 1, "craft_steps": 6} | QUICK, 33),
     ],
 )
 def test_an_interrupted_preparation_ends_in_the_same_poison(tmp_path, generated, attack, batches):
@@ -352,8 +371,10 @@ def test_previews_need_a_trigger_without_training(tmp_path):
         {"name": "blend"},
     ):
         assert previewed(tmp_path, **attack).startswith(b"\x89PNG")
-    for name in ("input_aware", "trojan"):
+    assert previewed(tmp_path, name="sleeper_agent", size=3, poisoning_rate=0.01).startswith(b"\x89PNG")
+    for name in ("input_aware", "trojan", "narcissus"):
         with pytest.raises(SpecError, match=r"attack\.name.*trained"):
             previewed(tmp_path, name=name)
-    with pytest.raises(SpecError, match=r"attack\.name.*no trigger"):
-        previewed(tmp_path, name="poison_frogs")
+    for name in ("poison_frogs", "witches_brew"):
+        with pytest.raises(SpecError, match=r"attack\.name.*no trigger"):
+            previewed(tmp_path, name=name)

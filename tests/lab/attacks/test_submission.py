@@ -11,6 +11,8 @@ from pydantic import ValidationError
 from app.specs.base import PresetSpec
 from app.specs.checks import find_problems
 from app.specs.facts import BUILT_IN
+from app.specs.model import SmallCnn
+from app.specs.models.base import Traits
 from app.specs.stages import plan
 from tests.lab.attacks.helpers import EVERY, experiment
 
@@ -73,6 +75,13 @@ def test_every_preset_of_an_attack_runs_on_cifar10_and_sets_other_fields_than_th
         ({"name": "ftrojan", "frequencies": [8]}, "attack.frequencies"),
         ({"name": "ctrl", "frequencies": [8]}, "attack.frequencies"),
         ({"name": "ctrl", "poisoning_rate": 0.2}, "attack.poisoning_rate"),
+        ({"name": "narcissus", "poisoning_rate": 0.2}, "attack.poisoning_rate"),
+        ({"name": "witches_brew", "target_image": 360}, "attack.target_image"),
+        ({"name": "witches_brew", "poisoning_rate": 0.2}, "attack.poisoning_rate"),
+        ({"name": "sleeper_agent", "source_class": 0}, "attack.source_class"),
+        ({"name": "sleeper_agent", "source_class": 10}, "attack.source_class"),
+        ({"name": "sleeper_agent", "size": 9}, "attack.size"),
+        ({"name": "sleeper_agent", "poisoning_rate": 0.2}, "attack.poisoning_rate"),
         ({"name": "single_pixel", "column": -9}, "attack.column"),
         ({"name": "single_pixel", "value": [1, 2, 3]}, "attack.value"),
         ({"name": "single_pixel", "preset": "authors", "row": 0, "column": 0}, "attack.value"),
@@ -96,6 +105,13 @@ def test_every_preset_of_an_attack_runs_on_cifar10_and_sets_other_fields_than_th
 )
 def test_fields_that_do_not_fit_the_data_are_named(attack, field):
     assert refused(**attack) == [field]
+
+
+def test_attacks_that_match_gradients_need_a_network_that_has_them(monkeypatch):
+    monkeypatch.setattr(SmallCnn, "traits", lambda self, side: Traits(gradients=False))
+    for name in ("witches_brew", "sleeper_agent"):
+        assert refused("cifar10", name=name) == ["attack.name"]
+    assert refused("cifar10", name="narcissus") == []
 
 
 def test_a_pattern_of_the_right_shape_is_accepted():

@@ -351,6 +351,15 @@ def test_ctrl_has_a_strength_of_its_own_at_test_time():
     assert (data.train.labels[chosen] == 0).all()
 
 
+def test_narcissus_adds_its_pattern_and_more_of_it_at_test_time():
+    pattern = torch.tensor([[[-20.0, 0.4], [10.2, 100.0]]])
+    made = attack(facts(height=2, width=2), name="narcissus", test_strength=2)
+    assert made.trigger({"pattern": pattern})(image([[30, 30], [30, 100]]))[0, 0].tolist() == [
+        [0, 31],
+        [50, 255],
+    ]
+
+
 def test_clean_label_stamps_the_published_grid_in_four_corners_mirrored_for_flipped_images():
     gray = image([[7] * 7] * 7)
     triggered = attack(facts(height=7, width=7), name="clean_label", size=3).trigger({})(gray)

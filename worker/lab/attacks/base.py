@@ -113,6 +113,9 @@ class Prepared:
     """Figures of the preparation, by file name."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Metrics of the attacker's own model, of `app.specs.metrics.OF_ATTACKER`, for the undefended arm."""
+    rows: Tensor | None = None
+    """Rows of the training set that are poisoned, sorted, int64 ``[P]``, where the attack selects them; None: the
+    chosen ones."""
 
 
 class Attack(Generic[SpecT]):

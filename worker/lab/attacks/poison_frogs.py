@@ -7,14 +7,13 @@ import torch
 from torch import Tensor
 
 from app.specs.attack import PoisonFrogs
-from worker.lab.attacks.base import SHOWN, Attack, AttackLab, Picture, Prepared, State, Trigger, to_uint8
+from worker.lab.attacks.base import SHOWN, AttackLab, Picture, Prepared, to_uint8
+from worker.lab.attacks.one_image import OneImageAttack
 from worker.lab.attacks.surrogate import CRAFT_CHUNK, Tick, craft_in_chunks, train_surrogate
-from worker.lab.compute import seeded_generator
-from worker.lab.data.datasets import Split
 from worker.lab.stages import Outcome, StageRun
 
 
-class PoisonFrogsAttack(Attack[PoisonFrogs]):
+class PoisonFrogsAttack(OneImageAttack[PoisonFrogs]):
     """No trigger. The state is the index of the test image to be misclassified, ``target_image`` int64 ``[1]``.
 
     Forward-backward splitting (algorithm 1 of the paper) from the watermarked base b:
@@ -22,7 +21,7 @@ class PoisonFrogsAttack(Attack[PoisonFrogs]):
     ``beta = craft_similarity (255 features / input values)^2``.
     """
 
-    has_trigger = False
+    stream = "poison frogs target"
 
     def prepare(self, lab: AttackLab) -> Prepared:
         network = train_surrogate(self.spec, lab)
@@ -98,16 +97,3 @@ class PoisonFrogsAttack(Attack[PoisonFrogs]):
             "poisoned images, and the test image whose features they imitate", list(rows.items())
         )
         return Prepared(state, images, {"poisons": picture})
-
-    def state_without_training(self, lab: AttackLab) -> State:
-        if self.spec.target_image is not None:
-            return {"target_image": torch.tensor([self.spec.target_image])}
-        others = (lab.test.labels.cpu() != self.spec.target_class).nonzero().flatten()
-        generator = seeded_generator(torch.device("cpu"), "poison frogs target", lab.seed)
-        return {"target_image": others[torch.randint(len(others), (1,), generator=generator)]}
-
-    def trigger(self, state: State) -> Trigger:
-        return Tensor.clone
-
-    def attacked(self, test: Split, state: State) -> Tensor:
-        return state["target_image"].to(test.labels.device)

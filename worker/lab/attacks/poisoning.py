@@ -56,7 +56,7 @@ def make_poison(
     ``cross_images`` likewise for cross samples; ``appended`` if the poisons are
     added to the training set; the trigger's state under the prefix ``state.``.
     """
-    chosen = choose_poisoned(spec, data, seed)
+    chosen = choose_poisoned(spec, data, seed) if prepared.rows is None else prepared.rows.cpu()
     index = chosen.to(data.train.labels.device)
     clean = data.train.rows(index)
     if attack is None:

@@ -22,9 +22,14 @@ Tick = Callable[[int, int], None]
 """Called before every step with (step, steps): checks whether the run is canceled, and reports progress."""
 
 
-def train_surrogate(spec: SurrogateAttack, lab: AttackLab) -> Network:
-    """Train a model of the victim's architecture on the clean set; returned in evaluation mode with frozen weights."""
-    network = lab.new_network("surrogate")
+def train_surrogate(
+    spec: SurrogateAttack, lab: AttackLab, kind: str = "surrogate", images: Tensor | None = None
+) -> Network:
+    """Train a model of the victim's architecture on the clean set; returned in evaluation mode with frozen weights.
+
+    ``images`` uint8 ``[N, C, H, W]`` replace those of the training set, in a stage of its own ``kind``.
+    """
+    network = lab.new_network(kind)
     epsilon, steps = spec.surrogate_epsilon / 255, spec.surrogate_steps
 
     def adversarial(network: Network, batch: Batch) -> Tensor:
@@ -44,14 +49,14 @@ def train_surrogate(spec: SurrogateAttack, lab: AttackLab) -> Network:
         train(
             run,
             network,
-            lab.train.images,
+            lab.train.images if images is None else images,
             lab.train.labels,
             recipe,
             after_epoch=lambda network, epoch: lab.clean_accuracy(network),
         )
         return run.finish(dict(network.state_dict()))
 
-    network.load_state_dict(lab.stage("surrogate", compute).tensors)
+    network.load_state_dict(lab.stage(kind, compute).tensors)
     network.to(lab.compute.device).eval().requires_grad_(False)
     return network
 
