@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from app.specs.attack import NoAttack
+from app.specs.attack import PoisoningAttack
 from app.specs.base import canonical_json
 from app.specs.experiment import ATTACK, ExperimentSpec
 from worker.lab.attacks import Attack, PoisonedSet, Prepared
@@ -38,8 +38,11 @@ def record_attack_files(
     `stealth.json` holds those, and the same of the poisoned training images, which differ where an attack
     does more to these than apply its trigger.
     """
-    if attack is None or isinstance(spec.attack, NoAttack) or test.triggered is None:
+    if attack is None or not isinstance(spec.attack, PoisoningAttack):
         return {}
+    assert test.triggered is not None
+    assert test.origin is not None
+    assert poisoned.is_poisoned is not None
     files = _SeedFiles(recorder, seed)
     of_test = measure_stealth(test.clean.images[test.origin], test.triggered.images)
     index = poisoned.is_poisoned.nonzero().flatten()

@@ -39,10 +39,11 @@ def test_an_exported_set_is_imported_unchanged(tmp_path, form):
     assert (tensors["y_test"] == written["y_test"]).all()
     assert facts.class_names == tuple("0123456789")
     assert written["is_poisoned"].sum() == 30
-    # It can be used as a dataset, and poisoned again.
+    # It says which images are poisoned, and can be defended as it is.
+    assert facts.poisoned == 30
     again = run_in(
         tmp_path / "data",
-        {"name": "badnets"},
+        {"name": "given"},
         dataset={"name": "imported", "key": "poisoned-digits", "train_size": 200},
     )
     assert again["arms"][0]["arm"] == "undefended"

@@ -9,6 +9,7 @@ from app.specs.attack import (
     Blend,
     CleanLabel,
     FTrojan,
+    Given,
     HiddenTrigger,
     InputAware,
     LowFrequency,
@@ -84,8 +85,8 @@ ATTACKS: dict[type[Any], type[Attack[Any]]] = {
 
 
 def make_attack(spec: AttackSpec, facts: DatasetFacts) -> Attack[Any] | None:
-    """The attack that ``spec`` describes; None for `NoAttack`."""
-    if isinstance(spec, NoAttack):
+    """The attack that ``spec`` describes; None for `NoAttack` and `Given`, which change no image."""
+    if isinstance(spec, NoAttack | Given):
         return None
     attack: type[Attack[Any]] = ATTACKS.get(type(spec)) or spec.implementation()
     return attack(spec, facts)
