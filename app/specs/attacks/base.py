@@ -40,8 +40,9 @@ class PoisoningAttack(PresetSpec):
     )
     export: bool = field(
         False,
-        "Also store the poisoned training set and the clean test set as poisoned_train.npz (and in parquet, if "
-        "pyarrow is installed) for `bdlab data import`. About 180 MB for CIFAR-10.",
+        "Also store the poisoned training set, the clean test set and the triggered test images: as "
+        "poisoned_train.npz for `bdlab data import`, in parquet if pyarrow is installed, and in the folders of "
+        "backdoor-toolbox and BackdoorBench. About 500 MB for CIFAR-10.",
     )
 
     @classmethod
