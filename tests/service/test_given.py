@@ -57,13 +57,13 @@ def test_every_page_and_export_shows_numbers_that_are_null(stack: Stack, unknown
     other = stack.wait(stack.submit({**unknown["spec"], "defenses": [], "seeds": [1]}))
     both = {"ids": f"{id},{other['id']}"}
     board = {"dataset": dataset, "model": unknown["spec"]["model"]["name"]}
-    pages: list[tuple[str, dict[str, str]]] = [
+    pages: list[tuple[str, dict[str, Any]]] = [
         (f"/experiments/{id}", {}),
         (f"/experiments/{id}/isolation", {"arm": "abl", "seed": "0"}),
         (f"/experiments/{id}/explore", {}),
         ("/", {}),
-        ("/compare", both),
-        ("/leaderboard", board),
+        ("/compare", {"ids": [id, other["id"]]}),
+        ("/leaderboard", {"board": f"{board['dataset']} {board['model']}"}),
         ("/v1/leaderboard", board),
         ("/v1/leaderboard/pareto", board),
         ("/v1/compare", both),
