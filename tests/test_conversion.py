@@ -83,7 +83,9 @@ def test_what_cannot_be_converted_is_one_line(tmp_path: Path, monkeypatch: pytes
         convert_checkpoint(tmp_path / "junk.pth", tmp_path / "out.safetensors")
 
 
-def test_a_failed_conversion_leaves_the_file_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_conversion_leaves_the_file_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     converted(tmp_path, STATE)
     before = (tmp_path / "out.safetensors").read_bytes()
 
@@ -100,5 +102,7 @@ def test_a_failed_conversion_leaves_the_file_that_was_there(tmp_path: Path, monk
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
     torch.save(STATE, tmp_path / "in.pth")
-    with pytest.raises(UnsuitableFileError, match=r"nowhere/out\.safetensors: cannot be written: No such file"):
+    with pytest.raises(
+        UnsuitableFileError, match=r"nowhere/out\.safetensors: cannot be written: No such file"
+    ):
         convert_checkpoint(tmp_path / "in.pth", tmp_path / "nowhere/out.safetensors")

@@ -6,7 +6,7 @@ The service and the lab run them; the Python client leaves them to the service.
 import base64
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from app.specs.attack import (
     CleanLabel,
@@ -19,9 +19,9 @@ from app.specs.attack import (
     Trojan,
     WaNet,
 )
-from app.specs.attacks.base import SURROGATE
+from app.specs.attacks.base import SURROGATE, PictureAttack
 from app.specs.attacks.patches import PatchAttack
-from app.specs.attacks.whole_image import BlendedAttack, PatternAttack
+from app.specs.attacks.whole_image import BlendedAttack
 from app.specs.base import canonical_json
 from app.specs.dataset import Imported, Uploaded
 from app.specs.defenses.base import CleanSetDefense
@@ -31,7 +31,7 @@ from app.specs.model import ModelSpec
 from app.specs.models.base import Architecture
 from app.specs.pictures import PictureDepthError, PictureError, PictureSizeError, verify
 
-WRONG_DEPTH = "a PNG file with transparency or a bit depth other than 8"
+WRONG_DEPTH = "a PNG file with a bit depth other than 8"
 
 
 @dataclass(frozen=True)
@@ -280,6 +280,8 @@ def _shape_problems(attack: PoisoningAttack, facts: DatasetFacts) -> Iterator[Pr
     side = min(facts.height, facts.width)
     of_side = f"{side}, the image's shorter side"
     match attack:
+        case PatchAttack(pattern="png"):
+            pass
         case PatchAttack() | Trojan() | HiddenTrigger():
             size = patch_size(attack, facts)
             margins = 2 if attack.position == "random" else 1  # anywhere, or at one edge
@@ -302,11 +304,11 @@ def _shape_problems(attack: PoisoningAttack, facts: DatasetFacts) -> Iterator[Pr
         case Refool() if attack.reflections > facts.train_size:
             allowed = f"at most {facts.train_size}, all training images"
             yield Problem("attack.reflections", attack.reflections, allowed)
-    if isinstance(attack, PatternAttack):
+    if isinstance(attack, PictureAttack):
         yield from _pattern_problems(attack, facts)
 
 
-def _pattern_problems(attack: PatternAttack, facts: DatasetFacts) -> Iterator[Problem]:
+def _pattern_problems(attack: PictureAttack, facts: DatasetFacts) -> Iterator[Problem]:
     if (
         isinstance(attack, BlendedAttack)
         and attack.pattern_index is not None
@@ -314,15 +316,51 @@ def _pattern_problems(attack: PatternAttack, facts: DatasetFacts) -> Iterator[Pr
     ):
         allowed = f"0 to {facts.train_size - 1}, a training image"
         yield Problem("attack.pattern_index", attack.pattern_index, allowed)
-    if attack.pattern_png is not None:
-        expected = _describe_image(facts.width, facts.height, gray=facts.channels == 1)
-        if (actual := _describe_png(base64.b64decode(attack.pattern_png))) != expected:
-            allowed = f"a PNG file of {expected}, 8 bits per channel, without transparency"
-            yield Problem("attack.pattern_png", actual, allowed)
+    first: str | None = None
+    for name in ("pattern_png", "test_pattern_png"):
+        text = getattr(attack, name)
+        if text is None:
+            continue
+        actual = _describe_png(base64.b64decode(text), attack.allows_transparency)
+        if isinstance(actual, str):
+            yield Problem(f"attack.{name}", actual, _allowed_png(attack, facts))
+            continue
+        fits = actual.gray == (facts.channels == 1) and _fits(attack, actual, facts)
+        first = first or str(actual)
+        if not fits:
+            yield Problem(f"attack.{name}", str(actual), _allowed_png(attack, facts))
+        elif str(actual) != first:
+            yield Problem(f"attack.{name}", str(actual), f"{first}, as pattern_png")
 
 
-def _describe_png(data: bytes) -> str:
-    """Size and color of a PNG file, or why it cannot be used."""
+class _Picture(NamedTuple):
+    """Size and color of a picture."""
+
+    width: int
+    height: int
+    gray: bool
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height} pixels in {'gray' if self.gray else 'color'}"
+
+
+def _fits(attack: PictureAttack, picture: _Picture, facts: DatasetFacts) -> bool:
+    if attack.whole_image:
+        return (picture.width, picture.height) == (facts.width, facts.height)
+    margin = attack.margin if isinstance(attack, PatchAttack) else 0
+    return picture.width + margin <= facts.width and picture.height + margin <= facts.height
+
+
+def _allowed_png(attack: PictureAttack, facts: DatasetFacts) -> str:
+    image = _Picture(facts.width, facts.height, gray=facts.channels == 1)
+    most = "" if attack.whole_image else "at most "
+    margin = "" if attack.whole_image else ", with margin"
+    transparency = "" if attack.allows_transparency else ", without transparency"
+    return f"a PNG file of {most}{image}{margin}, 8 bits per channel{transparency}"
+
+
+def _describe_png(data: bytes, allows_transparency: bool) -> _Picture | str:
+    """The picture of a PNG file, or why it cannot be used."""
     try:
         image = verify(data, ("PNG",))
     except PictureSizeError as error:
@@ -332,10 +370,8 @@ def _describe_png(data: bytes) -> str:
     except PictureError:
         return "not a PNG file, or a damaged one"
     # Pillow converts other bit depths; the 25th byte of every PNG file tells the original one.
-    if data[24] != 8 or image.mode not in ("L", "RGB", "P") or "transparency" in image.info:
+    if data[24] != 8 or image.mode not in ("L", "LA", "RGB", "RGBA", "P"):
         return WRONG_DEPTH
-    return _describe_image(*image.size, gray=image.mode == "L")
-
-
-def _describe_image(width: int, height: int, *, gray: bool) -> str:
-    return f"{width}x{height} pixels in {'gray' if gray else 'color'}"
+    if not allows_transparency and (image.mode in ("LA", "RGBA") or "transparency" in image.info):
+        return "a PNG file with transparency"
+    return _Picture(*image.size, gray=image.mode in ("L", "LA"))

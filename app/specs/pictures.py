@@ -51,11 +51,16 @@ def verify(data: bytes, formats: tuple[str, ...] = FORMATS) -> "Image":
 
 
 def decode(
-    data: bytes, formats: tuple[str, ...] = FORMATS, resized_to: tuple[int, int] | None = None
+    data: bytes,
+    formats: tuple[str, ...] = FORMATS,
+    resized_to: tuple[int, int] | None = None,
+    *,
+    keep_alpha: bool = False,
 ) -> "Image":
     """The first picture in ``data``, in mode L if the file holds gray levels only by its kind or palette, else in RGB.
 
-    It is upright, as the EXIF orientation says, and opaque: transparent parts show a white background. ``resized_to``
+    It is upright, as the EXIF orientation says, and opaque: transparent parts show a white background. With
+    ``keep_alpha`` it is in mode LA or RGBA instead. ``resized_to``
     is the width and height that it is resized to, bilinear, without keeping the aspect ratio; then the file's picture
     may have up to `MAX_RESIZED_SIDE` pixels a side instead of `MAX_SIDE`. Raises PictureError.
     """
@@ -67,7 +72,7 @@ def decode(
             # differ by about one from those of the whole picture.
             picture.draft(None, (max(resized_to), max(resized_to)))
         picture.load()
-        picture = _opaque(picture)
+        picture = _with_alpha(picture) if keep_alpha else _opaque(picture)
         if resized_to is not None and picture.size != resized_to:
             picture = picture.resize(resized_to, pillow.Resampling.BILINEAR)
     except MemoryError:
@@ -89,6 +94,15 @@ def _opaque(picture: "Image") -> "Image":
         picture = background
     mode = "L" if is_gray else "RGB"
     return picture if picture.mode == mode else picture.convert(mode)
+
+
+def _with_alpha(picture: "Image") -> "Image":
+    """The loaded picture upright, in mode LA or RGBA."""
+    from PIL import ImageOps  # noqa: PLC0415  # the Python client imports this package without having Pillow
+
+    ImageOps.exif_transpose(picture, in_place=True)
+    is_gray = picture.mode in ("1", "L", "LA", "La") or _has_gray_palette(picture)
+    return picture.convert("RGBA").convert("LA" if is_gray else "RGBA")
 
 
 def _has_gray_palette(picture: "Image") -> bool:

@@ -90,7 +90,12 @@ def test_an_imported_dataset_is_named_with_its_key(service: Service) -> None:
         stored.spec = {**stored.spec, "dataset": {"name": "imported", "key": "flowers"}}
     (item,) = listed(service, limit=1, order="created_at", fields="dataset")
     assert item == {"dataset": "imported/flowers"}
-    for named, count in (("imported/flowers", 1), ("imported", 1), ("imported/trees", 0), ("uploaded/flowers", 0)):
+    for named, count in (
+        ("imported/flowers", 1),
+        ("imported", 1),
+        ("imported/trees", 0),
+        ("uploaded/flowers", 0),
+    ):
         assert len(listed(service, dataset=named)) == count, named
 
 

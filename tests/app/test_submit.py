@@ -37,7 +37,15 @@ def test_the_message_is_written_with_the_experiment(service: Service) -> None:
     assert count(service, Outbox) == before + 1
 
 
+WIDE_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAkAAAACCAAAAACvPakPAAAAC0lEQVR42mNgwAQAABQAAe5aaQkAAAAASUVORK5CYII="
+"""9 x 2 gray pixels, which do not fit on a digit."""
 BAD = [
+    (
+        {"attack": {"name": "badnets", "pattern": "png", "pattern_png": WIDE_PNG}},
+        "attack.pattern_png",
+        "9x2 pixels in gray",
+        "at most 8x8 pixels in gray",
+    ),
     ({"attack": {"name": "zap"}}, "attack.name", "zap", "'badnets'"),
     ({"attack": {"name": "badnets", "poisoning_rate": 1.5}}, "attack.poisoning_rate", 1.5, "1"),
     ({"attack": {"name": "badnets", "target_class": 12}}, "attack.target_class", 12, "0 to 9"),

@@ -1,7 +1,10 @@
 """Base classes of attack specs."""
 
+import base64
 from collections.abc import Collection, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
+
+from pydantic import model_validator
 
 from app.specs.base import PresetSpec, field
 from app.specs.facts import DatasetFacts
@@ -10,6 +13,8 @@ RateOf = Literal["training_set", "target_class"]
 RATE_OF = "The set that poisoning_rate is a share of: the whole training set or the target class."
 ATTACK_LABELS = frozenset({"export", "preset"})
 """Fields of an attack that affect no number."""
+LONGEST_PNG = 1_000_000
+"""Largest number of characters of a picture in a spec, in base64."""
 SURROGATE = "surrogate"
 """The kind of the stage that trains the attacker's surrogate."""
 Position = Literal["bottom_right", "bottom_left", "top_right", "top_left", "center"]
@@ -114,6 +119,43 @@ class DirtyLabelAttack(PoisoningAttack):
     @property
     def all_to_all(self) -> bool:
         return self.label_mode == "all_to_all"
+
+
+class PictureAttack(DirtyLabelAttack):
+    """Base class of attacks whose trigger may be a picture of the user's own, and another one at test time.
+
+    ``pattern`` says what the trigger is; with ``png`` it is ``pattern_png``.
+    """
+
+    requires: ClassVar[dict[str, str]] = {"png": "pattern_png"}
+    """The field that each of these values of ``pattern`` requires, and that the others do not allow."""
+    whole_image: ClassVar[bool] = True
+    """Whether a picture must be as large as the images; else it is put at a place."""
+    allows_transparency: ClassVar[bool] = True
+    pattern: str
+    pattern_png: str | None
+    test_pattern_png: str | None = field(
+        None,
+        "Another picture at test time, of the same size; only if pattern is png. Null: the same as in training.",
+        source="chosen here",
+        added_later=True,
+        max_length=LONGEST_PNG,
+    )
+
+    @model_validator(mode="after")
+    def _check_pattern(self) -> Self:
+        for kind, name in self.requires.items():
+            if (self.pattern == kind) != (getattr(self, name) is not None):
+                raise ValueError(f"{name} is required if pattern is {kind!r}, and not allowed otherwise")
+        if self.test_pattern_png is not None and self.pattern != "png":
+            raise ValueError("test_pattern_png is only allowed if pattern is 'png'")
+        for name in ("pattern_png", "test_pattern_png"):
+            if (text := getattr(self, name)) is not None:
+                try:
+                    base64.b64decode(text, validate=True)
+                except ValueError as error:
+                    raise ValueError(f"{name} must be base64: {error}") from error
+        return self
 
 
 class EitherLabelAttack(DirtyLabelAttack):

@@ -138,6 +138,10 @@ class Attack(Generic[SpecT]):
         """The function that applies the trigger at test time."""
         raise NotImplementedError
 
+    def training_trigger(self, state: State) -> Trigger:
+        """The function that applies the trigger to training images; that of test time unless they differ."""
+        return self.trigger(state)
+
     def cross(self, state: State, images: Tensor, seed: int) -> Tensor:
         """``images`` as cross samples, uint8, such as with the triggers of other images; only for attacks with a
         ``cross_share``."""

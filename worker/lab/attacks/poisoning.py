@@ -65,7 +65,7 @@ def make_poison(
     cross = choose_cross(spec, data, chosen, seed).to(index.device)
     tensors = {
         "index": index,
-        "images": apply_trigger(attack.trigger(prepared.state), clean.images)
+        "images": apply_trigger(attack.training_trigger(prepared.state), clean.images)
         if prepared.images is None
         else prepared.images,
         "labels": clean.labels if attack.spec.clean_label_only else attack.target(clean.labels),
