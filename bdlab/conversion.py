@@ -1,7 +1,9 @@
 """Torch checkpoints as safetensors, on the user's own machine: the service never unpickles anything."""
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,11 +47,27 @@ def convert_checkpoint(source: Path, target: Path, key: str | None = None) -> st
     key = key if key is not None else min(found, key=_rank)
     # Copies, since tensors that share memory, as tied weights do, cannot be written.
     tensors = {name: tensor.detach().clone().contiguous() for name, tensor in found[key].items()}
-    safetensors.save_file(tensors, target, metadata=_read_normalization(loaded))
+    _write(target, lambda path: safetensors.save_file(tensors, path, metadata=_read_normalization(loaded)))
     where = f"{key!r} of {source}" if key else str(source)
     others = [other for other in found if other != key]
     more = f"; not taken: {', '.join(map(repr, others))} (--key)" if others else ""
     return f"{len(tensors)} tensors of {where} written to {target}{more}"
+
+
+def _write(target: Path, save: Callable[[Path], None]) -> None:
+    """Have ``save`` write a file beside ``target`` that then replaces it, so that a failure leaves the old one."""
+    try:
+        handle, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial")
+    except OSError as error:
+        raise UnsuitableFileError(f"{target}: cannot be written: {error.strerror}") from error
+    os.close(handle)
+    try:
+        save(Path(partial))
+        os.chmod(partial, 0o644)
+        os.replace(partial, target)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
 
 
 def _find_state_dicts(

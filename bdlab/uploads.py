@@ -12,8 +12,8 @@ from bdlab.types import Json
 class Uploads(Resources):
     """Uploaded models (safetensors) or datasets (npz, zip, parquet). One that an experiment refers to is not deleted.
 
-    Metadata of a model: name, model, dataset or shape. Of a dataset: name, format, test_fraction, split_seed, size.
-    See docs/uploads.md.
+    Metadata of a model: name, model, dataset or shape. Of a dataset: name, format, test_fraction, split_seed, size,
+    zip_encoding. See docs/uploads.md.
     """
 
     def upload(self, file: Path, **metadata: Any) -> Json:

@@ -1,8 +1,8 @@
 """float32 beside bfloat16 for every attack, undefended: clean accuracy, attack success, and seconds of training.
 
 ``python benchmarks/precision.py`` writes docs/results/precision.md, on a processor with native bfloat16; an hour
-on one core. It is why ``precision: auto`` chooses bfloat16 on such processors. CIFAR-10 must be under var/data. Finished
-stages are cached under var/, so that it can be interrupted.
+on one core. It is why ``precision: auto`` chooses bfloat16 on such processors. CIFAR-10 must be under var/data.
+Finished stages are cached under var/, so that it can be interrupted.
 """
 
 import argparse

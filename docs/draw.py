@@ -37,7 +37,7 @@ SHOWN, SIDE, GAP, MARGIN, HEAD = 4, 96, 2, 92, 22  # images a row; the rest in p
 STRENGTHENED = 5
 CIFAR10 = {"name": "cifar10", "train_size": 2000, "test_size": 200}
 ON_DIGITS = ("input_aware",)  # its generator takes an hour on CIFAR-10
-ATTACKS = [name for name in catalog.names("attack") if name != "none"]
+ATTACKS = [name for name in catalog.names("attack") if name not in ("none", "given")]
 SURROGATE = {"surrogate_epochs": 10}
 CHANGED: dict[str, dict[str, Any]] = {
     "trojan": {**SURROGATE, "patch_steps": 300},

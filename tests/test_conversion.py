@@ -81,3 +81,28 @@ def test_what_cannot_be_converted_is_one_line(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     with pytest.raises(MissingPackageError, match="torch is not installed"):
         convert_checkpoint(tmp_path / "junk.pth", tmp_path / "out.safetensors")
+
+
+def test_a_failed_conversion_leaves_the_file_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converted(tmp_path, STATE)
+    before = (tmp_path / "out.safetensors").read_bytes()
+
+    def fail(_tensors: Any, path: Path, **_: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    with pytest.raises(OSError, match="No space left"):
+        converted(tmp_path, {"model": STATE})
+    assert (tmp_path / "out.safetensors").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.pth", "out.safetensors"]
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / "in.pth")
+    with pytest.raises(
+        UnsuitableFileError, match=r"nowhere/out\.safetensors: cannot be written: No such file"
+    ):
+        convert_checkpoint(tmp_path / "in.pth", tmp_path / "nowhere/out.safetensors")

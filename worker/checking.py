@@ -191,6 +191,7 @@ def _check_dataset(
         split_seed=request["split_seed"],
         size=request["size"],
         most_bytes=settings.max_dataset_bytes,
+        zip_encoding=request.get("zip_encoding"),
     )
     converted = path.with_name("converted.safetensors")
     facts, version = files.write(converted, **checked.content)

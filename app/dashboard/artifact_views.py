@@ -13,6 +13,10 @@ TITLES = {
         "Poisoned training images",
         "Training images before and after {attack} poisoned them, the difference, and the assigned labels.",
     ),
+    "given.png": (
+        "The attacker's images",
+        "Training images that {dataset} marks as poisoned, and its test images with the trigger, where it has them.",
+    ),
     "predictions.png": (
         "Predictions",
         "Test images with the trigger of {attack}, and the class that each arm's model predicts for them; "

@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from app.specs.dataset import FETCHED, DatasetSpec, Imported, Uploaded
-from app.specs.facts import BUILT_IN, STANDARD_SHA256, DatasetFacts
+from app.specs.facts import BUILT_IN, GIVEN_TENSORS, STANDARD_SHA256, TENSORS, DatasetFacts
 
 NO_FILE_NEEDED = "digits"
 UPLOADED = "uploaded"
 """The folder of uploaded datasets that workers have downloaded."""
 LONGEST_HEADER = 10_000_000
-TENSORS = ("x_train", "y_train", "x_test", "y_test")
-"""In the order in which `worker.lab.data.files` hashes them."""
 CHUNK = 2**20
 
 
@@ -97,7 +95,9 @@ def is_intact(path: Path, version: str | None = None) -> bool:
         with path.open("rb") as file:
             header = _read_header(file)
             start = file.tell()
-            for name in TENSORS:
+            for name in (*TENSORS, *(name for name in GIVEN_TENSORS if name in header)):
+                if name in GIVEN_TENSORS:
+                    digest.update(name.encode())
                 first, last = header[name]["data_offsets"]
                 file.seek(start + first)
                 for offset in range(first, last, CHUNK):

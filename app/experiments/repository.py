@@ -50,7 +50,8 @@ class TagFilter(NamedTuple):
 
 @dataclass(frozen=True)
 class Filters:
-    """Which experiments a list shows; None matches all. All of ``tags`` must hold; ``sweep`` is the id
+    """Which experiments a list shows; None matches all. ``dataset`` is a name, or one as lists show it, such as
+    ``imported/KEY``. All of ``tags`` must hold; ``sweep`` is the id
     of a sweep or study that uses the experiments; ``text`` is part of the name, in any case."""
 
     status: str | None = None
@@ -93,10 +94,16 @@ def page(
 
 def _conditions(filters: Filters) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
-    for name in ("status", "dataset", "model", "attack"):
+    for name in ("status", "model", "attack"):
         value = getattr(filters, name)
         if value is not None:
             conditions.append(getattr(Experiment, name) == value)
+    if filters.dataset is not None:
+        name, _, key = filters.dataset.partition("/")
+        conditions.append(Experiment.dataset == name)
+        if key:
+            field = "key" if name == "imported" else "dataset_id"
+            conditions.append(Experiment.spec["dataset"][field].as_string() == key)
     for key, value, absent in filters.tags:
         present = _has_label("tag", key, value)
         conditions.append(~present if absent else present)

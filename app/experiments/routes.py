@@ -30,6 +30,18 @@ EXAMPLES: dict[str, Any] = {
             "tags": {"study": "example"},
         },
     },
+    "torchvision": {
+        "summary": "An architecture of torchvision, repaired",
+        "value": {
+            "name": "ResNet-18 of torchvision on digits",
+            "dataset": {"name": "digits"},
+            "model": {"name": "torchvision", "architecture": "resnet18", "stem": "small"},
+            "attack": {"name": "blend", "alpha": 0.3},
+            "defenses": [{"name": "fine_pruning"}, {"name": "ft_sam"}],
+            "training": {"epochs": 10},
+            "seeds": [0, 1, 2],
+        },
+    },
     "defaults": {"summary": "Every default", "value": {}},
 }
 Spec = Annotated[ExperimentSpec, Body(openapi_examples=EXAMPLES)]
@@ -76,7 +88,13 @@ def listing(
     request: Request,
     context: Ctx,
     status: Status | None = None,
-    dataset: Annotated[str | None, Query(examples=["digits"])] = None,
+    dataset: Annotated[
+        str | None,
+        Query(
+            description="Name of the dataset; `imported/KEY` or `uploaded/ID` for one of these, `imported` for all",
+            examples=["digits"],
+        ),
+    ] = None,
     model: Annotated[str | None, Query(examples=["small_cnn"])] = None,
     attack: Annotated[str | None, Query(examples=["badnets"])] = None,
     defense: Annotated[str | None, Query(examples=["abl"])] = None,

@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from app.specs.attack import NoAttack, PoisoningAttack
+from app.specs.attack import Given, PoisoningAttack
 from app.specs.attacks.base import SURROGATE
 from app.specs.base import canonical_json
+from app.specs.dataset import Imported, Uploaded
 from app.specs.defenses.base import CleanSetDefense
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import DatasetFacts, Shape
@@ -33,7 +34,7 @@ def poison_count(spec: ExperimentSpec, facts: DatasetFacts) -> int:
     """Number of training images that ``spec.attack`` poisons: the rate of the whole set or of the target class,
     rounded, and at least one. ``facts`` are those of the subset that the spec uses."""
     attack = spec.attack
-    if isinstance(attack, NoAttack):
+    if not isinstance(attack, PoisoningAttack):
         return 0
     size = facts.train_counts[attack.target_class] if attack.share_of_target_class else facts.train_size
     return max(1, round(attack.poisoning_rate * size))
@@ -41,7 +42,7 @@ def poison_count(spec: ExperimentSpec, facts: DatasetFacts) -> int:
 
 def cross_count(spec: ExperimentSpec, facts: DatasetFacts) -> int:
     """Number of cross samples: training images that carry another image's trigger and keep their label."""
-    share = 0.0 if isinstance(spec.attack, NoAttack) else spec.attack.cross_share
+    share = spec.attack.cross_share if isinstance(spec.attack, PoisoningAttack) else 0.0
     return max(1, round(share * facts.train_size)) if share else 0
 
 
@@ -136,7 +137,12 @@ def _problems(spec: ExperimentSpec, full: DatasetFacts) -> Iterator[Problem]:
         if round(defense.clean_ratio * facts.train_size) < facts.classes:
             least = f"at least {facts.classes / facts.train_size:.3g}, one clean image per class"
             yield Problem(f"defenses.{i}.clean_ratio", defense.clean_ratio, least)
-    if not isinstance(spec.attack, NoAttack):
+    if isinstance(spec.attack, Given):
+        yield from _given_problems(spec, spec.attack, facts)
+    elif facts.poisoned:
+        allowed = f"given, since {facts.poisoned} training images of the dataset are marked as poisoned"
+        yield Problem("attack.name", spec.attack.name, allowed)
+    elif isinstance(spec.attack, PoisoningAttack):
         yield from _attack_problems(spec, spec.attack, facts)
 
 
@@ -147,12 +153,50 @@ def _start_problems(spec: ExperimentSpec) -> Iterator[Problem]:
             value = spec.training.fine_tuning.model_dump(mode="json")
             yield Problem("training.fine_tuning", value, "null, since training.start is scratch")
         return
-    kinds = [] if isinstance(spec.attack, NoAttack) else [stage.kind for stage in spec.attack.stages()]
+    kinds = [stage.kind for stage in spec.attack.stages()] if isinstance(spec.attack, PoisoningAttack) else []
     if SURROGATE not in kinds:
         allowed = f"scratch, since the attack {spec.attack.name} trains no surrogate"
         yield Problem("training.start", start, allowed)
     elif spec.victim is not None:
         yield Problem("training.start", start, "scratch, since the victim is given and not trained")
+
+
+def clean_pool_size(attack: Given, facts: DatasetFacts) -> int:
+    """Number of test images that are set aside for clean sets; ``facts`` are those of the subset that the spec uses."""
+    return round(attack.clean_share * facts.test_size)
+
+
+def clean_set_size(defense: CleanSetDefense, facts: DatasetFacts) -> int:
+    """Number of images of the defense's clean set; ``facts`` are those of the subset that the spec uses."""
+    return max(2, round(defense.clean_ratio * facts.train_size))
+
+
+def _given_problems(spec: ExperimentSpec, attack: Given, facts: DatasetFacts) -> Iterator[Problem]:
+    if not isinstance(spec.dataset, Imported | Uploaded):
+        allowed = f"any other attack, since {spec.dataset.name} is clean; given is for an imported or uploaded dataset"
+        yield Problem("attack.name", attack.name, allowed)
+        return
+    if spec.reference:
+        yield Problem("reference", True, "false, since the clean version of a given dataset is not known")
+    if attack.target_class is not None and attack.target_class >= facts.classes:
+        allowed = f"0 to {facts.classes - 1}, one of {facts.classes} classes, or null"
+        yield Problem("attack.target_class", attack.target_class, allowed)
+    if attack.triggered_test == "dataset" and not facts.triggered:
+        allowed = (
+            "auto or none, since the dataset has no triggered test images (x_test_triggered, test_triggered/)"
+        )
+        yield Problem("attack.triggered_test", attack.triggered_test, allowed)
+    pool = clean_pool_size(attack, facts)
+    if facts.test_size - pool < facts.classes:
+        allowed = f"at most {1 - facts.classes / facts.test_size:.3g}, which leaves a test image per class"
+        yield Problem("attack.clean_share", attack.clean_share, allowed)
+    for i, defense in enumerate(spec.defenses):
+        if isinstance(defense, CleanSetDefense) and (size := clean_set_size(defense, facts)) > pool:
+            allowed = (
+                f"at most {pool / facts.train_size:.3g}, since the clean set of {size} images is taken from the {pool} "
+                "test images of attack.clean_share"
+            )
+            yield Problem(f"defenses.{i}.clean_ratio", defense.clean_ratio, allowed)
 
 
 def _attack_problems(spec: ExperimentSpec, attack: PoisoningAttack, facts: DatasetFacts) -> Iterator[Problem]:

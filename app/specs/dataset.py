@@ -135,3 +135,14 @@ FETCHED = (
 """Names of the datasets that `bdlab data fetch` downloads, one file each."""
 MIRRORED = ("cifar10", "cifar100", "fashion_mnist", "stl10", "imagenette", "tiny_imagenet")
 """Those whose classes do not change when an image is mirrored, as digits and traffic signs do."""
+ENCODINGS = (
+    "the name of a text encoding that Python has, such as gbk, big5, shift_jis, euc_kr, cp1251 or cp1252"
+)
+
+
+def is_text_encoding(name: str) -> bool:
+    """Whether Python has a text encoding of that name; zips without UTF-8 have names of files in one."""
+    try:
+        return bool(b"a".decode(name))
+    except (LookupError, UnicodeError, ValueError):
+        return False

@@ -3,6 +3,15 @@
 from app.specs.base import Spec, field
 from app.specs.dataset import DatasetSpec
 
+TENSORS = ("x_train", "y_train", "x_test", "y_test")
+"""The tensors of a dataset's file, in the order in which their bytes are hashed."""
+GIVEN_TENSORS = (
+    "is_poisoned", "is_cross", "clean_labels", "x_test_triggered", "y_test_triggered", "y_test_target",
+)  # fmt: skip
+"""What the file of a dataset that came poisoned may have besides, hashed after the others, each after its name:
+which training images are poisoned and which are cross samples (bool), the labels before the attack, test images with
+the trigger, their true labels, and the classes that the attacker aims at."""
+
 
 class Shape(Spec):
     """The shape of images and the number of classes: what a network depends on."""
@@ -25,6 +34,20 @@ class DatasetFacts(Spec):
     width: int = field(..., "Image width.", unit="pixels", ge=1)
     train_counts: tuple[int, ...] = field(..., "Training images of each class.", unit="images")
     test_counts: tuple[int, ...] = field(..., "Test images of each class.", unit="images")
+    poisoned: int | None = field(
+        None,
+        "Training images that are marked as poisoned, of the whole dataset. Null or absent: not known.",
+        unit="images",
+        ge=0,
+        added_later=True,
+    )
+    triggered: int = field(
+        0,
+        "Test images with the attacker's trigger, which the dataset has beside the others. Absent: none.",
+        unit="images",
+        ge=0,
+        added_later=True,
+    )
 
     @property
     def classes(self) -> int:

@@ -7,7 +7,7 @@ given a file, and the size that the header declares is checked before a pixel is
 import io
 import re
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,7 +25,7 @@ _SIXTEEN_BITS = re.compile(r";16[BLN]?S?$")
 """The end of the raw modes of 16 bits a channel; Pillow's decoder keeps the upper 8 of those in color."""
 
 
-WRONG_DEPTH = "a PNG file with transparency or a bit depth other than 8"
+WRONG_DEPTH = "a PNG file with a bit depth other than 8"
 
 
 class PictureError(ValueError):
@@ -53,8 +53,19 @@ def verify(data: bytes, formats: tuple[str, ...] = FORMATS) -> "Image":
     return picture
 
 
-def describe_png(data: bytes) -> str:
-    """Size and color of a PNG file, such as "32x32 pixels in color", or why it cannot be used."""
+class PngFacts(NamedTuple):
+    """Size and color of a PNG file."""
+
+    width: int
+    height: int
+    gray: bool
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height} pixels in {'gray' if self.gray else 'color'}"
+
+
+def describe_png(data: bytes, allows_transparency: bool) -> PngFacts | str:
+    """Size and color of a PNG file, or why it cannot be used."""
     try:
         image = verify(data, ("PNG",))
     except PictureSizeError as error:
@@ -64,18 +75,24 @@ def describe_png(data: bytes) -> str:
     except PictureError:
         return "not a PNG file, or a damaged one"
     # Pillow converts other bit depths; the 25th byte of every PNG file tells the original one.
-    if data[24] != 8 or image.mode not in ("L", "RGB", "P") or "transparency" in image.info:
+    if data[24] != 8 or image.mode not in ("L", "LA", "RGB", "RGBA", "P"):
         return WRONG_DEPTH
-    width, height = image.size
-    return f"{width}x{height} pixels in {'gray' if image.mode == 'L' else 'color'}"
+    if not allows_transparency and (image.mode in ("LA", "RGBA") or "transparency" in image.info):
+        return "a PNG file with transparency"
+    return PngFacts(*image.size, gray=image.mode in ("L", "LA"))
 
 
 def decode(
-    data: bytes, formats: tuple[str, ...] = FORMATS, resized_to: tuple[int, int] | None = None
+    data: bytes,
+    formats: tuple[str, ...] = FORMATS,
+    resized_to: tuple[int, int] | None = None,
+    *,
+    keep_alpha: bool = False,
 ) -> "Image":
     """The first picture in ``data``, in mode L if the file holds gray levels only by its kind or palette, else in RGB.
 
-    It is upright, as the EXIF orientation says, and opaque: transparent parts show a white background. ``resized_to``
+    It is upright, as the EXIF orientation says, and opaque: transparent parts show a white background. With
+    ``keep_alpha`` it is in mode LA or RGBA instead. ``resized_to``
     is the width and height that it is resized to, bilinear, without keeping the aspect ratio; then the file's picture
     may have up to `MAX_RESIZED_SIDE` pixels a side instead of `MAX_SIDE`. Raises PictureError.
     """
@@ -87,7 +104,7 @@ def decode(
             # differ by about one from those of the whole picture.
             picture.draft(None, (max(resized_to), max(resized_to)))
         picture.load()
-        picture = _opaque(picture)
+        picture = _with_alpha(picture) if keep_alpha else _opaque(picture)
         if resized_to is not None and picture.size != resized_to:
             picture = picture.resize(resized_to, pillow.Resampling.BILINEAR)
     except MemoryError:
@@ -109,6 +126,15 @@ def _opaque(picture: "Image") -> "Image":
         picture = background
     mode = "L" if is_gray else "RGB"
     return picture if picture.mode == mode else picture.convert(mode)
+
+
+def _with_alpha(picture: "Image") -> "Image":
+    """The loaded picture upright, in mode LA or RGBA."""
+    from PIL import ImageOps  # noqa: PLC0415  # the Python client imports this package without having Pillow
+
+    ImageOps.exif_transpose(picture, in_place=True)
+    is_gray = picture.mode in ("1", "L", "LA", "La") or _has_gray_palette(picture)
+    return picture.convert("RGBA").convert("LA" if is_gray else "RGBA")
 
 
 def _has_gray_palette(picture: "Image") -> bool:

@@ -7,7 +7,7 @@ work, so stages are shared between arms, experiments and workers.
 
 from typing import Any, NamedTuple
 
-from app.specs.attack import NoAttack
+from app.specs.attack import PoisoningAttack
 from app.specs.attacks.base import ATTACK_LABELS, SURROGATE
 from app.specs.base import Spec, digest
 from app.specs.dataset import Imported, Uploaded
@@ -94,7 +94,7 @@ def _plan_seed(
 
     attack_code = _code(spec.attack) + _code(spec.model)
     prepared, surrogate = clean_data, ""
-    if not isinstance(spec.attack, NoAttack):
+    if isinstance(spec.attack, PoisoningAttack):
         # Neither the attack's name nor the victim's epochs: attacks that need the same surrogate share it.
         recipe = {
             "model": victim["model"],

@@ -59,7 +59,7 @@ def list_(
     status: Annotated[
         str | None, typer.Option(help="queued, running, succeeded, failed or canceled.")
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help="Name of the dataset.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Name of the dataset, or imported/KEY.")] = None,
     model: Annotated[str | None, typer.Option(help="Name of the model.")] = None,
     attack: Annotated[str | None, typer.Option(help="Name of the attack.")] = None,
     defense: Annotated[str | None, typer.Option(help="Name of a defense.")] = None,

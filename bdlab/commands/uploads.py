@@ -80,13 +80,22 @@ def upload_dataset(
     ] = None,
     split_seed: Annotated[int | None, typer.Option(help="Seed of that split.")] = None,
     size: Annotated[int | None, typer.Option(help="Resize images to SIZE x SIZE.")] = None,
+    zip_encoding: Annotated[
+        str | None,
+        typer.Option(help="Encoding of names in a zip that are not in UTF-8, such as gbk or shift_jis."),
+    ] = None,
     no_wait: NoWait = False,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Upload an npz, zip or parquet file and wait for its check."""
     metadata = without_none(
-        name=name, format=format, test_fraction=test_fraction, split_seed=split_seed, size=size
+        name=name,
+        format=format,
+        test_fraction=test_fraction,
+        split_seed=split_seed,
+        size=size,
+        zip_encoding=zip_encoding,
     )
     with connect(url) as client:
         _upload(client.datasets, file, metadata, no_wait, as_json)

@@ -86,9 +86,17 @@ def test_an_imported_dataset_is_named_with_its_key(service: Service) -> None:
     with service.database.writing() as session:
         stored = session.scalars(select(Experiment).order_by(Experiment.created_at)).first()
         assert stored is not None
+        stored.dataset = "imported"
         stored.spec = {**stored.spec, "dataset": {"name": "imported", "key": "flowers"}}
     (item,) = listed(service, limit=1, order="created_at", fields="dataset")
     assert item == {"dataset": "imported/flowers"}
+    for named, count in (
+        ("imported/flowers", 1),
+        ("imported", 1),
+        ("imported/trees", 0),
+        ("uploaded/flowers", 0),
+    ):
+        assert len(listed(service, dataset=named)) == count, named
 
 
 @pytest.mark.parametrize("field", PROPERTIES)

@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 from app.core.database import utcnow
 from app.specs.experiment import ExperimentSpec
 from app.tables.experiments import Experiment, Outbox, Stage
-from tests.app.conftest import QUICK, Service
+from tests.app.conftest import QUICK, Service, document
 
 
 def count(service: Service, table: type[Any] = Experiment) -> int:
@@ -37,7 +37,15 @@ def test_the_message_is_written_with_the_experiment(service: Service) -> None:
     assert count(service, Outbox) == before + 1
 
 
+WIDE_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAkAAAACCAAAAACvPakPAAAAC0lEQVR42mNgwAQAABQAAe5aaQkAAAAASUVORK5CYII="
+"""9 x 2 gray pixels, which do not fit on a digit."""
 BAD = [
+    (
+        {"attack": {"name": "badnets", "pattern": "png", "pattern_png": WIDE_PNG}},
+        "attack.pattern_png",
+        "9x2 pixels in gray",
+        "at most 8x8 pixels in gray",
+    ),
     ({"attack": {"name": "zap"}}, "attack.name", "zap", "'badnets'"),
     ({"attack": {"name": "badnets", "poisoning_rate": 1.5}}, "attack.poisoning_rate", 1.5, "1"),
     ({"attack": {"name": "badnets", "target_class": 12}}, "attack.target_class", 12, "0 to 9"),
@@ -187,3 +195,12 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_cached(service: Service) -> 
     assert [s["key"] for s in again["stages"] if s["cached"]] == [first["key"]]
     assert again["cached"] == 1
     assert count(service) == before
+
+
+def test_every_example_of_the_openapi_document_can_be_submitted(service: Service) -> None:
+    body = document()["paths"]["/v1/experiments"]["post"]["requestBody"]["content"]["application/json"]
+    examples = {name: example["value"] for name, example in body["examples"].items()}
+    assert examples["torchvision"]["model"]["name"] == "torchvision"
+    for name, spec in examples.items():
+        answer = service.http.post("/v1/experiments:validate", json=spec)
+        assert answer.status_code == 200, (name, answer.text)

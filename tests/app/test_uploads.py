@@ -28,6 +28,7 @@ from tests.app.conftest import Service, Valkey, serve
 from tests.app.people import people
 from tests.app.sending import ABOUT, MODEL, pictures, post, sent_dataset, sent_model, weights
 from tests.app.test_relay import sent
+from tests.lab.test_import_layouts import gbk_zip
 from tests.processes import wait_for
 from worker import memory
 from worker.checking import check
@@ -612,3 +613,20 @@ def test_an_upload_that_breaks_off_is_no_error_of_the_service(
     assert line.__dict__["status"] == 400
     uploads = service.settings.home_dir / "objects/uploads"
     assert not [file for file in uploads.rglob("*") if file.is_file() and file.stat().st_size == 5000]
+
+
+def test_names_of_a_zip_are_decoded_as_the_metadata_say(service: Service, tmp_path: Path) -> None:
+    data = gbk_zip(tmp_path / "gbk.zip").read_bytes()
+
+    def send(**more: Any) -> httpx2.Response:
+        return post(service.http, "/v1/datasets", data, {"test_fraction": 0.5, **more}, "gbk.zip")
+
+    unsaid = send().json()["id"]
+    assert check(unsaid, service.settings) == "refused"
+    assert "zip_encoding: required" in service.http.get(f"/v1/datasets/{unsaid}").json()["reason"]
+    said = send(zip_encoding="gbk").json()["id"]
+    assert check(said, service.settings) == "ready"
+    assert service.http.get(f"/v1/datasets/{said}").json()["facts"]["class_names"] == ["漒", "猫"]
+    for metadata in ({"zip_encoding": "klingon"}, {"zip_encoding": "gbk", "format": "npz"}):
+        answer = send(**metadata)
+        assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "zip_encoding")

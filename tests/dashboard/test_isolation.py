@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -11,6 +12,7 @@ from playwright.sync_api import expect
 from app.core.database import utcnow
 from app.settings import Settings
 from app.tables.artifacts import Artifact
+from app.tables.experiments import Experiment
 from tests.app.conftest import Service, serve
 from tests.app.numbers import arm, done
 from tests.dashboard.conftest import Tab
@@ -48,15 +50,39 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def page_of(service: Service) -> str:
+    """The page of an experiment whose files have the truth."""
+    return make_page(service, VERDICT, ISOLATION, BELIEF)
+
+
+@pytest.fixture(scope="module")
+def page_without_truth(service: Service) -> str:
+    """The page of a dataset that came poisoned and does not say what is."""
+    verdict, isolation = (
+        "".join(drop_column(line, 4) for line in text.splitlines(keepends=True))
+        for text in (VERDICT, ISOLATION)
+    )
+    page = make_page(service, verdict, isolation, {**BELIEF, "truth": None})
+    with service.database.writing() as session:
+        stored = session.get_one(Experiment, page.split("/")[2])
+        stored.spec = {**stored.spec, "attack": {"name": "given", "target_class": None}}
+    return page
+
+
+def drop_column(line: str, place: int) -> str:
+    cells = line.rstrip("\n").split(",")
+    return ",".join(cells[:place] + cells[place + 1 :]) + "\n"
+
+
+def make_page(service: Service, verdict: str, isolation: str, belief: dict[str, Any]) -> str:
     spec = {"defenses": [{"name": "abl_plus"}, {"name": "neural_cleanse"}]}
     made = done(
         service, spec, {(name, 0): arm(0.9, 0.5) for name in ("undefended", "abl_plus", "neural_cleanse")}
     )
     files = {
-        ("abl_plus", "verdict.csv"): VERDICT.encode(),
+        ("abl_plus", "verdict.csv"): verdict.encode(),
         ("abl_plus", "verdict_images.png"): sheet(),
-        ("abl_plus", "isolation.csv"): ISOLATION.encode(),
-        ("abl_plus", "belief.json"): json.dumps(BELIEF).encode(),
+        ("abl_plus", "isolation.csv"): isolation.encode(),
+        ("abl_plus", "belief.json"): json.dumps(belief).encode(),
         ("neural_cleanse", "classes.csv"): CLASSES.encode(),
     }
     for (name, file), data in files.items():
@@ -111,4 +137,27 @@ def test_scores_of_classes_are_shown_with_the_truth(
     expect(classes.get_by_role("row", name="0 4.5")).to_contain_text("the target")
     expect(classes.get_by_role("row", name="3 1.25")).to_contain_text("flagged")
     assert tab.accessibility() == []
+    assert tab.errors == []
+
+
+def test_what_is_not_known_is_said_to_be_so(
+    open_tab: OpenTab, service: Service, page_without_truth: str
+) -> None:
+    tab = open_tab(service.url)
+    page = tab.open(page_without_truth)
+    expect(page.locator("#message")).to_have_text(
+        "4 of 20 training images were isolated. It is not known which images are poisoned."
+    )
+    belief = page.locator("#belief")
+    expect(belief.get_by_role("row", name="Which class is the target?")).to_contain_text("3")
+    expect(belief.get_by_role("row", name="Which class is the target?")).to_contain_text("not known")
+    expect(page.locator("#thumbs li")).to_have_count(20)
+    expect(page.locator("#thumbs strong")).to_have_count(0)
+    expect(page.locator("#filter")).to_be_hidden()
+    assert tab.accessibility() == []
+    page.get_by_role("link", name="Isolation (first stage)").click()
+    expect(page.get_by_role("img", name="Histogram of loss")).to_be_visible()
+    expect(page.get_by_role("img", name="recall")).to_have_count(0)
+    page = tab.open(f"{page_without_truth}?arm=neural_cleanse")
+    expect(page.locator("#classes").get_by_role("row", name="3 1.25")).to_contain_text("not known")
     assert tab.errors == []

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import struct
+import subprocess
 import zipfile
 import zlib
 from pathlib import Path
@@ -14,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.conftest import BDLAB
 from tests.lab.test_importing import (
     IMAGES,
     LABELS,
@@ -369,3 +372,53 @@ def test_threads_keep_the_order(tmp_path: Path, home: Path, monkeypatch: pytest.
     )
     x = tensors(run(source, home))["x_train"]
     assert x[:, 0, 0, 0].tolist() == list(range(80)) * 2
+
+
+def gbk_zip(path: Path) -> Path:
+    """Two classes whose names are in GBK without the flag of UTF-8; the second byte of the last one is a backslash."""
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        for i in range(12):
+            archive.writestr(f"{('QA', 'QB')[i % 2]}/{i}.png", png(IMAGES[i]))
+    encoded = data.getvalue().replace(b"QA/", "猫/".encode("gbk")).replace(b"QB/", "漒/".encode("gbk"))
+    path.write_bytes(encoded)
+    return path
+
+
+def test_names_in_another_encoding_are_decoded_as_the_option_says(tmp_path: Path) -> None:
+    source, home = gbk_zip(tmp_path / "gbk.zip"), tmp_path / "home"
+    said = refused(source, home, test_fraction=0.5)
+    assert said.startswith("--zip-encoding: required")
+    assert "gbk (Chinese)" in said
+    assert "漒".encode("gbk").endswith(b"\\")
+    command = [
+        "data",
+        "import",
+        str(source),
+        "--name=gbk",
+        "--test-fraction=0.5",
+        "--zip-encoding=gbk",
+        "--json",
+    ]
+    environment = {**os.environ, "BDLAB_DATA_DIR": str(home)}
+    done = subprocess.run([BDLAB, *command], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["facts"]["class_names"] == ["漒", "猫"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [
+        ("klingon", "--zip-encoding: 'klingon' is not allowed; the name of a text encoding"),
+        ("base64", "--zip-encoding: 'base64' is not allowed"),
+        ("utf-8", "--zip-encoding: the zip contains a name that is not utf-8, the bytes b'"),
+        ("utf-16", "--zip-encoding: 'utf-16' is not allowed"),
+    ],
+)
+def test_an_encoding_that_does_not_fit_is_refused(tmp_path: Path, encoding: str, said: str) -> None:
+    source = gbk_zip(tmp_path / "gbk.zip")
+    assert said in refused(source, tmp_path / "home", test_fraction=0.5, zip_encoding=encoding)
+
+
+def test_the_encoding_is_only_for_a_zip(tmp_path: Path) -> None:
+    assert "--zip-encoding: only for a zip" in refused(npz(tmp_path), tmp_path / "home", zip_encoding="gbk")

@@ -15,8 +15,8 @@ from app.specs.experiment import ExperimentSpec
 from app.specs.stages import arm_keys, plan
 
 PAGE = Path(__file__).parents[2] / "docs" / "results" / "fidelity.md"
-OWN = {"abl_plus", "none"}
-"""A method of this project, and the absence of an attack: they have no published setting."""
+OWN = {"abl_plus", "none", "given"}
+"""A method of this project, the absence of an attack, and a set that came poisoned: they have no published setting."""
 UNSOURCED = {"name", "arm", "preset", "export"}
 """Fields that are no hyperparameters."""
 METHODS: list[type[PresetSpec]] = [

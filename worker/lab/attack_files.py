@@ -1,26 +1,22 @@
 """The files of a poisoned set: stealth measures, trigger, figures and, if the spec asks for it, the set itself."""
 
-import io
 import json
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
-from app.specs.attack import NoAttack
+from app.specs.attack import PoisoningAttack
 from app.specs.base import canonical_json
 from app.specs.experiment import ATTACK, ExperimentSpec
 from worker.lab.attacks import Attack, PoisonedSet, Prepared
 from worker.lab.contracts import Recorder, Scope
 from worker.lab.data.datasets import Dataset
 from worker.lab.evaluation import TestSet
+from worker.lab.exports import record_exports
 from worker.lab.stealth import measure_stealth
 from worker.lab.tensor_files import dump_tensors
 
 SHEET_IMAGES_PER_CLASS = 10
-POISONED = {"backdoored": True}
-"""Label of data that puts a backdoor into a model; the service restricts who may download it."""
 
 
 def record_attack_files(
@@ -38,8 +34,11 @@ def record_attack_files(
     `stealth.json` holds those, and the same of the poisoned training images, which differ where an attack
     does more to these than apply its trigger.
     """
-    if attack is None or isinstance(spec.attack, NoAttack) or test.triggered is None:
+    if attack is None or not isinstance(spec.attack, PoisoningAttack):
         return {}
+    assert test.triggered is not None
+    assert test.origin is not None
+    assert poisoned.is_poisoned is not None
     files = _SeedFiles(recorder, seed)
     of_test = measure_stealth(test.clean.images[test.origin], test.triggered.images)
     index = poisoned.is_poisoned.nonzero().flatten()
@@ -51,7 +50,7 @@ def record_attack_files(
         file = dump_tensors(poisoned.state, header)
         files.add("trigger.safetensors", "data", "application/octet-stream", file)
     if spec.attack.export:
-        _record_poisoned_set(files, data, poisoned)
+        record_exports(files.add, recorder.log, spec, data, poisoned, test)
     _record_figures(files, spec, data, prepared)
     return of_test
 
@@ -88,53 +87,3 @@ def _record_figures(files: _SeedFiles, spec: ExperimentSpec, data: Dataset, prep
             [(row, images.cpu().numpy()) for row, images in picture.rows], picture.above, picture.title
         )
         files.add(f"{ATTACK}/{name}.png", "figure", "image/png", png)
-
-
-def _record_poisoned_set(files: _SeedFiles, data: Dataset, poisoned: PoisonedSet) -> None:
-    """Record the poisoned training set with the clean test set, in formats that `bdlab data import` reads.
-
-    Images are ``[N, H, W, C]``, gray ones ``[N, H, W]``. ``is_poisoned``, ``is_cross`` and ``clean_labels`` are the
-    ground truth about the training set; an import ignores them.
-    """
-    arrays = {
-        name: tensor.permute(0, 2, 3, 1).cpu().numpy()
-        for name, tensor in (("x_train", poisoned.images), ("x_test", data.test.images))
-    }
-    if data.facts.channels == 1:
-        arrays = {name: images[..., 0] for name, images in arrays.items()}
-    truth = {
-        name: getattr(poisoned, name).cpu().numpy() for name in ("is_poisoned", "is_cross", "clean_labels")
-    }
-    classes = {"y_train": poisoned.labels.cpu().numpy(), "y_test": data.test.labels.cpu().numpy()}
-    names = {"class_names": np.array(data.facts.class_names)}
-    contents: dict[str, Any] = {**arrays, **classes, **truth, **names}
-    out = io.BytesIO()
-    np.savez_compressed(out, **contents)
-    files.add("poisoned_train.npz", "data", "application/zip", out.getvalue(), POISONED)
-    try:
-        import pyarrow as pa  # noqa: PLC0415  # slow to import, and used only here
-        import pyarrow.parquet as pq  # noqa: PLC0415
-    except ImportError:
-        files.recorder.log("the parquet files of the poisoned set are left out: pyarrow is not installed")
-        return
-    features = {"label": {"names": list(data.facts.class_names), "_type": "ClassLabel"}}
-    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    for part, flags in (("train", truth), ("test", {})):
-        columns = {
-            "image": [{"bytes": _png(image), "path": None} for image in arrays[f"x_{part}"]],
-            "label": classes[f"y_{part}"],
-            **flags,
-        }
-        table = pa.table(columns).replace_schema_metadata(metadata)
-        out = io.BytesIO()
-        pq.write_table(table, out)
-        labels = POISONED if part == "train" else {}
-        files.add(
-            f"poisoned_{part}.parquet", "data", "application/vnd.apache.parquet", out.getvalue(), labels
-        )
-
-
-def _png(image: Any) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(image).save(out, "PNG", compress_level=1)
-    return out.getvalue()

@@ -96,7 +96,7 @@ def chance_warning(clean_accuracy: float, labels: Tensor) -> str | None:
 class TestSet:
     """The test images, clean and triggered. Images already of their target class are not triggered.
 
-    ``triggered`` has the true labels; ``targets`` are the classes that the attack aims at.
+    ``triggered`` has the true labels; ``targets`` are the classes that the attack aims at, None if they are not known.
     """
 
     __test__ = False  # tells pytest that this is not a test class
@@ -104,8 +104,8 @@ class TestSet:
     clean: Split
     triggered: Split | None
     targets: Tensor | None
-    origin: Tensor
-    """Rows of ``clean`` that the triggered images were made from."""
+    origin: Tensor | None
+    """Rows of ``clean`` that the triggered images were made from; None if that is not known."""
     cross: Split | None = None
     """Test images changed as cross samples are, and their true labels; None unless the attack has cross samples."""
     one_image: bool = False
@@ -136,8 +136,9 @@ class TestSet:
 def evaluate(network: Network, test: TestSet, compute: Compute) -> dict[str, float | None]:
     """Clean accuracy and loss; attack success, robust accuracy and loss towards the target on triggered images.
 
-    The attack's numbers are None without an attack, or without test images outside the target class. Attacks with
-    cross samples add ``cross_trigger_accuracy``, single-image attacks ``target_image_hit``.
+    The attack's numbers are None without an attack, or without test images outside the target class; those that depend
+    on the target are None where it is not known. Attacks with cross samples add ``cross_trigger_accuracy``,
+    single-image attacks ``target_image_hit``.
     """
     logits, labels = predict_logits(network, test.clean.images, compute), test.clean.labels
     values: dict[str, float | None] = {
@@ -147,14 +148,13 @@ def evaluate(network: Network, test: TestSet, compute: Compute) -> dict[str, flo
         "robust_accuracy": None,
         "poisoned_loss": None,
     }
-    if test.triggered is not None and test.targets is not None and len(test.triggered):
+    if test.triggered is not None and len(test.triggered):
         logits = predict_logits(network, test.triggered.images, compute)
         predictions = logits.argmax(1)
-        values |= {
-            "attack_success_rate": (predictions == test.targets).double().mean().item(),
-            "robust_accuracy": (predictions == test.triggered.labels).double().mean().item(),
-            "poisoned_loss": F.cross_entropy(logits, test.targets).item(),
-        }
+        values["robust_accuracy"] = (predictions == test.triggered.labels).double().mean().item()
+        if test.targets is not None:
+            values["attack_success_rate"] = (predictions == test.targets).double().mean().item()
+            values["poisoned_loss"] = F.cross_entropy(logits, test.targets).item()
         if test.one_image:
             values["target_image_hit"] = values["attack_success_rate"]
     if test.cross is not None:

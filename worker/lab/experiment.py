@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from app.specs.attack import Given
 from app.specs.attacks.base import SURROGATE
 from app.specs.base import canonical_json
-from app.specs.checks import find_problems, find_victim_problems
+from app.specs.checks import clean_set_size, find_problems, find_victim_problems
 from app.specs.defense import DefenseSpec
 from app.specs.defenses.base import CleanSetDefense, HeldOutDefense
 from app.specs.experiment import ATTACK, CLEAN, UNDEFENDED, ExperimentSpec
@@ -53,6 +54,7 @@ from worker.lab.evaluation import (
     evaluate,
     isolation_quality,
 )
+from worker.lab.given import add_truth, find_targets, make_given_test_set, set_clean_pool_aside
 from worker.lab.manifest import MANIFEST_NAME, StageRecord, build_manifest
 from worker.lab.networks import Network, build_network
 from worker.lab.networks.checkpoints import find_variant, rename_tensors, shapes_of
@@ -161,8 +163,20 @@ class SeedRun:
             lambda run: run.finish(make_poison(spec, data, attack, prepared, seed)),
         )
         self.poisoned: PoisonedSet = build_poisoned_set(data.train, poisoned.tensors)
-        self.test = TestSet.make(data.test, attack, self.poisoned.state)
-        self.curve_test = self._make_curve_test(attack, self.poisoned.state)
+        if isinstance(spec.attack, Given):
+            self.poisoned = add_truth(self.poisoned, data)
+            measured, self.clean_pool = set_clean_pool_aside(spec.attack, data, seed)
+            self.test = make_given_test_set(spec.attack, data, measured)
+            curve_rows = self._draw_curve_rows(measured)
+            self.curve_test = make_given_test_set(
+                spec.attack, data, measured.rows(curve_rows), CURVE_IMAGES, seed
+            )
+            if self.test.targets is None:
+                self._warn_unmeasured()
+        else:
+            self.clean_pool = data.train
+            self.test = TestSet.make(data.test, attack, self.poisoned.state)
+            self.curve_test = self._make_curve_test(attack, self.poisoned.state)
         self.victims: dict[str, dict[str, Tensor]] = {}
         report.poisoning_done(seed, data.train.images, self.poisoned, self.test)
         # The numbers of the undefended arm, which runs before the defended ones.
@@ -194,9 +208,20 @@ class SeedRun:
         )
 
     def _make_curve_test(self, attack: Attack[Any] | None, state: State) -> TestSet:
-        test = self.data.test
+        return TestSet.make(self.data.test, attack, state, self._draw_curve_rows(self.data.test))
+
+    def _draw_curve_rows(self, test: Split) -> Tensor:
         rows = draw_stratified(test.labels, CURVE_IMAGES, self.data.facts.classes, self.seed)
-        return TestSet.make(test, attack, state, rows.to(test.labels.device))
+        return rows.to(test.labels.device)
+
+    def _warn_unmeasured(self) -> None:
+        """Say in every arm why its attack success is null, which would otherwise look like a failure."""
+        if self.test.triggered is None:
+            reason = "there are no test images with the trigger"
+        else:
+            reason = "the target class of the triggered test images is not known: set attack.target_class"
+        for arm in self.spec.arms:
+            self.context.recorder.warning(Scope(arm, self.seed), f"attack success is not measured: {reason}")
 
     def _run_attack_stage(self, kind: str, compute: Callable[[StageRun], Outcome]) -> Outcome:
         outcome = self.run_stage(kind, ATTACK, compute)
@@ -288,6 +313,8 @@ class SeedRun:
         truth = self.poisoned.is_poisoned
 
         def score(suspicion: Tensor, isolated: Tensor) -> dict[str, float]:
+            if truth is None:
+                return {}
             return isolation_quality(suspicion, isolated, truth, self.poisoned.labels)
 
         def before_unlearning(network: Network) -> dict[str, float]:
@@ -300,11 +327,14 @@ class SeedRun:
 
         def label_accuracy(rows: Tensor, labels: Tensor) -> dict[str, float]:
             true = self.poisoned.clean_labels
+            if true is None:
+                return {}
             right = true[rows.to(true.device)] == labels.to(true.device)
             return {"pseudo_label_accuracy": right.double().mean().item()} if len(right) else {}
 
         def score_classes(flagged: Tensor) -> dict[str, float]:
-            return class_quality(flagged, self.poisoned.labels[truth].unique())
+            targets = self._find_targets()
+            return {} if targets is None else class_quality(flagged, targets)
 
         common: dict[str, Any] = {
             "facts": self.data.facts,
@@ -331,6 +361,14 @@ class SeedRun:
             return defend(spec, DetectionDefense(**common, **poisoned))
         return defend(spec, RepairDefense(**common))
 
+    def _find_targets(self) -> Tensor | None:
+        """The true target classes; None where they are not known, in a dataset that came poisoned."""
+        if isinstance(self.spec.attack, Given):
+            return find_targets(self.spec.attack, self.data)
+        assert self.poisoned.is_poisoned is not None
+        targets: Tensor = self.poisoned.labels[self.poisoned.is_poisoned].unique()
+        return targets
+
     def copy_victim(self) -> Network:
         """A copy of the victim for repair and detection; its arm runs before theirs."""
         arm = self.spec.victim_arm
@@ -344,9 +382,9 @@ class SeedRun:
         if not isinstance(spec, CleanSetDefense):
             return None
         held_out_ratio = spec.held_out_ratio if isinstance(spec, HeldOutDefense) else 0.0
-        return draw_clean_set(
-            self.data.train, self.data.facts.classes, spec.clean_ratio, held_out_ratio, self.seed
-        )
+        facts = self.data.facts
+        size = clean_set_size(spec, facts)
+        return draw_clean_set(self.clean_pool, facts.classes, size, held_out_ratio, self.seed)
 
     def new_network(self, purpose: str, images: Tensor) -> Network:
         """A fresh victim that normalizes by the statistics of ``images``, its training images."""

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load
 from torch import Tensor
 
+from app.specs.attack import NoAttack
 from app.specs.checks import find_problems
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import DatasetFacts
@@ -41,7 +42,7 @@ def preview(payload: dict[str, Any], data_dir: Path) -> bytes:
     data = _load_checked(spec, data_dir, int(payload.get("seed", 0)))
     attack = make_attack(spec.attack, data.facts)
     if attack is None:
-        raise SpecError("attack.name: 'none' has no trigger to show")
+        raise SpecError(f"attack.name: {spec.attack.name!r} has no trigger to show")
     if not attack.has_trigger:
         raise SpecError(
             f"attack.name: {spec.attack.name!r} has no trigger to show: it changes no image at test time"
@@ -50,6 +51,7 @@ def preview(payload: dict[str, Any], data_dir: Path) -> bytes:
     test = TestSet.make(data.test, attack, state_without_training(spec, data, attack, seed))
     assert test.triggered is not None
     assert test.targets is not None
+    assert test.origin is not None
     some = torch.linspace(0, len(test.triggered) - 1, min(PREVIEW_IMAGES, len(test.triggered))).long()
     names = data.facts.class_names
     picture: bytes = figures.samples(
@@ -93,9 +95,9 @@ def predict(
         pixels, label = data.test.images[index : index + 1], int(data.test.labels[index])
     if triggered:
         attack = make_attack(spec.attack, data.facts)
-        if attack is None:
+        if isinstance(spec.attack, NoAttack):
             raise SpecError("triggered: true is not allowed; this experiment has no attack")
-        if not attack.has_trigger:
+        if attack is None or not attack.has_trigger:
             raise SpecError(f"triggered: true is not allowed; {spec.attack.name!r} has no trigger")
         state = load(trigger_state) if trigger_state else state_without_training(spec, data, attack, seed)
         pixels = attack.trigger(state)(pixels)

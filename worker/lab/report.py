@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from app.specs.attack import Given, NoAttack
 from app.specs.experiment import ATTACK, ExperimentSpec
 from app.specs.facts import DatasetFacts
 from app.specs.metrics import OF_STAGES
@@ -31,6 +32,11 @@ def _array(tensor: Tensor) -> NDArray[Any]:
     return array
 
 
+def _spread(rows: Tensor, most: int) -> Tensor:
+    """At most ``most`` of the rows, evenly spread over them."""
+    return rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).long().to(rows.device)]
+
+
 class Report:
     """Collects what the stages of a run recorded, and records the finished files."""
 
@@ -42,7 +48,8 @@ class Report:
         self.marks: dict[tuple[str, int], list[tuple[str, int]]] = {}
         self.seconds: dict[tuple[str, int], float] = {}
         self.predictions: dict[tuple[str, int], list[str]] = {}
-        self.truth: dict[int, Tensor] = {}
+        self.truth: dict[int, Tensor | None] = {}
+        self.unscored: dict[tuple[str, int], set[str]] = {}
         self.labels: dict[int, Tensor] = {}
         self.images = torch.empty(0)  # of the current seed only: a dataset may take much of a GPU's memory
 
@@ -51,23 +58,49 @@ class Report:
 
         ``clean`` are the training images before the attack.
         """
-        self.truth[seed], self.labels[seed] = poisoned.is_poisoned.cpu(), poisoned.labels.cpu()
+        is_poisoned = poisoned.is_poisoned
+        self.truth[seed] = None if is_poisoned is None else is_poisoned.cpu()
+        self.labels[seed] = poisoned.labels.cpu()
         self.images = poisoned.images
+        if is_poisoned is not None and not isinstance(self.spec.attack, NoAttack):
+            document = {
+                "indices": is_poisoned.nonzero().flatten().tolist(),
+                "cross_indices": poisoned.is_cross.nonzero().flatten().tolist(),
+                "training_images": len(poisoned.labels),
+            }
+            self._file(
+                Scope(None, seed),
+                f"seed-{seed}/poisoned_indices.json",
+                "data",
+                "application/json",
+                json.dumps(document).encode(),
+            )
+        if isinstance(self.spec.attack, Given):
+            self._given_samples(seed, poisoned, test)
+        else:
+            self._samples(seed, clean, poisoned, test)
+
+    def _given_samples(self, seed: int, poisoned: PoisonedSet, test: TestSet) -> None:
+        """Draw what a dataset that came poisoned says is poisoned; nothing says what the images were before."""
+        rows = []
+        if poisoned.is_poisoned is not None and poisoned.is_poisoned.any():
+            marked = poisoned.is_poisoned.nonzero().flatten()
+            rows.append(("poisoned", poisoned.images[_spread(marked, GRID_IMAGES)]))
+        if test.triggered is not None and len(test.triggered):
+            every = torch.arange(len(test.triggered), device=test.triggered.labels.device)
+            rows.append(("triggered", test.triggered.images[_spread(every, GRID_IMAGES)]))
+        if rows:
+            title = f"what {self.spec.dataset.name} has of the attacker's images: training and test"
+            arrays = [(name, _array(images)) for name, images in rows]
+            self._figure(Scope(None, seed), f"seed-{seed}/given.png", "image_rows", arrays, None, title)
+
+    def _samples(self, seed: int, clean: Tensor, poisoned: PoisonedSet, test: TestSet) -> None:
+        """Draw poisoned training and triggered test images beside those that they were made from."""
         if test.triggered is None or test.targets is None:
             return
+        assert poisoned.is_poisoned is not None
+        assert poisoned.clean_labels is not None
         scope = Scope(None, seed)
-        document = {
-            "indices": poisoned.is_poisoned.nonzero().flatten().tolist(),
-            "cross_indices": poisoned.is_cross.nonzero().flatten().tolist(),
-            "training_images": len(poisoned.labels),
-        }
-        self._file(
-            scope,
-            f"seed-{seed}/poisoned_indices.json",
-            "data",
-            "application/json",
-            json.dumps(document).encode(),
-        )
         attack = f"{self.spec.attack.name} on {self.spec.dataset.name}"
         some, clean_images = self._grid_images(test)
         self._figure(
@@ -82,7 +115,7 @@ class Report:
         )
         if not (rows := poisoned.is_poisoned.nonzero().flatten()).numel():
             return
-        rows = rows[torch.linspace(0, len(rows) - 1, min(GRID_IMAGES, len(rows))).long().to(rows.device)]
+        rows = _spread(rows, GRID_IMAGES)
         self._figure(
             scope,
             f"seed-{seed}/poison.png",
@@ -121,12 +154,21 @@ class Report:
         if "class_flagged" in outcome.tensors:
             self._classes(run, outcome)
         if "class_mask_norm" in outcome.tensors:
+            if self.truth[seed] is None:
+                self.unscored.setdefault((arm, seed), set()).add("target_class_found")
             self._reversed_triggers(run, outcome)
 
-    def stage_metrics(self, arm: str, seed: int) -> dict[str, float]:
-        """The last value of each of `OF_STAGES` that the arm's stages recorded."""
+    def stage_metrics(self, arm: str, seed: int) -> dict[str, float | None]:
+        """The last value of each of `OF_STAGES` that the arm's stages recorded; None for scores without a truth."""
         series = self.series.get((arm, seed), {})
-        return {name: series[name][1][-1] for name in OF_STAGES if name in series}
+        unscored = self.unscored.get((arm, seed), ())
+        values: dict[str, float | None] = {}
+        for name in OF_STAGES:
+            if name in series:
+                values[name] = series[name][1][-1]
+            elif name in unscored:
+                values[name] = None
+        return values
 
     def computing_seconds(self, arm: str, seed: int) -> float:
         """Computing time of the arm's stages, including those loaded from the store."""
@@ -134,7 +176,7 @@ class Report:
 
     def arm_done(self, arm: str, seed: int, test: TestSet, network: Network, compute: Compute) -> None:
         """Collect the arm's predictions for the triggered images of the prediction grid."""
-        if test.triggered is not None:
+        if test.triggered is not None and test.origin is not None:
             some, _ = self._grid_images(test)
             self.predictions[arm, seed] = self._names(
                 predict_logits(network, test.triggered.images[some], compute).argmax(1)
@@ -147,7 +189,12 @@ class Report:
             marks = {arm: m for (arm, of), m in self.marks.items() if of == seed}
             self._figure(Scope(None, seed), f"seed-{seed}/curves.png", "curves", series, marks)
         predictions = {arm: p for (arm, of), p in self.predictions.items() if of == seed}
-        if predictions and test.triggered is not None and test.targets is not None:
+        if (
+            predictions
+            and test.triggered is not None
+            and test.targets is not None
+            and test.origin is not None
+        ):
             some, clean = self._grid_images(test)
             self._figure(
                 Scope(None, seed),
@@ -189,14 +236,14 @@ class Report:
         arm, seed = str(run.planned.arm), run.planned.seed
         truth, labels = self.truth[seed], self.labels[seed]
         suspicion, losses = outcome.tensors["suspicion"].cpu(), outcome.tensors.get("losses")
-        isolated = torch.zeros_like(truth)
+        isolated = torch.zeros_like(labels, dtype=torch.bool)
         isolated[outcome.tensors["isolated"].cpu()] = True
-        columns = {
-            "label": labels,
-            "suspicion": suspicion,
-            "isolated": isolated.int(),
-            "is_poisoned": truth.int(),
-        }
+        columns = {"label": labels, "suspicion": suspicion, "isolated": isolated.int()}
+        if truth is None:
+            scores = ("isolation_precision", "isolation_recall", "isolation_auroc")
+            self.unscored.setdefault((arm, seed), set()).update(scores)
+        else:
+            columns["is_poisoned"] = truth.int()
         if losses is not None:
             columns["loss"] = losses.cpu()
         order = suspicion.argsort(descending=True, stable=True)
@@ -209,11 +256,11 @@ class Report:
                 f"{where}_losses.png",
                 "loss_histogram",
                 _array(losses),
-                _array(truth),
+                None if truth is None else _array(truth),
                 _array(isolated),
                 f"{arm}: per-sample loss when isolation ends",
             )
-        if truth.any() and isolated.any():
+        if truth is not None and truth.any() and isolated.any():
             self._figure(
                 run.scope,
                 f"{where}_ranking.png",
@@ -224,14 +271,16 @@ class Report:
             )
 
     def _belief(self, run: StageRun, belief: dict[str, Any]) -> None:
-        """Record a defense's belief about the training set, beside the truth."""
+        """Record a defense's belief about the training set, beside the truth, which is null if it is not known."""
         truth, labels = self.truth[run.planned.seed], self.labels[run.planned.seed]
-        targets = labels[truth].unique().tolist()
-        actual = {
-            "poisoned": bool(truth.any()),
-            "target_class": targets[0] if len(targets) == 1 else None,
-            "poisoning_rate": truth.double().mean().item(),
-        }
+        actual = None
+        if truth is not None:
+            targets = labels[truth].unique().tolist()
+            actual = {
+                "poisoned": bool(truth.any()),
+                "target_class": targets[0] if len(targets) == 1 else None,
+                "poisoning_rate": truth.double().mean().item(),
+            }
         document = json.dumps({"believes": belief, "truth": actual}, indent=1)
         where = f"seed-{run.planned.seed}/{run.planned.arm}/belief.json"
         self._file(run.scope, where, "table", "application/json", document.encode())
@@ -290,7 +339,7 @@ class Report:
     def _grid_images(self, test: TestSet) -> tuple[Tensor, Tensor]:
         """Rows of the triggered images of a grid, spread over the set, and the clean images they were made from."""
         assert test.triggered is not None
-        assert test.targets is not None
+        assert test.origin is not None
         n = len(test.triggered)
         some = torch.linspace(0, n - 1, min(GRID_IMAGES, n)).long().to(test.triggered.labels.device)
         return some, test.clean.images[test.origin[some]]

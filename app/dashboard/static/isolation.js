@@ -46,21 +46,25 @@ async function showBelief() {
   const { believes, truth } = await (await load(data.belief)).json();
   const yesNo = (value) => (value ? "yes" : "no");
   const target = (value) => (value === null ? "none, or several" : className(value));
-  const error = Math.abs(believes.poisoning_rate - truth.poisoning_rate);
+  const equal = (a, b) => a === b;
+  const close = (a, b) => Math.abs(a - b) <= Math.max(0.005, b / 5);
   const questions = [
-    ["Is the training set poisoned?", "poisoned", yesNo, believes.poisoned === truth.poisoned],
-    ["Which class is the target?", "target_class", target, believes.target_class === truth.target_class],
-    [
-      "What is the poisoning rate?",
-      "poisoning_rate",
-      percent,
-      error <= Math.max(0.005, truth.poisoning_rate / 5),
-    ],
+    ["Is the training set poisoned?", "poisoned", yesNo, equal],
+    ["Which class is the target?", "target_class", target, equal],
+    ["What is the poisoning rate?", "poisoning_rate", percent, close],
   ];
-  for (const [question, field, format, correct] of questions) {
-    const estimate = `${format(believes[field])} (${correct ? "correct" : "wrong"})`;
+  for (const [question, field, format, agree] of questions) {
+    const estimate = format(believes[field]);
+    if (truth === null) {
+      appendRow(el("belief"), question, [
+        ["Estimate", estimate],
+        ["Truth", "not known"],
+      ]);
+      continue;
+    }
+    const correct = agree(believes[field], truth[field]);
     appendRow(el("belief"), question, [
-      ["Estimate", estimate, correct ? "good" : "bad"],
+      ["Estimate", `${estimate} (${correct ? "correct" : "wrong"})`, correct ? "good" : "bad"],
       ["Truth", format(truth[field])],
     ]);
   }
@@ -81,12 +85,13 @@ async function showClasses() {
     head.append(create("th", { scope: "col", textContent: name.replaceAll("_", " ") }));
   }
   for (const row of rows) {
+    const isKnown = data.unknown === undefined;
     const isTarget = data.target !== "" && row.class === Number(data.target);
-    const wrong = Boolean(row.flagged) !== isTarget;
+    const wrong = isKnown && Boolean(row.flagged) !== isTarget;
     appendRow(el("classes"), className(row.class), [
       ...scores.map((name) => [name, String(Number(row[name].toPrecision(4))), "number"]),
       ["flagged", row.flagged ? "flagged" : "–", row.flagged && wrong ? "bad" : ""],
-      ["truth", isTarget ? "the target" : "–", isTarget && wrong ? "bad" : ""],
+      ["truth", isKnown ? (isTarget ? "the target" : "–") : "not known", isTarget && wrong ? "bad" : ""],
     ]);
   }
   el("classes").hidden = false;
@@ -100,15 +105,13 @@ function thumbnail(image, place, sheet) {
   canvas.getContext("2d").drawImage(sheet, left, top, width, height, 0, 0, width, height);
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", `Training image ${image.index}`);
-  const truth = image.is_poisoned
-    ? { textContent: "poisoned", className: "bad" }
-    : { textContent: "clean", className: "good" };
-  item.append(
-    canvas,
-    `#${image.index}, label ${className(image.label)}`,
-    create("br"),
-    create("strong", truth),
-  );
+  item.append(canvas, `#${image.index}, label ${className(image.label)}`);
+  if (image.is_poisoned !== undefined) {
+    const truth = image.is_poisoned
+      ? { textContent: "poisoned", className: "bad" }
+      : { textContent: "clean", className: "good" };
+    item.append(create("br"), create("strong", truth));
+  }
   if (image.isolated) item.append(create("br"), "isolated");
   return item;
 }
@@ -142,17 +145,23 @@ function showThumbnails(rows, sheet) {
 
 async function showRanking() {
   const rows = await loadTable(data.table);
+  const isKnown = "is_poisoned" in rows[0];
   const poisoned = rows.filter((image) => image.is_poisoned).length;
   const isolated = rows.filter((image) => image.isolated).length;
   const hits = rows.filter(FILTERS.found).length;
   const total = formatCount(rows.length);
-  const summary = isolated
-    ? `${formatCount(isolated)} of ${total} training images were isolated; ${formatCount(hits)} of these are ` +
-      `poisoned (precision ${percent(hits / isolated)})`
-    : `None of the ${total} training images were isolated`;
-  el("message").textContent = poisoned
-    ? `${summary}, out of ${formatCount(poisoned)} poisoned images (recall ${percent(hits / poisoned)}).`
-    : `${summary}. None of the images are poisoned.`;
+  const count = isolated ? `${formatCount(isolated)} of ${total}` : `None of the ${total}`;
+  const summary = `${count} training images were isolated`;
+  const found = isolated
+    ? `; ${formatCount(hits)} of these are poisoned (precision ${percent(hits / isolated)})`
+    : "";
+  if (!isKnown) el("message").textContent = `${summary}. It is not known which images are poisoned.`;
+  else if (poisoned) {
+    const recall = `(recall ${percent(hits / poisoned)})`;
+    el("message").textContent =
+      `${summary}${found}, out of ${formatCount(poisoned)} poisoned images ${recall}.`;
+  } else el("message").textContent = `${summary}${found}. None of the images are poisoned.`;
+  if (!isKnown) el("filter").closest("p").hidden = true;
   drawRankingCharts(rows, poisoned, isolated);
   if (!data.sheet) return;
   const sheet = new Image();

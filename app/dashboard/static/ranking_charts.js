@@ -43,6 +43,7 @@ function histogram(rows, name, label, logX) {
   const low = scores.reduce((a, b) => Math.min(a, scale(b)), Infinity);
   const high = scores.reduce((a, b) => Math.max(a, scale(b)), -Infinity);
   const width = (high - low) / BINS || 1;
+  const isKnown = "is_poisoned" in rows[0];
   const countBins = (isPoisoned) => {
     const bins = Array.from({ length: BINS }, () => 0);
     for (const row of rows.filter((one) => one.is_poisoned === isPoisoned)) {
@@ -53,15 +54,19 @@ function histogram(rows, name, label, logX) {
   };
   const x = Array.from({ length: BINS + 1 }, (_, i) => unscale(low + i * width));
   return {
-    title: `${label} of clean (solid) and poisoned (dashed) images`,
+    title: isKnown
+      ? `${label} of clean (solid) and poisoned (dashed) images`
+      : `${label} of all training images`,
     description:
       `Histogram of ${label.toLowerCase()} from ${x[0].toPrecision(3)} to ${x[BINS].toPrecision(3)}, ` +
       "with logarithmic counts.",
     x,
-    lines: [
-      { name: "clean", place: 0, values: countBins(0) },
-      { name: "poisoned", place: 1, values: countBins(1) },
-    ],
+    lines: isKnown
+      ? [
+          { name: "clean", place: 0, values: countBins(0) },
+          { name: "poisoned", place: 1, values: countBins(1) },
+        ]
+      : [{ name: "images", place: 0, values: countBins(undefined) }],
     log: true,
     logX,
     steps: true,

@@ -59,6 +59,12 @@ class DatasetMetadata(Metadata):
     size: int | None = field(
         None, "Resize pictures to this width and height; not for npz.", unit="pixels", ge=1, le=1024
     )
+    zip_encoding: str | None = field(
+        None,
+        "Encoding of names in a zip that are not in UTF-8, such as gbk or shift_jis; only for a zip.",
+        max_length=40,
+        added_later=True,
+    )
 
 
 class UploadOut(BaseModel):

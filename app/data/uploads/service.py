@@ -21,6 +21,7 @@ from app.data.uploads import repository
 from app.data.uploads.schemas import DatasetMetadata, Metadata, ModelMetadata
 from app.data.uploads.streaming import Form
 from app.specs.base import digest
+from app.specs.dataset import ENCODINGS, is_text_encoding
 from app.tables.uploads import DATASET, MODEL, Upload, dataset_key, source_key
 from app.team.quotas import QUOTAS, admit_bytes, free_bytes
 
@@ -181,6 +182,13 @@ def _request(context: Context, metadata: Metadata, file_name: str) -> dict[str, 
             raise InvalidError.of(
                 "size", metadata.size, "allowed: null; the arrays of an npz are not resized"
             )
+        if metadata.zip_encoding is not None:
+            if fields["format"] != "zip":
+                raise InvalidError.of(
+                    "zip_encoding", metadata.zip_encoding, "allowed: null; the file is no zip"
+                )
+            if not is_text_encoding(metadata.zip_encoding):
+                raise InvalidError.of("zip_encoding", metadata.zip_encoding, f"allowed: {ENCODINGS}")
     elif isinstance(metadata, ModelMetadata) and metadata.dataset is not None:
         with context.database.reading() as session:
             facts = resolve_dataset(session, metadata.dataset, context.settings.datasets).facts

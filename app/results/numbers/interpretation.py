@@ -46,6 +46,8 @@ def _attack(attacked: Means, clean: Means, attack: Mapping[str, Any]) -> Iterato
     accuracy = _percent(attacked["clean_accuracy"])
     all_to_all = attack.get("label_mode") == "all_to_all"
     target = "the class after their own" if all_to_all else f"class {attack.get('target_class')}"
+    if attack["name"] == "given" and attack.get("target_class") is None:
+        target = "the class that the attacker aims at"
     if "attack_success_rate" in attacked:
         works = attacked["attack_success_rate"] >= WORKS
         yield Finding(
@@ -60,6 +62,12 @@ def _attack(attacked: Means, clean: Means, attack: Mapping[str, Any]) -> Iterato
             "bad" if hit >= WORKS else "good",
             f"The attack ({attack['name']}) has a single target image, which is classified as {target} in "
             f"{_percent(hit)} of the runs; accuracy on clean images is {accuracy}.",
+        )
+    elif attack["name"] == "given":
+        yield Finding(
+            "note",
+            "Attack success was not measured: the dataset has no test images with the trigger whose target is known. "
+            f"Accuracy on clean images is {accuracy}.",
         )
     if "clean_accuracy" in clean:
         change = 100 * (attacked["clean_accuracy"] - clean["clean_accuracy"])

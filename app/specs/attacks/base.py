@@ -1,18 +1,41 @@
 """Base classes of attack specs."""
 
+import base64
 from collections.abc import Collection, Iterator
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
+
+from pydantic import model_validator
 
 from app.specs.base import PresetSpec, field
 from app.specs.facts import DatasetFacts
+from app.specs.pictures import PngFacts, describe_png
 
 RateOf = Literal["training_set", "target_class"]
 RATE_OF = "The set that poisoning_rate is a share of: the whole training set or the target class."
 ATTACK_LABELS = frozenset({"export", "preset"})
 """Fields of an attack that affect no number."""
+LONGEST_PNG = 1_000_000
+"""Largest number of characters of a picture in a spec, in base64."""
 SURROGATE = "surrogate"
 """The kind of the stage that trains the attacker's surrogate."""
 Position = Literal["bottom_right", "bottom_left", "top_right", "top_left", "center"]
+
+
+def check_base64(name: str, text: str | None) -> None:
+    """Raise ValueError if the field ``name`` is given and is not base64."""
+    try:
+        base64.b64decode(text or "", validate=True)
+    except ValueError as error:
+        raise ValueError(f"{name} must be base64: {error}") from error
+
+
+def find_unfit_png(name: str, text: str | None, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+    """Whether the picture in the field ``name`` differs from the dataset's images in size or color; for ``unfit``."""
+    if text is None:
+        return
+    expected = PngFacts(facts.width, facts.height, gray=facts.channels == 1)
+    if (actual := describe_png(base64.b64decode(text), allows_transparency=False)) != expected:
+        yield name, str(actual), f"a PNG file of {expected}, 8 bits per channel, without transparency"
 
 
 class PreparationStage(NamedTuple):
@@ -44,8 +67,9 @@ class PoisoningAttack(PresetSpec):
     )
     export: bool = field(
         False,
-        "Also store the poisoned training set and the clean test set as poisoned_train.npz (and in parquet, if "
-        "pyarrow is installed) for `bdlab data import`. About 180 MB for CIFAR-10.",
+        "Also store the poisoned training set, the clean test set and the triggered test images: as "
+        "poisoned_train.npz for `bdlab data import`, in parquet if pyarrow is installed, and in the folders of "
+        "backdoor-toolbox and BackdoorBench. About 500 MB for CIFAR-10.",
     )
 
     @classmethod
@@ -136,6 +160,65 @@ class DirtyLabelAttack(PoisoningAttack):
     @property
     def all_to_all(self) -> bool:
         return self.label_mode == "all_to_all"
+
+
+class PictureAttack(DirtyLabelAttack):
+    """Base class of attacks whose trigger may be a picture of the user's own, and another one at test time.
+
+    ``pattern`` says what the trigger is; with ``png`` it is ``pattern_png``.
+    """
+
+    requires: ClassVar[dict[str, str]] = {"png": "pattern_png"}
+    """The field that each of these values of ``pattern`` requires, and that the others do not allow."""
+    whole_image: ClassVar[bool] = True
+    """Whether a picture must be as large as the images; else it is put at a place."""
+    allows_transparency: ClassVar[bool] = True
+    pattern: str
+    pattern_png: str | None
+    test_pattern_png: str | None = field(
+        None,
+        "Another picture at test time, of the same size; only if pattern is png. Null: the same as in training.",
+        source="chosen here",
+        added_later=True,
+        max_length=LONGEST_PNG,
+    )
+
+    @model_validator(mode="after")
+    def _check_pattern(self) -> Self:
+        for kind, name in self.requires.items():
+            if (self.pattern == kind) != (getattr(self, name) is not None):
+                raise ValueError(f"{name} is required if pattern is {kind!r}, and not allowed otherwise")
+        if self.test_pattern_png is not None and self.pattern != "png":
+            raise ValueError("test_pattern_png is only allowed if pattern is 'png'")
+        for name in ("pattern_png", "test_pattern_png"):
+            check_base64(name, getattr(self, name))
+        return self
+
+    def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+        first: str | None = None
+        for name in ("pattern_png", "test_pattern_png"):
+            text = getattr(self, name)
+            if text is None:
+                continue
+            actual = describe_png(base64.b64decode(text), self.allows_transparency)
+            if isinstance(actual, str):
+                yield name, actual, self._allowed_png(facts)
+                continue
+            first = first or str(actual)
+            if actual.gray != (facts.channels == 1) or not self._fits(actual, facts):
+                yield name, str(actual), self._allowed_png(facts)
+            elif str(actual) != first:
+                yield name, str(actual), f"{first}, as pattern_png"
+
+    def _fits(self, picture: PngFacts, facts: DatasetFacts) -> bool:
+        return (picture.width, picture.height) == (facts.width, facts.height)
+
+    def _allowed_png(self, facts: DatasetFacts) -> str:
+        """The pictures that are allowed, in words."""
+        image = PngFacts(facts.width, facts.height, gray=facts.channels == 1)
+        most, margin = ("", "") if self.whole_image else ("at most ", ", with margin")
+        transparency = "" if self.allows_transparency else ", without transparency"
+        return f"a PNG file of {most}{image}{margin}, 8 bits per channel{transparency}"
 
 
 class EitherLabelAttack(DirtyLabelAttack):

@@ -5,9 +5,15 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from app.specs.attacks.base import DirtyLabelAttack, Position
+from app.specs.attacks.base import (
+    LONGEST_PNG,
+    DirtyLabelAttack,
+    Position,
+    check_base64,
+    find_unfit_png,
+)
 from app.specs.attacks.patches import PatchAttack
-from app.specs.attacks.whole_image import LONGEST_PNG, BlendedAttack, check_base64, find_unfit_png
+from app.specs.attacks.whole_image import BlendedAttack
 from app.specs.base import Preset, Spec, field, preset_field
 from app.specs.facts import DatasetFacts
 

@@ -1,12 +1,14 @@
 """Attacks with a small trigger at a fixed position."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from app.specs.attacks.base import (
+    LONGEST_PNG,
     DirtyLabelAttack,
+    PictureAttack,
     Position,
     PreparationStage,
     SquarePatchAttack,
@@ -14,6 +16,7 @@ from app.specs.attacks.base import (
 )
 from app.specs.base import Preset, field, preset_field
 from app.specs.facts import DatasetFacts
+from app.specs.pictures import PngFacts
 
 GU = "Gu et al. 2017, section 4.1 (MNIST, bottom right)"
 ABL_GRID = "github.com/bboylyg/ABL, data_loader.py (gridTrigger)"
@@ -62,16 +65,33 @@ _TROJAN_PRESETS = {
 }
 
 
-class PatchAttack(DirtyLabelAttack, SquarePatchAttack):
-    """Base class of attacks whose trigger is a black and white patch."""
+class PatchAttack(PictureAttack, SquarePatchAttack):
+    """Base class of attacks whose trigger is a black and white patch, or a picture of the user's own."""
 
-    pattern: Literal["checkerboard", "white"] = field(
+    whole_image: ClassVar[bool] = False
+    pattern: Literal["checkerboard", "white", "png"] = field(
         "checkerboard",
-        "Pattern of the patch: alternating black and white pixels, or all white. The checkerboard of 3 x 3 is the "
-        "published one, whose top left pixel is black.",
+        "Pattern of the patch: alternating black and white pixels, all white, or the picture pattern_png. The "
+        "checkerboard of 3 x 3 is the published one, whose top left pixel is black.",
         source=f"{GU}; {ABL_GRID}",
     )
-    size: int = field(3, "Side of the square patch.", unit="pixels", source=ABL_GRID, ge=1, le=224)
+    pattern_png: str | None = field(
+        None,
+        "PNG file in base64. Required if pattern is png. It has its own width and height, up to those of the image, "
+        "the dataset's colors (gray or RGB), and 8 bits per channel. Where it is transparent, the image shows, in "
+        "proportion.",
+        source="chosen here",
+        added_later=True,
+        max_length=LONGEST_PNG,
+    )
+    size: int = field(
+        3,
+        "Side of the square patch. Not used if pattern is png.",
+        unit="pixels",
+        source=ABL_GRID,
+        ge=1,
+        le=224,
+    )
     position: Position = field("bottom_right", "Position of the patch.", source=GU)
     margin: int = field(
         0, "Distance of the patch from the image's edges.", unit="pixels", source=ABL_GRID, ge=0, le=112
@@ -84,6 +104,22 @@ class PatchAttack(DirtyLabelAttack, SquarePatchAttack):
         gt=0,
         le=1,
     )
+    test_opacity: float | None = field(
+        None,
+        "Opacity of the patch at test time. Null: opacity, as in training.",
+        unit="fraction",
+        source="chosen here",
+        added_later=True,
+        gt=0,
+        le=1,
+    )
+
+    def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+        kind = PictureAttack if self.pattern == "png" else SquarePatchAttack
+        yield from kind.unfit(self, facts)
+
+    def _fits(self, picture: PngFacts, facts: DatasetFacts) -> bool:
+        return picture.width + self.margin <= facts.width and picture.height + self.margin <= facts.height
 
 
 class BadNets(PatchAttack):

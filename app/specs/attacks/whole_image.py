@@ -1,24 +1,20 @@
 """Attacks whose trigger covers the whole image and needs no model."""
 
-import base64
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal, Self
-
-from pydantic import model_validator
+from typing import Any, ClassVar, Literal
 
 from app.specs.attacks.base import (
+    LONGEST_PNG,
     RATE_OF,
-    DirtyLabelAttack,
     EitherLabelAttack,
+    PictureAttack,
     PreparationStage,
     RateOf,
     SurrogateAttack,
 )
 from app.specs.base import Preset, field, preset_field
 from app.specs.facts import DatasetFacts
-from app.specs.pictures import describe_png
 
-LONGEST_PNG = 1_000_000
 BENCHMARK = "BackdoorBench's published settings (Wu et al. 2022)"
 REFOOL_CODE = "BackdoorBench, attack/refool.py"
 ZENG_CODE = "YiZeng623/frequency-backdoor, gauss_smooth.py"
@@ -69,47 +65,17 @@ _REFOOL_PRESETS = {
 }
 
 
-def check_base64(name: str, text: str | None) -> None:
-    """Raise ValueError if the field ``name`` is given and is not base64."""
-    try:
-        base64.b64decode(text or "", validate=True)
-    except ValueError as error:
-        raise ValueError(f"{name} must be base64: {error}") from error
-
-
-def find_unfit_png(name: str, text: str | None, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
-    """Whether the picture in the field ``name`` differs from the dataset's images in size or color; for ``unfit``."""
-    if text is None:
-        return
-    expected = f"{facts.width}x{facts.height} pixels in {'gray' if facts.channels == 1 else 'color'}"
-    if (actual := describe_png(base64.b64decode(text))) != expected:
-        yield name, actual, f"a PNG file of {expected}, 8 bits per channel, without transparency"
-
-
-class PatternAttack(DirtyLabelAttack):
+class PatternAttack(PictureAttack):
     """Base class of attacks whose field ``pattern`` chooses what is put over the image, such as an uploaded picture."""
 
-    requires: ClassVar[dict[str, str]] = {"png": "pattern_png"}
-    """The field that each of these values of ``pattern`` requires, and that the others do not allow."""
-    pattern: str
     pattern_png: str | None = field(
         None,
         "PNG file in base64. Required if pattern is png. It must have the width, height and colors (gray or RGB) of "
-        "the dataset's images, 8 bits per channel and no transparency.",
+        "the dataset's images, and 8 bits per channel. Where it is transparent, the image shows, in proportion; "
+        "low_frequency allows no transparency.",
         source="Chen et al. 2017, section 5",
         max_length=LONGEST_PNG,
     )
-
-    @model_validator(mode="after")
-    def _check_pattern(self) -> Self:
-        for kind, name in self.requires.items():
-            if (self.pattern == kind) != (getattr(self, name) is not None):
-                raise ValueError(f"{name} is required if pattern is {kind!r}, and not allowed otherwise")
-        check_base64("pattern_png", self.pattern_png)
-        return self
-
-    def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
-        yield from find_unfit_png("pattern_png", self.pattern_png, facts)
 
 
 class BlendedAttack(PatternAttack):
@@ -155,6 +121,15 @@ class Blend(BlendedAttack):
         "Weight of the pattern: (1 - alpha) * image + alpha * pattern.",
         unit="fraction",
         source="Chen et al. 2017, section 5",
+        gt=0,
+        le=1,
+    )
+    test_alpha: float | None = field(
+        None,
+        "Weight of the pattern at test time. Null: alpha, as in training.",
+        unit="fraction",
+        source="chosen here",
+        added_later=True,
         gt=0,
         le=1,
     )
@@ -211,6 +186,7 @@ class LowFrequency(PatternAttack, SurrogateAttack):
     """
 
     name: Literal["low_frequency"] = "low_frequency"
+    allows_transparency: ClassVar[bool] = False
     presets = _LOW_FREQUENCY_PRESETS
     preset: Literal["recommended", "authors"] = preset_field(_LOW_FREQUENCY_PRESETS, "recommended")
     pattern: Literal["mixture", "search", "png"] = field(
@@ -224,6 +200,15 @@ class LowFrequency(PatternAttack, SurrogateAttack):
         "Largest value of the pattern, whose smallest is 0: a fifth of the full scale.",
         unit="gray levels (0-255)",
         source=ZENG_CODE,
+        gt=0,
+        le=255,
+    )
+    test_amplitude: float | None = field(
+        None,
+        "Largest value of the pattern at test time. Null: amplitude, as in training.",
+        unit="gray levels (0-255)",
+        source="chosen here",
+        added_later=True,
         gt=0,
         le=255,
     )

@@ -43,6 +43,10 @@ def import_(
         str | None, typer.Option(help="The configuration of a dataset on the Hub that has several.")
     ] = None,
     size: Annotated[int | None, typer.Option(help="Resize images to SIZE x SIZE.")] = None,
+    zip_encoding: Annotated[
+        str | None,
+        typer.Option(help="Encoding of names in a zip that are not in UTF-8, such as gbk or shift_jis."),
+    ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Overwrite a different dataset with the same name.")
     ] = False,
@@ -59,6 +63,7 @@ def import_(
         "--split-seed": split_seed,
         "--config": config,
         "--size": size,
+        "--zip-encoding": zip_encoding,
     }
     words = [f"{option}={value}" for option, value in options.items() if value is not None]
     _run("import", as_json, *words, *(["--replace"] if replace else []), "--", source)

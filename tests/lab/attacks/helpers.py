@@ -27,7 +27,9 @@ def stages_of(name: str) -> list[PreparationStage]:
     return spec.stages()
 
 
-EVERY = tuple(name for name in catalog.names("attack") if name != "none")
+EVERY = tuple(
+    name for name in catalog.names("attack") if isinstance(experiment(name=name).attack, PoisoningAttack)
+)
 CHEAP = tuple(name for name in EVERY if not stages_of(name))
 """Those whose trigger needs no training."""
 

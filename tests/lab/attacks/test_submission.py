@@ -125,6 +125,17 @@ def test_a_pattern_of_the_right_shape_is_accepted():
         ({"name": "blend", "pattern": "png"}, "pattern_png is required"),
         ({"name": "blend", "pattern_index": 3}, "pattern_index is required"),
         ({"name": "low_frequency", "pattern": "png"}, "pattern_png is required"),
+        ({"name": "badnets", "pattern": "png"}, "pattern_png is required"),
+        (
+            {"name": "badnets", "pattern_png": png(2, 2)},
+            "pattern_png is required if pattern is 'png', and not",
+        ),
+        (
+            {"name": "badnets", "test_pattern_png": png(2, 2)},
+            "test_pattern_png is only allowed if pattern is 'png'",
+        ),
+        ({"name": "badnets", "pattern": "png", "pattern_png": "%%%"}, "pattern_png must be base64"),
+        ({"name": "badnets", "test_opacity": 0}, "test_opacity"),
         ({"name": "low_frequency", "pattern": "image"}, "pattern"),
         ({"name": "blend", "pattern": "png", "pattern_png": "%%%"}, "pattern_png must be base64"),
         ({"name": "adaptive_patch", "patches": [{"pattern": "png"}]}, "png is required"),
@@ -154,9 +165,9 @@ def damaged(text: str) -> str:
     [
         (png(8, 9), "9x8 pixels in gray"),
         (png(8, 8, "RGB"), "8x8 pixels in color"),
-        (png(8, 8, "RGBA"), "a PNG file with transparency or a bit depth other than 8"),
-        (png(8, 8, "I;16"), "a PNG file with transparency or a bit depth other than 8"),
-        (png(8, 8, "1"), "a PNG file with transparency or a bit depth other than 8"),
+        (png(8, 8, "RGBA"), "8x8 pixels in color"),
+        (png(8, 8, "I;16"), "a PNG file with a bit depth other than 8"),
+        (png(8, 8, "1"), "a PNG file with a bit depth other than 8"),
         (damaged(png(8, 8)), "not a PNG file, or a damaged one"),
         (png(8, 8)[:40], "not a PNG file, or a damaged one"),
         ("QUJD", "not a PNG file, or a damaged one"),
@@ -167,7 +178,46 @@ def test_an_unusable_pattern_is_described(pattern, value):
         experiment(name="blend", pattern="png", pattern_png=pattern), BUILT_IN["digits"]
     )
     assert (problem.field, problem.value) == ("attack.pattern_png", value)
-    assert problem.allowed == "a PNG file of 8x8 pixels in gray, 8 bits per channel, without transparency"
+    assert problem.allowed == "a PNG file of 8x8 pixels in gray, 8 bits per channel"
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "allowed"),
+    [
+        (
+            {"name": "badnets", "pattern_png": png(9, 2)},
+            "attack.pattern_png",
+            "a PNG file of at most 8x8 pixels in gray, with margin, 8 bits per channel",
+        ),
+        ({"name": "badnets", "pattern_png": png(2, 3), "margin": 6}, "attack.pattern_png", "at most 8x8"),
+        ({"name": "tact", "pattern_png": png(2, 2, "RGBA")}, "attack.pattern_png", "in gray"),
+        (
+            {"name": "badnets", "pattern_png": png(2, 3), "test_pattern_png": png(3, 2)},
+            "attack.test_pattern_png",
+            "3x2 pixels in gray, as pattern_png",
+        ),
+        (
+            {"name": "blend", "pattern_png": png(8, 8), "test_pattern_png": png(7, 8)},
+            "attack.test_pattern_png",
+            "8x8 pixels in gray",
+        ),
+        (
+            {"name": "low_frequency", "pattern_png": png(8, 8, "LA")},
+            "attack.pattern_png",
+            "without transparency",
+        ),
+    ],
+)
+def test_a_picture_that_does_not_fit_its_place_is_refused(fields, field, allowed):
+    [problem] = find_problems(experiment(pattern="png", **fields), BUILT_IN["digits"])
+    assert problem.field == field
+    assert allowed in problem.allowed
+
+
+@pytest.mark.parametrize("name", ["badnets", "tact", "blend", "adaptive_blend"])
+def test_a_picture_may_be_transparent(name):
+    fields = {"name": name, "pattern": "png", "pattern_png": png(8, 8, "LA"), "test_pattern_png": png(8, 8)}
+    assert refused(**fields) == []
 
 
 def kinds_and_keys(**attack: Any) -> dict[str, str]:

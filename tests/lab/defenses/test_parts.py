@@ -233,9 +233,9 @@ def test_the_smaller_of_two_clusters_is_the_suspicious_one() -> None:
 
 def test_the_clean_set_is_the_same_for_all_defenses_and_its_parts_are_disjoint() -> None:
     train = load_dataset(ExperimentSpec().dataset, DIGITS_ONLY, 0).train
-    clean = draw_clean_set(train, 10, 0.05, 0.2, seed=4)
-    again = draw_clean_set(train, 10, 0.05, 0.2, seed=4)
-    other = draw_clean_set(train, 10, 0.05, 0.2, seed=5)
+    clean = draw_clean_set(train, 10, 72, 0.2, seed=4)
+    again = draw_clean_set(train, 10, 72, 0.2, seed=4)
+    other = draw_clean_set(train, 10, 72, 0.2, seed=5)
     assert torch.equal(clean.images, again.images)
     assert not torch.equal(clean.images, other.images)
     assert (len(clean.fit), len(clean.held_out)) == (58, 14)
@@ -248,7 +248,7 @@ def test_the_clean_set_is_the_same_for_all_defenses_and_its_parts_are_disjoint()
 
 def test_all_of_the_clean_set_is_trained_on_where_nothing_needs_to_be_held_out() -> None:
     train = load_dataset(ExperimentSpec().dataset, DIGITS_ONLY, 0).train
-    whole, parted = (draw_clean_set(train, 10, 0.05, held_out, seed=4) for held_out in (0.0, 0.2))
+    whole, parted = (draw_clean_set(train, 10, 72, held_out, seed=4) for held_out in (0.0, 0.2))
     assert (len(whole.fit), len(whole.held_out)) == (72, 0)
     assert sorted(image.numpy().tobytes() for image in whole.fit.images) == sorted(
         image.numpy().tobytes() for image in parted.images

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from app.specs.attack import AttackSpec, NoAttack
+from app.specs.attack import AttackSpec, Given, NoAttack
 from app.specs.facts import DatasetFacts
 from worker.lab.attacks.base import (
     Attack,
@@ -32,12 +32,12 @@ __all__ = [
 
 
 def make_attack(spec: AttackSpec, facts: DatasetFacts) -> Attack[Any] | None:
-    """The attack that ``spec`` describes; None for `NoAttack`.
+    """The attack that ``spec`` describes; None for `NoAttack` and `Given`, which change no image.
 
     The code of the built-in spec ``Blend`` with the name ``blend`` is the class ``BlendAttack`` of the module ``blend``
     in this package; that of a plug-in is what the spec's ``implementation()`` returns.
     """
-    if isinstance(spec, NoAttack):
+    if isinstance(spec, NoAttack | Given):
         return None
     if spec.code:
         attack: type[Attack[Any]] = spec.implementation()

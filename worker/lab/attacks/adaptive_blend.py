@@ -8,8 +8,8 @@ from torch import Tensor
 
 from app.specs.attack import AdaptiveBlend
 from worker.lab.attacks.base import CHUNK, Attack, AttackLab, Prepared, State, Trigger, to_uint8
-from worker.lab.attacks.blend import blend
-from worker.lab.attacks.patterns import choose_pattern
+from worker.lab.attacks.blend import blend, find_test_pattern
+from worker.lab.attacks.patterns import choose_pattern, choose_test_pattern, choose_weight
 from worker.lab.compute import seeded_generator
 
 
@@ -25,10 +25,13 @@ class AdaptiveBlendAttack(Attack[AdaptiveBlend]):
         return Prepared(state, images=self._blend_parts(state, images, "adaptive poisons", lab.seed))
 
     def state_without_training(self, lab: AttackLab) -> State:
-        return {"pattern": choose_pattern(self.spec, lab.train.images, self.facts)}
+        pattern = choose_pattern(self.spec, lab.train.images, self.facts)
+        more = choose_weight(self.spec, self.facts) | choose_test_pattern(self.spec, self.facts)
+        return {"pattern": pattern, **more}
 
     def trigger(self, state: State) -> Trigger:
-        return lambda images: blend(images, state["pattern"], self.spec.test_alpha)
+        pattern, weight = find_test_pattern(state)
+        return lambda images: blend(images, pattern, self.spec.test_alpha, weight)
 
     def cross(self, state: State, images: Tensor, seed: int) -> Tensor:
         return self._blend_parts(state, images, "adaptive cover", seed)
@@ -40,6 +43,8 @@ class AdaptiveBlendAttack(Attack[AdaptiveBlend]):
         for i in range(0, len(images), CHUNK):
             part = images[i : i + CHUNK]
             weights = self.spec.alpha * self.draw_masks(len(part), generator).to(images.device)
+            if "weight" in state:
+                weights = weights * state["weight"].to(images.device)
             blended[i : i + CHUNK] = to_uint8(part.float() * (1 - weights) + weights * pattern)
         return blended
 

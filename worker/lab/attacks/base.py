@@ -7,7 +7,7 @@ perturbations) overrides `prepare`, whose tensors are stored with the poisoned s
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,24 +44,18 @@ class PoisonedSet:
 
     ``images`` uint8 ``[N, C, H, W]``, ``labels`` (as the victim sees them) and ``clean_labels`` int64 ``[N]``,
     ``is_poisoned`` and ``is_cross`` bool ``[N]``; a cross sample has a trigger, mostly that of another image, and its
-    true label, and is not poisoned. ``origin`` int64 ``[N]`` is the row of the clean set that each image was made
+    true label, and is not poisoned. ``clean_labels`` and ``is_poisoned`` are None where they are not known, in a
+    dataset that came poisoned. ``origin`` int64 ``[N]`` is the row of the clean set that each image was made
     from: its own, except for poisons that were appended. ``state`` are the tensors that define the attack's trigger.
     """
 
     images: Tensor
     labels: Tensor
-    clean_labels: Tensor
-    is_poisoned: Tensor
+    clean_labels: Tensor | None
+    is_poisoned: Tensor | None
     is_cross: Tensor
     origin: Tensor
     state: State = field(default_factory=dict)
-
-    def to(self, device: torch.device) -> "PoisonedSet":
-        moved: dict[str, Any] = {
-            name: getattr(self, name).to(device)
-            for name in ("images", "labels", "clean_labels", "is_poisoned", "is_cross", "origin")
-        }
-        return PoisonedSet(**moved, state={name: tensor.to(device) for name, tensor in self.state.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +140,10 @@ class Attack(Generic[SpecT]):
     def trigger(self, state: State) -> Trigger:
         """The function that applies the trigger at test time."""
         raise NotImplementedError
+
+    def training_trigger(self, state: State) -> Trigger:
+        """The function that applies the trigger to training images; that of test time unless they differ."""
+        return self.trigger(state)
 
     def cross(self, state: State, images: Tensor, seed: int) -> Tensor:
         """``images`` as cross samples, uint8, such as with the triggers of other images; only for attacks with a

@@ -1,6 +1,7 @@
 """A smooth additive pattern, the low-frequency trigger of Zeng et al. 2021, section 5."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,6 +27,21 @@ class LowFrequencyAttack(Attack[LowFrequency]):
     """``x + pattern``, rounded. The pattern, float ``[C, H, W]`` from 0 to ``amplitude``, is the attack's state."""
 
     def prepare(self, lab: AttackLab) -> Prepared:
+        prepared = self._prepare_training(lab)
+        return replace(prepared, state=prepared.state | self._test_pattern(prepared.state["pattern"]))
+
+    def _test_pattern(self, pattern: Tensor) -> State:
+        """The pattern at test time; empty if it is that of training."""
+        png, amplitude = self.spec.test_pattern_png, self.spec.test_amplitude or self.spec.amplitude
+        if png is not None:
+            return {
+                "test_pattern": scale(decode_pattern(png, self.facts, "test_pattern_png").float(), amplitude)
+            }
+        if amplitude != self.spec.amplitude:
+            return {"test_pattern": pattern * (amplitude / self.spec.amplitude)}
+        return {}
+
+    def _prepare_training(self, lab: AttackLab) -> Prepared:
         if self.spec.pattern == "search":
             network = train_surrogate(self.spec, lab)
             pattern = lab.stage("trigger", lambda run: self._search(network, lab, run)).tensors["pattern"]
@@ -77,9 +93,13 @@ class LowFrequencyAttack(Attack[LowFrequency]):
         run.epoch_done(1, 1, {})
         return run.finish({"pattern": best[0] * 255})
 
-    def trigger(self, state: State) -> Trigger:
-        pattern = state["pattern"]
+    def training_trigger(self, state: State) -> Trigger:
+        return self._adding(state["pattern"])
 
+    def trigger(self, state: State) -> Trigger:
+        return self._adding(state.get("test_pattern", state["pattern"]))
+
+    def _adding(self, pattern: Tensor) -> Trigger:
         def add(images: Tensor) -> Tensor:
             return to_uint8(images.float().add_(pattern.to(images.device)))
 

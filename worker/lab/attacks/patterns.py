@@ -9,6 +9,7 @@ from torch import Tensor
 from app.specs.attacks.whole_image import BlendedAttack
 from app.specs.facts import DatasetFacts
 from app.specs.pictures import PictureError, decode
+from worker.lab.attacks.base import State
 from worker.lab.compute import seeded_generator
 from worker.lab.contracts import SpecError
 
@@ -24,13 +25,34 @@ def choose_pattern(spec: BlendedAttack, images: Tensor, facts: DatasetFacts) -> 
     return torch.randint(256, shape, generator=generator, dtype=torch.uint8)
 
 
-def decode_pattern(png: str, facts: DatasetFacts, field: str = "pattern_png") -> Tensor:
-    """The picture of that field of the attack, in base64, as uint8 ``[C, H, W]``; raises SpecError if it cannot be
-    read."""
-    mode = "L" if facts.channels == 1 else "RGB"
+def choose_test_pattern(spec: BlendedAttack, facts: DatasetFacts) -> State:
+    """The picture at test time, ``test_pattern`` and ``test_weight``; empty if it is that of training."""
+    if spec.test_pattern_png is None:
+        return {}
+    pattern, weight = decode_picture(spec.test_pattern_png, facts, "test_pattern_png")
+    return {"test_pattern": pattern, "test_weight": weight}
+
+
+def choose_weight(spec: BlendedAttack, facts: DatasetFacts) -> State:
+    """Opacity of each pixel of the uploaded picture, ``weight``; empty if there is none, or it is opaque."""
+    if spec.pattern_png is None:
+        return {}
+    _, weight = decode_picture(spec.pattern_png, facts)
+    return {} if weight.min() == 1 else {"weight": weight}
+
+
+def decode_pattern(png: str, facts: DatasetFacts, name: str = "pattern_png") -> Tensor:
+    """The picture in the field ``name``, in base64, as uint8 ``[C, H, W]``; raises SpecError if it cannot be read."""
+    pixels, _ = decode_picture(png, facts, name)
+    return pixels
+
+
+def decode_picture(png: str, facts: DatasetFacts, name: str = "pattern_png") -> tuple[Tensor, Tensor]:
+    """The picture in the field ``name``, in base64: its colors uint8 ``[C, h, w]``, and the opacity of each pixel,
+    float ``[1, h, w]`` in [0, 1]. Raises SpecError if it cannot be read."""
     try:
-        pixels = np.asarray(decode(base64.b64decode(png), formats=("PNG",)).convert(mode))
+        picture = decode(base64.b64decode(png), formats=("PNG",), keep_alpha=True)
     except PictureError as error:
-        raise SpecError(f"attack.{field}: the file {error}") from error
-    shape = (facts.height, facts.width, facts.channels)
-    return torch.from_numpy(pixels.reshape(shape).transpose(2, 0, 1).copy())
+        raise SpecError(f"attack.{name}: the file {error}") from error
+    pixels = np.asarray(picture.convert("LA" if facts.channels == 1 else "RGBA")).transpose(2, 0, 1)
+    return torch.from_numpy(pixels[:-1].copy()), torch.from_numpy(pixels[-1:].copy()).float() / 255

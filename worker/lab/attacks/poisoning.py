@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from app.specs.attack import PoisoningAttack
 from app.specs.checks import cross_count, poison_count
 from app.specs.experiment import ExperimentSpec
 from worker.lab.attacks.base import Attack, PoisonedSet, Prepared, apply_trigger
@@ -19,7 +20,7 @@ STATE_PREFIX = "state."
 def choose_poisoned(spec: ExperimentSpec, data: Dataset, seed: int) -> Tensor:
     """Sorted indices of the training samples to poison; they depend on the seed and the labels alone."""
     attack, labels = spec.attack, data.train.labels.cpu()
-    if attack.name == "none":
+    if not isinstance(attack, PoisoningAttack):
         return torch.empty(0, dtype=torch.int64)
     eligible = _of_classes(labels, attack.poisoned_classes(data.facts.classes)).nonzero().flatten()
     order = torch.randperm(
@@ -32,7 +33,7 @@ def choose_cross(spec: ExperimentSpec, data: Dataset, poisoned: Tensor, seed: in
     """Sorted indices of the cross samples: not poisoned, they get another image's trigger, or a part or all of the
     attack's, and keep their label."""
     attack = spec.attack
-    classes = () if attack.name == "none" else attack.cross_classes(data.facts.classes)
+    classes = attack.cross_classes(data.facts.classes) if isinstance(attack, PoisoningAttack) else ()
     free = _of_classes(data.train.labels.cpu(), classes)
     free[poisoned] = False
     eligible = free.nonzero().flatten()
@@ -64,7 +65,7 @@ def make_poison(
     cross = choose_cross(spec, data, chosen, seed).to(index.device)
     tensors = {
         "index": index,
-        "images": apply_trigger(attack.trigger(prepared.state), clean.images)
+        "images": apply_trigger(attack.training_trigger(prepared.state), clean.images)
         if prepared.images is None
         else prepared.images,
         "labels": clean.labels if attack.spec.clean_label_only else attack.target(clean.labels),

@@ -13,7 +13,7 @@ class TactAttack(PatchedAttack[Tact]):
     (vtu81/backdoor-toolbox at 9d4d909, poison_tool_box/TaCT.py, generate_poisoned_training_set)."""
 
     def cross(self, state: State, images: Tensor, seed: int) -> Tensor:
-        return apply_trigger(self.trigger(state), images)
+        return apply_trigger(self.training_trigger(state), images)
 
     def attacked(self, test: Split, state: State) -> Tensor:
         """Rows of the source class: on others the trigger is not to work."""

@@ -57,6 +57,7 @@ def _import(source: Path, key: str | None, options: argparse.Namespace) -> Store
         split_seed=options.split_seed,
         size=options.size,
         replace=options.replace,
+        zip_encoding=options.zip_encoding,
     )
 
 
@@ -123,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     importing.add_argument("--test-fraction", type=float)
     importing.add_argument("--split-seed", type=int, default=0)
     importing.add_argument("--size", type=int)
+    importing.add_argument("--zip-encoding")
     importing.add_argument("--replace", action="store_true")
     return parser
 

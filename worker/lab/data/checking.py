@@ -1,17 +1,21 @@
 """Validation and conversion of imported data; every error is one clear line."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from app.specs.facts import GIVEN_TENSORS
 from worker.lab.contracts import LabError
 
 Array = NDArray[Any]
 MAX_CLASSES, MAX_NAME_CHARACTERS = 10_000, 200
 COPIED_ROWS = 1024
+GIVEN_ARRAYS = (*GIVEN_TENSORS, "poison_indices")
+"""Arrays of a source that came poisoned. ``poison_indices`` int ``[P]`` says the same as ``is_poisoned`` ``[N]``."""
 
 
 class BadSourceError(LabError):
@@ -41,11 +45,16 @@ class Source:
     y_test: Array | None = None
     class_names: tuple[str, ...] | None = None
     notes: list[str] = field(default_factory=list)
+    given: dict[str, Array] = field(default_factory=dict)
+    """Those of `GIVEN_ARRAYS` that the source has, if it came poisoned."""
 
 
 @dataclass(frozen=True)
 class CheckedDataset:
-    """Images uint8 ``[N, C, H, W]``, labels int64 ``[N]``, a name for every class, and the source's notes."""
+    """Images uint8 ``[N, C, H, W]``, labels int64 ``[N]``, a name for every class, and the source's notes.
+
+    ``given`` are some of `app.specs.facts.GIVEN_TENSORS`.
+    """
 
     x_train: Array
     y_train: Array
@@ -53,11 +62,13 @@ class CheckedDataset:
     y_test: Array
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    given: dict[str, Array] = field(default_factory=dict)
 
     @property
     def content(self) -> dict[str, Any]:
         """The arguments of `worker.lab.data.files.write`."""
-        return {name: value for name, value in vars(self).items() if name != "notes"}
+        arrays = {name: value for name, value in vars(self).items() if name not in ("notes", "given")}
+        return arrays | self.given
 
 
 def check_source(source: Source, *, test_fraction: float | None, split_seed: int) -> CheckedDataset:
@@ -68,19 +79,21 @@ def check_source(source: Source, *, test_fraction: float | None, split_seed: int
     x, y = to_image_array("x_train", source.x_train), to_label_array("y_train", source.y_train)
     del source.x_train
     _same_length("train", x, y)
+    flags = _to_flags(source.given, len(y))
     if source.x_test is None or source.y_test is None:
         if test_fraction is None:
             raise BadSourceError(
                 "required, because the source has no test images; for example 0.2", "test_fraction"
             )
         names = _class_names(source.class_names, y)
-        train, test = split_by_class(y, test_fraction, split_seed, names)
+        train, test = split_by_class(y, test_fraction, split_seed, names, flags.get("is_poisoned"))
         x_test = x[test]
         # In place, so that no second copy of the dataset is in memory: row i comes from a row that is not before it.
         for start in range(0, len(train), COPIED_ROWS):
             rows = train[start : start + COPIED_ROWS]
             x[start : start + len(rows)] = x[rows]
-        parts = CheckedDataset(x[: len(train)], y[train], x_test, y[test], names, tuple(source.notes))
+        flags = {name: array[train] for name, array in flags.items()}
+        parts = CheckedDataset(x[: len(train)], y[train], x_test, y[test], names, tuple(source.notes), flags)
     else:
         if test_fraction is not None:
             raise BadSourceError(
@@ -94,7 +107,9 @@ def check_source(source: Source, *, test_fraction: float | None, split_seed: int
                 f"x_test: images of {_shape(x_test)}, but those of x_train are {_shape(x)}; they must agree"
             )
         names = _class_names(source.class_names, np.concatenate([y, y_test]))
-        parts = CheckedDataset(x, y, x_test, y_test, names, tuple(source.notes))
+        parts = CheckedDataset(x, y, x_test, y_test, names, tuple(source.notes), flags)
+    _reject_labels("clean_labels", flags.get("clean_labels"), names)
+    parts.given.update(_check_triggered(source.given, parts))
     for part, y_part in (("train", parts.y_train), ("test", parts.y_test)):
         counts = np.bincount(y_part, minlength=len(parts.class_names))
         if not counts.all():
@@ -160,15 +175,105 @@ def to_label_array(name: str, array: Array) -> Array:
     return np.ascontiguousarray(array, np.int64)
 
 
-def split_by_class(y: Array, fraction: float, seed: int, names: tuple[str, ...]) -> tuple[Array, Array]:
-    """Sorted indices of a training and a test part; ``fraction`` of each class, at least one, is for testing."""
+def _to_flags(given: Mapping[str, Array], length: int) -> dict[str, Array]:
+    """What is known about the ``length`` training images: ``is_poisoned``, ``is_cross`` and ``clean_labels``."""
+    flags: dict[str, Array] = {}
+    if "poison_indices" in given:
+        if "is_poisoned" in given:
+            raise BadSourceError("poison_indices and is_poisoned say the same; give one of them")
+        flags["is_poisoned"] = _from_indices("poison_indices", given["poison_indices"], length)
+    for name in ("is_poisoned", "is_cross"):
+        if name in given:
+            flags[name] = _to_flag_array(name, given[name])
+    if "clean_labels" in given:
+        flags["clean_labels"] = to_label_array("clean_labels", given["clean_labels"])
+    for name, array in flags.items():
+        if len(array) != length:
+            raise BadSourceError(
+                f"{name}: {len(array)} values for the {length} training images; they must agree"
+            )
+    return flags
+
+
+def _from_indices(name: str, array: Array, length: int) -> Array:
+    """bool ``[length]``: which rows ``array`` lists."""
+    if array.ndim != 1 or not (np.issubdtype(array.dtype, np.integer) or array.size == 0):
+        raise BadSourceError(
+            f"{name}: {array.dtype} of shape {list(array.shape)}; allowed are integers [P], the rows of x_train"
+        )
+    if array.size:
+        for row in (int(array.min()), int(array.max())):
+            if not 0 <= row < length:
+                raise BadSourceError(f"{name}: row {row}; allowed are 0 to {length - 1}, the rows of x_train")
+    if len(np.unique(array)) != len(array):
+        raise BadSourceError(f"{name}: some rows are listed twice")
+    flags = np.zeros(length, bool)
+    flags[array.astype(np.int64)] = True
+    return flags
+
+
+def _to_flag_array(name: str, array: Array) -> Array:
+    is_flags = array.dtype == bool or (
+        np.issubdtype(array.dtype, np.integer) and np.isin(array, (0, 1)).all()
+    )
+    if array.ndim != 1 or not is_flags:
+        raise BadSourceError(
+            f"{name}: {array.dtype} of shape {list(array.shape)}; allowed are [N] of true and false, or 1 and 0"
+        )
+    return array.astype(bool)
+
+
+def _check_triggered(given: Mapping[str, Array], parts: CheckedDataset) -> dict[str, Array]:
+    """The test images with the trigger, if ``given`` has them, their true labels, and their targets if it has them."""
+    present = [name for name in ("x_test_triggered", "y_test_triggered", "y_test_target") if name in given]
+    if not present:
+        return {}
+    for name in ("x_test_triggered", "y_test_triggered"):
+        if name not in given:
+            raise BadSourceError(
+                f"{name} is missing; triggered test images need both x_test_triggered and y_test_triggered"
+            )
+    x = to_image_array("x_test_triggered", given["x_test_triggered"])
+    if x.shape[1:] != parts.x_train.shape[1:]:
+        raise BadSourceError(
+            f"x_test_triggered: images of {_shape(x)}, but those of x_train are {_shape(parts.x_train)}; "
+            "they must agree"
+        )
+    triggered = {"x_test_triggered": x}
+    for name in present[1:]:
+        y = to_label_array(name, given[name])
+        if len(y) != len(x):
+            raise BadSourceError(
+                f"{name}: {len(y)} labels for the {len(x)} images of x_test_triggered; they must agree"
+            )
+        _reject_labels(name, y, parts.class_names)
+        triggered[name] = y
+    return triggered
+
+
+def _reject_labels(name: str, y: Array | None, names: tuple[str, ...]) -> None:
+    """Raises BadSourceError if a label is not one of the classes."""
+    if y is not None and y.max() >= len(names):
+        raise BadSourceError(
+            f"{name}: label {y.max()} is out of range; 0 to {len(names) - 1}, one of the classes"
+        )
+
+
+def split_by_class(
+    y: Array, fraction: float, seed: int, names: tuple[str, ...], excluded: Array | None = None
+) -> tuple[Array, Array]:
+    """Sorted indices of a training and a test part; ``fraction`` of each class, at least one, is for testing.
+
+    Images that are ``excluded`` (bool ``[N]``), since they are known to be poisoned, are all for training.
+    """
     random = np.random.default_rng(seed)
     test: list[Array] = []
     for label, name in enumerate(names):
-        members = np.flatnonzero(y == label)
+        members = np.flatnonzero(y == label if excluded is None else (y == label) & ~excluded)
         if len(members) < 2:
+            kind = "images" if excluded is None else "images that are not poisoned"
             raise BadSourceError(
-                f"class {label} ({name}) has {len(members)} images; a split needs at least 2"
+                f"class {label} ({name}) has {len(members)} {kind}; a split needs at least 2"
             )
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
         test.append(random.choice(members, count, replace=False))

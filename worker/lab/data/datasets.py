@@ -1,16 +1,19 @@
 """Datasets as tensors."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from app.specs.dataset import DatasetSpec, Digits, Imported, Uploaded
-from app.specs.facts import BUILT_IN, STANDARD_SHA256, DatasetFacts, allocate
+from app.specs.facts import BUILT_IN, GIVEN_TENSORS, STANDARD_SHA256, DatasetFacts, allocate
 from worker.lab.compute import derive_seed
 from worker.lab.contracts import DatasetDamagedError, DatasetMissingError, LabError
 from worker.lab.data import files
@@ -34,6 +37,43 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Truth:
+    """What a dataset that came poisoned says about itself; None where it does not. It only scores defenses.
+
+    ``is_poisoned`` and ``is_cross`` bool ``[N]`` and ``clean_labels`` int64 ``[N]`` are about the training images.
+    ``triggered`` are test images with the trigger and their true labels, in no order that the test split knows of, and
+    ``targets`` int64 the classes that the attacker aims at.
+    """
+
+    is_poisoned: Tensor | None = None
+    is_cross: Tensor | None = None
+    clean_labels: Tensor | None = None
+    triggered: Split | None = None
+    targets: Tensor | None = None
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, NDArray[Any]]) -> "Truth":
+        """From the tensors of a dataset's file."""
+        given = {name: torch.from_numpy(tensors[name]) for name in GIVEN_TENSORS if name in tensors}
+        images = given.get("x_test_triggered")
+        return cls(
+            given.get("is_poisoned"),
+            given.get("is_cross"),
+            given.get("clean_labels"),
+            None if images is None else Split(images, given["y_test_triggered"]),
+            given.get("y_test_target"),
+        )
+
+    def rows(self, index: Tensor) -> "Truth":
+        """What is known about these training images."""
+        names = ("is_poisoned", "is_cross", "clean_labels")
+        return replace(self, **{n: t[index] for n in names if (t := getattr(self, n)) is not None})
+
+    def to(self, device: torch.device) -> "Truth":
+        return Truth(*(None if part is None else part.to(device) for part in vars(self).values()))
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A training and a test split with their facts. ``version`` is the digest of the whole dataset's content, which
     was compared with it."""
@@ -42,9 +82,12 @@ class Dataset:
     test: Split
     facts: DatasetFacts
     version: str
+    truth: Truth = Truth()
 
     def to(self, device: torch.device) -> "Dataset":
-        return Dataset(self.train.to(device), self.test.to(device), self.facts, self.version)
+        return replace(
+            self, train=self.train.to(device), test=self.test.to(device), truth=self.truth.to(device)
+        )
 
 
 def load_dataset(spec: DatasetSpec, data_dir: Path, seed: int) -> Dataset:
@@ -59,12 +102,13 @@ def draw_subset(whole: Dataset, spec: DatasetSpec, seed: int) -> Dataset:
     """The subset of a whole dataset that follows from ``spec`` and ``seed``; shares the tensors of a split that stays
     whole."""
     facts = whole.facts.subset(spec)
-    return Dataset(
-        _subset(whole.train, facts.train_counts, derive_seed("train subset", seed)),
-        _subset(whole.test, facts.test_counts, derive_seed("test subset", seed)),
-        facts,
-        whole.version,
-    )
+    train, test, truth = whole.train, whole.test, whole.truth
+    if sum(facts.train_counts) != len(train):
+        rows = _draw(train.labels, facts.train_counts, derive_seed("train subset", seed))
+        train, truth = train.rows(rows), truth.rows(rows)
+    if sum(facts.test_counts) != len(test):
+        test = test.rows(_draw(test.labels, facts.test_counts, derive_seed("test subset", seed)))
+    return Dataset(train, test, facts, whole.version, truth)
 
 
 def load_whole_dataset(spec: DatasetSpec, data_dir: Path) -> Dataset:
@@ -96,7 +140,7 @@ def load_whole_dataset(spec: DatasetSpec, data_dir: Path) -> Dataset:
         raise DatasetDamagedError(f"dataset: {error}; get it again with: {command}") from error
     train = Split(torch.from_numpy(tensors["x_train"]), torch.from_numpy(tensors["y_train"]))
     test = Split(torch.from_numpy(tensors["x_test"]), torch.from_numpy(tensors["y_test"]))
-    return Dataset(train, test, facts, version)
+    return Dataset(train, test, facts, version, Truth.of(tensors))
 
 
 def uploaded_path(dataset_id: str, data_dir: Path) -> Path:
@@ -135,12 +179,6 @@ def _digits() -> Dataset:
     if version != STANDARD_SHA256["digits"]:
         raise damaged
     return Dataset(train, tests, facts, version)
-
-
-def _subset(split: Split, counts: tuple[int, ...], seed: int) -> Split:
-    if sum(counts) == len(split):
-        return split
-    return split.rows(_draw(split.labels, counts, seed))
 
 
 def _draw(labels: Tensor, counts: tuple[int, ...], seed: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Datasets on disk: one safetensors file each, images and labels, with their facts in the header.
 
 Tensors: ``x_train`` and ``x_test`` uint8 ``[N, C, H, W]``, ``y_train`` and ``y_test`` int64 ``[N]``.
+A dataset that came poisoned may have some of `app.specs.facts.GIVEN_TENSORS` as well.
 Header: ``facts``, the JSON of `app.specs.facts.DatasetFacts`, and ``sha256`` over the tensors' bytes.
 
 Whoever reads a file compares it with both. A process does so once for each state of a file: hashing CIFAR-10, 185 MB,
@@ -21,12 +22,12 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from app.specs.base import canonical_json
-from app.specs.facts import DatasetFacts
+from app.specs.facts import GIVEN_TENSORS, TENSORS, DatasetFacts
 from worker.lab.contracts import DatasetDamagedError, DatasetMissingError, LabError
 
 Array = NDArray[Any]
 FileState = tuple[str, int, int, int, int]
-NAMES = ("x_train", "y_train", "x_test", "y_test")
+NAMES = TENSORS
 _INTACT: set[FileState] = set()
 """States of files that this process has read and found intact."""
 
@@ -39,15 +40,15 @@ def write(
     x_test: Array,
     y_test: Array,
     class_names: tuple[str, ...],
+    **given: Array,
 ) -> tuple[DatasetFacts, str]:
     """Write a dataset to ``path`` atomically; returns its facts and digest.
 
-    Images must be uint8 ``[N, C, H, W]``, labels int64 ``[N]`` below ``len(class_names)``.
+    Images must be uint8 ``[N, C, H, W]``, labels int64 ``[N]`` below ``len(class_names)``, flags bool ``[N]``;
+    ``given`` are some of `GIVEN_TENSORS`.
     """
-    tensors = {
-        name: np.ascontiguousarray(array)
-        for name, array in zip(NAMES, (x_train, y_train, x_test, y_test), strict=True)
-    }
+    tensors = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test, **given}
+    tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     facts, sha256 = _facts(tensors, class_names), digest(tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
@@ -70,7 +71,7 @@ def read(path: Path) -> tuple[dict[str, Array], DatasetFacts, str]:
     """
     state = _state(path)
     with _opened(path) as (file, facts, sha256):
-        tensors = {name: file.get_tensor(name) for name in NAMES}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is not a dictionary
     if state not in _INTACT:
         # The digest first: damaged labels may be too large to count.
         if digest(tensors) != sha256 or _facts(tensors, facts.class_names) != facts:
@@ -105,7 +106,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, DatasetFacts, str]]:
         try:
             file = stack.enter_context(safe_open(path, framework="np"))
             metadata = file.metadata() or {}
-            if set(file.keys()) != set(NAMES):
+            if not set(NAMES) <= set(file.keys()) <= {*NAMES, *GIVEN_TENSORS}:
                 raise ValueError(f"it has the tensors {sorted(file.keys())}, not {sorted(NAMES)}")
             facts, sha256 = DatasetFacts.model_validate_json(metadata["facts"]), metadata["sha256"]
         except FileNotFoundError as error:
@@ -126,6 +127,7 @@ def _state(path: Path) -> FileState:
 
 def _facts(tensors: Mapping[str, Array], class_names: tuple[str, ...]) -> DatasetFacts:
     x_train, classes = tensors["x_train"], len(class_names)
+    is_poisoned, triggered = tensors.get("is_poisoned"), tensors.get("y_test_triggered")
     return DatasetFacts(
         class_names=class_names,
         channels=x_train.shape[1],
@@ -133,12 +135,19 @@ def _facts(tensors: Mapping[str, Array], class_names: tuple[str, ...]) -> Datase
         width=x_train.shape[3],
         train_counts=tuple(np.bincount(tensors["y_train"], minlength=classes).tolist()),
         test_counts=tuple(np.bincount(tensors["y_test"], minlength=classes).tolist()),
+        poisoned=None if is_poisoned is None else int(is_poisoned.sum()),
+        triggered=0 if triggered is None else len(triggered),
     )
 
 
 def digest(tensors: Mapping[str, Array]) -> str:
-    """SHA-256 over the bytes of the four tensors in the order of `NAMES`, in hexadecimal."""
+    """SHA-256 in hexadecimal over the bytes of the tensors of `NAMES`, then of the names and the bytes of those of
+    `GIVEN_TENSORS` that there are."""
     total = hashlib.sha256()
     for name in NAMES:
         total.update(np.ascontiguousarray(tensors[name]).data)
+    for name in GIVEN_TENSORS:
+        if name in tensors:
+            total.update(name.encode())
+            total.update(np.ascontiguousarray(tensors[name]).data)
     return total.hexdigest()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 from pathlib import Path
 
-from app.specs.dataset import FETCHED
+from app.specs.dataset import ENCODINGS, FETCHED, is_text_encoding
 from app.specs.facts import BUILT_IN, DatasetFacts
 from worker.lab.contracts import LabError
 from worker.lab.data import files
@@ -50,6 +50,7 @@ def import_dataset(
     split_seed: int,
     size: int | None,
     replace: bool,
+    zip_encoding: str | None = None,
 ) -> StoredDataset:
     """Import ``source``; nothing is written unless all of it is valid.
 
@@ -59,7 +60,14 @@ def import_dataset(
     """
     name = built_in or key or key_of(source)
     _check_name(name)
-    checked = read_source(source, test=test, test_fraction=test_fraction, split_seed=split_seed, size=size)
+    checked = read_source(
+        source,
+        test=test,
+        test_fraction=test_fraction,
+        split_seed=split_seed,
+        size=size,
+        zip_encoding=zip_encoding,
+    )
     if name in FETCHED:
         checked = check_built_in(name, checked)
     path = dataset_path(name, data_dir)
@@ -79,14 +87,19 @@ def read_source(
     split_seed: int,
     size: int | None,
     most_bytes: int = MAX_TOTAL_BYTES,
+    zip_encoding: str | None = None,
 ) -> CheckedDataset:
     """The validated arrays of ``source``, of at most ``most_bytes`` when decoded. Raises LabError."""
     if test_fraction is not None and not 0 < test_fraction < 1:
         raise BadSourceError(f"{test_fraction} is not allowed; above 0 and below 1", "test_fraction")
     if size is not None and not 1 <= size <= 1024:
         raise BadSourceError(f"{size} is not allowed; 1 to 1024 pixels", "size")
+    if zip_encoding is not None and not is_text_encoding(zip_encoding):
+        raise BadSourceError(f"{zip_encoding!r} is not allowed; {ENCODINGS}", "zip_encoding")
     return check_source(
-        _read(source, test, size, most_bytes), test_fraction=test_fraction, split_seed=split_seed
+        _read(source, test, size, most_bytes, zip_encoding),
+        test_fraction=test_fraction,
+        split_seed=split_seed,
     )
 
 
@@ -117,7 +130,9 @@ def key_of(source: Path) -> str:
     return re.sub(r"[^a-z0-9_-]+", "-", stem).strip("-_")
 
 
-def _read(source: Path, test: Path | None, size: int | None, most_bytes: int) -> Source:
+def _read(
+    source: Path, test: Path | None, size: int | None, most_bytes: int, zip_encoding: str | None
+) -> Source:
     for path in (source, test):
         if path is not None and not path.exists():
             raise BadSourceError(f"no such file or folder: {path}")
@@ -126,6 +141,8 @@ def _read(source: Path, test: Path | None, size: int | None, most_bytes: int) ->
             "only for a pair of parquet files; other sources contain their test images", "test"
         )
     kind = "folder" if source.is_dir() else source.suffix.lower()
+    if zip_encoding is not None and kind != ".zip":
+        raise BadSourceError("only for a zip, whose names it decodes", "zip_encoding")
     if kind == ".npz":
         if size is not None:
             raise BadSourceError("only for encoded images; arrays in an .npz are not resized", "size")
@@ -134,7 +151,7 @@ def _read(source: Path, test: Path | None, size: int | None, most_bytes: int) ->
         return parquet.read_files(source, test, size, most_bytes)
     if kind not in ("folder", ".zip"):
         raise BadSourceError(f"{source}: allowed are .npz, .zip, .parquet, and a folder of images by class")
-    with open_tree(source, most_bytes) as tree:
+    with open_tree(source, most_bytes, zip_encoding) as tree:
         if (root := tiny_imagenet.find_root(tree)) is not None:
             return tiny_imagenet.read(tree, root, size, most_bytes)
         has_tables = any(path.suffix.lower() == parquet.SUFFIX for path in tree.files)

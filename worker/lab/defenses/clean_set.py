@@ -25,20 +25,20 @@ class CleanSet:
         return torch.cat([self.fit.images, self.held_out.images])
 
 
-def draw_clean_set(train: Split, classes: int, ratio: float, held_out_ratio: float, seed: int) -> CleanSet:
-    """Draw the clean set from the *unpoisoned* training set ``train``, class proportions kept.
+def draw_clean_set(clean: Split, classes: int, size: int, held_out_ratio: float, seed: int) -> CleanSet:
+    """Draw ``size`` images from ``clean``, the *unpoisoned* training set, class proportions kept.
 
-    The same ``ratio`` and ``seed`` give every defense the same images. With ``held_out_ratio`` 0 nothing is held out.
+    The same ``size`` and ``seed`` give every defense the same images. With ``held_out_ratio`` 0 nothing is held out.
     Images that the attack poisoned are not excluded, since the defender does not know which they are; the clean set
-    has their original versions.
+    has their original versions. Where these are not known, in a dataset that came poisoned, ``clean`` are test images
+    that were set aside.
     """
-    device = train.labels.device
-    size = max(2, round(ratio * len(train)))
-    chosen = draw_stratified(train.labels, size, classes, derive_seed("clean set", seed))
-    labels = train.labels[chosen.to(device)]
+    device = clean.labels.device
+    chosen = draw_stratified(clean.labels, size, classes, derive_seed("clean set", seed))
+    labels = clean.labels[chosen.to(device)]
     mask = torch.zeros(len(chosen), dtype=torch.bool)
     if held_out_ratio:
         held_out_size = max(1, round(held_out_ratio * size))
         purpose = "held-out part of the clean set"
         mask[draw_stratified(labels, held_out_size, classes, derive_seed(purpose, seed))] = True
-    return CleanSet(train.rows(chosen[~mask].to(device)), train.rows(chosen[mask].to(device)))
+    return CleanSet(clean.rows(chosen[~mask].to(device)), clean.rows(chosen[mask].to(device)))

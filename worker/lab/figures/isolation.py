@@ -33,14 +33,16 @@ def _number(value: float, _: object = None) -> str:
 _plain = FuncFormatter(_number)
 
 
-def loss_histogram(losses: Array, is_poisoned: Array, isolated: Array, title: str) -> bytes:
+def loss_histogram(losses: Array, is_poisoned: Array | None, isolated: Array, title: str) -> bytes:
     """Per-sample loss, clean against poisoned; counts are logarithmic, so that 1 % of poison is visible.
 
-    ``losses`` float ``[N]``; ``is_poisoned`` and ``isolated`` bool ``[N]``. The line marks the loss below which there
-    are as many samples as were isolated. Raises ValueError if there are no losses, if one is not finite, or if the
-    lengths differ.
+    ``losses`` float ``[N]``; ``is_poisoned``, None if not known, and ``isolated`` bool ``[N]``. The line marks the
+    loss below which there are as many samples as were isolated. Raises ValueError if there are no losses, if one is
+    not finite, or if the lengths differ.
     """
-    _same_length(losses=losses, is_poisoned=is_poisoned, isolated=isolated)
+    _same_length(
+        losses=losses, isolated=isolated, **({} if is_poisoned is None else {"is_poisoned": is_poisoned})
+    )
     if not len(losses) or not np.isfinite(losses).all():
         bad = int((~np.isfinite(losses)).sum())
         raise ValueError(
@@ -59,11 +61,11 @@ def loss_histogram(losses: Array, is_poisoned: Array, isolated: Array, title: st
 
     title = fit_text(title, 940, 12, lines=2, weight="bold")
     head = 20 + line_height(12) * (title.count("\n") + 1)
-    groups = [
-        ("clean", GOOD, "", ~is_poisoned),
-        ("poisoned", BAD, "", is_poisoned),
-        ("isolated", INK, "////", isolated),
-    ]
+    if is_poisoned is None:
+        groups = [("training images", MUTED, "", np.ones_like(isolated))]
+    else:
+        groups = [("clean", GOOD, "", ~is_poisoned), ("poisoned", BAD, "", is_poisoned)]
+    groups.append(("isolated", INK, "////", isolated))
     height = head + 34 + 350 + 58
     figure = new_figure(1000, height)
     figure.text(0.03, 1 - 16 / height, title, fontsize=12, fontweight="bold", color=INK, va="top")

@@ -1,4 +1,8 @@
-"""Image files by class: ``class/x.png``, or ``train/class/x.png`` and ``test/...``."""
+"""Image files by class: ``class/x.png``, or ``train/class/x.png`` and ``test/...``.
+
+A folder that came poisoned may have ``test_triggered/class/x.png``, and ``poisoned.txt``, which lists the poisoned
+training images.
+"""
 
 from collections.abc import Iterable
 from pathlib import PurePosixPath
@@ -7,7 +11,7 @@ import numpy as np
 
 from worker.lab.data.checking import Array, BadSourceError, Source
 from worker.lab.data.readers.decoding import ImageStack, stack_parts
-from worker.lab.data.readers.splits import SPLITS, TRAIN, choose_splits, describe_skipped
+from worker.lab.data.readers.splits import SPLITS, TRAIN, TRIGGERED, choose_splits, describe_skipped
 from worker.lab.data.readers.trees import Tree
 
 SUFFIXES = {
@@ -29,6 +33,9 @@ FOREIGN_SUFFIXES = {
 }
 """Files that are pictures too: leaving them out would make the dataset another one."""
 
+POISONED = "poisoned.txt"
+"""Lists the poisoned training images, one path a line, as from the folder that holds this file."""
+
 Named = tuple[PurePosixPath, PurePosixPath]
 """A path below any wrapping folder, and the same in the source."""
 
@@ -36,7 +43,7 @@ Named = tuple[PurePosixPath, PurePosixPath]
 def read(tree: Tree, size: int | None, most_bytes: int) -> Source:
     """The images in ``tree``. Raises BadSourceError."""
     images = [path for path in tree.files if path.suffix.lower() in SUFFIXES]
-    others = [path for path in tree.files if path.suffix.lower() not in SUFFIXES]
+    others = [path for path in tree.files if path.suffix.lower() not in SUFFIXES and path.name != POISONED]
     foreign = next((path for path in others if path.suffix.lower() in FOREIGN_SUFFIXES), None)
     if foreign is not None:
         raise BadSourceError(f"{foreign} is not accepted; allowed are {', '.join(sorted(SUFFIXES))}")
@@ -49,6 +56,16 @@ def read(tree: Tree, size: int | None, most_bytes: int) -> Source:
     names = _class_order({path.parent.name for path, _ in [*train, *(test or [])]})
     stacks = [_stack(tree, files, size, most_bytes) for files in (train, test) if files is not None]
     x, x_test = stack_parts(*stacks)
+    given = _read_flags(tree, PurePosixPath(*wrapper) / POISONED, [full for _, full in train])
+    if TRIGGERED in parts:
+        triggered = parts[TRIGGERED]
+        for path, full in triggered:
+            if path.parent.name not in names:
+                raise BadSourceError(f"{full}: {path.parent.name} is not a class of the training images")
+        given["y_test_triggered"] = _labels(triggered, names)
+        _, x_triggered = stack_parts(stacks[0], _stack(tree, triggered, size, most_bytes))
+        assert x_triggered is not None
+        given["x_test_triggered"] = x_triggered
     return Source(
         x,
         _labels(train, names),
@@ -56,7 +73,34 @@ def read(tree: Tree, size: int | None, most_bytes: int) -> Source:
         None if test is None else _labels(test, names),
         names,
         notes=[*notes, *describe_skipped(others, "images")],
+        given=given,
     )
+
+
+def _read_flags(tree: Tree, path: PurePosixPath, train: list[PurePosixPath]) -> dict[str, Array]:
+    """Which of the training images the file at ``path`` lists, if there is one. Raises BadSourceError."""
+    stray = next((other for other in tree.files if other.name == POISONED and other != path), None)
+    if stray is not None:
+        raise BadSourceError(f"{stray}: {POISONED} belongs beside the folders of the images, as {path}")
+    if path not in tree.files:
+        return {}
+    row_of = {full: row for row, full in enumerate(train)}
+    flags = np.zeros(len(train), bool)
+    try:
+        lines = tree.read(path).decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise BadSourceError(f"{path} is not UTF-8") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        row = row_of.get(path.parent / line.strip().replace("\\", "/"))
+        if row is None:
+            raise BadSourceError(
+                f"{path} line {number}: {line.strip()[:200]!r} is not a training image; "
+                f"allowed are paths such as {train[0].relative_to(path.parent)}"
+            )
+        flags[row] = True
+    return {"is_poisoned": flags}
 
 
 def _wrapper(images: list[PurePosixPath]) -> tuple[str, ...]:

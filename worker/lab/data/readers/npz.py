@@ -1,4 +1,5 @@
-"""NumPy archives with ``x_train, y_train``, and optionally ``x_test, y_test`` and ``class_names``."""
+"""NumPy archives with ``x_train, y_train``, and optionally ``x_test, y_test``, ``class_names``, and what a dataset that
+came poisoned has besides."""
 
 import math
 import zipfile
@@ -7,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from worker.lab.data.checking import Array, BadSourceError, Source
+from worker.lab.data.checking import GIVEN_ARRAYS, Array, BadSourceError, Source
 from worker.lab.data.readers.zips import open_zip
 
-ARRAYS = ("x_train", "y_train", "x_test", "y_test", "class_names")
+ARRAYS = ("x_train", "y_train", "x_test", "y_test", "class_names", *GIVEN_ARRAYS)
 
 
 def read(path: Path, most_bytes: int) -> Source:
@@ -41,9 +42,10 @@ def read(path: Path, most_bytes: int) -> Source:
                 )
         sets = {name: _array(arrays, name) for name in required}
         names = _class_names(_array(arrays, "class_names")) if "class_names" in arrays.files else None
+        given = {name: _array(arrays, name) for name in GIVEN_ARRAYS if name in arrays.files}
         unused = [name for name in arrays.files if name not in ARRAYS]
     notes = [f"the arrays {', '.join(unused)} are not used"] if unused else []
-    return Source(**sets, class_names=names, notes=notes)
+    return Source(**sets, class_names=names, notes=notes, given=given)
 
 
 def _class_names(array: Array) -> tuple[str, ...]:

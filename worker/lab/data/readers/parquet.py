@@ -1,8 +1,11 @@
-"""Parquet as Hugging Face writes it: ``image`` (bytes, or a struct with ``bytes``) and ``label`` (integers)."""
+"""Parquet as Hugging Face writes it: ``image`` (bytes, or a struct with ``bytes``) and ``label`` (integers).
+
+A dataset that came poisoned may have the columns `GIVEN_COLUMNS`, and a part ``test_triggered``.
+"""
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
@@ -11,7 +14,7 @@ import numpy as np
 
 from worker.lab.data.checking import Array, BadSourceError, Source
 from worker.lab.data.readers.decoding import ImageStack, stack_parts
-from worker.lab.data.readers.splits import SPLITS, TRAIN, choose_splits, describe_skipped
+from worker.lab.data.readers.splits import SPLITS, TEST, TRAIN, TRIGGERED, choose_splits, describe_skipped
 from worker.lab.data.readers.trees import Tree
 
 IMAGE_COLUMNS = ("image", "img")
@@ -19,7 +22,10 @@ LABEL_COLUMNS = ("label", "labels", "fine_label")
 BATCH_ROWS = 64  # encoded images in memory at once
 SUFFIX = ".parquet"
 OTHER_PARTS = "of a part named train, test or validation"
-_WORD = re.compile(r"[a-z]+")
+FLAGS = ("is_poisoned", "is_cross")
+GIVEN_COLUMNS = {TRAIN: (*FLAGS, "clean_labels"), TRIGGERED: ("y_test_target",)}
+"""What is known about the images of a part, under the names of an npz."""
+_WORD = re.compile(rf"{TRIGGERED}|[a-z]+")
 
 
 class _Shard(NamedTuple):
@@ -35,9 +41,11 @@ class _Shard(NamedTuple):
 def read_files(train: Path, test: Path | None, size: int | None, most_bytes: int) -> Source:
     """One file, or a pair. Raises BadSourceError."""
     with ExitStack() as stack:
-        parts = [
-            [(path.name, stack.enter_context(path.open("rb")))] for path in (train, test) if path is not None
-        ]
+        parts = {
+            part: [(path.name, stack.enter_context(path.open("rb")))]
+            for part, path in ((TRAIN, train), (TEST, test))
+            if path is not None
+        }
         return _read(parts, size, most_bytes)
 
 
@@ -68,11 +76,12 @@ def read_tree(tree: Tree, size: int | None, most_bytes: int) -> Source:
         parts, unknown = {TRAIN: tables}, []
     train, test, notes = choose_splits(parts, tree.name, "parquet files")
     with ExitStack() as stack:
-        opened = [
-            [(str(path), stack.enter_context(tree.open(path))) for path in paths]
-            for paths in (train, test)
+        chosen = {TRAIN: train, TEST: test, TRIGGERED: parts.get(TRIGGERED)}
+        opened = {
+            part: [(str(path), stack.enter_context(tree.open(path))) for path in paths]
+            for part, paths in chosen.items()
             if paths is not None
-        ]
+        }
         source = _read(opened, size, most_bytes)
     source.notes = [
         *notes,
@@ -93,28 +102,53 @@ def locate(path: PurePosixPath) -> tuple[str, PurePosixPath] | None:
     return None
 
 
-def _read(parts: Sequence[Sequence[tuple[str, BinaryIO]]], size: int | None, most_bytes: int) -> Source:
-    """The training part and, if there is one, the test part; each is a list of open files with their names."""
+def _read(parts: Mapping[str, Sequence[tuple[str, BinaryIO]]], size: int | None, most_bytes: int) -> Source:
+    """The training part and the others that there are; each is a list of open files with their names."""
     try:
         import pyarrow as pa  # noqa: PLC0415  # slow to import, and used only here
     except ImportError as error:
         raise BadSourceError("reading parquet needs the package pyarrow, which is not installed") from error
     try:
-        shards = [[_open_shard(name, file) for name, file in files] for files in parts]
-        first = shards[0][0]
-        names = first.class_names
-        stacks, labels = [], []
-        for part in shards:
-            stack = ImageStack(sum(shard.file.metadata.num_rows for shard in part), size, most_bytes)
-            collected: list[Array] = []
-            for shard in part:
-                stack.extend(_rows(shard, _translation(shard, names, first.name), collected))
-            stacks.append(stack)
-            labels.append(np.concatenate(collected) if collected else np.empty(0, np.int64))
-        x, x_test = stack_parts(*stacks)
+        shards = {part: [_open_shard(name, file) for name, file in files] for part, files in parts.items()}
+        first = shards[TRAIN][0]
+        stacks, columns = {}, {}
+        for part, files in shards.items():
+            stack = ImageStack(sum(shard.file.metadata.num_rows for shard in files), size, most_bytes)
+            known = _given_columns(part, files)
+            collected: dict[str, list[Array]] = {name: [] for name in ("label", *known)}
+            for shard in files:
+                translation = _translation(shard, first.class_names, first.name)
+                stack.extend(_rows(shard, translation, known, collected))
+            stacks[part] = stack
+            columns[part] = {name: np.concatenate(arrays) for name, arrays in collected.items() if arrays}
+        x, x_test = stack_parts(stacks[TRAIN], stacks.get(TEST))
+        given = {name: columns[TRAIN][name] for name in GIVEN_COLUMNS[TRAIN] if name in columns[TRAIN]}
+        if TRIGGERED in parts:
+            _, x_triggered = stack_parts(stacks[TRAIN], stacks[TRIGGERED])
+            assert x_triggered is not None
+            labels = columns[TRIGGERED].pop("label", np.empty(0, np.int64))
+            given |= {"x_test_triggered": x_triggered, "y_test_triggered": labels, **columns[TRIGGERED]}
     except (pa.ArrowException, OSError) as error:
-        raise BadSourceError(f"{parts[0][0][0]} is not readable parquet: {error}") from error
-    return Source(x, labels[0], x_test, labels[1] if len(labels) > 1 else None, names)
+        raise BadSourceError(f"{parts[TRAIN][0][0]} is not readable parquet: {error}") from error
+    y, y_test = (
+        columns[part].get("label", np.empty(0, np.int64)) if part in columns else None
+        for part in (TRAIN, TEST)
+    )
+    assert y is not None
+    return Source(x, y, x_test, y_test, first.class_names, given=given)
+
+
+def _given_columns(part: str, shards: Sequence[_Shard]) -> list[str]:
+    """Those of `GIVEN_COLUMNS` that the part's files have. Raises BadSourceError if only some of the files have one."""
+    known = []
+    for name in GIVEN_COLUMNS.get(part, ()):
+        has = [name in shard.file.schema_arrow.names for shard in shards]
+        if any(has) and not all(has):
+            with_it, without = shards[has.index(True)].name, shards[has.index(False)].name
+            raise BadSourceError(f"{without} has no column {name}, which {with_it} has")
+        if any(has):
+            known.append(name)
+    return known
 
 
 def _open_shard(name: str, file: BinaryIO) -> _Shard:
@@ -127,11 +161,24 @@ def _open_shard(name: str, file: BinaryIO) -> _Shard:
     return _Shard(name, table, image, label, _class_names(table.schema_arrow, label))
 
 
-def _rows(shard: _Shard, translation: Array | None, labels: list[Array]) -> Iterator[tuple[str, bytes]]:
-    """The images of a file by name; each batch's labels are appended to ``labels``. Raises BadSourceError."""
+def _rows(
+    shard: _Shard, translation: Array | None, known: Sequence[str], collected: dict[str, list[Array]]
+) -> Iterator[tuple[str, bytes]]:
+    """The images of a file by name; each batch's labels, and its columns ``known``, are appended to ``collected``.
+
+    Raises BadSourceError.
+    """
     row = 0
-    for batch in shard.file.iter_batches(batch_size=BATCH_ROWS, columns=[shard.image, shard.label]):
-        labels.append(_labels(batch.column(shard.label), shard.name, row, translation))
+    columns = [shard.image, shard.label, *known]
+    for batch in shard.file.iter_batches(batch_size=BATCH_ROWS, columns=columns):
+        collected["label"].append(_labels(batch.column(shard.label), shard.name, row, translation))
+        for name in known:
+            column = batch.column(name)
+            collected[name].append(
+                _flags(column, name, shard.name)
+                if name in FLAGS
+                else _labels(column, f"{shard.name} column {name}", row, translation)
+            )
         for cell in batch.column(shard.image):
             where = f"{shard.name} row {row}"
             yield where, _bytes(cell.as_py(), where)
@@ -181,6 +228,13 @@ def _bytes(cell: Any, where: str) -> bytes:
     if not isinstance(data, bytes):
         raise BadSourceError(f"{where} has no image bytes (a path is not sufficient)")
     return data
+
+
+def _flags(column: Any, name: str, file: str) -> Array:
+    """A batch's column of flags, still to be checked."""
+    if column.null_count:
+        raise BadSourceError(f"{file} has rows without {name}")
+    return np.asarray(column.to_numpy(zero_copy_only=False))
 
 
 def _labels(column: Any, name: str, first_row: int, translation: Array | None) -> Array:

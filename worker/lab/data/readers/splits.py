@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from worker.lab.data.checking import BadSourceError
 
-TRAIN, TEST, VALIDATION = "train", "test", "validation"
+TRAIN, TEST, VALIDATION, TRIGGERED = "train", "test", "validation", "test_triggered"
 SPLITS = {
     "train": TRAIN,
     "training": TRAIN,
@@ -15,7 +15,9 @@ SPLITS = {
     "val": VALIDATION,
     "valid": VALIDATION,
     "validation": VALIDATION,
+    "test_triggered": TRIGGERED,
 }
+"""``test_triggered`` are test images with the trigger of a dataset that came poisoned, by their true classes."""
 Files = TypeVar("Files", bound=Sequence[Any])
 
 

@@ -54,15 +54,17 @@ class Folder:
 class Zip:
     """The members of ``archive``, of at most ``most_bytes`` together; it is never unpacked to disk as a whole.
 
-    Raises BadSourceError for unsafe paths and links.
+    ``encoding`` is that of names that are not declared as UTF-8. Raises BadSourceError for unsafe paths and links.
     """
 
-    def __init__(self, archive: zipfile.ZipFile, name: str, most_bytes: int) -> None:
+    def __init__(
+        self, archive: zipfile.ZipFile, name: str, most_bytes: int, encoding: str | None = None
+    ) -> None:
         self.name, self._archive = name, archive
         self._members: dict[PurePosixPath, zipfile.ZipInfo] = {}
         folders: set[PurePosixPath] = set()
         total = 0
-        for member, member_name in zip(archive.infolist(), _names(archive), strict=True):
+        for member, member_name in zip(archive.infolist(), _names(archive, encoding), strict=True):
             path = PurePosixPath(member_name)
             if path.is_absolute() or ".." in path.parts or ":" in member_name:
                 raise BadSourceError(f"the zip contains {member_name!r}, which is not a plain relative path")
@@ -112,14 +114,14 @@ class Zip:
 
 
 @contextmanager
-def open_tree(path: Path, most_bytes: int) -> Iterator[Tree]:
+def open_tree(path: Path, most_bytes: int, zip_encoding: str | None = None) -> Iterator[Tree]:
     """The files of the folder or zip at ``path``. Raises BadSourceError, also when damage is found while it is read."""
     if path.is_dir():
         yield Folder(path)
         return
     try:
         with open_zip(path) as archive:
-            yield Zip(archive, str(path), most_bytes)
+            yield Zip(archive, str(path), most_bytes, zip_encoding)
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
         raise BadSourceError(f"{path} is not a readable zip: {error}") from error
 
@@ -129,11 +131,11 @@ def _is_litter(path: PurePosixPath) -> bool:
     return any(part.startswith(".") or part.lower() in _LITTER for part in path.parts)
 
 
-def _names(archive: zipfile.ZipFile) -> list[str]:
+def _names(archive: zipfile.ZipFile, encoding: str | None) -> list[str]:
     """The members' names, with / between the parts, which some programs for Windows write as a backslash.
 
-    A name that is not declared as UTF-8 may be in the code page of whoever wrote it. If all of them are valid UTF-8, as
-    macOS writes them, they are taken as that. Raises BadSourceError otherwise.
+    A name that is not declared as UTF-8 may be in the code page of whoever wrote it, which ``encoding`` names. Without
+    one they are taken as UTF-8 if all of them are valid, as macOS writes them. Raises BadSourceError otherwise.
     """
     names = []
     for member in archive.infolist():
@@ -141,11 +143,20 @@ def _names(archive: zipfile.ZipFile) -> list[str]:
         if not member.flag_bits & _NAMES_IN_UTF_8 and not name.isascii():
             raw = name.encode("cp437", errors="surrogateescape")  # what zipfile decoded
             try:
-                name = raw.decode()
+                name = raw.decode(encoding or "utf-8")
             except UnicodeDecodeError:
+                if encoding is not None:
+                    raise BadSourceError(
+                        f"the zip contains a name that is not {encoding}, the bytes {raw!r}", "zip_encoding"
+                    ) from None
                 raise BadSourceError(
-                    f"the zip contains a name that is not UTF-8, the bytes {raw!r}; "
-                    "the names of the classes would be garbled: pack it again with names in UTF-8"
+                    f"required, because the zip contains a name that is not UTF-8, the bytes {raw!r}; for example gbk "
+                    "(Chinese), shift_jis (Japanese) or cp1252 (Western Europe); or pack it again with names in UTF-8",
+                    "zip_encoding",
                 ) from None
+            if not name.isprintable():
+                raise BadSourceError(
+                    f"the bytes {raw!r} of a name are {name!r} in {encoding}", "zip_encoding"
+                )
         names.append(name.replace("\\", "/"))
     return names
