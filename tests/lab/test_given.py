@@ -10,12 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
+from app.data import local_datasets
 from app.specs.checks import find_problems
 from app.specs.experiment import ExperimentSpec
 from tests.lab.attacks.helpers import digits
 from tests.lab.memory import MemoryRecorder, MemoryStore
 from tests.lab.test_importing import make_folder, make_zip, png, refused, run
+from worker.lab.contracts import LabError
 from worker.lab.data import files
 from worker.lab.data.datasets import draw_subset, load_whole_dataset
 from worker.lab.defenses.clean_set import draw_clean_set
@@ -114,6 +117,7 @@ def test_every_layout_keeps_what_is_known(tmp_path: Path, form: str) -> None:
     np.testing.assert_array_equal(tensors["x_train"][:, 0], expected["x_train"][order])
     assert (tensors["x_test_triggered"][:, 0, -3:, -3:] == 255).all()
     assert sorted(tensors["y_test_triggered"]) == sorted(expected["y_test_triggered"])
+    assert local_datasets.is_intact(stored.path, version)
     # What is known is part of the content.
     bare = run(
         npz(tmp_path / "bare", "is_poisoned", "clean_labels", "x_test_triggered", "y_test_triggered"),
@@ -186,6 +190,24 @@ def test_a_list_that_names_no_training_image_is_refused(
 ) -> None:
     source = make_folder(tmp_path / "set", {**members(), name: text.encode()})
     assert said in refused(source, tmp_path / "home")
+
+
+def test_a_poisoned_set_does_not_get_the_name_of_a_clean_one(tmp_path: Path) -> None:
+    assert "this is not mnist: it came poisoned" in refused(
+        npz(tmp_path), tmp_path / "home", built_in="mnist"
+    )
+
+
+def test_a_changed_flag_is_damage(tmp_path: Path) -> None:
+    stored = run(npz(tmp_path), tmp_path / "home", key="found")
+    with safe_open(stored.path, framework="np") as file:
+        flags = file.get_tensor("is_poisoned").tobytes()
+    content = stored.path.read_bytes()
+    assert content.count(flags) == 1
+    stored.path.write_bytes(content.replace(flags, bytes(TRAIN - 1) + b"\1"))
+    assert not local_datasets.is_intact(stored.path)
+    with pytest.raises(LabError, match="damaged"):
+        files.read(stored.path)
 
 
 def test_only_images_that_are_not_poisoned_become_test_images(tmp_path: Path) -> None:

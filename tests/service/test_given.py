@@ -106,3 +106,8 @@ def test_the_command_imports_what_a_set_says(stack: Stack, tmp_path: Path) -> No
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert '"poisoned": 36, "triggered": 120' in done.stdout
+    listing = [*command[:3], "list", f"--data-dir={tmp_path}"]
+    done = subprocess.run(listing, capture_output=True, text=True, check=False)
+    assert (
+        "240 training (36 marked as poisoned) and 120 test images, 120 triggered test images" in done.stdout
+    )

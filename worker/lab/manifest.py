@@ -99,12 +99,16 @@ def describe_device(compute: Compute) -> dict[str, Any]:
 
 
 def data_digest(data: Dataset) -> str:
-    """SHA-256 over the shapes, types and bytes of the images and labels, training before test."""
+    """SHA-256 over the shapes, types and bytes of the images and labels, training before test, and of what a dataset
+    that came poisoned says about itself."""
     digest = hashlib.sha256()
-    for split in (data.train, data.test):
-        for tensor in (split.images, split.labels):
-            digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(_bytes(tensor))
+    truth = data.truth
+    splits = [data.train, data.test] + ([] if truth.triggered is None else [truth.triggered])
+    tensors = [tensor for split in splits for tensor in (split.images, split.labels)]
+    marks = (truth.is_poisoned, truth.is_cross, truth.clean_labels, truth.targets)
+    for tensor in [*tensors, *(mark for mark in marks if mark is not None)]:
+        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(_bytes(tensor))
     return digest.hexdigest()
 
 

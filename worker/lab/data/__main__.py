@@ -82,8 +82,10 @@ def _as_json(stored: StoredDataset) -> dict[str, object]:
 def _line(stored: StoredDataset) -> str:
     facts = stored.facts
     name = stored.dataset.get("key", stored.dataset["name"])
+    poisoned = "" if facts.poisoned is None else f" ({facts.poisoned} marked as poisoned)"
+    triggered = f", {facts.triggered} triggered test images" if facts.triggered else ""
     return (
-        f"{name}: {facts.train_size} training and {facts.test_size} test images, "
+        f"{name}: {facts.train_size} training{poisoned} and {facts.test_size} test images{triggered}, "
         f"{facts.channels}x{facts.height}x{facts.width}, {facts.classes} classes; {stored.path}"
     )
 
