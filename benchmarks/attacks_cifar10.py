@@ -72,6 +72,8 @@ ATTACKS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("ftrojan", {}, {}),
     ("ctrl", {}, {}),
     ("ctrl", {"preset": "benchmark"}, {}),
+    ("k_way", {}, {}),
+    ("multi_target", {}, {}),
     ("narcissus", {"surrogate_epochs": 20}, {}),
     ("sleeper_agent", {"surrogate_epochs": 20}, {}),
     *(("witches_brew", {**BREW, "target_image": index}, {}) for index in TARGET_IMAGES),

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from app.specs.attacks.base import PoisoningAttack, PreparationStage, SurrogateAttack
 from app.specs.attacks.clean_label import CleanLabel, HiddenTrigger, Narcissus, PoisonFrogs
+from app.specs.attacks.composed import KWay, MultiTarget
 from app.specs.attacks.covered import AdaptiveBlend, AdaptivePatch, Tact
 from app.specs.attacks.dynamic import Bpp, InputAware, WaNet
 from app.specs.attacks.frequency import Ctrl, FTrojan
@@ -28,7 +29,9 @@ __all__ = [
     "Given",
     "HiddenTrigger",
     "InputAware",
+    "KWay",
     "LowFrequency",
+    "MultiTarget",
     "Narcissus",
     "NoAttack",
     "PoisonFrogs",
@@ -108,6 +111,8 @@ _BUILT_IN = (
     | Narcissus
     | WitchesBrew
     | SleeperAgent
+    | KWay
+    | MultiTarget
     | Given
 )
 if TYPE_CHECKING:

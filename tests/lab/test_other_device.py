@@ -66,6 +66,11 @@ ATTACKS: dict[str, Spec] = {
     "bpp": {"name": "bpp"},
     "adaptive_patch": {"name": "adaptive_patch"},
     "ctrl": {"name": "ctrl"},
+    "k_way": {"name": "k_way", "triggers": [{"name": "blend"}, {"name": "badnets"}]},
+    "multi_target": {
+        "name": "multi_target",
+        "triggers": [{"name": "refool"}, {"name": "bpp", "target_class": 1}],
+    },
     "low_frequency": {"name": "low_frequency"},
     "low_frequency_search": {
         "name": "low_frequency",

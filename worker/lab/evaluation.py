@@ -122,7 +122,8 @@ class TestSet:
         source = test if attack.has_trigger else whole
         origin = attack.attacked(source, state)
         true = source.labels[origin]
-        triggered = Split(apply_trigger(attack.trigger(state), source.images[origin]), true)
+        clean = source.rows(origin)
+        triggered = Split(apply_trigger(attack.trigger(state), clean.images), true)
         cross = None
         if attack.spec.cross_share:
             classes = torch.tensor(
@@ -130,7 +131,7 @@ class TestSet:
             )
             harmless = test.rows(torch.isin(test.labels, classes).nonzero().flatten())
             cross = Split(attack.cross(state, harmless.images, seed=0), harmless.labels)
-        return cls(test, triggered, attack.target(true), origin, cross, one_image=not attack.has_trigger)
+        return cls(test, triggered, attack.targets(clean), origin, cross, one_image=not attack.has_trigger)
 
 
 def evaluate(network: Network, test: TestSet, compute: Compute) -> dict[str, float | None]:

@@ -28,8 +28,10 @@ def test_only_chosen_samples_differ_and_the_truth_is_kept(name):
         assert (made.clean_labels[made.is_poisoned] == 0).all()
     else:
         assert made.is_poisoned.sum() == poison_count(spec, data.facts)
-        assert (made.labels[made.is_poisoned] == 0).all()
-        assert (made.clean_labels[made.is_poisoned] != 0).all()
+        assert (made.labels[made.is_poisoned] != made.clean_labels[made.is_poisoned]).all()
+        targets = set(getattr(spec.attack, "targets", (0,)))
+        assert set(made.labels[made.is_poisoned].tolist()) == targets
+        assert not targets & set(made.clean_labels[made.is_poisoned].tolist())
 
 
 def test_a_cross_sample_is_no_poison_and_keeps_its_label():
@@ -114,6 +116,39 @@ def test_bpps_cover_samples_carry_the_change_of_another_image():
     candidates = (original[:, None] + residuals[None]).clamp(0, 255)
     assert (candidates == covers[:, None]).flatten(2).all(2).any(1).all()
     assert poisoned(experiment(name="bpp", cover_rate=0), data).is_cross.sum() == 0
+
+
+def test_k_way_puts_one_trigger_into_each_training_image():
+    data = digits()
+    pixels = [{"name": "single_pixel", "row": 0, "column": column, "value": 99} for column in (0, 7)]
+    spec = experiment(name="k_way", triggers=pixels, poisoning_rate=0.1, cover_rate=0.2)
+    attack, chosen = make_attack(spec.attack, data.facts), choose_poisoned(spec, data, 0)
+    assert attack is not None
+    lab: Any = SimpleNamespace(train=data.train, chosen=chosen, seed=0)
+    made = build_poisoned_set(data.train, make_poison(spec, data, attack, attack.prepare(lab), 0))
+    assert (made.is_poisoned.sum(), made.is_cross.sum()) == (144, 287)
+    assert torch.equal(made.labels[made.is_cross], data.train.labels[made.is_cross])
+    for rows, first in ((made.is_poisoned, 72), (made.is_cross, 144)):
+        images, original = made.images[rows].clone(), data.train.images[rows]
+        for some, column in ((slice(0, first), 0), (slice(first, None), 7)):
+            assert (images[some, 0, 0, column] == 99).all()
+            images[some, 0, 0, column] = original[some, 0, 0, column]
+        assert torch.equal(images, original)
+
+
+def test_multi_target_poisons_no_image_of_a_target_class_and_uses_all_triggers():
+    data = digits()
+    triggers = [{"name": "badnets", "target_class": 2}, {"name": "blend", "target_class": 6}]
+    spec = experiment(name="multi_target", triggers=triggers)
+    made = poisoned(spec, data)
+    labels = made.labels[made.is_poisoned]
+    assert labels.unique().tolist() == [2, 6]
+    assert 40 < (labels == 2).sum() < 104  # of 144
+    assert not torch.isin(made.clean_labels[made.is_poisoned], torch.tensor([2, 6])).any()
+    test = TestSet.make(data.test, make_attack(spec.attack, data.facts), state_of(spec, data))
+    assert test.targets is not None
+    assert test.targets.unique().tolist() == [2, 6]
+    assert len(test.targets) == (~torch.isin(data.test.labels, torch.tensor([2, 6]))).sum()
 
 
 def test_poisoned_rows_follow_from_the_seed_and_not_from_the_trigger():

@@ -82,6 +82,24 @@ def test_every_preset_of_an_attack_runs_on_cifar10_and_sets_other_fields_than_th
         ({"name": "sleeper_agent", "source_class": 10}, "attack.source_class"),
         ({"name": "sleeper_agent", "size": 9}, "attack.size"),
         ({"name": "sleeper_agent", "poisoning_rate": 0.2}, "attack.poisoning_rate"),
+        (
+            {"name": "k_way", "triggers": [{"name": "single_pixel", "row": 8}, {"name": "badnets"}]},
+            "attack.triggers.0.row",
+        ),
+        ({"name": "k_way", "poisoning_rate": 0.5, "cover_rate": 0.6}, "attack.cover_rate"),
+        (
+            {"name": "multi_target", "triggers": [{"name": "sig"}, {"name": "badnets", "size": 9}]},
+            "attack.triggers.1.size",
+        ),
+        (
+            {"name": "multi_target", "triggers": [{"name": "sig"}, {"name": "badnets", "target_class": 12}]},
+            "attack.triggers.1.target_class",
+        ),
+        (
+            {"name": "multi_target", "triggers": [{"name": "badnets", "target_class": c} for c in range(10)]},
+            "attack.triggers",
+        ),
+        ({"name": "multi_target", "poisoning_rate": 0.9}, "attack.poisoning_rate"),
         ({"name": "single_pixel", "column": -9}, "attack.column"),
         ({"name": "single_pixel", "value": [1, 2, 3]}, "attack.value"),
         ({"name": "single_pixel", "preset": "authors", "row": 0, "column": 0}, "attack.value"),
@@ -141,6 +159,24 @@ def test_a_pattern_of_the_right_shape_is_accepted():
         ({"name": "adaptive_patch", "patches": [{"pattern": "png"}]}, "png is required"),
         ({"name": "adaptive_patch", "patches": [{"size": 0.8, "margin": 0.3}]}, "must be at most 1"),
         ({"name": "adaptive_patch", "test_patches": []}, "test_patches"),
+        ({"name": "k_way", "triggers": [{"name": "badnets"}]}, "triggers"),
+        ({"name": "k_way", "triggers": [{"name": "badnets"}, {"name": "trojan"}]}, "trojan"),
+        (
+            {"name": "k_way", "triggers": [{"name": "badnets"}, {"name": "badnets", "target_class": 1}]},
+            r"triggers\.1\.target_class must be left out",
+        ),
+        (
+            {
+                "name": "multi_target",
+                "triggers": [{"name": "sig", "poisoning_rate": 0.2}, {"name": "badnets"}],
+            },
+            r"triggers\.0\.poisoning_rate must be left out",
+        ),
+        (
+            {"name": "k_way", "triggers": [{"name": "sig"}, {"name": "low_frequency", "pattern": "search"}]},
+            r"triggers\.1: low_frequency must need no training",
+        ),
+        ({"name": "multi_target", "target_class": 3}, "target_class"),
         ({"name": "clean_label", "label_mode": "all_to_all"}, "label_mode"),
         ({"name": "hidden_trigger", "label_mode": "all_to_all"}, "label_mode"),
         ({"name": "badnets", "poisoning_rate": 0}, "poisoning_rate"),

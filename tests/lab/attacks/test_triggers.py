@@ -15,6 +15,7 @@ from app.specs.attack import Refool
 from tests.lab.attacks.helpers import CHEAP, attack, digits, experiment, facts, image, state_of
 from worker.lab.attacks import apply_trigger, make_attack
 from worker.lab.attacks.poisoning import choose_poisoned
+from worker.lab.data.datasets import Split
 
 ZERO = image([[0] * 4] * 4)
 FULL = image([[255] * 4] * 4)
@@ -358,6 +359,41 @@ def test_narcissus_adds_its_pattern_and_more_of_it_at_test_time():
         [0, 31],
         [50, 255],
     ]
+
+
+PIXEL = {"name": "single_pixel", "row": 0, "column": 0, "value": 7}
+SQUARE = {"name": "badnets", "size": 2, "pattern": "white", "opacity": 0.5}
+
+
+def test_k_way_applies_all_its_triggers_at_test_time():
+    made = attack(facts(), name="k_way", triggers=[PIXEL, SQUARE])
+    assert made.trigger({})(image([[101] * 4] * 4))[0, 0].tolist() == [
+        [7, 101, 101, 101],
+        [101] * 4,
+        [101, 101, 178, 178],
+        [101, 101, 178, 178],
+    ]
+
+
+def test_k_way_of_the_toolbox_has_its_four_pixels():
+    made = attack(facts(channels=3, height=32, width=32), name="k_way", preset="toolbox")
+    triggered = made.trigger({})(torch.full((1, 3, 32, 32), 9, dtype=torch.uint8))[0]
+    assert triggered[:, 16, 11].tolist() == [92, 0, 24]
+    assert triggered[:, 7, 30].tolist() == [0, 32, 46]
+    assert (triggered != 9).any(0).sum() == 4
+
+
+def test_multi_target_chooses_trigger_and_target_by_the_image():
+    made = attack(
+        facts(), name="multi_target", triggers=[PIXEL | {"target_class": 3}, SQUARE | {"target_class": 5}]
+    )
+    even, odd = image([[10] * 4] * 4), image([[10] * 4] * 4)
+    odd[0, 0, 3, 3] = 11
+    triggered = made.trigger({})(torch.cat([even, odd]))
+    assert triggered[0, 0].sum() == 16 * 10 - 3
+    assert triggered[1, 0, 2:, 2:].tolist() == [[132, 132], [132, 133]]
+    assert triggered[1, 0, 0, 0] == 10
+    assert made.targets(Split(torch.cat([even, odd]), torch.tensor([1, 1]))).tolist() == [3, 5]
 
 
 def test_clean_label_stamps_the_published_grid_in_four_corners_mirrored_for_flipped_images():

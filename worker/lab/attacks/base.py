@@ -156,9 +156,13 @@ class Attack(Generic[SpecT]):
             return (labels + 1) % self.facts.classes
         return torch.full_like(labels, self.spec.target_class)
 
+    def targets(self, clean: Split) -> Tensor:
+        """The target class of each of these images once it is triggered, where that also depends on the image."""
+        return self.target(clean.labels)
+
     def attacked(self, test: Split, state: State) -> Tensor:
         """Rows of ``test`` that success is measured on: those not already of their target class."""
-        return (self.target(test.labels) != test.labels).nonzero().flatten()
+        return (self.targets(test) != test.labels).nonzero().flatten()
 
 
 def to_uint8(values: Tensor) -> Tensor:

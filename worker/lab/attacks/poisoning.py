@@ -68,7 +68,7 @@ def make_poison(
         "images": apply_trigger(attack.training_trigger(prepared.state), clean.images)
         if prepared.images is None
         else prepared.images,
-        "labels": clean.labels if attack.spec.clean_label_only else attack.target(clean.labels),
+        "labels": clean.labels if attack.spec.clean_label_only else attack.targets(clean),
         "cross_index": cross,
         "cross_images": data.train.images[cross]
         if not len(cross)
