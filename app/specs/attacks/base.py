@@ -195,6 +195,9 @@ class PictureAttack(DirtyLabelAttack):
         return self
 
     def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+        if self.pattern != "png":
+            yield from super().unfit(facts)  # of a patch that is drawn
+            return
         first: str | None = None
         for name in ("pattern_png", "test_pattern_png"):
             text = getattr(self, name)

@@ -114,10 +114,6 @@ class PatchAttack(PictureAttack, SquarePatchAttack):
         le=1,
     )
 
-    def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
-        kind = PictureAttack if self.pattern == "png" else SquarePatchAttack
-        yield from kind.unfit(self, facts)
-
     def _fits(self, picture: PngFacts, facts: DatasetFacts) -> bool:
         return picture.width + self.margin <= facts.width and picture.height + self.margin <= facts.height
 
