@@ -14,11 +14,13 @@ from app.specs.experiment import ATTACK, ExperimentSpec
 from worker.lab.attacks import Attack, PoisonedSet, Prepared
 from worker.lab.contracts import Recorder, Scope
 from worker.lab.data.datasets import Dataset
+from worker.lab.data.streamed import select_rows, stored
 from worker.lab.evaluation import TestSet
 from worker.lab.stealth import measure_stealth
 from worker.lab.tensor_files import dump_tensors
 
-SHEET_IMAGES_PER_CLASS = 10
+SHEET_IMAGES_PER_CLASS, SHEET_IMAGES, SHEET_SIDE = 10, 500, 64
+"""Images of each class and of all on the sheet of a dataset, and pixels from which every other one is left out."""
 POISONED = {"backdoored": True}
 """Label of data that puts a backdoor into a model; the service restricts who may download it."""
 
@@ -41,9 +43,11 @@ def record_attack_files(
     if attack is None or isinstance(spec.attack, NoAttack) or test.triggered is None:
         return {}
     files = _SeedFiles(recorder, seed)
-    of_test = measure_stealth(test.clean.images[test.origin], test.triggered.images)
+    of_test = measure_stealth(select_rows(test.clean.images, test.origin), test.triggered.images)
     index = poisoned.is_poisoned.nonzero().flatten()
-    of_training = measure_stealth(data.train.images[poisoned.origin[index]], poisoned.images[index])
+    of_training = measure_stealth(
+        select_rows(data.train.images, poisoned.origin[index]), select_rows(poisoned.images, index)
+    )
     document = {"triggered_test_images": of_test, "poisoned_training_images": of_training}
     files.add("stealth.json", "data", "application/json", json.dumps(document, indent=1).encode())
     if spec.attack.stages() and poisoned.state:
@@ -76,9 +80,12 @@ def _record_figures(files: _SeedFiles, spec: ExperimentSpec, data: Dataset, prep
         return
     names = data.facts.class_names
     labels = data.train.labels.cpu()
-    rows = torch.cat([(labels == c).nonzero().flatten()[:SHEET_IMAGES_PER_CLASS] for c in range(len(names))])
+    each = max(1, min(SHEET_IMAGES_PER_CLASS, SHEET_IMAGES // len(names)))
+    rows = torch.cat([(labels == c).nonzero().flatten()[:each] for c in range(len(names))])[:SHEET_IMAGES]
+    step = max(1, min(data.train.images.shape[2:]) // SHEET_SIDE)
+    shown = select_rows(data.train.images, rows.to(data.train.images.device))
     sheet = figures.dataset_sheet(
-        data.train.images[rows.to(data.train.images.device)].cpu().numpy(),
+        torch.cat([part[..., ::step, ::step] for part in shown.split(SHEET_IMAGES_PER_CLASS)]).cpu().numpy(),
         [names[label] for label in labels[rows].tolist()],
         f"{spec.dataset.name}: {len(labels)} training images",
     )
@@ -97,8 +104,8 @@ def _record_poisoned_set(files: _SeedFiles, data: Dataset, poisoned: PoisonedSet
     ground truth about the training set; an import ignores them.
     """
     arrays = {
-        name: tensor.permute(0, 2, 3, 1).cpu().numpy()
-        for name, tensor in (("x_train", poisoned.images), ("x_test", data.test.images))
+        name: stored(images).permute(0, 2, 3, 1).cpu().numpy()
+        for name, images in (("x_train", poisoned.images), ("x_test", data.test.images))
     }
     if data.facts.channels == 1:
         arrays = {name: images[..., 0] for name, images in arrays.items()}

@@ -35,6 +35,7 @@ from worker.lab.contracts import (
 )
 from worker.lab.data.augment import resolve_augmentation
 from worker.lab.data.datasets import Dataset, Split, draw_stratified, draw_subset, load_whole_dataset
+from worker.lab.data.streamed import Images, StreamedImages
 from worker.lab.defenses import defend
 from worker.lab.defenses.base import (
     DetectionDefense,
@@ -92,6 +93,10 @@ def run_experiment(
     facts = whole.facts
     if problems := find_problems(spec, facts):
         raise SpecError("; ".join(map(str, problems)))
+    if isinstance(whole.train.images, StreamedImages):
+        recorder.log(
+            "dataset: too large for this machine's memory; images are read from disk as they are needed"
+        )
     try:
         compute = choose_compute(device or spec.device, spec.training.precision, spec.training.compile)
     except ValueError as error:
@@ -347,7 +352,7 @@ class SeedRun:
             self.data.train, self.data.facts.classes, spec.clean_ratio, held_out_ratio, self.seed
         )
 
-    def new_network(self, purpose: str, images: Tensor) -> Network:
+    def new_network(self, purpose: str, images: Images) -> Network:
         """A fresh victim that normalizes by the statistics of ``images``, its training images."""
         user_model = self.context.user_model
         model = self.spec.model if user_model is None else user_model.variant

@@ -15,6 +15,7 @@ from app.specs.metrics import OF_STAGES
 from worker.lab.attacks import PoisonedSet
 from worker.lab.compute import Compute
 from worker.lab.contracts import Recorder, Scope
+from worker.lab.data.streamed import Images
 from worker.lab.evaluation import TestSet, predict_logits
 from worker.lab.networks import Network
 from worker.lab.sprites import COLUMNS, sprite_sheet
@@ -44,9 +45,11 @@ class Report:
         self.predictions: dict[tuple[str, int], list[str]] = {}
         self.truth: dict[int, Tensor] = {}
         self.labels: dict[int, Tensor] = {}
-        self.images = torch.empty(0)  # of the current seed only: a dataset may take much of a GPU's memory
+        self.images: Images = torch.empty(
+            0
+        )  # of the current seed only: a dataset may take much of a GPU's memory
 
-    def poisoning_done(self, seed: int, clean: Tensor, poisoned: PoisonedSet, test: TestSet) -> None:
+    def poisoning_done(self, seed: int, clean: Images, poisoned: PoisonedSet, test: TestSet) -> None:
         """Record which samples were poisoned, and grids of poisoned training and triggered test images.
 
         ``clean`` are the training images before the attack.

@@ -41,7 +41,7 @@ class PoisoningAttack(PresetSpec):
     export: bool = field(
         False,
         "Also store the poisoned training set and the clean test set as poisoned_train.npz (and in parquet, if "
-        "pyarrow is installed) for `bdlab data import`. About 180 MB for CIFAR-10.",
+        "pyarrow is installed) for `bdlab data import`. About 180 MB for CIFAR-10; not for more than 4 GiB of images.",
     )
 
     @classmethod

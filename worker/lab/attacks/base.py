@@ -7,7 +7,7 @@ perturbations) overrides `prepare`, whose tensors are stored with the poisoned s
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from app.specs.facts import DatasetFacts
 from worker.lab.compute import Compute
 from worker.lab.contracts import SpecError
 from worker.lab.data.datasets import Split
+from worker.lab.data.streamed import Images, collect_like
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 from worker.lab.training import Recipe
@@ -30,12 +31,13 @@ CHUNK = 256  # images at a time: their float copies fit into a CPU's cache
 SHOWN = 6  # images in the pictures of an attack
 
 
-def apply_trigger(trigger: Trigger, images: Tensor) -> Tensor:
+@overload
+def apply_trigger(trigger: Trigger, images: Tensor) -> Tensor: ...
+@overload
+def apply_trigger(trigger: Trigger, images: Images) -> Images: ...
+def apply_trigger(trigger: Trigger, images: Images) -> Images:
     """Apply a trigger to uint8 ``[N, C, H, W]``, in chunks of `CHUNK`."""
-    out = torch.empty_like(images)
-    for i in range(0, len(images), CHUNK):
-        out[i : i + CHUNK] = trigger(images[i : i + CHUNK])
-    return out
+    return collect_like(images, len(images), (trigger(part) for part in images.split(CHUNK) if len(part)))
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class PoisonedSet:
     from: its own, except for poisons that were appended. ``state`` are the tensors that define the attack's trigger.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
     clean_labels: Tensor
     is_poisoned: Tensor
@@ -144,7 +146,7 @@ class Attack(Generic[SpecT]):
         """The function that applies the trigger at test time."""
         raise NotImplementedError
 
-    def cross(self, state: State, images: Tensor, seed: int) -> Tensor:
+    def cross(self, state: State, images: Images, seed: int) -> Images:
         """``images`` as cross samples, uint8, such as with the triggers of other images; only for attacks with a
         ``cross_share``."""
         raise NotImplementedError

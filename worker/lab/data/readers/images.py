@@ -9,6 +9,7 @@ from worker.lab.data.checking import Array, BadSourceError, Source
 from worker.lab.data.readers.decoding import ImageStack, stack_parts
 from worker.lab.data.readers.splits import SPLITS, TRAIN, choose_splits, describe_skipped
 from worker.lab.data.readers.trees import Tree
+from worker.lab.data.space import Space
 
 SUFFIXES = {
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".pnm", ".tif", ".tiff",
@@ -33,7 +34,7 @@ Named = tuple[PurePosixPath, PurePosixPath]
 """A path below any wrapping folder, and the same in the source."""
 
 
-def read(tree: Tree, size: int | None, most_bytes: int) -> Source:
+def read(tree: Tree, size: int | None, space: Space) -> Source:
     """The images in ``tree``. Raises BadSourceError."""
     images = [path for path in tree.files if path.suffix.lower() in SUFFIXES]
     others = [path for path in tree.files if path.suffix.lower() not in SUFFIXES]
@@ -47,7 +48,7 @@ def read(tree: Tree, size: int | None, most_bytes: int) -> Source:
     _reject_empty_classes(parts, _below(wrapper, tree.folders))
     train, test, notes = choose_splits(parts, tree.name, "images")
     names = _class_order({path.parent.name for path, _ in [*train, *(test or [])]})
-    stacks = [_stack(tree, files, size, most_bytes) for files in (train, test) if files is not None]
+    stacks = [_stack(tree, files, size, space) for files in (train, test) if files is not None]
     x, x_test = stack_parts(*stacks)
     return Source(
         x,
@@ -111,8 +112,8 @@ def _class_order(names: set[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=(lambda n: (int(n), n)) if all(n.isdecimal() for n in names) else None))
 
 
-def _stack(tree: Tree, files: list[Named], size: int | None, most_bytes: int) -> ImageStack:
-    stack = ImageStack(len(files), size, most_bytes)
+def _stack(tree: Tree, files: list[Named], size: int | None, space: Space) -> ImageStack:
+    stack = ImageStack(len(files), size, space)
     stack.extend((str(full), tree.read(full)) for _, full in files)
     return stack
 

@@ -13,6 +13,7 @@ from worker.lab.data.checking import Array, BadSourceError, Source
 from worker.lab.data.readers.decoding import ImageStack, stack_parts
 from worker.lab.data.readers.splits import SPLITS, TRAIN, choose_splits, describe_skipped
 from worker.lab.data.readers.trees import Tree
+from worker.lab.data.space import Space
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -32,16 +33,16 @@ class _Shard(NamedTuple):
     class_names: tuple[str, ...] | None
 
 
-def read_files(train: Path, test: Path | None, size: int | None, most_bytes: int) -> Source:
+def read_files(train: Path, test: Path | None, size: int | None, space: Space) -> Source:
     """One file, or a pair. Raises BadSourceError."""
     with ExitStack() as stack:
         parts = [
             [(path.name, stack.enter_context(path.open("rb")))] for path in (train, test) if path is not None
         ]
-        return _read(parts, size, most_bytes)
+        return _read(parts, size, space)
 
 
-def read_tree(tree: Tree, size: int | None, most_bytes: int) -> Source:
+def read_tree(tree: Tree, size: int | None, space: Space) -> Source:
     """The Hub's layouts, such as ``data/train-00000-of-00001.parquet`` and ``default/train/0000.parquet``.
 
     Raises BadSourceError.
@@ -73,7 +74,7 @@ def read_tree(tree: Tree, size: int | None, most_bytes: int) -> Source:
             for paths in (train, test)
             if paths is not None
         ]
-        source = _read(opened, size, most_bytes)
+        source = _read(opened, size, space)
     source.notes = [
         *notes,
         *describe_skipped(unknown, OTHER_PARTS),
@@ -93,7 +94,7 @@ def locate(path: PurePosixPath) -> tuple[str, PurePosixPath] | None:
     return None
 
 
-def _read(parts: Sequence[Sequence[tuple[str, BinaryIO]]], size: int | None, most_bytes: int) -> Source:
+def _read(parts: Sequence[Sequence[tuple[str, BinaryIO]]], size: int | None, space: Space) -> Source:
     """The training part and, if there is one, the test part; each is a list of open files with their names."""
     try:
         import pyarrow as pa  # noqa: PLC0415  # slow to import, and used only here
@@ -105,7 +106,7 @@ def _read(parts: Sequence[Sequence[tuple[str, BinaryIO]]], size: int | None, mos
         names = first.class_names
         stacks, labels = [], []
         for part in shards:
-            stack = ImageStack(sum(shard.file.metadata.num_rows for shard in part), size, most_bytes)
+            stack = ImageStack(sum(shard.file.metadata.num_rows for shard in part), size, space)
             collected: list[Array] = []
             for shard in part:
                 stack.extend(_rows(shard, _translation(shard, names, first.name), collected))
