@@ -55,7 +55,7 @@ from worker.lab.evaluation import (
     isolation_quality,
 )
 from worker.lab.manifest import MANIFEST_NAME, StageRecord, build_manifest
-from worker.lab.networks import Network, build_network
+from worker.lab.networks import Network, build_network, check_architecture
 from worker.lab.networks.checkpoints import find_variant, rename_tensors, shapes_of
 from worker.lab.networks.trigger_input import TriggerInput
 from worker.lab.report import Report
@@ -93,6 +93,7 @@ def run_experiment(
     facts = whole.facts
     if problems := find_problems(spec, facts):
         raise SpecError("; ".join(map(str, problems)))
+    check_architecture(spec.model, facts)
     if isinstance(whole.train.images, StreamedImages):
         recorder.log(
             "dataset: too large for this machine's memory; images are read from disk as they are needed"
