@@ -69,10 +69,13 @@ screenshots: $(READY)  ## save a screenshot of every dashboard page in var/scree
 figures: $(READY) $(REAL)  ## draw the figures of attacks and defenses for the guides
 	@BDLAB_DATA_DIR="$(abspath $(DATA))" $(BIN)/python docs/draw.py $(ARGS)
 
+notebook: $(READY)  ## run the notebook against the service of `make up`, and store it with its outputs
+	@$(BIN)/jupyter-execute --inplace examples/notebooks/first-steps.ipynb
+
 lock: $(READY)  ## update the pinned requirements
-	@cd requirements && for set in "client server" "client server worker" "client server worker frames mlflow dev"; do \
+	@cd requirements && for set in "client server" "client server worker" "client server worker frames mlflow timm dev"; do \
 	  name=$$(echo $$set | awk '{print $$NF}'); \
-	  ../$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url $(if $(UPGRADE),--upgrade) \
+	  ../$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --override not-locked.txt $(if $(UPGRADE),--upgrade) \
 	    -o $$name.txt $$(for s in $$set; do echo $$s.in; done) || exit 1; done
 
 clean:  ## remove the environment and everything the service wrote
@@ -81,4 +84,4 @@ clean:  ## remove the environment and everything the service wrote
 help:  ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.PHONY: setup demo up test data check format bench screenshots figures lock clean help
+.PHONY: setup demo up test data check format bench screenshots figures notebook lock clean help

@@ -113,7 +113,7 @@ def _training_part(catalog: Catalog, values: dict[str, Any]) -> FormPart:
 def _entries(catalog: Catalog, part: Part) -> list[Entry]:
     kinds: dict[Part, list[Entry]] = {
         "dataset": list(catalog.datasets),
-        "model": catalog.models,
+        "model": [*catalog.models],
         "attack": catalog.attacks,
         "row": catalog.attacks,
         "defense": catalog.defenses,

@@ -1,6 +1,7 @@
 """What a spec refers to: its dataset, and the uploaded model that it starts from."""
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from app.specs.dataset import DatasetSpec, Uploaded
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import DatasetFacts, Shape
 from app.specs.model import ModelSpec
+from app.specs.models.base import install_command
 from app.tables.uploads import DATASET, MODEL, READY, Upload
 
 _DATASET: TypeAdapter[DatasetSpec] = TypeAdapter(DatasetSpec)
@@ -36,8 +38,18 @@ class Inputs(NamedTuple):
     victim: UploadedModel | None
 
 
+def is_installed(package: str) -> bool | None:
+    """Whether the workers of this environment have ``package``; None if they are elsewhere: there is no torch here."""
+    return None if find_spec("torch") is None else find_spec(package) is not None
+
+
 def resolve(session: Session, spec: ExperimentSpec, folder: Path) -> Inputs:
     """Look up what ``spec`` refers to; ``folder`` is the data folder. Raises InvalidError."""
+    if spec.model.extra and is_installed(spec.model.extra) is False:
+        command = install_command(spec.model.extra)
+        raise InvalidError.of(
+            "model.name", spec.model.name, f"{spec.model.extra} is not installed; get it with: {command}"
+        )
     dataset = resolve_dataset(session, spec.dataset, folder)
     if spec.victim is None:
         return Inputs(dataset, None)

@@ -17,6 +17,9 @@ from app.specs.facts import DatasetFacts, Shape
 from app.specs.model import ModelSpec
 from app.specs.models.base import Architecture
 
+MAX_EXPORTED_BYTES = 4 * 2**30
+"""Most bytes of images that an export, which is made in memory, may have."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -200,6 +203,11 @@ def _given_problems(spec: ExperimentSpec, attack: Given, facts: DatasetFacts) ->
 
 
 def _attack_problems(spec: ExperimentSpec, attack: PoisoningAttack, facts: DatasetFacts) -> Iterator[Problem]:
+    images = (facts.train_size + facts.test_size) * facts.channels * facts.height * facts.width
+    if attack.export and images > MAX_EXPORTED_BYTES:
+        most = f"at most {MAX_EXPORTED_BYTES >> 30} GiB are exported"
+        allowed = f"false, since the images have {images / 2**30:.1f} GiB, and {most}"
+        yield Problem("attack.export", True, allowed)
     target = attack.target_class
     if target >= facts.classes:
         yield Problem(

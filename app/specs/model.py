@@ -6,10 +6,11 @@ from pydantic import Field
 
 from app.specs.base import field
 from app.specs.models.base import Architecture, Traits
+from app.specs.models.timm import Timm
 from app.specs.models.torchvision import SMALL_IMAGE, Torchvision
 from app.specs.plugins import with_plugins
 
-__all__ = ["ModelSpec", "PreActResNet18", "ResNet18", "SmallCnn", "Torchvision", "WideResNet16x1"]
+__all__ = ["ModelSpec", "PreActResNet18", "ResNet18", "SmallCnn", "Timm", "Torchvision", "WideResNet16x1"]
 
 OWN = "chosen here"
 
@@ -80,7 +81,7 @@ class WideResNet16x1(Architecture):
     name: Literal["wide_resnet_16_1"] = "wide_resnet_16_1"
 
 
-_BUILT_IN = SmallCnn | ResNet18 | PreActResNet18 | WideResNet16x1 | Torchvision
+_BUILT_IN = SmallCnn | ResNet18 | PreActResNet18 | WideResNet16x1 | Torchvision | Timm
 if TYPE_CHECKING:
     ModelSpec = _BUILT_IN
 else:

@@ -22,6 +22,7 @@ from app.specs.facts import BUILT_IN
 from app.tables.artifacts import Artifact
 from app.tables.experiments import WorkerHeartbeat
 from tests.app.conftest import Service
+from tests.quick import QUICK
 
 IMPORT = """
 import importlib.metadata, sys
@@ -310,3 +311,24 @@ def test_answers_outside_of_routes_are_not_stored(service: Service, path: str) -
         "nosniff",
         "no-cache",
     )
+
+
+def test_a_library_that_the_workers_lack_is_named_before_an_experiment_is_stored(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = {**QUICK, "model": {"name": "timm", "architecture": "resnet18"}}
+    for installed, present, status in (
+        ({"torch"}, False, 422),
+        ({"torch", "timm"}, True, 200),
+        (set(), None, 200),
+    ):
+        monkeypatch.setattr(
+            "app.data.resolve.find_spec", lambda name, known=installed: name if name in known else None
+        )
+        timm = next(e for e in service.http.get("/v1/catalog").json()["models"] if e["name"] == "timm")
+        assert (timm["present"], timm["command"]) == (present, "pip install 'backdoor-lab[timm]'")
+        answer = service.http.post("/v1/experiments:validate", json=spec)
+        assert answer.status_code == status
+        if status == 422:
+            assert answer.json()["errors"][0]["field"] == "model.name"
+            assert "timm is not installed; get it with: pip install 'backdoor-lab[timm]'" in answer.text

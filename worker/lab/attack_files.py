@@ -11,12 +11,14 @@ from app.specs.experiment import ATTACK, ExperimentSpec
 from worker.lab.attacks import Attack, PoisonedSet, Prepared
 from worker.lab.contracts import Recorder, Scope
 from worker.lab.data.datasets import Dataset
+from worker.lab.data.streamed import select_rows
 from worker.lab.evaluation import TestSet
 from worker.lab.exports import record_exports
 from worker.lab.stealth import measure_stealth
 from worker.lab.tensor_files import dump_tensors
 
-SHEET_IMAGES_PER_CLASS = 10
+SHEET_IMAGES_PER_CLASS, SHEET_IMAGES, SHEET_SIDE = 10, 500, 64
+"""Images of each class and of all on the sheet of a dataset, and pixels from which every other one is left out."""
 
 
 def record_attack_files(
@@ -40,9 +42,11 @@ def record_attack_files(
     assert test.origin is not None
     assert poisoned.is_poisoned is not None
     files = _SeedFiles(recorder, seed)
-    of_test = measure_stealth(test.clean.images[test.origin], test.triggered.images)
+    of_test = measure_stealth(select_rows(test.clean.images, test.origin), test.triggered.images)
     index = poisoned.is_poisoned.nonzero().flatten()
-    of_training = measure_stealth(data.train.images[poisoned.origin[index]], poisoned.images[index])
+    of_training = measure_stealth(
+        select_rows(data.train.images, poisoned.origin[index]), select_rows(poisoned.images, index)
+    )
     document = {"triggered_test_images": of_test, "poisoned_training_images": of_training}
     files.add("stealth.json", "data", "application/json", json.dumps(document, indent=1).encode())
     if spec.attack.stages() and poisoned.state:
@@ -75,9 +79,12 @@ def _record_figures(files: _SeedFiles, spec: ExperimentSpec, data: Dataset, prep
         return
     names = data.facts.class_names
     labels = data.train.labels.cpu()
-    rows = torch.cat([(labels == c).nonzero().flatten()[:SHEET_IMAGES_PER_CLASS] for c in range(len(names))])
+    each = max(1, min(SHEET_IMAGES_PER_CLASS, SHEET_IMAGES // len(names)))
+    rows = torch.cat([(labels == c).nonzero().flatten()[:each] for c in range(len(names))])[:SHEET_IMAGES]
+    step = max(1, min(data.train.images.shape[2:]) // SHEET_SIDE)
+    shown = select_rows(data.train.images, rows.to(data.train.images.device))
     sheet = figures.dataset_sheet(
-        data.train.images[rows.to(data.train.images.device)].cpu().numpy(),
+        torch.cat([part[..., ::step, ::step] for part in shown.split(SHEET_IMAGES_PER_CLASS)]).cpu().numpy(),
         [names[label] for label in labels[rows].tolist()],
         f"{spec.dataset.name}: {len(labels)} training images",
     )

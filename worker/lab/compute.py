@@ -1,11 +1,12 @@
 """Device, precision, memory layout and seeds."""
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 
@@ -14,7 +15,15 @@ from app.specs.training import Precision
 
 EVALUATION_BATCH = 1024  # images
 CACHED_PIXELS = 128 * 32 * 32  # of one forward pass, so that its activations fit into a CPU's cache
+MOST_FLOATS = 2**25  # values of several images, 128 MiB
 CHANNELS_LAST_SIDE = 16  # smallest side, in pixels, from which channels-last pays on a CPU
+
+
+class Shaped(Protocol):
+    """Images ``[N, C, H, W]`` of any kind."""
+
+    @property
+    def shape(self) -> torch.Size: ...
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,7 @@ class Compute:
     def precision(self) -> Precision:
         return "bfloat16" if self.bfloat16 else "float32"
 
-    def layout(self, images: torch.Tensor) -> torch.memory_format:
+    def layout(self, images: Shaped) -> torch.memory_format:
         """Channels-last, which tensor cores and vector units prefer; for tiny images on a CPU the contiguous layout,
         which is faster there (benchmarks/layout.py)."""
         if self.device.type == "cpu" and min(images.shape[-2:]) < CHANNELS_LAST_SIDE:
@@ -40,7 +49,7 @@ class Compute:
         """uint8 images as networks take them: float in [0, 1], in the device's preferred layout."""
         return images.to(torch.float32, memory_format=self.layout(images)).div_(255)
 
-    def evaluation_batch(self, images: torch.Tensor) -> int:
+    def evaluation_batch(self, images: Shaped) -> int:
         """Images ``[N, C, H, W]`` per forward pass in evaluation; fewer on a CPU, see `CACHED_PIXELS`."""
         if self.device.type == "cpu":
             return max(1, min(EVALUATION_BATCH, CACHED_PIXELS // (images.shape[-2] * images.shape[-1])))
@@ -102,6 +111,12 @@ def choose_compute(
         assert shape is not None
         precision = choose_precision(device, precision, shape)
     return Compute(torch.device(device), precision == "bfloat16", compile)
+
+
+def images_at_once(images: Shaped, most: int, floats: int) -> int:
+    """How many of ``images`` to hold as floats: ``most``, or as many large ones as have ``floats`` values together."""
+    values = math.prod(images.shape[1:])
+    return most if most * values <= MOST_FLOATS else max(1, floats // values)
 
 
 def derive_seed(*parts: object) -> int:

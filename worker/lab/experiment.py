@@ -36,6 +36,7 @@ from worker.lab.contracts import (
 )
 from worker.lab.data.augment import resolve_augmentation
 from worker.lab.data.datasets import Dataset, Split, draw_stratified, draw_subset, load_whole_dataset
+from worker.lab.data.streamed import Images, StreamedImages
 from worker.lab.defenses import defend
 from worker.lab.defenses.base import (
     DetectionDefense,
@@ -56,7 +57,7 @@ from worker.lab.evaluation import (
 )
 from worker.lab.given import add_truth, find_targets, make_given_test_set, set_clean_pool_aside
 from worker.lab.manifest import MANIFEST_NAME, StageRecord, build_manifest
-from worker.lab.networks import Network, build_network
+from worker.lab.networks import Network, build_network, check_architecture
 from worker.lab.networks.checkpoints import find_variant, rename_tensors, shapes_of
 from worker.lab.networks.trigger_input import TriggerInput
 from worker.lab.report import Report
@@ -94,6 +95,11 @@ def run_experiment(
     facts = whole.facts
     if problems := find_problems(spec, facts):
         raise SpecError("; ".join(map(str, problems)))
+    check_architecture(spec.model, facts)
+    if isinstance(whole.train.images, StreamedImages):
+        recorder.log(
+            "dataset: too large for this machine's memory; images are read from disk as they are needed"
+        )
     try:
         training = spec.training
         compute = choose_compute(device or spec.device, training.precision, training.compile, facts.shape)
@@ -386,7 +392,7 @@ class SeedRun:
         size = clean_set_size(spec, facts)
         return draw_clean_set(self.clean_pool, facts.classes, size, held_out_ratio, self.seed)
 
-    def new_network(self, purpose: str, images: Tensor) -> Network:
+    def new_network(self, purpose: str, images: Images) -> Network:
         """A fresh victim that normalizes by the statistics of ``images``, its training images."""
         user_model = self.context.user_model
         model = self.spec.model if user_model is None else user_model.variant

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from app.specs.experiment import ExperimentSpec
 from worker.lab.attacks import PoisonedSet
 from worker.lab.data.datasets import Dataset
+from worker.lab.data.streamed import Images, stored
 from worker.lab.evaluation import TestSet
 
 Array = NDArray[Any]
@@ -216,9 +216,9 @@ def _torch_bytes(value: Any) -> bytes:
     return out.getvalue()
 
 
-def _to_array(images: Tensor) -> Array:
+def _to_array(images: Images) -> Array:
     """uint8 ``[N, H, W, C]``, gray ones ``[N, H, W]``."""
-    array: Array = images.permute(0, 2, 3, 1).cpu().numpy()
+    array: Array = stored(images).permute(0, 2, 3, 1).cpu().numpy()
     return array[..., 0] if array.shape[3] == 1 else array
 
 

@@ -15,11 +15,12 @@ from worker.lab.contracts import LabError, Scope
 DIGEST_BYTES = 32
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file atomically: a reader never sees a part of ``data``."""
+def write_atomically(path: Path, *parts: bytes) -> None:
+    """Write a file atomically: a reader never sees a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(data)
+    with partial.open("wb") as file:
+        file.writelines(parts)
     os.replace(partial, path)
 
 
@@ -59,12 +60,14 @@ class FolderStore:
 
     @staticmethod
     def _write(path: Path, data: bytes) -> None:
-        write_atomically(path, sha256(data).digest() + data)
+        write_atomically(path, sha256(data).digest(), data)
 
     @staticmethod
     def _read(path: Path) -> bytes | None:
-        content = path.read_bytes() if path.is_file() else b""
-        digest, data = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            digest, data = file.read(DIGEST_BYTES), file.read()
         return data if sha256(data).digest() == digest else None
 
 

@@ -22,11 +22,21 @@ from app.specs.experiment import ExperimentSpec
 from app.specs.stages import LAB_VERSION
 from worker.lab.compute import Compute
 from worker.lab.data.datasets import Dataset
+from worker.lab.data.streamed import READ_IMAGES
 from worker.lab.stages import Outcome, StageRun
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"
-PACKAGES = ("backdoor-lab", "torch", "torchvision", "numpy", "scikit-learn", "safetensors", "pydantic")
+PACKAGES = (
+    "backdoor-lab",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "scikit-learn",
+    "safetensors",
+    "pydantic",
+)
 
 
 class StageRecord(NamedTuple):
@@ -108,7 +118,8 @@ def data_digest(data: Dataset) -> str:
     marks = (truth.is_poisoned, truth.is_cross, truth.clean_labels, truth.targets)
     for tensor in [*tensors, *(mark for mark in marks if mark is not None)]:
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(_bytes(tensor))
+        for part in tensor.split(READ_IMAGES):
+            digest.update(_bytes(part))
     return digest.hexdigest()
 
 

@@ -16,6 +16,7 @@ from app.specs.metrics import OF_STAGES
 from worker.lab.attacks import PoisonedSet
 from worker.lab.compute import Compute
 from worker.lab.contracts import Recorder, Scope
+from worker.lab.data.streamed import Images
 from worker.lab.evaluation import TestSet, predict_logits
 from worker.lab.networks import Network
 from worker.lab.sprites import COLUMNS, sprite_sheet
@@ -51,9 +52,11 @@ class Report:
         self.truth: dict[int, Tensor | None] = {}
         self.unscored: dict[tuple[str, int], set[str]] = {}
         self.labels: dict[int, Tensor] = {}
-        self.images = torch.empty(0)  # of the current seed only: a dataset may take much of a GPU's memory
+        self.images: Images = torch.empty(
+            0
+        )  # of the current seed only: a dataset may take much of a GPU's memory
 
-    def poisoning_done(self, seed: int, clean: Tensor, poisoned: PoisonedSet, test: TestSet) -> None:
+    def poisoning_done(self, seed: int, clean: Images, poisoned: PoisonedSet, test: TestSet) -> None:
         """Record which samples were poisoned, and grids of poisoned training and triggered test images.
 
         ``clean`` are the training images before the attack.
@@ -94,7 +97,7 @@ class Report:
             arrays = [(name, _array(images)) for name, images in rows]
             self._figure(Scope(None, seed), f"seed-{seed}/given.png", "image_rows", arrays, None, title)
 
-    def _samples(self, seed: int, clean: Tensor, poisoned: PoisonedSet, test: TestSet) -> None:
+    def _samples(self, seed: int, clean: Images, poisoned: PoisonedSet, test: TestSet) -> None:
         """Draw poisoned training and triggered test images beside those that they were made from."""
         if test.triggered is None or test.targets is None:
             return

@@ -4,19 +4,21 @@ A stage's outcome is tensors, facts (JSON), and the time series that it recorded
 safetensors, so nothing is ever unpickled.
 """
 
+import io
 import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from app.specs.experiment import CLEAN
 from app.specs.stages import PlannedStage
 from worker.lab.compute import Compute
 from worker.lab.contracts import Recorder, Scope, StageStore
+from worker.lab.tensor_files import read_tensors, write_tensors
 
 
 @dataclass
@@ -36,18 +38,19 @@ class Outcome:
 
     def dumps(self) -> bytes:
         header = {"facts": self.facts, "history": self.history, "seconds": self.seconds}
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
-        # Not as safetensors metadata: load() does not return it. So: 8 bytes of length, the JSON, the tensors.
-        body = save(tensors)
+        # Not as safetensors metadata, which stays text: 8 bytes of length, the JSON, the tensors.
         text = json.dumps(header).encode()
-        return len(text).to_bytes(8, "little") + text + body
+        out = io.BytesIO()
+        out.write(len(text).to_bytes(8, "little") + text)
+        write_tensors(out, self.tensors)
+        return out.getvalue()  # no copy
 
     @classmethod
     def loads(cls, data: bytes) -> "Outcome":
         length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + length])
         history = [(name, step, value) for name, step, value in header["history"]]
-        return cls(load(data[8 + length :]), header["facts"], history, header["seconds"])
+        return cls(read_tensors(data, 8 + length), header["facts"], history, header["seconds"])
 
 
 @dataclass

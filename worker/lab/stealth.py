@@ -4,11 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worker.lab.compute import images_at_once
+from worker.lab.data.streamed import Images
+
 WINDOW, DEVIATION = 11, 1.5  # of SSIM's Gaussian, in pixels (Wang et al. 2004)
-CHUNK = 512  # images at a time: bounds the float copies
+CHUNK, FLOATS = 512, 2**20  # images at a time, and values of large ones: SSIM makes some twenty copies
 
 
-def measure_stealth(clean: Tensor, changed: Tensor) -> dict[str, float | None]:
+def measure_stealth(clean: Images, changed: Images) -> dict[str, float | None]:
     """Means over the images of uint8 ``[N, C, H, W]``; every value is None if there are no images.
 
     ``psnr`` in decibels, over the images that differ (None if none does); ``ssim`` 1 for equal images; ``l_inf`` and
@@ -17,7 +20,8 @@ def measure_stealth(clean: Tensor, changed: Tensor) -> dict[str, float | None]:
     if not len(clean):
         return dict.fromkeys(("psnr", "ssim", "l_inf", "l_2", "changed_pixels"))
     columns: dict[str, list[Tensor]] = {n: [] for n in ("square", "ssim", "l_inf", "l_2", "changed_pixels")}
-    for a, b in zip(clean.split(CHUNK), changed.split(CHUNK), strict=True):
+    size = images_at_once(clean, CHUNK, FLOATS)
+    for a, b in zip(clean.split(size), changed.split(size), strict=True):
         x, y = a.float(), b.float()
         difference = y - x
         flat = difference.flatten(1)

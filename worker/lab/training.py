@@ -15,6 +15,7 @@ from worker.lab import graphs
 from worker.lab.compute import seeded_generator, seeded_global_generator
 from worker.lab.contracts import NonFiniteLossError
 from worker.lab.data.augment import Augment
+from worker.lab.data.streamed import Images, iterate_batches
 from worker.lab.networks import Network
 from worker.lab.sgd import Optimizer, Sgd
 from worker.lab.stages import StageRun
@@ -148,7 +149,7 @@ class Recipe:
 def train(
     run: StageRun,
     network: Network,
-    images: Tensor,
+    images: Images,
     labels: Tensor,
     recipe: Recipe,
     *,
@@ -157,9 +158,10 @@ def train(
 ) -> int:
     """Train ``network`` in place; returns the epochs done.
 
-    ``images`` uint8 ``[N, C, H, W]`` and ``labels`` int64 ``[N]`` are on the device of ``run``; ``rows`` restricts
-    training to some of them. Resumes from the stage's checkpoint if there is one. The order of samples and all
-    augmentation follow from the stage's stream and the epoch, so a resumed run equals an uninterrupted one.
+    ``images`` uint8 ``[N, C, H, W]`` and ``labels`` int64 ``[N]`` are on the device of ``run``, or the images are
+    streamed to it; ``rows`` restricts training to some of them. Resumes from the stage's checkpoint if there is one.
+    The order of samples and all augmentation follow from the stage's stream and the epoch, so a resumed run equals an
+    uninterrupted one.
     Raises NonFiniteLossError after restoring the network to the end of the last finite epoch.
     """
     device = run.compute.device
@@ -188,12 +190,13 @@ def train(
             batches = batches[: recipe.steps - (epoch - 1) * len(batches)]
         losses = torch.zeros(len(batches), device=device)
         with seeded_global_generator(device, "dropout", run.planned.stream, epoch):
-            for step, batch in enumerate(batches):
+            read = iterate_batches(images, batches)
+            for step, (batch, pixels) in enumerate(zip(batches, read, strict=True)):
                 run.recorder.check()
                 share = (epoch - 1 + step / len(batches)) / recipe.epochs
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.learning_rate * recipe.schedule(share)
-                x = run.compute.to_input(recipe.augment(images[batch], generator))
+                x = run.compute.to_input(recipe.augment(pixels, generator))
                 losses[step] = _optimizer_step(
                     optimizer, partial(gradients, Batch(x, labels[batch], batch, generator))
                 )

@@ -46,11 +46,20 @@ class DatasetEntry(Entry):
     command: str | None = Field(description="The command that downloads or imports it.")
 
 
+class ModelEntry(Entry):
+    """An architecture."""
+
+    present: bool | None = Field(
+        description="Whether what it needs is installed; null if this host has no workers."
+    )
+    command: str | None = Field(description="The command that installs what it needs; null if nothing.")
+
+
 class Catalog(BaseModel):
     """Everything that a spec can contain."""
 
     attacks: list[Entry]
     defenses: list[Entry]
     datasets: list[DatasetEntry]
-    models: list[Entry]
+    models: list[ModelEntry]
     training: list[Entry] = Field(description="The training recipe, and its augmentation.")

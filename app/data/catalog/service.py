@@ -10,10 +10,12 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from app.core.validation import members, name_of
 from app.data import local_datasets
-from app.data.catalog.schemas import Catalog, DatasetEntry, Entry, PresetEntry
+from app.data.catalog.schemas import Catalog, DatasetEntry, Entry, ModelEntry, PresetEntry
+from app.data.resolve import is_installed
 from app.specs.base import PresetSpec
 from app.specs.dataset import Imported, Uploaded
 from app.specs.experiment import ExperimentSpec
+from app.specs.models.base import Architecture, install_command
 from app.specs.training import Augmentation
 
 _CITATION = re.compile(r"\(([^()]*\b(?:19|20)\d\d[a-z]?)\)")
@@ -25,7 +27,7 @@ def catalog(folder: Path) -> Catalog:
         attacks=_entries("attack"),
         defenses=_entries("defenses"),
         datasets=_datasets(folder),
-        models=_entries("model"),
+        models=_models(),
         training=[*_entries("training"), _entry(Augmentation)],
     )
 
@@ -37,6 +39,17 @@ def names(field: str) -> list[str]:
 
 def _entries(field: str) -> list[Entry]:
     return [_entry(model) for model in members(ExperimentSpec.model_fields[field].annotation)]
+
+
+def _models() -> list[ModelEntry]:
+    entries = []
+    for entry, model in zip(
+        _entries("model"), members(ExperimentSpec.model_fields["model"].annotation), strict=True
+    ):
+        extra = model.extra if issubclass(model, Architecture) else ""
+        present, command = (is_installed(extra), install_command(extra)) if extra else (True, None)
+        entries.append(ModelEntry(**entry.model_dump(), present=present, command=command))
+    return entries
 
 
 def _datasets(folder: Path) -> list[DatasetEntry]:

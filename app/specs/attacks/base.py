@@ -69,7 +69,7 @@ class PoisoningAttack(PresetSpec):
         False,
         "Also store the poisoned training set, the clean test set and the triggered test images: as "
         "poisoned_train.npz for `bdlab data import`, in parquet if pyarrow is installed, and in the folders of "
-        "backdoor-toolbox and BackdoorBench. About 500 MB for CIFAR-10.",
+        "backdoor-toolbox and BackdoorBench. About 500 MB for CIFAR-10; not for more than 4 GiB of images.",
     )
 
     @classmethod

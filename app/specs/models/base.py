@@ -1,7 +1,7 @@
 """Base class of architecture specs, and what the service knows of an architecture without torch."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from app.specs.base import Spec
 
@@ -31,8 +31,16 @@ def label_of(fields: Mapping[str, Any]) -> str:
     return "/".join(str(fields[key]) for key in ("name", "architecture") if key in fields)
 
 
+def install_command(extra: str) -> str:
+    """The command that installs an extra of this project."""
+    return f"pip install 'backdoor-lab[{extra}]'"
+
+
 class Architecture(Spec):
     """Base class of architectures."""
+
+    extra: ClassVar[str] = ""
+    """The extra of this project that workers need for it, named as the package that it installs; empty if none."""
 
     @property
     def label(self) -> str:

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from app.specs.attack import AdaptiveBlend
-from worker.lab.attacks.base import CHUNK, Attack, AttackLab, Prepared, State, Trigger, to_uint8
+from worker.lab.attacks.base import Attack, AttackLab, Prepared, State, Trigger, apply_trigger, to_uint8
 from worker.lab.attacks.blend import blend, find_test_pattern
 from worker.lab.attacks.patterns import choose_pattern, choose_test_pattern, choose_weight
 from worker.lab.compute import seeded_generator
+from worker.lab.data.streamed import Images, select_rows, stored
 
 
 class AdaptiveBlendAttack(Attack[AdaptiveBlend]):
@@ -21,8 +22,8 @@ class AdaptiveBlendAttack(Attack[AdaptiveBlend]):
 
     def prepare(self, lab: AttackLab) -> Prepared:
         state = self.state_without_training(lab)
-        images = lab.train.images[lab.chosen.to(lab.train.images.device)]
-        return Prepared(state, images=self._blend_parts(state, images, "adaptive poisons", lab.seed))
+        images = select_rows(lab.train.images, lab.chosen.to(lab.train.images.device))
+        return Prepared(state, images=stored(self._blend_parts(state, images, "adaptive poisons", lab.seed)))
 
     def state_without_training(self, lab: AttackLab) -> State:
         pattern = choose_pattern(self.spec, lab.train.images, self.facts)
@@ -33,20 +34,21 @@ class AdaptiveBlendAttack(Attack[AdaptiveBlend]):
         pattern, weight = find_test_pattern(state)
         return lambda images: blend(images, pattern, self.spec.test_alpha, weight)
 
-    def cross(self, state: State, images: Tensor, seed: int) -> Tensor:
+    def cross(self, state: State, images: Images, seed: int) -> Images:
         return self._blend_parts(state, images, "adaptive cover", seed)
 
-    def _blend_parts(self, state: State, images: Tensor, purpose: str, seed: int) -> Tensor:
+    def _blend_parts(self, state: State, images: Images, purpose: str, seed: int) -> Images:
         """uint8 ``[N, C, H, W]`` with the pattern in some squares, in the strength of training."""
         generator = seeded_generator(torch.device("cpu"), purpose, seed)
-        pattern, blended = state["pattern"].to(images.device).float(), torch.empty_like(images)
-        for i in range(0, len(images), CHUNK):
-            part = images[i : i + CHUNK]
-            weights = self.spec.alpha * self.draw_masks(len(part), generator).to(images.device)
+        pattern = state["pattern"].to(images.device).float()
+
+        def blend_masked(part: Tensor) -> Tensor:
+            weights = self.spec.alpha * self.draw_masks(len(part), generator).to(part.device)
             if "weight" in state:
-                weights = weights * state["weight"].to(images.device)
-            blended[i : i + CHUNK] = to_uint8(part.float() * (1 - weights) + weights * pattern)
-        return blended
+                weights = weights * state["weight"].to(part.device)
+            return to_uint8(part.float() * (1 - weights) + weights * pattern)
+
+        return apply_trigger(blend_masked, images)
 
     def draw_masks(self, count: int, generator: torch.Generator) -> Tensor:
         """Float ``[count, 1, H, W]``: 0 in a random share ``masked`` of each image's squares, 1 in the others

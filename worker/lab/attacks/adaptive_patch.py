@@ -10,10 +10,11 @@ from torch import Tensor
 
 from app.specs.attack import AdaptivePatch
 from app.specs.attacks.covered import Patch
-from worker.lab.attacks.base import CHUNK, Attack, AttackLab, Prepared, State, Trigger, to_uint8
+from worker.lab.attacks.base import Attack, AttackLab, Prepared, State, Trigger, change_by_row, to_uint8
 from worker.lab.attacks.patches import checkerboard, patch_slices
 from worker.lab.attacks.patterns import decode_pattern
 from worker.lab.compute import seeded_generator
+from worker.lab.data.streamed import Images, select_rows, stored
 
 Layer = tuple[Tensor, Tensor]
 """Colors, float ``[C, H, W]``, and weights, float ``[1, H, W]``, of one patch."""
@@ -23,8 +24,8 @@ class AdaptivePatchAttack(Attack[AdaptivePatch]):
     """``x <- x + opacity m (p - x)`` for each patch ``p`` with the places ``m``; in training for one patch only."""
 
     def prepare(self, lab: AttackLab) -> Prepared:
-        images = lab.train.images[lab.chosen.to(lab.train.images.device)]
-        return Prepared(images=self._stamp_one_each(images))
+        images = select_rows(lab.train.images, lab.chosen.to(lab.train.images.device))
+        return Prepared(images=stored(self._stamp_one_each(images)))
 
     def state_without_training(self, lab: AttackLab) -> State:
         return {}
@@ -33,18 +34,20 @@ class AdaptivePatchAttack(Attack[AdaptivePatch]):
         layers = [self.layer(patch) for patch in self.spec.test_patches]
         return lambda images: stamp(images, layers)
 
-    def cross(self, state: State, images: Tensor, seed: int) -> Tensor:
+    def cross(self, state: State, images: Images, seed: int) -> Images:
         return self._stamp_one_each(images)
 
-    def _stamp_one_each(self, images: Tensor) -> Tensor:
+    def _stamp_one_each(self, images: Images) -> Images:
         """uint8 ``[N, C, H, W]`` with one patch each: the first patch in the first images, and so on."""
-        stamped, count = torch.empty_like(images), len(self.spec.patches)
-        which = torch.arange(len(images), device=images.device) * count // max(1, len(images))
-        for number, patch in enumerate(self.spec.patches):
-            layers = [self.layer(patch)]
-            for rows in (which == number).nonzero().flatten().split(CHUNK):
-                stamped[rows] = stamp(images[rows], layers)
-        return stamped
+        layers = [self.layer(patch) for patch in self.spec.patches]
+
+        def stamp_one(part: Tensor, rows: Tensor) -> Tensor:
+            stamped, which = torch.empty_like(part), rows * len(layers) // len(images)
+            for number, layer in enumerate(layers):
+                stamped[which == number] = stamp(part[which == number], [layer])
+            return stamped
+
+        return change_by_row(stamp_one, images)
 
     def layer(self, patch: Patch) -> Layer:
         """The patch at its places."""

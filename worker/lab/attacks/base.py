@@ -7,7 +7,7 @@ perturbations) overrides `prepare`, whose tensors are stored with the poisoned s
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from app.specs.facts import DatasetFacts
 from worker.lab.compute import Compute
 from worker.lab.contracts import SpecError
 from worker.lab.data.datasets import Split
+from worker.lab.data.streamed import Images, collect_like
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 from worker.lab.training import Recipe
@@ -30,12 +31,24 @@ CHUNK = 256  # images at a time: their float copies fit into a CPU's cache
 SHOWN = 6  # images in the pictures of an attack
 
 
-def apply_trigger(trigger: Trigger, images: Tensor) -> Tensor:
+@overload
+def apply_trigger(trigger: Trigger, images: Tensor) -> Tensor: ...
+@overload
+def apply_trigger(trigger: Trigger, images: Images) -> Images: ...
+def apply_trigger(trigger: Trigger, images: Images) -> Images:
     """Apply a trigger to uint8 ``[N, C, H, W]``, in chunks of `CHUNK`."""
-    out = torch.empty_like(images)
-    for i in range(0, len(images), CHUNK):
-        out[i : i + CHUNK] = trigger(images[i : i + CHUNK])
-    return out
+    return change_by_row(lambda part, _: trigger(part), images)
+
+
+@overload
+def change_by_row(change: Callable[[Tensor, Tensor], Tensor], images: Tensor) -> Tensor: ...
+@overload
+def change_by_row(change: Callable[[Tensor, Tensor], Tensor], images: Images) -> Images: ...
+def change_by_row(change: Callable[[Tensor, Tensor], Tensor], images: Images) -> Images:
+    """`apply_trigger` for a ``change`` that depends on the place of an image: it is given a chunk, and its rows."""
+    rows = torch.arange(len(images), device=images.device).split(CHUNK)
+    parts = (change(part, some) for part, some in zip(images.split(CHUNK), rows, strict=True) if len(part))
+    return collect_like(images, len(images), parts)
 
 
 @dataclass(frozen=True)
@@ -49,7 +62,7 @@ class PoisonedSet:
     from: its own, except for poisons that were appended. ``state`` are the tensors that define the attack's trigger.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
     clean_labels: Tensor | None
     is_poisoned: Tensor | None
@@ -145,7 +158,7 @@ class Attack(Generic[SpecT]):
         """The function that applies the trigger to training images; that of test time unless they differ."""
         return self.trigger(state)
 
-    def cross(self, state: State, images: Tensor, seed: int) -> Tensor:
+    def cross(self, state: State, images: Images, seed: int) -> Images:
         """``images`` as cross samples, uint8, such as with the triggers of other images; only for attacks with a
         ``cross_share``."""
         raise NotImplementedError

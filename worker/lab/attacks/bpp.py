@@ -3,13 +3,16 @@
 Lines are those of bppattack.py in RU-System-Software-and-Security/BppAttack at f6b6580.
 """
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
 from app.specs.attack import Bpp
-from worker.lab.attacks.base import Attack, AttackLab, Prepared, State, Trigger, to_uint8
+from worker.lab.attacks.base import Attack, AttackLab, Prepared, State, Trigger, change_by_row, to_uint8
 from worker.lab.attacks.joint_training import train_jointly
 from worker.lab.compute import seeded_generator
+from worker.lab.data.streamed import Images
 
 RESIDUALS = 256  # images whose change the cover samples carry; the authors keep that of every image
 SPREAD = ((0, 1, 7 / 16), (1, 1, 1 / 16), (1, 0, 5 / 16), (1, -1, 3 / 16))
@@ -44,19 +47,22 @@ class BppAttack(Attack[Bpp]):
             return lambda images: to_uint8(dither(images.float(), levels))
         return lambda images: to_uint8(quantize(images.float(), levels))
 
-    def cross(self, state: State, images: Tensor, seed: int) -> Tensor:
+    def cross(self, state: State, images: Images, seed: int) -> Images:
         return self._add_residuals(state, images, seeded_generator(images.device, "bpp cover", seed))
 
-    def _add_residuals(self, state: State, images: Tensor, generator: torch.Generator) -> Tensor:
+    @overload
+    def _add_residuals(self, state: State, images: Tensor, generator: torch.Generator) -> Tensor: ...
+    @overload
+    def _add_residuals(self, state: State, images: Images, generator: torch.Generator) -> Images: ...
+    def _add_residuals(self, state: State, images: Images, generator: torch.Generator) -> Images:
         """Each image with the change of a random other one, clipped (lines 191-192)."""
         residuals = state["residuals"].to(images.device)
         which = torch.randint(len(residuals), (len(images),), generator=generator, device=images.device)
-        rows = torch.arange(len(images), device=images.device)
 
-        def add(rows: Tensor) -> Tensor:
-            return (images[rows].short() + residuals[which[rows]]).clamp_(0, 255).to(torch.uint8)
+        def add(part: Tensor, rows: Tensor) -> Tensor:
+            return (part.short() + residuals[which[rows]]).clamp_(0, 255).to(torch.uint8)
 
-        return torch.cat([add(some) for some in rows.split(RESIDUALS)]) if len(images) else images
+        return change_by_row(add, images)
 
 
 def quantize(x: Tensor, levels: int) -> Tensor:

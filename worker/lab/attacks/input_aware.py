@@ -28,6 +28,7 @@ from worker.lab.attacks.base import (
 )
 from worker.lab.attacks.encoder_decoder import EncoderDecoder
 from worker.lab.compute import derive_seed
+from worker.lab.data.streamed import Images, collect_like, select_rows, stored
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 from worker.lab.training import Batch, Recipe, cosine, train
@@ -214,7 +215,7 @@ class InputAwareAttack(Attack[InputAware]):
             "mask": to_uint8(mask * 255).expand_as(images),
             "pattern": to_uint8(pattern * 255),
             "triggered": self.trigger(state)(images),
-            "cross sample": self.cross(state, images, seed=0),
+            "cross sample": stored(self.cross(state, images, seed=0)),
         }
         return Picture("masks and patterns that the networks make for test images", list(rows.items()))
 
@@ -242,19 +243,16 @@ class InputAwareAttack(Attack[InputAware]):
 
         return stamp
 
-    def cross(self, state: State, images: Tensor, seed: int) -> Tensor:
+    def cross(self, state: State, images: Images, seed: int) -> Images:
         """Each image with the trigger of another of ``images``, its predecessor in a random order."""
         generator = torch.Generator().manual_seed(derive_seed("cross partners", seed))
         order = torch.randperm(len(images), generator=generator)
         partner = torch.empty_like(order)
         partner[order] = order.roll(1)
         networks = self._load_networks(state, images.device)
-        partners = images[partner.to(images.device)]
-        parts = [
-            apply_generated_trigger(networks, of, on)
-            for of, on in zip(partners.split(CHUNK), images.split(CHUNK), strict=True)
-        ]
-        return torch.cat(parts)
+        partners = select_rows(images, partner.to(images.device))
+        pairs = zip(partners.split(CHUNK), images.split(CHUNK), strict=True)
+        return collect_like(images, len(images), (apply_generated_trigger(networks, *pair) for pair in pairs))
 
 
 def apply_generated_trigger(

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from app.specs.attack import KWay
-from worker.lab.attacks.base import AttackLab, Prepared, State, Trigger, apply_trigger
+from worker.lab.attacks.base import AttackLab, Prepared, State, Trigger, change_by_row
 from worker.lab.attacks.composition import PartsAttack
+from worker.lab.data.streamed import Images, select_rows, stored
 
 
 class KWayAttack(PartsAttack[KWay]):
@@ -18,22 +19,25 @@ class KWayAttack(PartsAttack[KWay]):
 
     def prepare(self, lab: AttackLab) -> Prepared:
         state = self.state_without_training(lab)
-        images = lab.train.images[lab.chosen.to(lab.train.images.device)]
-        return Prepared(state, images=self._one_each(state, images))
+        images = select_rows(lab.train.images, lab.chosen.to(lab.train.images.device))
+        return Prepared(state, images=stored(self._one_each(state, images)))
 
     def trigger(self, state: State) -> Trigger:
         triggers = self.part_triggers(state)
         return lambda images: reduce(lambda changed, trigger: trigger(changed), triggers, images)
 
-    def cross(self, state: State, images: Tensor, seed: int) -> Tensor:
+    def cross(self, state: State, images: Images, seed: int) -> Images:
         return self._one_each(state, images)
 
-    def _one_each(self, state: State, images: Tensor) -> Tensor:
+    def _one_each(self, state: State, images: Images) -> Images:
         """uint8 ``[N, C, H, W]`` with one trigger each: the first trigger in the first images, and so on."""
         triggers = self.part_triggers(state)
-        changed = torch.empty_like(images)
-        which = torch.arange(len(images), device=images.device) * len(triggers) // max(1, len(images))
-        for number, trigger in enumerate(triggers):
-            rows = which == number
-            changed[rows] = apply_trigger(trigger, images[rows])
-        return changed
+
+        def apply_one(part: Tensor, rows: Tensor) -> Tensor:
+            changed, which = torch.empty_like(part), rows * len(triggers) // len(images)
+            for number, trigger in enumerate(triggers):
+                if (which == number).any():
+                    changed[which == number] = trigger(part[which == number])
+            return changed
+
+        return change_by_row(apply_one, images)

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from app.specs.attack import MultiTarget
-from worker.lab.attacks.base import State, Trigger
+from worker.lab.attacks.base import CHUNK, State, Trigger
 from worker.lab.attacks.composition import PartsAttack
 from worker.lab.data.datasets import Split
+from worker.lab.data.streamed import Images
 
 
 class MultiTargetAttack(PartsAttack[MultiTarget]):
@@ -32,6 +33,7 @@ class MultiTargetAttack(PartsAttack[MultiTarget]):
         targets = torch.tensor(self.spec.targets, device=test.labels.device)
         return (~torch.isin(test.labels, targets)).nonzero().flatten()
 
-    def _which(self, images: Tensor) -> Tensor:
+    def _which(self, images: Images) -> Tensor:
         """The number of each image's trigger, int64 ``[N]``."""
-        return images.sum((1, 2, 3)) % len(self.spec.triggers)
+        sums = [part.sum((1, 2, 3)) for part in images.split(CHUNK)]
+        return torch.cat(sums) % len(self.spec.triggers)

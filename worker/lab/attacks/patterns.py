@@ -12,9 +12,10 @@ from app.specs.pictures import PictureError, decode
 from worker.lab.attacks.base import State
 from worker.lab.compute import seeded_generator
 from worker.lab.contracts import SpecError
+from worker.lab.data.streamed import Images
 
 
-def choose_pattern(spec: BlendedAttack, images: Tensor, facts: DatasetFacts) -> Tensor:
+def choose_pattern(spec: BlendedAttack, images: Images, facts: DatasetFacts) -> Tensor:
     """uint8 ``[C, H, W]``: noise drawn from ``pattern_seed``, a training image, or the uploaded picture."""
     if spec.pattern_index is not None:
         return images[spec.pattern_index].clone()

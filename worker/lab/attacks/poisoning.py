@@ -12,6 +12,7 @@ from app.specs.experiment import ExperimentSpec
 from worker.lab.attacks.base import Attack, PoisonedSet, Prepared, apply_trigger
 from worker.lab.compute import seeded_generator
 from worker.lab.data.datasets import Dataset, Split
+from worker.lab.data.streamed import change_rows, select_rows, stored
 
 STATE_PREFIX = "state."
 """Prefix of the trigger's tensors in the poisoned set's stage."""
@@ -61,18 +62,18 @@ def make_poison(
     index = chosen.to(data.train.labels.device)
     clean = data.train.rows(index)
     if attack is None:
-        return {"index": index, "images": clean.images, "labels": clean.labels}
+        return {"index": index, "images": stored(clean.images), "labels": clean.labels}
     cross = choose_cross(spec, data, chosen, seed).to(index.device)
     tensors = {
         "index": index,
-        "images": apply_trigger(attack.training_trigger(prepared.state), clean.images)
+        "images": stored(apply_trigger(attack.training_trigger(prepared.state), clean.images))
         if prepared.images is None
         else prepared.images,
         "labels": clean.labels if attack.spec.clean_label_only else attack.targets(clean),
         "cross_index": cross,
         "cross_images": data.train.images[cross]
         if not len(cross)
-        else attack.cross(prepared.state, data.train.images[cross], seed),
+        else stored(attack.cross(prepared.state, select_rows(data.train.images, cross), seed)),
     }
     if attack.spec.appends:
         tensors["appended"] = torch.tensor(True)
@@ -85,15 +86,16 @@ def build_poisoned_set(train: Split, poisoned: dict[str, Tensor]) -> PoisonedSet
     rows, index = torch.arange(len(train), device=device), poisoned["index"].to(device)
     if "appended" in poisoned:
         rows, index = torch.cat([rows, index]), len(train) + torch.arange(len(index), device=device)
-    images, labels, clean_labels = train.images[rows], train.labels[rows], train.labels[rows]
+    images, labels, clean_labels = select_rows(train.images, rows), train.labels[rows], train.labels[rows]
     is_poisoned, is_cross = (torch.zeros_like(labels, dtype=torch.bool) for _ in range(2))
-    images[index] = poisoned["images"].to(device)
+    changes = [(index, poisoned["images"])]
     labels[index] = poisoned["labels"].to(device)
     is_poisoned[index] = True
     if "cross_index" in poisoned:
         cross = poisoned["cross_index"].to(device)
-        images[cross] = poisoned["cross_images"].to(device)
+        changes.append((cross, poisoned["cross_images"]))
         is_cross[cross] = True
+    images = change_rows(images, changes)
     state = {
         n.removeprefix(STATE_PREFIX): t.to(device) for n, t in poisoned.items() if n.startswith(STATE_PREFIX)
     }

@@ -3,6 +3,7 @@
 The steps are those of hsouri/Sleeper-Agent at 9a5fdd2, forest/witchcoven/witch_base.py and forest/data/kettle_base.py.
 """
 
+import torch
 from torch import Tensor
 
 from app.specs.attack import SleeperAgent
@@ -10,6 +11,7 @@ from worker.lab.attacks.base import SHOWN, AttackLab, Picture, Prepared, apply_t
 from worker.lab.attacks.gradient_matching import craft_poisons, goal_gradient, largest_gradients
 from worker.lab.attacks.hidden_patch import HiddenPatchAttack
 from worker.lab.attacks.surrogate import train_surrogate
+from worker.lab.data.streamed import change_rows, select_rows
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 
@@ -33,8 +35,10 @@ class SleeperAgentAttack(HiddenPatchAttack[SleeperAgent]):
         device = lab.train.images.device
         for part in range(parts):
             if part:
-                images = lab.train.images.clone()
-                images[tensors["rows"]] = tensors["images"]
+                every = torch.arange(len(lab.train), device=device)
+                images = change_rows(
+                    select_rows(lab.train.images, every), [(tensors["rows"], tensors["images"])]
+                )
                 network = train_surrogate(self.spec, lab, f"retraining_{part}", images)
             steps = self.spec.craft_steps
             span = range(part * steps // parts, (part + 1) * steps // parts)

@@ -11,6 +11,7 @@ from torch import Tensor
 from app.specs.attack import SurrogateAttack
 from worker.lab.attacks.base import AttackLab
 from worker.lab.compute import seeded_generator
+from worker.lab.data.streamed import Images
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 from worker.lab.training import Batch, train
@@ -23,7 +24,7 @@ Tick = Callable[[int, int], None]
 
 
 def train_surrogate(
-    spec: SurrogateAttack, lab: AttackLab, kind: str = "surrogate", images: Tensor | None = None
+    spec: SurrogateAttack, lab: AttackLab, kind: str = "surrogate", images: Images | None = None
 ) -> Network:
     """Train a model of the victim's architecture on the clean set; returned in evaluation mode with frozen weights.
 

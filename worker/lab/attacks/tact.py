@@ -6,13 +6,14 @@ from app.specs.attack import Tact
 from worker.lab.attacks.base import State, apply_trigger
 from worker.lab.attacks.patches import PatchedAttack
 from worker.lab.data.datasets import Split
+from worker.lab.data.streamed import Images
 
 
 class TactAttack(PatchedAttack[Tact]):
     """Poisons are drawn from the source class, cover samples from the cover classes, both with the whole patch
     (vtu81/backdoor-toolbox at 9d4d909, poison_tool_box/TaCT.py, generate_poisoned_training_set)."""
 
-    def cross(self, state: State, images: Tensor, seed: int) -> Tensor:
+    def cross(self, state: State, images: Images, seed: int) -> Images:
         return apply_trigger(self.training_trigger(state), images)
 
     def attacked(self, test: Split, state: State) -> Tensor:

@@ -1,13 +1,16 @@
 """WaNet (Nguyen and Tran 2021): a small smooth warp, the same for every image, relabeled to the target."""
 
+from typing import overload
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from app.specs.attack import WaNet
-from worker.lab.attacks.base import CHUNK, Attack, AttackLab, Prepared, State, Trigger, to_uint8
+from worker.lab.attacks.base import Attack, AttackLab, Prepared, State, Trigger, apply_trigger, to_uint8
 from worker.lab.attacks.joint_training import train_jointly
 from worker.lab.compute import seeded_generator
+from worker.lab.data.streamed import Images
 
 
 class WaNetAttack(Attack[WaNet]):
@@ -57,18 +60,23 @@ class WaNetAttack(Attack[WaNet]):
 
         return warp
 
-    def cross(self, state: State, images: Tensor, seed: int) -> Tensor:
+    def cross(self, state: State, images: Images, seed: int) -> Images:
         return self._warp_randomly(state, images, seeded_generator(images.device, "wanet noise", seed))
 
-    def _warp_randomly(self, state: State, images: Tensor, generator: torch.Generator) -> Tensor:
+    @overload
+    def _warp_randomly(self, state: State, images: Tensor, generator: torch.Generator) -> Tensor: ...
+    @overload
+    def _warp_randomly(self, state: State, images: Images, generator: torch.Generator) -> Images: ...
+    def _warp_randomly(self, state: State, images: Images, generator: torch.Generator) -> Images:
         """Each image warped along the same flow plus uniform noise (noise mode of the paper; train.py:75-85).
 
         The noise is at most 1 / H in coordinates of [-1, 1], which span H - 1 pixels: about half a pixel.
         """
         grid = self._grid(state["flow"].to(images.device))
-        parts = []
-        for part in images.split(CHUNK):
+
+        def warp(part: Tensor) -> Tensor:
             noise = torch.rand((len(part), *grid.shape[1:]), generator=generator, device=part.device) * 2 - 1
             noisy = (grid + noise / self.facts.height).clamp_(-1, 1)
-            parts.append(to_uint8(F.grid_sample(part.float(), noisy, align_corners=True)))
-        return torch.cat(parts) if parts else images
+            return to_uint8(F.grid_sample(part.float(), noisy, align_corners=True))
+
+        return apply_trigger(warp, images)

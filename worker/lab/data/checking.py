@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from app.specs.facts import GIVEN_TENSORS
 from worker.lab.contracts import LabError
+from worker.lab.data.space import Space
 
 Array = NDArray[Any]
 MAX_CLASSES, MAX_NAME_CHARACTERS = 10_000, 200
@@ -71,12 +72,15 @@ class CheckedDataset:
         return arrays | self.given
 
 
-def check_source(source: Source, *, test_fraction: float | None, split_seed: int) -> CheckedDataset:
+def check_source(
+    source: Source, *, test_fraction: float | None, split_seed: int, space: Space | None = None
+) -> CheckedDataset:
     """Convert ``source``, splitting off ``test_fraction`` of every class if it has no test images.
 
     The arrays of ``source`` are released as soon as they are converted. Raises BadSourceError.
     """
-    x, y = to_image_array("x_train", source.x_train), to_label_array("y_train", source.y_train)
+    space = space or Space()
+    x, y = to_image_array("x_train", source.x_train, space), to_label_array("y_train", source.y_train)
     del source.x_train
     _same_length("train", x, y)
     flags = _to_flags(source.given, len(y))
@@ -87,7 +91,9 @@ def check_source(source: Source, *, test_fraction: float | None, split_seed: int
             )
         names = _class_names(source.class_names, y)
         train, test = split_by_class(y, test_fraction, split_seed, names, flags.get("is_poisoned"))
-        x_test = x[test]
+        x_test = space.new_array((len(test), *x.shape[1:]))
+        for start in range(0, len(test), COPIED_ROWS):
+            x_test[start : start + COPIED_ROWS] = x[test[start : start + COPIED_ROWS]]
         # In place, so that no second copy of the dataset is in memory: row i comes from a row that is not before it.
         for start in range(0, len(train), COPIED_ROWS):
             rows = train[start : start + COPIED_ROWS]
@@ -99,7 +105,10 @@ def check_source(source: Source, *, test_fraction: float | None, split_seed: int
             raise BadSourceError(
                 f"{test_fraction} is not allowed; the source has test images", "test_fraction"
             )
-        x_test, y_test = to_image_array("x_test", source.x_test), to_label_array("y_test", source.y_test)
+        x_test, y_test = (
+            to_image_array("x_test", source.x_test, space),
+            to_label_array("y_test", source.y_test),
+        )
         source.x_test = None
         _same_length("test", x_test, y_test)
         if x.shape[1:] != x_test.shape[1:]:
@@ -120,7 +129,7 @@ def check_source(source: Source, *, test_fraction: float | None, split_seed: int
     return parts
 
 
-def to_image_array(name: str, array: Array) -> Array:
+def to_image_array(name: str, array: Array, space: Space) -> Array:
     """``array`` as uint8 ``[N, C, H, W]``. Floats must be in [0, 1] and are scaled to 0-255."""
     if array.ndim not in (3, 4) or array.size == 0:
         raise BadSourceError(
@@ -138,16 +147,21 @@ def to_image_array(name: str, array: Array) -> Array:
             )
         array = array.transpose(0, 3, 1, 2) if last else array
     if np.issubdtype(array.dtype, np.floating):
-        return _from_floats(name, array)
+        return _from_floats(name, array, space)
     if array.dtype != np.uint8:
         raise BadSourceError(f"{name}: type {array.dtype}; allowed are uint8, and floats in [0, 1]")
-    return np.ascontiguousarray(array)
+    if array.flags.c_contiguous:
+        return array
+    result = space.new_array(array.shape)
+    for start in range(0, len(array), COPIED_ROWS):
+        result[start : start + COPIED_ROWS] = array[start : start + COPIED_ROWS]
+    return result
 
 
-def _from_floats(name: str, array: Array) -> Array:
-    result = np.empty(array.shape, np.uint8)
-    for start in range(0, len(array), 1024):  # in chunks, which bounds the float copies
-        piece = array[start : start + 1024]
+def _from_floats(name: str, array: Array, space: Space) -> Array:
+    result = space.new_array(array.shape)
+    for start in range(0, len(array), COPIED_ROWS):  # in chunks, which bounds the float copies
+        piece = array[start : start + COPIED_ROWS]
         if not np.isfinite(piece).all():
             where = start + int(np.argmin(np.isfinite(piece).all(axis=(1, 2, 3))))
             raise BadSourceError(f"{name}: image {where} contains NaN or infinity; floats must be in [0, 1]")
@@ -156,7 +170,7 @@ def _from_floats(name: str, array: Array) -> Array:
             raise BadSourceError(
                 f"{name}: values from {low:g} to {high:g}; floats must be in [0, 1] (or use uint8)"
             )
-        result[start : start + 1024] = np.rint(piece * 255)
+        result[start : start + COPIED_ROWS] = np.rint(piece * 255)
     return result
 
 
@@ -233,7 +247,7 @@ def _check_triggered(given: Mapping[str, Array], parts: CheckedDataset) -> dict[
             raise BadSourceError(
                 f"{name} is missing; triggered test images need both x_test_triggered and y_test_triggered"
             )
-    x = to_image_array("x_test_triggered", given["x_test_triggered"])
+    x = to_image_array("x_test_triggered", given["x_test_triggered"], Space())
     if x.shape[1:] != parts.x_train.shape[1:]:
         raise BadSourceError(
             f"x_test_triggered: images of {_shape(x)}, but those of x_train are {_shape(parts.x_train)}; "

@@ -17,23 +17,27 @@ from app.specs.facts import BUILT_IN, GIVEN_TENSORS, STANDARD_SHA256, DatasetFac
 from worker.lab.compute import derive_seed
 from worker.lab.contracts import DatasetDamagedError, DatasetMissingError, LabError
 from worker.lab.data import files
+from worker.lab.data.streamed import Images, StreamedImages, exceeds_memory, select_rows
 
 
 @dataclass(frozen=True)
 class Split:
     """``images`` uint8 ``[N, C, H, W]`` and ``labels`` int64 ``[N]``."""
 
-    images: Tensor
+    images: Images
     labels: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def rows(self, index: Tensor) -> "Split":
-        return Split(self.images[index], self.labels[index])
+        return Split(select_rows(self.images, index), self.labels[index])
 
     def to(self, device: torch.device) -> "Split":
-        return Split(self.images.to(device), self.labels.to(device))
+        images = self.images
+        if isinstance(images, Tensor) and device != images.device and exceeds_memory(images.nbytes, device):
+            images = StreamedImages.over(images, None)
+        return Split(images.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def draw_subset(whole: Dataset, spec: DatasetSpec, seed: int) -> Dataset:
 
 
 def load_whole_dataset(spec: DatasetSpec, data_dir: Path) -> Dataset:
-    """A dataset on the CPU without taking the subset of ``spec``.
+    """A dataset on the CPU without taking the subset of ``spec``; its images stay on disk if memory is too small.
 
     Raises DatasetMissingError, DatasetDamagedError; their messages name the command that gets the dataset.
     """
@@ -133,14 +137,20 @@ def load_whole_dataset(spec: DatasetSpec, data_dir: Path) -> Dataset:
     if not path.is_file():
         raise DatasetMissingError(f"dataset: {path.stem!r} is not in {data_dir}; get it with: {command}")
     try:
-        tensors, facts, version = files.read(path)
+        streamed = exceeds_memory(path.stat().st_size, torch.device("cpu"))
+        tensors, facts, version = files.read(path, mapped=streamed)
     except DatasetMissingError:
         raise
     except LabError as error:
         raise DatasetDamagedError(f"dataset: {error}; get it again with: {command}") from error
-    train = Split(torch.from_numpy(tensors["x_train"]), torch.from_numpy(tensors["y_train"]))
-    test = Split(torch.from_numpy(tensors["x_test"]), torch.from_numpy(tensors["y_test"]))
-    return Dataset(train, test, facts, version, Truth.of(tensors))
+
+    def split(part: str) -> Split:
+        images, labels = tensors[f"x_{part}"], torch.from_numpy(tensors[f"y_{part}"])
+        return Split(
+            StreamedImages.of_file(images, path.parent) if streamed else torch.from_numpy(images), labels
+        )
+
+    return Dataset(split("train"), split("test"), facts, version, Truth.of(tensors))
 
 
 def uploaded_path(dataset_id: str, data_dir: Path) -> Path:
@@ -173,12 +183,12 @@ def _digits() -> Dataset:
     test = _draw(labels, facts.test_counts, derive_seed("digits test split"))
     in_test = torch.zeros(len(labels), dtype=torch.bool)
     in_test[test] = True
-    train, tests = Split(images[~in_test], labels[~in_test]), Split(images[in_test], labels[in_test])
-    arrays = (split.numpy() for part in (train, tests) for split in (part.images, part.labels))
+    train, tests = ((images[rows], labels[rows]) for rows in (~in_test, in_test))
+    arrays = (tensor.numpy() for tensor in (*train, *tests))
     version = files.digest(dict(zip(files.NAMES, arrays, strict=True)))
     if version != STANDARD_SHA256["digits"]:
         raise damaged
-    return Dataset(train, tests, facts, version)
+    return Dataset(Split(*train), Split(*tests), facts, version)
 
 
 def _draw(labels: Tensor, counts: tuple[int, ...], seed: int) -> Tensor:

@@ -11,8 +11,9 @@ from worker.lab.data import files
 from worker.lab.data.checking import Array, Source, check_source
 from worker.lab.data.importing import StoredDataset, check_built_in, dataset_path, dataset_spec
 from worker.lab.data.readers import tiny_imagenet
-from worker.lab.data.readers.decoding import MAX_TOTAL_BYTES, ImageStack
+from worker.lab.data.readers.decoding import ImageStack
 from worker.lab.data.readers.trees import open_tree
+from worker.lab.data.space import MOST_BYTES, Space
 
 GTSRB_SIDE = 32
 IMAGENETTE_SIDE = 64
@@ -112,11 +113,11 @@ def _tiny_imagenet(folder: str) -> Source:
 
     url, md5 = TINY_IMAGENET
     download_url(url, folder, md5=md5)
-    with open_tree(Path(folder) / Path(url).name, MAX_TOTAL_BYTES) as tree:
+    with open_tree(Path(folder) / Path(url).name, MOST_BYTES) as tree:
         root = tiny_imagenet.find_root(tree)
         if root is None:
             raise LabError("tiny_imagenet: the archive has no val_annotations.txt")
-        return tiny_imagenet.read(tree, root, None, MAX_TOTAL_BYTES)
+        return tiny_imagenet.read(tree, root, None, Space())
 
 
 def _gtsrb(folder: str) -> Source:
@@ -130,7 +131,7 @@ def _gtsrb(folder: str) -> Source:
 
 def _decode(samples: list[tuple[str, int]], side: int) -> tuple[Array, Array]:
     """Images of files, resized, and labels."""
-    stack = ImageStack(len(samples), side)
+    stack = ImageStack(len(samples), side, Space())
     stack.extend((Path(path).name, Path(path).read_bytes()) for path, _ in samples)
     return stack.array(), np.array([label for _, label in samples])
 

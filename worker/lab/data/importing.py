@@ -11,8 +11,8 @@ from worker.lab.contracts import LabError
 from worker.lab.data import files
 from worker.lab.data.checking import BadSourceError, CheckedDataset, Source, check_source
 from worker.lab.data.readers import images, npz, parquet, tiny_imagenet
-from worker.lab.data.readers.decoding import MAX_TOTAL_BYTES
 from worker.lab.data.readers.trees import open_tree
+from worker.lab.data.space import MOST_BYTES, Space
 
 KEY = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 """Same as `app.specs.dataset.Imported.key`."""
@@ -60,6 +60,7 @@ def import_dataset(
     """
     name = built_in or key or key_of(source)
     _check_name(name)
+    path = dataset_path(name, data_dir)
     checked = read_source(
         source,
         test=test,
@@ -67,10 +68,10 @@ def import_dataset(
         split_seed=split_seed,
         size=size,
         zip_encoding=zip_encoding,
+        scratch=path.parent,
     )
     if name in FETCHED:
         checked = check_built_in(name, checked)
-    path = dataset_path(name, data_dir)
     if not replace and path.exists():
         unchanged = _unchanged(path, name, checked)
         if files.is_intact(path):
@@ -86,20 +87,26 @@ def read_source(
     test_fraction: float | None,
     split_seed: int,
     size: int | None,
-    most_bytes: int = MAX_TOTAL_BYTES,
+    most_bytes: int = MOST_BYTES,
     zip_encoding: str | None = None,
+    scratch: Path | None = None,
 ) -> CheckedDataset:
-    """The validated arrays of ``source``, of at most ``most_bytes`` when decoded. Raises LabError."""
+    """The validated arrays of ``source``, of at most ``most_bytes`` when decoded. Raises LabError.
+
+    Arrays that are too large for memory are kept in files in the folder ``scratch``, which end with them.
+    """
     if test_fraction is not None and not 0 < test_fraction < 1:
         raise BadSourceError(f"{test_fraction} is not allowed; above 0 and below 1", "test_fraction")
     if size is not None and not 1 <= size <= 1024:
         raise BadSourceError(f"{size} is not allowed; 1 to 1024 pixels", "size")
     if zip_encoding is not None and not is_text_encoding(zip_encoding):
         raise BadSourceError(f"{zip_encoding!r} is not allowed; {ENCODINGS}", "zip_encoding")
+    space = Space(most_bytes, scratch)
     return check_source(
-        _read(source, test, size, most_bytes, zip_encoding),
+        _read(source, test, size, space, zip_encoding),
         test_fraction=test_fraction,
         split_seed=split_seed,
+        space=space,
     )
 
 
@@ -131,7 +138,7 @@ def key_of(source: Path) -> str:
 
 
 def _read(
-    source: Path, test: Path | None, size: int | None, most_bytes: int, zip_encoding: str | None
+    source: Path, test: Path | None, size: int | None, space: Space, zip_encoding: str | None
 ) -> Source:
     for path in (source, test):
         if path is not None and not path.exists():
@@ -146,16 +153,16 @@ def _read(
     if kind == ".npz":
         if size is not None:
             raise BadSourceError("only for encoded images; arrays in an .npz are not resized", "size")
-        return npz.read(source, most_bytes)
+        return npz.read(source, space)
     if kind == parquet.SUFFIX:
-        return parquet.read_files(source, test, size, most_bytes)
+        return parquet.read_files(source, test, size, space)
     if kind not in ("folder", ".zip"):
         raise BadSourceError(f"{source}: allowed are .npz, .zip, .parquet, and a folder of images by class")
-    with open_tree(source, most_bytes, zip_encoding) as tree:
+    with open_tree(source, space.most_bytes, zip_encoding) as tree:
         if (root := tiny_imagenet.find_root(tree)) is not None:
-            return tiny_imagenet.read(tree, root, size, most_bytes)
+            return tiny_imagenet.read(tree, root, size, space)
         has_tables = any(path.suffix.lower() == parquet.SUFFIX for path in tree.files)
-        return (parquet.read_tree if has_tables else images.read)(tree, size, most_bytes)
+        return (parquet.read_tree if has_tables else images.read)(tree, size, space)
 
 
 def check_built_in(name: str, checked: CheckedDataset) -> CheckedDataset:

@@ -157,8 +157,7 @@ def unlearn_isolated(
     anchor = _anchor_rows(spec, lab, isolation)
     anchor = anchor[~torch.isin(anchor, torch.cat([isolated.nonzero().flatten().cpu(), held_out.cpu()]))]
     trained_on = torch.cat([isolated.nonzero().flatten().cpu(), anchor])
-    hold_out = Split(lab.images[held_out], lab.labels[held_out])
-    isolated_split = Split(lab.images[isolated], lab.labels[isolated])
+    hold_out, isolated_split = lab.split.rows(held_out), lab.split.rows(isolated)
     retained = _retained_split(lab, isolation)
     accuracy_before = accuracy(network, retained, lab.compute)
     floor = accuracy(network, hold_out, lab.compute) - spec.max_accuracy_drop if len(hold_out) else 0.0
@@ -277,7 +276,7 @@ def _retained_split(lab: TrainingDefense, isolation: Outcome) -> Split:
         others = lab.labels != target
         others[isolation.tensors["isolated"].to(others.device)] = False
         rows = others.nonzero().flatten()
-    return Split(lab.images[rows], lab.labels[rows])
+    return lab.split.rows(rows)
 
 
 def _suspected_target(lab: TrainingDefense, isolation: Outcome) -> int | None:

@@ -29,7 +29,6 @@ import torch
 from torch import Tensor
 
 from app.specs.defenses.abl_plus import MARGIN, ROUNDS, SPLITS, AblPlus
-from worker.lab.data.datasets import Split
 from worker.lab.defenses import abl
 from worker.lab.defenses.base import TrainingDefense
 from worker.lab.defenses.detection import predict_superimposed
@@ -42,7 +41,7 @@ from worker.lab.defenses.sorting import (
     run_sorting_round,
     run_splitting_round,
 )
-from worker.lab.evaluation import accuracy, predict_logits
+from worker.lab.evaluation import accuracy, predict_classes
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 
@@ -115,7 +114,7 @@ def train_scout(spec: AblPlus, lab: TrainingDefense, stage: StageRun) -> Outcome
     total = torch.zeros(len(lab.labels), device=lab.labels.device)
     for log_probabilities in predict_superimposed(lab, stage, network, lab.images, lab.images, OVERLAYS):
         total += log_probabilities.gather(1, lab.labels[:, None]).flatten().exp()
-    known = predict_logits(network, lab.images, lab.compute).argmax(1) == lab.labels
+    known = predict_classes(network, lab.images, lab.compute) == lab.labels
     return stage.finish({"dominance": total / OVERLAYS, "known": known})
 
 
@@ -197,7 +196,7 @@ def train_final(lab: TrainingDefense, stage: StageRun, verdict: Outcome, purpose
     recipe = replace(lab.recipe, memory={}, loss=lambda losses, rows: margin_loss(losses, suspicious[rows]))
     lab.fit(stage, network, recipe, rows=(~doubtful).nonzero().flatten())
     others = in_other_classes(lab, verdict)
-    right = accuracy(network, Split(lab.images[others], lab.labels[others]), lab.compute)
+    right = accuracy(network, lab.split.rows(others), lab.compute)
     fooled = predicts_flagged_label(lab, network, suspicious, doubtful)
     return stage.finish(abl.prefixed_state(network), right=right, fooled=fooled)
 
@@ -247,8 +246,7 @@ def predicts_flagged_label(
     if not doubtful.any():
         return False
     flagged_rate, right = (
-        accuracy(network, Split(lab.images[rows], lab.labels[rows]), lab.compute)
-        for rows in (doubtful, ~suspicious & ~doubtful)
+        accuracy(network, lab.split.rows(rows), lab.compute) for rows in (doubtful, ~suspicious & ~doubtful)
     )
     lab.recorder.log(
         f"the model predicts the flagged label for {flagged_rate:.1%} of the flagged samples that were left out; its "

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from app.specs.defenses.detection import ActivationClustering
 from worker.lab.compute import derive_seed
+from worker.lab.data.streamed import select_rows
 from worker.lab.defenses.base import DetectionDefense, copy_state
 from worker.lab.defenses.detection import finish_detection, retrain_without_flagged
 from worker.lab.defenses.repair import load_network
-from worker.lab.evaluation import extract_features, predict_logits
+from worker.lab.evaluation import extract_features, predict_classes
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 
@@ -134,7 +135,7 @@ def run(spec: ActivationClustering, lab: DetectionDefense) -> Network:
             silhouettes[label], sizes[label] = clusters.silhouette, clusters.size
             suspects = clusters.rows[clusters.small]
             if without is not None and len(suspects):
-                predicted = predict_logits(without, lab.images[suspects], lab.compute).argmax(1)
+                predicted = predict_classes(without, select_rows(lab.images, suspects), lab.compute)
                 scores[label] = reclassification_score(predicted, label)
             if is_poison(spec, clusters, scores[label].item()):
                 class_flagged[label] = True

@@ -15,6 +15,7 @@ from app.specs.facts import DatasetFacts
 from worker.lab.compute import Compute
 from worker.lab.contracts import Recorder
 from worker.lab.data.datasets import Split
+from worker.lab.data.streamed import Images
 from worker.lab.defenses.clean_set import CleanSet
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
@@ -96,12 +97,17 @@ class Defense:
 class TrainingDefense(Defense):
     """Sees the poisoned set."""
 
-    images: Tensor
-    """uint8 ``[N, C, H, W]``, on the device."""
+    images: Images
+    """uint8 ``[N, C, H, W]``, on the device or streamed to it."""
     labels: Tensor
     """int64 ``[N]`` as the attacker left them."""
     clean: CleanSet | None = None
     """None unless the spec inherits `CleanSetDefense`."""
+
+    @property
+    def split(self) -> Split:
+        """Images and labels together; its rows cost no copy if the images are streamed."""
+        return Split(self.images, self.labels)
 
     def fit(
         self,
@@ -113,8 +119,7 @@ class TrainingDefense(Defense):
         after_epoch: AfterEpoch = record_nothing,
     ) -> int:
         """Train on the poisoned set (or some rows of it), recording the usual curves; returns the epochs done."""
-        split = Split(self.images, self.labels)
-        return self.fit_on(run, network, split, recipe, rows=rows, after_epoch=after_epoch)
+        return self.fit_on(run, network, self.split, recipe, rows=rows, after_epoch=after_epoch)
 
     def record_isolation(
         self, run: StageRun, epoch: int, suspicion: Tensor, isolated: Tensor, *, final: bool = True

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from worker.lab.compute import derive_seed
 from worker.lab.data.datasets import Split, draw_stratified
+from worker.lab.data.streamed import Images, join
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class CleanSet:
     held_out: Split
 
     @property
-    def images(self) -> Tensor:
+    def images(self) -> Images:
         """All images of the clean set, for methods that do not train on it."""
-        return torch.cat([self.fit.images, self.held_out.images])
+        return join(self.fit.images, self.held_out.images)
 
 
 def draw_clean_set(clean: Split, classes: int, size: int, held_out_ratio: float, seed: int) -> CleanSet:

@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 
 from app.specs.defenses.detection import Then
-from worker.lab.compute import seeded_generator
+from worker.lab.compute import images_at_once, seeded_generator
+from worker.lab.data.streamed import Images
 from worker.lab.defenses.base import Defense, DetectionDefense, copy_state
 from worker.lab.defenses.repair import load_network
 from worker.lab.evaluation import predict_logits
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 
-CHUNK = 8192  # images superimposed at a time: bounds the float copies
+CHUNK, FLOATS = 8192, 2**23  # images superimposed at a time, and values of large ones
 TOO_MANY = 0.5  # share of a class or of the set; a detection that flags more is warned about
 
 
@@ -22,8 +23,8 @@ def predict_superimposed(
     lab: Defense,
     run: StageRun,
     network: Network,
-    images: Tensor,
-    overlays: Tensor,
+    images: Images,
+    overlays: Images,
     times: int,
     weight: float = 1.0,
 ) -> Iterator[Tensor]:
@@ -37,7 +38,9 @@ def predict_superimposed(
         run.recorder.check()
         chosen = torch.randint(len(overlays), (len(images),), device=images.device, generator=generator)
         parts = []
-        for rows in torch.arange(len(images), device=images.device).split(CHUNK):
+        for rows in torch.arange(len(images), device=images.device).split(
+            images_at_once(images, CHUNK, FLOATS)
+        ):
             mixed = images[rows].float() + weight * overlays[chosen[rows]].float()
             mixed = mixed.round().clamp(0, 255).to(torch.uint8)
             parts.append(predict_logits(network, mixed, lab.compute).log_softmax(1))

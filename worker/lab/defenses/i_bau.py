@@ -5,7 +5,8 @@ delta resembles the trigger, and the model is trained to predict true labels in 
 theta, the gradient has an implicit part, which is computed by a fixed-point iteration (algorithm 1).
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -107,12 +108,14 @@ def run(spec: IBau, lab: RepairDefense) -> Network:
         )
         if not spec.augmentation:
             recipe.augment = NO_AUGMENT
-        inputs = lab.compute.to_input(fit.images)
-        batches = inputs.split(recipe.batch_size)
-        _, repeats = divide_steps(spec.steps, len(batches), spec.rounds)
+        _, repeats = divide_steps(spec.steps, math.ceil(len(fit) / recipe.batch_size), spec.rounds)
+
+        def clean_batches() -> Iterator[Tensor]:
+            for _ in range(repeats):
+                yield from map(lab.compute.to_input, fit.images.split(recipe.batch_size))
 
         def update_perturbation(network: Network, epoch: int = 0) -> dict[str, float]:
-            recipe.memory["delta"] = worst_perturbation(spec, network, batches * repeats)
+            recipe.memory["delta"] = worst_perturbation(spec, network, clean_batches())
             return {"perturbation_norm": float(recipe.memory["delta"].norm())}
 
         update_perturbation(network)

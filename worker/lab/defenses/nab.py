@@ -15,11 +15,13 @@ from torch import Tensor
 
 from app.specs.defenses.abl import Abl
 from app.specs.defenses.nab import Nab
+from worker.lab.attacks import apply_trigger
 from worker.lab.data.datasets import Split
+from worker.lab.data.streamed import StreamedImages, count_levels, select_rows
 from worker.lab.defenses import abl
 from worker.lab.defenses.base import TrainingDefense, copy_state, load_state
 from worker.lab.defenses.repair import small_set_recipe
-from worker.lab.evaluation import accuracy, predict_logits
+from worker.lab.evaluation import accuracy, predict_classes
 from worker.lab.networks import Network
 from worker.lab.networks.trigger_input import TriggerInput
 from worker.lab.stages import Outcome, StageRun
@@ -66,11 +68,13 @@ def relabel_suspects(spec: Nab, lab: TrainingDefense, stage: StageRun, suspects:
             stage,
             f"the relabeling model has an accuracy of only {right:.0%} on {len(held_out)} held-out clean images",
         )
-    images = lab.images[suspects]
+    images = select_rows(lab.images, suspects)
     if spec.labelling_with_stamp:  # pseudo_label_vd.py, update_pseudo_label
         mask, value = (255 * tensor for tensor in stamp(spec, lab))
-        images = torch.where(mask.to(images.device) > 0, value.round().to(images), images)
-    labels = predict_logits(network, images, lab.compute).argmax(1)
+        images = apply_trigger(
+            lambda part: torch.where(mask.to(part.device) > 0, value.round().to(part), part), images
+        )
+    labels = predict_classes(network, images, lab.compute)
     lab.record_label_accuracy(stage, spec.labelling_epochs, suspects, labels)
     return stage.finish({"labels": labels})
 
@@ -110,7 +114,11 @@ def stamp(spec: Nab, lab: TrainingDefense) -> tuple[Tensor, Tensor]:
     mask = torch.zeros(1, 1, lab.facts.height, lab.facts.width)
     mask[:, :, : spec.stamp_size, : spec.stamp_size] = 1
     if spec.stamp_value is None:  # zero after normalization (train_nab.py:58)
-        value = lab.images.float().mean((0, 2, 3), keepdim=True).cpu() / 255
+        if isinstance(lab.images, StreamedImages):
+            counts = count_levels(lab.images).double()
+            value = (counts @ torch.arange(256).double() / counts.sum(1)).float()[None, :, None, None] / 255
+        else:
+            value = lab.images.float().mean((0, 2, 3), keepdim=True).cpu() / 255
     else:
         value = torch.full((1, 1, 1, 1), spec.stamp_value / 255)
     return mask, mask * value

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from app.specs.defenses.repair import MOST_EPOCHS
 from worker.lab.compute import Compute
+from worker.lab.data.streamed import Images
 from worker.lab.defenses.base import Defense, DetectionDefense, RepairDefense, copy_state, load_state
 from worker.lab.defenses.clean_set import CleanSet
 from worker.lab.evaluation import accuracy
@@ -144,7 +144,7 @@ def copy_network(lab: Defense, network: Network) -> Network:
     return load_state(lab.new_network("repair"), copy_state(network), lab.compute.device)
 
 
-def refresh_statistics(network: Network, images: Tensor, compute: Compute) -> None:
+def refresh_statistics(network: Network, images: Images, compute: Compute) -> None:
     """Recompute batch normalization's running statistics as plain averages over ``images``, uint8, in order."""
     layers = [layer for layer in network.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
     momenta = [layer.momentum for layer in layers]

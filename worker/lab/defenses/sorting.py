@@ -7,6 +7,7 @@ from torch import Tensor
 
 from app.specs.defenses.abl_plus import AblPlus
 from worker.lab.data.datasets import Split
+from worker.lab.data.streamed import select_rows
 from worker.lab.defenses.base import TrainingDefense
 from worker.lab.defenses.signs import Signs, auroc_or_half, rank_correlation, unit_ranks
 from worker.lab.evaluation import predict_logits
@@ -138,7 +139,9 @@ def run_splitting_round(
     network = lab.new_network(f"splitting {round_}")
     recipe = replace(lab.recipe, epochs=spec.sorting_epochs, memory={})
     lab.fit_on(stage, network, Split(lab.images, relabeled), recipe, rows=rows)
-    probabilities = predict_logits(network, lab.images[members.to(relabeled.device)], lab.compute).softmax(1)
+    probabilities = predict_logits(
+        network, select_rows(lab.images, members.to(relabeled.device)), lab.compute
+    ).softmax(1)
     return stage.finish({"evidence": probabilities[:, flagged.label].cpu()})
 
 

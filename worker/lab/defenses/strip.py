@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from app.specs.defenses.detection import Strip
+from worker.lab.data.streamed import Images
 from worker.lab.defenses.base import DetectionDefense
 from worker.lab.defenses.detection import finish_detection, predict_superimposed, retrain_without_flagged
 from worker.lab.networks import Network
@@ -19,7 +20,7 @@ from worker.lab.stages import Outcome, StageRun
 
 
 def overlay_entropies(
-    spec: Strip, lab: DetectionDefense, run: StageRun, images: Tensor, overlays: Tensor
+    spec: Strip, lab: DetectionDefense, run: StageRun, images: Images, overlays: Images
 ) -> Tensor:
     """Mean entropy ``[N]``, in nats, of the victim's predictions for each image under random overlays."""
     total = torch.zeros(len(images), device=images.device)

@@ -3,13 +3,27 @@
 import torch
 
 from app.specs.facts import DatasetFacts, Shape
-from app.specs.model import ModelSpec, PreActResNet18, ResNet18, SmallCnn, Torchvision, WideResNet16x1
+from app.specs.model import ModelSpec, PreActResNet18, ResNet18, SmallCnn, Timm, Torchvision, WideResNet16x1
 from app.specs.models.torchvision import SMALL_IMAGE
 from worker.lab.compute import seeded_global_generator
-from worker.lab.networks import plugin, preact_resnet18, resnet18, small_cnn, torchvision_zoo, wide_resnet
+from worker.lab.networks import (
+    plugin,
+    preact_resnet18,
+    resnet18,
+    small_cnn,
+    timm_zoo,
+    torchvision_zoo,
+    wide_resnet,
+)
 from worker.lab.networks.base import Network
 
-__all__ = ["Network", "build_network"]
+__all__ = ["Network", "build_network", "check_architecture"]
+
+
+def check_architecture(spec: ModelSpec, facts: DatasetFacts | Shape) -> None:
+    """Raises SpecError if an architecture of timm, which the service cannot build, cannot be built for these images."""
+    if isinstance(spec, Timm):
+        timm_zoo.find_layout(spec, facts.channels, facts.classes, min(facts.height, facts.width))
 
 
 def build_network(spec: ModelSpec, facts: DatasetFacts | Shape, seed: object) -> Network:
@@ -28,5 +42,9 @@ def build_network(spec: ModelSpec, facts: DatasetFacts | Shape, seed: object) ->
                 return preact_resnet18.PreActResNet18(facts.channels, facts.classes, spec.final_norm)
             case WideResNet16x1():
                 return wide_resnet.WideResNet16x1(facts.channels, facts.classes)
-            case Torchvision():
-                return torchvision_zoo.build_torchvision(spec, facts)
+            case Torchvision() | Timm():
+                if isinstance(spec, Torchvision):
+                    traced = torchvision_zoo.build_torchvision(spec, facts)
+                else:
+                    traced = timm_zoo.build_timm(spec, facts)
+                return traced

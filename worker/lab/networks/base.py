@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from worker.lab.data.streamed import Images, count_levels
+
 
 class Network(nn.Module):
     """A classifier of float images in [0, 1], ``[N, C, H, W]``, that normalizes its input itself.
@@ -24,12 +26,12 @@ class Network(nn.Module):
         self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
         self.register_buffer("std", torch.ones(1, channels, 1, 1))
 
-    def calibrate(self, images: Tensor) -> None:
+    def calibrate(self, images: Images) -> None:
         """Set mean and deviation of each channel from uint8 ``[N, C, H, W]``; a constant channel gets deviation 1."""
         levels = torch.arange(256, dtype=torch.float64) / 255
-        for channel in range(images.shape[1]):
-            # From the histogram: exact, and without a float copy of the dataset.
-            share = torch.bincount(images[:, channel].flatten().cpu(), minlength=256).double()
+        # From the histogram: exact, and without a float copy of the dataset.
+        for channel, counts in enumerate(count_levels(images)):
+            share = counts.double()
             share /= share.sum()
             mean = (share * levels).sum()
             std = (share * (levels - mean) ** 2).sum().sqrt()

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 import torch
 from torch import Tensor
 
-from app.specs.model import ModelSpec, PreActResNet18, ResNet18, SmallCnn, Torchvision
+from app.specs.model import ModelSpec, PreActResNet18, ResNet18, SmallCnn, Timm, Torchvision
 from worker.lab.networks.torchvision_zoo import family_of
 
 INNER = "network."  # prefix of the tensors of a network that a `TriggerInput` contains
@@ -76,6 +76,8 @@ _FIRST_LAYERS = {
     "convnext": "features.0.0", "swin": "features.0.0",
 }  # fmt: skip
 """The first convolution of the families of torchvision whose stem for small images has another kernel."""
+_TIMM_KERNELS = {"conv1": 7, "features.conv0": 7, "stem.0": 4}
+"""The first convolutions of timm's families whose stem for small images has another kernel."""
 _ORIGINAL_KERNELS = {"convnext": 4, "swin": 4}  # of the others: 7
 
 
@@ -105,13 +107,30 @@ def find_variant(model: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> Mod
             return model.model_copy(update={"final_norm": True})
         case ResNet18(stem=None) if kernel := _kernel(bare, "conv1"):
             return model.model_copy(update={"stem": "original" if kernel == 7 else "small"})
-        case Torchvision(patch_size=None) if model.is_vit and (kernel := _kernel(bare, "conv_proj")):
-            return model.model_copy(update={"patch_size": kernel})
-        case Torchvision(stem="auto"):
-            family = family_of(model.architecture)
-            if kernel := _kernel(bare, _FIRST_LAYERS.get(family, "")):
-                is_original = kernel == _ORIGINAL_KERNELS.get(family, 7)
-                return model.model_copy(update={"stem": "original" if is_original else "small"})
+        case Torchvision():
+            return _find_torchvision_variant(model, bare)
+        case Timm():
+            return _find_timm_variant(model, bare)
+    return model
+
+
+def _find_torchvision_variant(model: Torchvision, bare: Mapping[str, tuple[int, ...]]) -> Torchvision:
+    if model.is_vit and model.patch_size is None and (kernel := _kernel(bare, "conv_proj")):
+        return model.model_copy(update={"patch_size": kernel})
+    family = family_of(model.architecture)
+    if model.stem == "auto" and (kernel := _kernel(bare, _FIRST_LAYERS.get(family, ""))):
+        is_original = kernel == _ORIGINAL_KERNELS.get(family, 7)
+        return model.model_copy(update={"stem": "original" if is_original else "small"})
+    return model
+
+
+def _find_timm_variant(model: Timm, bare: Mapping[str, tuple[int, ...]]) -> Timm:
+    if model.has_patches and model.patch_size is None and (kernel := _kernel(bare, "patch_embed.proj")):
+        return model.model_copy(update={"patch_size": kernel})
+    if model.stem == "auto" and not model.facts.fixed_size:
+        kernels = ((_kernel(bare, layer), original) for layer, original in _TIMM_KERNELS.items())
+        if known := next(((kernel, original) for kernel, original in kernels if kernel), None):
+            return model.model_copy(update={"stem": "original" if known[0] == known[1] else "small"})
     return model
 
 

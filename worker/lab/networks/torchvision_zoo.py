@@ -58,7 +58,7 @@ def make_model(spec: Torchvision, channels: int, classes: int, side: int) -> nn.
             more |= {"aux_logits": False, "init_weights": True, "transform_input": False}
         model = get_model(name, **more)
     if channels != 3:
-        _replace_first(model, in_channels=channels)
+        replace_first(model, in_channels=channels)
     if small:
         adapt_stem(model, name)
     return model
@@ -78,21 +78,21 @@ def adapt_stem(model: nn.Module, name: str) -> None:
     family = family_of(name)
     match family:
         case "resnet" | "resnext" | "wide" | "googlenet" | "densenet":
-            _replace_first(model, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+            replace_first(model, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
             _remove_pool(
                 model, {"googlenet": "maxpool1", "densenet": "features.pool0"}.get(family, "maxpool")
             )
         case "shufflenet":
-            _first(model)[1].stride = (1, 1)
+            first_convolution(model)[1].stride = (1, 1)
             _remove_pool(model, "maxpool")
         case "inception":
-            _first(model)[1].stride = (1, 1)
+            first_convolution(model)[1].stride = (1, 1)
             _remove_pool(model, "maxpool1")
             _remove_pool(model, "maxpool2")
         case "convnext" | "swin":
-            _replace_first(model, kernel_size=(2, 2), stride=(2, 2))
+            replace_first(model, kernel_size=(2, 2), stride=(2, 2))
         case "squeezenet" | "mnasnet" | "mobilenet" | "efficientnet" | "regnet" | "maxvit":
-            _first(model)[1].stride = (1, 1)
+            first_convolution(model)[1].stride = (1, 1)
 
 
 STEM_FAMILIES = frozenset({
@@ -107,14 +107,14 @@ def family_of(name: str) -> str:
     return name.split("_", maxsplit=1)[0].rstrip("0123456789")
 
 
-def _first(model: nn.Module) -> tuple[str, nn.Conv2d]:
+def first_convolution(model: nn.Module) -> tuple[str, nn.Conv2d]:
     """The first convolution, which gets the image, and its name."""
     return next((name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d))
 
 
-def _replace_first(model: nn.Module, **changes: Any) -> None:
+def replace_first(model: nn.Module, **changes: Any) -> None:
     """Replace the first convolution by a new one that differs in ``changes``."""
-    name, old = _first(model)
+    name, old = first_convolution(model)
     settings = {key: getattr(old, key) for key in ("in_channels", "kernel_size", "stride", "padding")}
     new = nn.Conv2d(out_channels=old.out_channels, bias=old.bias is not None, **(settings | changes))
     nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")

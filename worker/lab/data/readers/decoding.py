@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from app.specs.pictures import PictureError, PictureSizeError, decode
 from worker.lab.data.checking import Array, BadSourceError
+from worker.lab.data.space import Space
 
-MAX_TOTAL_BYTES = 16 * 2**30
-"""Default of the largest accepted decoded dataset, in bytes."""
 MOST_THREADS = 4
 AHEAD, MOST_BYTES_AHEAD = 4, 32 * 2**20
 """Images for each thread, and bytes of all, that are read or decoded before the array takes them."""
@@ -26,8 +25,8 @@ class ImageStack:
     the same size.
     """
 
-    def __init__(self, count: int, size: int | None, most_bytes: int = MAX_TOTAL_BYTES) -> None:
-        self._count, self._size, self._most_bytes = count, size, most_bytes
+    def __init__(self, count: int, size: int | None, space: Space) -> None:
+        self._count, self._size, self._space = count, size, space
         self._filled = 0
         self._pixels: NDArray[np.uint8] | None = None
         self._first = ""
@@ -89,14 +88,18 @@ class ImageStack:
             raise BadSourceError("there are no images")
         return self._pixels[: self._filled]
 
+    def new_array(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """An array beside that of the images."""
+        return self._space.new_array(shape)
+
     def _allocate(self, name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        if np.prod((self._count, *shape), dtype=float) > self._most_bytes:
+        if np.prod((self._count, *shape), dtype=float) > self._space.most_bytes:
             raise BadSourceError(
                 f"{self._count} images like {name} ({shape[2]}x{shape[1]}) exceed "
-                f"{self._most_bytes >> 20} MiB; a smaller size is required",
+                f"{self._space.most_bytes >> 20} MiB; a smaller size is required",
                 "size",
             )
-        return np.empty((self._count, *shape), np.uint8)
+        return self._space.new_array((self._count, *shape))
 
     def _decode(self, name: str, data: bytes) -> NDArray[Any]:
         """uint8 ``[C, H, W]``."""
@@ -126,5 +129,6 @@ def stack_parts(train: ImageStack, test: ImageStack | None = None) -> tuple[Arra
             "convert either"
         )
     if train.first_color is not None and test.first_color is None:
-        x_test = np.repeat(x_test, 3, axis=1)
+        gray, x_test = x_test, test.new_array((len(x_test), 3, *x_test.shape[2:]))
+        x_test[:] = gray
     return x, x_test

@@ -13,6 +13,7 @@ from worker.lab.data.checking import Array, BadSourceError, Source
 from worker.lab.data.readers.decoding import ImageStack, stack_parts
 from worker.lab.data.readers.splits import SPLITS, TRAIN, TRIGGERED, choose_splits, describe_skipped
 from worker.lab.data.readers.trees import Tree
+from worker.lab.data.space import Space
 
 SUFFIXES = {
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".pnm", ".tif", ".tiff",
@@ -40,7 +41,7 @@ Named = tuple[PurePosixPath, PurePosixPath]
 """A path below any wrapping folder, and the same in the source."""
 
 
-def read(tree: Tree, size: int | None, most_bytes: int) -> Source:
+def read(tree: Tree, size: int | None, space: Space) -> Source:
     """The images in ``tree``. Raises BadSourceError."""
     images = [path for path in tree.files if path.suffix.lower() in SUFFIXES]
     others = [path for path in tree.files if path.suffix.lower() not in SUFFIXES and path.name != POISONED]
@@ -54,7 +55,7 @@ def read(tree: Tree, size: int | None, most_bytes: int) -> Source:
     _reject_empty_classes(parts, _below(wrapper, tree.folders))
     train, test, notes = choose_splits(parts, tree.name, "images")
     names = _class_order({path.parent.name for path, _ in [*train, *(test or [])]})
-    stacks = [_stack(tree, files, size, most_bytes) for files in (train, test) if files is not None]
+    stacks = [_stack(tree, files, size, space) for files in (train, test) if files is not None]
     x, x_test = stack_parts(*stacks)
     given = _read_flags(tree, PurePosixPath(*wrapper) / POISONED, [full for _, full in train])
     if TRIGGERED in parts:
@@ -63,7 +64,7 @@ def read(tree: Tree, size: int | None, most_bytes: int) -> Source:
             if path.parent.name not in names:
                 raise BadSourceError(f"{full}: {path.parent.name} is not a class of the training images")
         given["y_test_triggered"] = _labels(triggered, names)
-        _, x_triggered = stack_parts(stacks[0], _stack(tree, triggered, size, most_bytes))
+        _, x_triggered = stack_parts(stacks[0], _stack(tree, triggered, size, space))
         assert x_triggered is not None
         given["x_test_triggered"] = x_triggered
     return Source(
@@ -155,8 +156,8 @@ def _class_order(names: set[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=(lambda n: (int(n), n)) if all(n.isdecimal() for n in names) else None))
 
 
-def _stack(tree: Tree, files: list[Named], size: int | None, most_bytes: int) -> ImageStack:
-    stack = ImageStack(len(files), size, most_bytes)
+def _stack(tree: Tree, files: list[Named], size: int | None, space: Space) -> ImageStack:
+    stack = ImageStack(len(files), size, space)
     stack.extend((str(full), tree.read(full)) for _, full in files)
     return stack
 

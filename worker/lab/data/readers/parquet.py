@@ -16,6 +16,7 @@ from worker.lab.data.checking import Array, BadSourceError, Source
 from worker.lab.data.readers.decoding import ImageStack, stack_parts
 from worker.lab.data.readers.splits import SPLITS, TEST, TRAIN, TRIGGERED, choose_splits, describe_skipped
 from worker.lab.data.readers.trees import Tree
+from worker.lab.data.space import Space
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -38,7 +39,7 @@ class _Shard(NamedTuple):
     class_names: tuple[str, ...] | None
 
 
-def read_files(train: Path, test: Path | None, size: int | None, most_bytes: int) -> Source:
+def read_files(train: Path, test: Path | None, size: int | None, space: Space) -> Source:
     """One file, or a pair. Raises BadSourceError."""
     with ExitStack() as stack:
         parts = {
@@ -46,10 +47,10 @@ def read_files(train: Path, test: Path | None, size: int | None, most_bytes: int
             for part, path in ((TRAIN, train), (TEST, test))
             if path is not None
         }
-        return _read(parts, size, most_bytes)
+        return _read(parts, size, space)
 
 
-def read_tree(tree: Tree, size: int | None, most_bytes: int) -> Source:
+def read_tree(tree: Tree, size: int | None, space: Space) -> Source:
     """The Hub's layouts, such as ``data/train-00000-of-00001.parquet`` and ``default/train/0000.parquet``.
 
     Raises BadSourceError.
@@ -82,7 +83,7 @@ def read_tree(tree: Tree, size: int | None, most_bytes: int) -> Source:
             for part, paths in chosen.items()
             if paths is not None
         }
-        source = _read(opened, size, most_bytes)
+        source = _read(opened, size, space)
     source.notes = [
         *notes,
         *describe_skipped(unknown, OTHER_PARTS),
@@ -102,7 +103,7 @@ def locate(path: PurePosixPath) -> tuple[str, PurePosixPath] | None:
     return None
 
 
-def _read(parts: Mapping[str, Sequence[tuple[str, BinaryIO]]], size: int | None, most_bytes: int) -> Source:
+def _read(parts: Mapping[str, Sequence[tuple[str, BinaryIO]]], size: int | None, space: Space) -> Source:
     """The training part and the others that there are; each is a list of open files with their names."""
     try:
         import pyarrow as pa  # noqa: PLC0415  # slow to import, and used only here
@@ -113,7 +114,7 @@ def _read(parts: Mapping[str, Sequence[tuple[str, BinaryIO]]], size: int | None,
         first = shards[TRAIN][0]
         stacks, columns = {}, {}
         for part, files in shards.items():
-            stack = ImageStack(sum(shard.file.metadata.num_rows for shard in files), size, most_bytes)
+            stack = ImageStack(sum(shard.file.metadata.num_rows for shard in files), size, space)
             known = _given_columns(part, files)
             collected: dict[str, list[Array]] = {name: [] for name in ("label", *known)}
             for shard in files:

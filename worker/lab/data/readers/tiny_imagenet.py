@@ -8,6 +8,7 @@ import numpy as np
 from worker.lab.data.checking import BadSourceError, Source
 from worker.lab.data.readers.decoding import ImageStack, stack_parts
 from worker.lab.data.readers.trees import Tree
+from worker.lab.data.space import Space
 
 ANNOTATIONS, WORDS = "val_annotations.txt", "words.txt"
 
@@ -17,7 +18,7 @@ def find_root(tree: Tree) -> PurePosixPath | None:
     return next((path.parent.parent for path in tree.files if path.parts[-2:] == ("val", ANNOTATIONS)), None)
 
 
-def read(tree: Tree, root: PurePosixPath, size: int | None, most_bytes: int) -> Source:
+def read(tree: Tree, root: PurePosixPath, size: int | None, space: Space) -> Source:
     """The training images, and the validation images as test images: those named test have no labels.
 
     Raises BadSourceError.
@@ -43,7 +44,7 @@ def read(tree: Tree, root: PurePosixPath, size: int | None, most_bytes: int) -> 
             )
     stacks = []
     for paths in (train, [path for path, _ in test]):
-        stack = ImageStack(len(paths), size, most_bytes)
+        stack = ImageStack(len(paths), size, space)
         stack.extend((str(path), tree.read(path)) for path in paths)
         stacks.append(stack)
     x, x_test = stack_parts(*stacks)

@@ -1,0 +1,109 @@
+"""timm's image models: what the service must know of them without torch and timm.
+
+Written by `python -m worker.lab.networks.timm_zoo`, which measures it. Architectures that cannot be traced are left
+out.
+"""
+
+from typing import NamedTuple
+
+
+class Facts(NamedTuple):
+    """What tracing a model shows."""
+
+    batch_norm: bool
+    spatial_maps: bool
+    fixed_size: bool
+    """Whether it is built for one size of images."""
+
+
+_NAMES: dict[Facts, str] = {
+    Facts(False, False, False): """
+vit_base_patch16_sapiens2
+    """,
+    Facts(False, False, True): """
+deit3_base_patch16_224 deit3_base_patch16_384 deit3_huge_patch14_224 deit3_large_patch16_224 deit3_large_patch16_384
+deit3_medium_patch16_224 deit3_small_patch16_224 deit3_small_patch16_384 deit_base_distilled_patch16_224
+deit_base_distilled_patch16_384 deit_base_patch16_224 deit_base_patch16_384 deit_small_distilled_patch16_224
+deit_small_patch16_224 deit_tiny_distilled_patch16_224 deit_tiny_patch16_224 mixer_b16_224 mixer_b32_224 mixer_l16_224
+mixer_l32_224 mixer_s16_224 mixer_s32_224 vit_base_patch14_dinov2 vit_base_patch14_reg1_tipsv2
+vit_base_patch14_reg4_dinov2 vit_base_patch16_18x2_224 vit_base_patch16_224 vit_base_patch16_224_miil
+vit_base_patch16_384 vit_base_patch16_clip_224 vit_base_patch16_clip_384 vit_base_patch16_clip_quickgelu_224
+vit_base_patch16_dinov3 vit_base_patch16_dinov3_qkvb vit_base_patch16_gap_224 vit_base_patch16_lingbot
+vit_base_patch16_plus_240 vit_base_patch16_plus_clip_240 vit_base_patch16_radio_v3 vit_base_patch16_reg4_gap_256
+vit_base_patch16_rope_224 vit_base_patch16_rope_ape_224 vit_base_patch16_rope_mixed_224
+vit_base_patch16_rope_mixed_ape_224 vit_base_patch16_rope_reg1_gap_256 vit_base_patch16_rpn_224
+vit_base_patch16_siglip_224 vit_base_patch16_siglip_256 vit_base_patch16_siglip_384 vit_base_patch16_siglip_512
+vit_base_patch16_siglip_gap_224 vit_base_patch16_siglip_gap_256 vit_base_patch16_siglip_gap_384
+vit_base_patch16_siglip_gap_512 vit_base_patch16_xp_224 vit_base_patch32_224 vit_base_patch32_384
+vit_base_patch32_clip_224 vit_base_patch32_clip_256 vit_base_patch32_clip_384 vit_base_patch32_clip_448
+vit_base_patch32_clip_quickgelu_224 vit_base_patch32_plus_256 vit_base_patch32_siglip_256
+vit_base_patch32_siglip_gap_256 vit_base_patch8_224 vit_small_patch14_dinov2 vit_small_patch14_reg4_dinov2
+vit_small_patch16_18x2_224 vit_small_patch16_224 vit_small_patch16_36x1_224 vit_small_patch16_384
+vit_small_patch16_dinov3 vit_small_patch16_dinov3_qkvb vit_small_patch16_lingbot vit_small_patch16_rope_224
+vit_small_patch16_rope_ape_224 vit_small_patch16_rope_mixed_224 vit_small_patch16_rope_mixed_ape_224
+vit_small_patch32_224 vit_small_patch32_384 vit_small_patch8_224 vit_small_plus_patch16_dinov3
+vit_small_plus_patch16_dinov3_qkvb vit_tiny_patch16_224 vit_tiny_patch16_384 vit_tiny_patch16_dinov3_qkvb
+vit_tiny_r_s16_p8_224 vit_tiny_r_s16_p8_384
+    """,
+    Facts(False, True, False): """
+convnext_atto convnext_atto_ols convnext_atto_rms convnext_base convnext_femto convnext_femto_ols convnext_large
+convnext_large_mlp convnext_nano convnext_nano_ols convnext_pico convnext_pico_ols convnext_small convnext_tiny
+convnext_tiny_hnf convnext_xlarge convnext_xxlarge convnext_zepto_rms convnext_zepto_rms_ols convnextv2_atto
+convnextv2_base convnextv2_femto convnextv2_huge convnextv2_large convnextv2_nano convnextv2_pico convnextv2_small
+convnextv2_tiny efficientnet_b0_g8_gn efficientnet_b0_gn efficientnet_b3_g8_gn efficientnet_b3_gn mobilenetv5_300m
+mobilenetv5_base regnety_040_sgn regnetz_b16_evos regnetz_c16_evos regnetz_d8_evos resnet50_gn resnetv2_101x1_bit
+resnetv2_101x3_bit resnetv2_152x2_bit resnetv2_152x4_bit resnetv2_50d_evos resnetv2_50d_frn resnetv2_50d_gn
+resnetv2_50x1_bit resnetv2_50x3_bit vgg11 vgg13 vgg16 vgg19
+    """,
+    Facts(False, True, True): """
+swin_base_patch4_window12_384 swin_base_patch4_window7_224 swin_large_patch4_window7_224 swin_s3_base_224
+swin_s3_small_224 swin_s3_tiny_224 swin_small_patch4_window7_224 swin_tiny_patch4_window7_224 swinv2_cr_base_224
+swinv2_cr_base_384 swinv2_cr_giant_224 swinv2_cr_giant_384 swinv2_cr_huge_224 swinv2_cr_huge_384 swinv2_cr_large_224
+swinv2_cr_large_384 swinv2_cr_tiny_224 swinv2_cr_tiny_384
+    """,
+    Facts(True, False, True): """
+vit_base_mci_224
+    """,
+    Facts(True, True, False): """
+densenet121 densenet161 densenet169 densenet201 densenet264d densenetblur121d efficientnet_b0 efficientnet_b0_g16_evos
+efficientnet_b1 efficientnet_b1_pruned efficientnet_b2 efficientnet_b2_pruned efficientnet_b3 efficientnet_b3_pruned
+efficientnet_b4 efficientnet_b5 efficientnet_b6 efficientnet_b7 efficientnet_b8 efficientnet_blur_b0
+efficientnet_cc_b0_4e efficientnet_cc_b0_8e efficientnet_cc_b1_8e efficientnet_el efficientnet_el_pruned
+efficientnet_em efficientnet_es efficientnet_es_pruned efficientnet_h_b5 efficientnet_l2 efficientnet_lite0
+efficientnet_lite1 efficientnet_lite2 efficientnet_lite3 efficientnet_lite4 efficientnet_x_b3 efficientnet_x_b5
+efficientnetv2_l efficientnetv2_m efficientnetv2_rw_m efficientnetv2_rw_s efficientnetv2_rw_t efficientnetv2_s
+efficientnetv2_xl mobilenet_edgetpu_100 mobilenet_edgetpu_v2_l mobilenet_edgetpu_v2_m mobilenet_edgetpu_v2_s
+mobilenet_edgetpu_v2_xs mobilenetv1_100 mobilenetv1_100h mobilenetv1_125 mobilenetv2_035 mobilenetv2_050
+mobilenetv2_075 mobilenetv2_100 mobilenetv2_110d mobilenetv2_120d mobilenetv2_140 mobilenetv3_large_075
+mobilenetv3_large_100 mobilenetv3_large_150d mobilenetv3_rw mobilenetv3_small_050 mobilenetv3_small_075
+mobilenetv3_small_100 mobilenetv4_conv_aa_large mobilenetv4_conv_aa_medium mobilenetv4_conv_blur_medium
+mobilenetv4_conv_large mobilenetv4_conv_medium mobilenetv4_conv_small mobilenetv4_conv_small_035
+mobilenetv4_conv_small_050 mobilenetv4_hybrid_large mobilenetv4_hybrid_large_075 mobilenetv4_hybrid_medium
+mobilenetv4_hybrid_medium_075 regnetv_040 regnetv_064 regnetx_002 regnetx_004 regnetx_004_tv regnetx_006 regnetx_008
+regnetx_016 regnetx_032 regnetx_040 regnetx_064 regnetx_080 regnetx_120 regnetx_160 regnetx_320 regnety_002
+regnety_004 regnety_006 regnety_008 regnety_008_tv regnety_016 regnety_032 regnety_040 regnety_064 regnety_080
+regnety_080_tv regnety_120 regnety_1280 regnety_160 regnety_2560 regnety_320 regnety_640 regnetz_005 regnetz_040
+regnetz_040_h regnetz_b16 regnetz_c16 regnetz_d32 regnetz_d8 regnetz_e8 resnet101 resnet101_clip_gap resnet101c
+resnet101d resnet101s resnet10t resnet14t resnet152 resnet152c resnet152d resnet152s resnet18 resnet18d resnet200
+resnet200d resnet26 resnet26d resnet26t resnet32ts resnet33ts resnet34 resnet34d resnet50 resnet50_clip_gap
+resnet50_mlp resnet50c resnet50d resnet50s resnet50t resnet50x16_clip_gap resnet50x4_clip_gap resnet50x64_clip_gap
+resnet51q resnet61q resnetaa101d resnetaa34d resnetaa50 resnetaa50d resnetblur101d resnetblur18 resnetblur50
+resnetblur50d resnetrs101 resnetrs152 resnetrs200 resnetrs270 resnetrs350 resnetrs420 resnetrs50 resnetv2_101
+resnetv2_101d resnetv2_152 resnetv2_152d resnetv2_18 resnetv2_18d resnetv2_34 resnetv2_34d resnetv2_50 resnetv2_50d
+resnetv2_50t resnext101_32x16d resnext101_32x32d resnext101_32x4d resnext101_32x8d resnext101_64x4d resnext26ts
+resnext50_32x4d resnext50d_32x4d seresnet101 seresnet152 seresnet152d seresnet18 seresnet200d seresnet269d
+seresnet33ts seresnet34 seresnet50 seresnet50t seresnetaa50d seresnext101_32x4d seresnext101_32x8d seresnext101_64x4d
+seresnext101d_32x8d seresnext26d_32x4d seresnext26t_32x4d seresnext26ts seresnext50_32x4d seresnextaa101d_32x8d
+seresnextaa201d_32x8d tf_efficientnet_b0 tf_efficientnet_b1 tf_efficientnet_b2 tf_efficientnet_b3 tf_efficientnet_b4
+tf_efficientnet_b5 tf_efficientnet_b6 tf_efficientnet_b7 tf_efficientnet_b8 tf_efficientnet_cc_b0_4e
+tf_efficientnet_cc_b0_8e tf_efficientnet_cc_b1_8e tf_efficientnet_el tf_efficientnet_em tf_efficientnet_es
+tf_efficientnet_l2 tf_efficientnet_lite0 tf_efficientnet_lite1 tf_efficientnet_lite2 tf_efficientnet_lite3
+tf_efficientnet_lite4 tf_efficientnetv2_b0 tf_efficientnetv2_b1 tf_efficientnetv2_b2 tf_efficientnetv2_b3
+tf_efficientnetv2_l tf_efficientnetv2_m tf_efficientnetv2_s tf_efficientnetv2_xl vgg11_bn vgg13_bn vgg16_bn vgg19_bn
+wide_resnet101_2 wide_resnet50_2
+    """,
+    Facts(True, True, True): """
+resnet101_clip resnet50_clip resnet50x16_clip resnet50x4_clip resnet50x64_clip
+    """,
+}
+ARCHITECTURES = {name: facts for facts, names in _NAMES.items() for name in names.split()}
