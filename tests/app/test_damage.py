@@ -173,14 +173,16 @@ def test_keys_hold_the_content_of_a_built_in_dataset_and_its_random_streams_do_n
 def test_a_worker_with_other_data_than_the_api_corrects_the_keys(service: Service, tmp_path: Path) -> None:
     """The API has no data folder and takes GTSRB for the standard one."""
     folder = service.settings.datasets
+    # The precision that auto stands for is part of the keys, and depends on this processor.
+    document = {"dataset": {"name": "gtsrb"}, "training": {"precision": "float32"}}
     aside = folder.rename(folder.with_name("aside"))
     try:
-        experiment_id = service.submit({"dataset": {"name": "gtsrb"}})["id"]
+        experiment_id = service.submit(document)["id"]
     finally:
         aside.rename(folder)
     _, version = files.write(folder / "gtsrb.safetensors", **arrays(), class_names=CLASSES)
     assert run(service, experiment_id, lambda *_, **__: {})["status"] == "succeeded"
-    planned = plan(ExperimentSpec.model_validate({"dataset": {"name": "gtsrb"}}), version)
+    planned = plan(ExperimentSpec.model_validate(document), version)
     with service.database.reading() as session:
         stages = session.get_one(Experiment, experiment_id).stages or []
     assert [stage["key"] for stage in stages] == [stage.key for stage in planned]

@@ -161,7 +161,7 @@ def test_a_locked_database_is_an_answer_soon_and_its_audit_entry_comes_later(
             session.execute(text("UPDATE owners SET name = name"))
             began = time.monotonic()
             answers = [service.http.post("/v1/experiments", json={}) for _ in range(3)]
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < 10  # each request waits for the lock three times at most
             for answer in answers:
                 refused(answer, "locked")
 

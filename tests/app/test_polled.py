@@ -103,7 +103,7 @@ def test_a_server_that_was_restarted_is_noticed_before_a_request_fails(
     with serve(Settings(home=tmp_path, data_dir=tmp_path, database_url=url)) as service:
         mine = service.submit()["id"]
         others = "datname = current_database() AND pid <> pg_backend_pid()"
-        end = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"
+        end = f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE {others}"
         with service.database.reading() as session:
             assert len(session.execute(text(end)).all()) >= 1
         assert service.get(mine)["id"] == mine

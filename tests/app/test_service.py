@@ -30,8 +30,9 @@ import app.main
 installed = importlib.metadata.packages_distributions().keys()
 print(*sorted({name.partition('.')[0] for name in sys.modules} & installed))
 """
+# rich imports attr where it is installed, as it is beside the packages of the tests.
 NEEDED = """
-PIL annotated_doc annotated_types anyio app dotenv fastapi greenlet httpx2 idna obstore opentelemetry
+PIL annotated_doc annotated_types anyio app attr dotenv fastapi greenlet httpx2 idna obstore opentelemetry
 prometheus_client pydantic pydantic_core pydantic_settings pygments python_multipart rich sqlalchemy starlette
 structlog typing_extensions typing_inspection
 """

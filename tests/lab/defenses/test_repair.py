@@ -23,7 +23,7 @@ GENTLE: dict[str, Spec] = {
     "fine_pruning": {"steps": 100},
     "nad": {**NAD, "teacher_steps": 20, "steps": 20, "first_steps": 0},
     "mcr": {"tuning_steps": 100, "steps": 100},
-    "ft_sam": {"steps": 50, "half_period": None},
+    "ft_sam": {"steps": 50, "half_period": None, "learning_rate": 0.01},
     "anp": {"steps": 300, "max_accuracy_drop": 0.01},
 }
 
