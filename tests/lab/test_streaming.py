@@ -62,6 +62,7 @@ def test_streamed_images_give_the_same_files(name: str, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
+@pytest.mark.long  # a minute: every defense, twice; the attacks above have the same path of images
 def test_defenses_find_the_same_in_streamed_images(monkeypatch: pytest.MonkeyPatch) -> None:
     check_streamed(spec(ATTACKS["badnets"], *DEFENSES), monkeypatch)
 

@@ -338,7 +338,13 @@ def test_architectures_of_timm_are_refused_before_a_run() -> None:
 
 
 @needs_timm
-@pytest.mark.parametrize("name", ["resnet18.a1_in1k", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("resnet18.a1_in1k", marks=pytest.mark.long),  # a minute; torchvision's is not long
+        "vit_tiny_patch16_224",
+    ],
+)
 def test_defenses_that_look_inside_run_on_architectures_of_timm(name: str, folder: Path) -> None:
     check_defenses(timm_zoo(name), folder, 16, ["anp", "nad", "fine_pruning"])
 
