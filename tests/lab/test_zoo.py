@@ -95,13 +95,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(model: dict[str, Any], folder: Path, side: int, defenses: Iterable[str]) -> MemoryRecorder:
-    """One step of the victim, with all images, and the first steps of every defense, on one thread."""
+    """One epoch of the victim and the first step of every defense, on one thread."""
     torch.set_num_threads(1)
     spec = {
         "dataset": {"name": "imported", "key": f"tiny{side}"},
         "model": model,
         "attack": {"name": "badnets", "size": 3, "poisoning_rate": 0.2},
-        "training": {"epochs": 1, "batch_size": 15},
+        "training": {"epochs": 1, "batch_size": 12},
         "defenses": [
             {"name": one, **FIRST_STEPS[one], **({} if one in NO_CLEAN_SET else {"clean_ratio": 0.5})}
             for one in defenses
@@ -156,7 +156,9 @@ def test_defenses_that_look_inside_run_on_batch_normalization(folder: Path) -> N
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", LARGE)
 def test_every_defense_runs_on_the_usual_networks(name: str, folder: Path) -> None:
-    side = max(16, Torchvision(architecture=name).traits(32).least_side)  # type: ignore[arg-type]
+    least = Torchvision(architecture=name).traits(32).least_side  # type: ignore[arg-type]
+    # At 16 px the last layers of EfficientNet see one pixel, and after one epoch its output is not finite.
+    side = 32 if name == "efficientnet_b0" else max(16, least)
     check_defenses(zoo(name), folder, side)
 
 
