@@ -44,6 +44,7 @@ FIRST_STEPS = {
         "teacher_steps": 1,
         "steps": 1,
         "betas": [1, 1, 1],
+        "first_learning_rate": 0.01,
     },  # those of its authors need a trained network
     "mcr": {"tuning_steps": 1, "steps": 1},
     "ft_sam": {"steps": 1},
@@ -101,7 +102,7 @@ def run(model: dict[str, Any], folder: Path, side: int, defenses: Iterable[str])
         "dataset": {"name": "imported", "key": f"tiny{side}"},
         "model": model,
         "attack": {"name": "badnets", "size": 3, "poisoning_rate": 0.2},
-        "training": {"epochs": 1, "batch_size": 12},
+        "training": {"epochs": 1, "batch_size": 12, "learning_rate": 0.01},
         "defenses": [
             {"name": one, **FIRST_STEPS[one], **({} if one in NO_CLEAN_SET else {"clean_ratio": 0.5})}
             for one in defenses

@@ -101,6 +101,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
                 process.wait()
 
 
+@pytest.mark.long  # a minute; test_kills.py and test_faults.py stop workers by default, too
 def test_sigterm_requeues_the_run_and_its_numbers_stay_the_same(fleet: Fleet) -> None:
     first = fleet.start()
     experiment_id = fleet.service.submit(spec(seed=30, epochs=10, images=400))["id"]

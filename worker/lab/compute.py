@@ -68,7 +68,7 @@ def has_native_bfloat16() -> bool:
 def choose_precision(device: str, precision: Literal["auto", Precision], shape: Shape) -> Precision:
     """What a precision stands for on a device, "auto" being a valid value of both, for images of ``shape``.
 
-    Both formats agree on the accuracy and on the success of every attack (docs/results/precision.md). Tiny images on
+    Accuracy and attack success differ by chance only, as far as measured (docs/results/precision.md). Tiny images on
     a CPU are no faster in bfloat16 (docs/results/speed.md).
     """
     if precision != "auto":
