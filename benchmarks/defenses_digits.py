@@ -119,7 +119,7 @@ def table(title: str, seeds: list[dict[str, dict[str, Any]]]) -> str:
 
 
 def mean(rows: list[dict[str, Any]], metric: str) -> str:
-    """A dash if there is no such number."""
+    """The mean of the rows that have the metric; a dash if none has it."""
     values = [row[metric] for row in rows if row.get(metric) is not None]
     if not values:
         return "-"

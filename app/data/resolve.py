@@ -39,7 +39,7 @@ class Inputs(NamedTuple):
 
 
 def is_installed(package: str) -> bool | None:
-    """Whether the workers of this environment have ``package``; None if they are elsewhere: there is no torch here."""
+    """Whether ``package`` is installed; None if this environment has no torch, so that the workers are elsewhere."""
     return None if find_spec("torch") is None else find_spec(package) is not None
 
 

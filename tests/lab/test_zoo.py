@@ -319,7 +319,7 @@ def test_the_table_of_timm_says_what_tracing_finds() -> None:
 
 def test_architectures_of_timm_are_refused_before_a_run() -> None:
     assert Timm(architecture="resnet18.a1_in1k").facts == Timm().facts
-    with pytest.raises(ValidationError, match=r"timm has no such image model .* did you mean resnet18"):
+    with pytest.raises(ValidationError, match=r"not one of the \d+ models of timm .* did you mean resnet18"):
         Timm(architecture="resnet_18")
     with pytest.raises(ValidationError, match=r"patch_size 4: resnet18 has no patches"):
         Timm(patch_size=4)

@@ -185,7 +185,7 @@ def _request(context: Context, metadata: Metadata, file_name: str) -> dict[str, 
         if metadata.zip_encoding is not None:
             if fields["format"] != "zip":
                 raise InvalidError.of(
-                    "zip_encoding", metadata.zip_encoding, "allowed: null; the file is no zip"
+                    "zip_encoding", metadata.zip_encoding, "allowed: null, since the file is not a zip"
                 )
             if not is_text_encoding(metadata.zip_encoding):
                 raise InvalidError.of("zip_encoding", metadata.zip_encoding, f"allowed: {ENCODINGS}")

@@ -118,11 +118,11 @@ _BPP_PRESETS = {
 
 
 class JointlyTrainedAttack(DirtyLabelAttack):
-    """Base class of attacks whose authors poison every batch of the victim's training anew."""
+    """Base class of attacks whose authors poison each batch of the victim's training as it is drawn."""
 
     joint_epochs: int = field(
         0,
-        "Epochs of the authors' own training, which poisons every batch anew. The metrics of that model are "
+        "Epochs of the authors' own training, which poisons each batch as it is drawn. The metrics of that model are "
         "attacker_clean_accuracy, attacker_attack_success_rate and attacker_cross_trigger_accuracy. 0: no such "
         "training. The authors train for 1,000 epochs.",
         unit="epochs",

@@ -1,6 +1,7 @@
 """Base class of architecture specs, and what the service knows of an architecture without torch."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
 from typing import Any, ClassVar, NamedTuple
 
 from app.specs.base import Spec
@@ -29,6 +30,17 @@ def label_of(fields: Mapping[str, Any]) -> str:
     That of a library's model has its architecture, such as ``torchvision/vgg19_bn``.
     """
     return "/".join(str(fields[key]) for key in ("name", "architecture") if key in fields)
+
+
+def reject_unknown(name: Any, known: Collection[str], allowed: str) -> None:
+    """Raise ValueError if ``name`` is a string that is not in ``known``; pydantic's own error would list all of them.
+
+    ``allowed`` begins the message, which ends with the nearest names.
+    """
+    if isinstance(name, str) and name not in known:
+        close = get_close_matches(name, known, 3, 0.5)
+        hint = f"; did you mean {' or '.join(close)}" if close else ""
+        raise ValueError(f"{allowed}{hint}")
 
 
 def install_command(extra: str) -> str:

@@ -1,12 +1,11 @@
 """timm's image models by name. timm is an extra: not every worker has it."""
 
-from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
 from app.specs.base import field
-from app.specs.models.base import Architecture, Traits
+from app.specs.models.base import Architecture, Traits, reject_unknown
 from app.specs.models.timm_architectures import ARCHITECTURES, Facts
 from app.specs.models.torchvision import SMALL_IMAGE, SMALL_PATCH
 
@@ -15,10 +14,10 @@ PATCHED = ("vit_", "deit_", "deit3_")
 
 
 def _refuse_unknown(name: Any) -> Any:
-    if isinstance(name, str) and name.partition(".")[0] not in ARCHITECTURES:
-        close = get_close_matches(name.partition(".")[0], ARCHITECTURES, 3, 0.5)
-        hint = f"; did you mean {' or '.join(close)}" if close else ""
-        raise ValueError(f"timm has no such image model that can be a victim{hint}")
+    bare = name.partition(".")[0] if isinstance(name, str) else name
+    reject_unknown(
+        bare, ARCHITECTURES, f"not one of the {len(ARCHITECTURES)} models of timm that can be victims"
+    )
     return name
 
 

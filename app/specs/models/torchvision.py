@@ -1,13 +1,12 @@
 """Torchvision's classification models by name."""
 
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
 from app.specs.base import field
 from app.specs.models.architectures import ARCHITECTURES, Name
-from app.specs.models.base import Architecture, Traits
+from app.specs.models.base import Architecture, Traits, reject_unknown
 
 SMALL_IMAGE = 64
 """Side in pixels below which an ImageNet stem (stride 2, then pooling) loses most of an image."""
@@ -17,11 +16,9 @@ MAX_VIT_STRIDES = {"original": 32, "small": 16}
 
 
 def _refuse_unknown(name: Any) -> Any:
-    """A short error, where pydantic's would list all names."""
-    if isinstance(name, str) and name not in ARCHITECTURES:
-        close = get_close_matches(name, ARCHITECTURES, 3, 0.5)
-        hint = f"; did you mean {' or '.join(close)}" if close else ""
-        raise ValueError(f"torchvision has no such classification model{hint}; the catalog lists all of them")
+    reject_unknown(
+        name, ARCHITECTURES, "torchvision has no such classification model; the catalog lists all of them"
+    )
     return name
 
 

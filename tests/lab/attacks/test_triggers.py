@@ -3,8 +3,6 @@
 import base64
 import io
 import math
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ import torch
 from PIL import Image
 
 from app.specs.attack import Refool
-from tests.lab.attacks.helpers import CHEAP, attack, digits, experiment, facts, image, state_of
+from tests.lab.attacks.helpers import CHEAP, attack, digits, experiment, facts, image, poisoned, state_of
 from worker.lab.attacks import apply_trigger, make_attack
 from worker.lab.attacks.poisoning import choose_poisoned
 from worker.lab.data.datasets import Split
@@ -340,12 +338,10 @@ def test_ctrl_has_a_strength_of_its_own_at_test_time():
     data = digits()
     fields = {"frequencies": [0], "magnitude": 80, "poisoning_rate": 0.05}
     spec = experiment(name="ctrl", test_magnitude=160, **fields)
-    made = make_attack(spec.attack, data.facts)
+    made, chosen = make_attack(spec.attack, data.facts), choose_poisoned(spec, data, 0)
     assert made is not None
-    chosen = choose_poisoned(spec, data, 0)
-    lab: Any = SimpleNamespace(train=data.train, chosen=chosen)
     gray = data.train.images[chosen].int()  # the lowest frequency of 8 x 8 pixels is 8 times the mean
-    assert torch.equal(made.prepare(lab).images, (gray + 10).clamp(max=255).to(torch.uint8))
+    assert torch.equal(poisoned(spec, data).images[chosen], (gray + 10).clamp(max=255).to(torch.uint8))
     assert torch.equal(
         made.trigger({})(data.train.images[chosen]), (gray + 20).clamp(max=255).to(torch.uint8)
     )
@@ -373,6 +369,16 @@ def test_k_way_applies_all_its_triggers_at_test_time():
         [101, 101, 178, 178],
         [101, 101, 178, 178],
     ]
+
+
+@pytest.mark.parametrize("name", ["k_way", "multi_target"])
+def test_each_of_several_triggers_has_its_own_strength_in_training(name):
+    part = {"name": "badnets", "pattern": "white", "opacity": 0.25, "test_opacity": 1.0}
+    second = part | ({"target_class": 1} if name == "multi_target" else {})
+    made, clean = attack(facts(), name=name, triggers=[part, second]), image([[0] * 4] * 4)
+    in_training = made.cross({}, clean, 0) if name == "k_way" else made.training_trigger({})(clean)
+    assert in_training.max() == 64
+    assert made.trigger({})(clean).max() == 255
 
 
 def test_k_way_of_the_toolbox_has_its_four_pixels():

@@ -22,13 +22,13 @@ class PartsAttack(Attack[ComposedT], Generic[ComposedT]):
             for name, tensor in part.state_without_training(lab).items()
         }
 
-    def part_triggers(self, state: State) -> list[Trigger]:
-        """The trigger of each part."""
+    def part_triggers(self, state: State, training: bool) -> list[Trigger]:
+        """The trigger of each part, in training or at test time."""
         triggers = []
         for i, part in enumerate(self._parts()):
             prefix = f"{i}."
             own = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-            triggers.append(part.trigger(own))
+            triggers.append(part.training_trigger(own) if training else part.trigger(own))
         return triggers
 
     def _parts(self) -> list[Attack[Any]]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from app.specs.attack import Ctrl
-from worker.lab.attacks.base import Attack, AttackLab, Prepared, State, Trigger, apply_trigger, to_uint8
+from worker.lab.attacks.base import Attack, State, Trigger, to_uint8
 from worker.lab.attacks.ftrojan import make_wave_pattern
 
 FROM_CHROMA = (1.14, -0.396 - 0.581, 2.029)
@@ -18,12 +18,8 @@ FROM_CHROMA = (1.14, -0.396 - 0.581, 2.029)
 class CtrlAttack(Attack[Ctrl]):
     """``x + magnitude (1.14, -0.977, 2.029) p``, since the transforms to YUV and to frequencies are linear."""
 
-    def prepare(self, lab: AttackLab) -> Prepared:
-        images = lab.train.images[lab.chosen.to(lab.train.images.device)]
-        return Prepared(images=apply_trigger(self._adding(self.spec.magnitude), images))
-
-    def state_without_training(self, lab: AttackLab) -> State:
-        return {}
+    def training_trigger(self, state: State) -> Trigger:
+        return self._adding(self.spec.magnitude)
 
     def trigger(self, state: State) -> Trigger:
         return self._adding(self.spec.test_magnitude or self.spec.magnitude)

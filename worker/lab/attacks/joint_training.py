@@ -1,4 +1,4 @@
-"""The training of a victim by an attacker who poisons every batch anew, as WaNet's and BppAttack's authors do."""
+"""Training of a victim by an attacker who poisons each batch as it is drawn, as WaNet's and BppAttack's authors do."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -23,7 +23,7 @@ class KWayAttack(PartsAttack[KWay]):
         return Prepared(state, images=stored(self._one_each(state, images)))
 
     def trigger(self, state: State) -> Trigger:
-        triggers = self.part_triggers(state)
+        triggers = self.part_triggers(state, training=False)
         return lambda images: reduce(lambda changed, trigger: trigger(changed), triggers, images)
 
     def cross(self, state: State, images: Images, seed: int) -> Images:
@@ -31,7 +31,7 @@ class KWayAttack(PartsAttack[KWay]):
 
     def _one_each(self, state: State, images: Images) -> Images:
         """uint8 ``[N, C, H, W]`` with one trigger each: the first trigger in the first images, and so on."""
-        triggers = self.part_triggers(state)
+        triggers = self.part_triggers(state, training=True)
 
         def apply_one(part: Tensor, rows: Tensor) -> Tensor:
             changed, which = torch.empty_like(part), rows * len(triggers) // len(images)

@@ -14,7 +14,13 @@ class MultiTargetAttack(PartsAttack[MultiTarget]):
     """An image gets the trigger number (sum of its bytes) modulo their number, and is driven to that one's target."""
 
     def trigger(self, state: State) -> Trigger:
-        triggers = self.part_triggers(state)
+        return self._choosing(self.part_triggers(state, training=False))
+
+    def training_trigger(self, state: State) -> Trigger:
+        return self._choosing(self.part_triggers(state, training=True))
+
+    def _choosing(self, triggers: list[Trigger]) -> Trigger:
+        """Applies to each image the trigger with its number."""
 
         def stamp(images: Tensor) -> Tensor:
             which, changed = self._which(images), torch.empty_like(images)

@@ -18,7 +18,6 @@ from worker.lab.attacks.base import (
     Prepared,
     State,
     Trigger,
-    apply_trigger,
     to_uint8,
 )
 from worker.lab.attacks.surrogate import train_surrogate
@@ -42,13 +41,12 @@ class NarcissusAttack(Attack[Narcissus]):
         network = train_surrogate(self.spec, lab)
         outcome = lab.stage("trigger", lambda run: self._optimize(network, lab, run))
         state = {"pattern": outcome.tensors["pattern"].to(lab.train.images.device)}
-        clean = lab.train.images[lab.chosen]
-        poisons = apply_trigger(self._adding(state, 1.0), clean)
+        clean = lab.train.images[lab.chosen[:SHOWN]]
         strongest = state["pattern"].abs().max().clamp(min=1)
         shown = to_uint8(128 + 127 * state["pattern"] / strongest)[None]
-        rows = {"clean": clean[:SHOWN], "poisoned": poisons[:SHOWN], "pattern": shown}
+        rows = {"clean": clean, "poisoned": self.training_trigger(state)(clean), "pattern": shown}
         picture = Picture("poisoned images, and the pattern at full contrast", list(rows.items()))
-        return Prepared(state, images=poisons, pictures={"pattern": picture})
+        return Prepared(state, pictures={"pattern": picture})
 
     def _optimize(self, network: Network, lab: AttackLab, run: StageRun) -> Outcome:
         images = lab.train.images[lab.train.labels == self.spec.target_class]
@@ -82,6 +80,9 @@ class NarcissusAttack(Attack[Narcissus]):
             run.epoch_done(-(-done // ROUND), rounds, {"pattern_loss": losses.mean().item()})
             run.checkpoint(_checkpoint(pattern, optimizer, done))
         return run.finish({"pattern": pattern.detach().clamp(-bound, bound) * 255})
+
+    def training_trigger(self, state: State) -> Trigger:
+        return self._adding(state, 1.0)
 
     def trigger(self, state: State) -> Trigger:
         return self._adding(state, self.spec.test_strength)

@@ -34,17 +34,18 @@ def build_network(spec: ModelSpec, facts: DatasetFacts | Shape, seed: object) ->
             return plugin.build_plugin(spec, facts)
         match spec:
             case SmallCnn():
-                return small_cnn.SmallCnn(facts.channels, facts.classes, spec.width, spec.blocks_for(side))
+                network: Network = small_cnn.SmallCnn(
+                    facts.channels, facts.classes, spec.width, spec.blocks_for(side)
+                )
             case ResNet18():
                 small = side < SMALL_IMAGE if spec.stem is None else spec.stem == "small"
-                return resnet18.ResNet18(facts.channels, facts.classes, small)
+                network = resnet18.ResNet18(facts.channels, facts.classes, small)
             case PreActResNet18():
-                return preact_resnet18.PreActResNet18(facts.channels, facts.classes, spec.final_norm)
+                network = preact_resnet18.PreActResNet18(facts.channels, facts.classes, spec.final_norm)
             case WideResNet16x1():
-                return wide_resnet.WideResNet16x1(facts.channels, facts.classes)
-            case Torchvision() | Timm():
-                if isinstance(spec, Torchvision):
-                    traced = torchvision_zoo.build_torchvision(spec, facts)
-                else:
-                    traced = timm_zoo.build_timm(spec, facts)
-                return traced
+                network = wide_resnet.WideResNet16x1(facts.channels, facts.classes)
+            case Torchvision():
+                network = torchvision_zoo.build_torchvision(spec, facts)
+            case Timm():
+                network = timm_zoo.build_timm(spec, facts)
+        return network
