@@ -33,8 +33,8 @@ class Defense(PresetSpec):
     def implementation(cls) -> Any:
         """The function that carries out the defense: from the spec and what its kind may use to the defended network.
 
-        For plug-ins, which must import torch and the worker inside this method. The built-in defenses are in
-        `worker.lab.defenses`.
+        For plug-ins, which must import torch and the worker inside this method. The code of a built-in defense is found
+        by its name: `worker.lab.defenses.defend`.
         """
         raise NotImplementedError
 
