@@ -1,7 +1,7 @@
 """The attack x defense matrix of a study, computed from the results of its experiments."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from sqlalchemy.orm import Session
@@ -12,8 +12,8 @@ from app.specs.metrics import EFFECTIVENESS, defense_effectiveness
 from app.specs.stored import StoredStudy
 from app.sweeps import repository
 from app.sweeps.planning import Coordinates
-from app.sweeps.repository import CLEAN_ACCURACY, MEASURED
-from app.sweeps.schemas import Average, CellStatus, States, Table, TableCell, TableRow
+from app.sweeps.repository import ATTACK_SUCCESS, CLEAN_ACCURACY, MEASURED
+from app.sweeps.schemas import Average, CellStatus, States, Table, TableCell, TableRow, Worst
 from app.tables.sweeps import Sweep
 
 METRICS = (*MEASURED, EFFECTIVENESS)
@@ -77,9 +77,14 @@ def build_table(study: Sweep, cells: Mapping[Coordinates, SeedCell]) -> Table:
         for name in spec.rows
     ]
     attacked = [row for row in rows if spec.rows[row.attack] != "none"]
-    averages = [_average(arm, [row.cells[i] for row in attacked]) for i, arm in enumerate(arms)]
     return Table(
-        study_id=study.id, name=study.name, seeds=list(seeds), arms=arms, rows=rows, averages=averages
+        study_id=study.id,
+        name=study.name,
+        seeds=list(seeds),
+        arms=arms,
+        rows=rows,
+        averages=[_average(arm, [row.cells[i] for row in attacked]) for i, arm in enumerate(arms)],
+        worst=[find_worst(arm, {row.attack: row.cells[i] for row in attacked}) for i, arm in enumerate(arms)],
     )
 
 
@@ -112,3 +117,26 @@ def _average(arm: str, column: Sequence[TableCell]) -> Average:
         return Aggregate.of(means) if len(means) == len(column) else None
 
     return Average(arm=arm, **{metric: mean(metric) for metric in METRICS})
+
+
+def find_worst(arm: str, column: Mapping[str, TableCell]) -> Worst:
+    """The worst numbers of an arm over its cells by attack; null where a cell has no value."""
+
+    def extreme(metric: str, choose: Callable[..., TableCell]) -> Aggregate | None:
+        complete = bool(column) and all(getattr(cell, metric) is not None for cell in column.values())
+        return getattr(choose(column.values(), key=_mean_of(metric)), metric) if complete else None
+
+    success = extreme(ATTACK_SUCCESS, max)
+    return Worst(
+        arm=arm,
+        attack=None
+        if success is None
+        else max(column, key=lambda name: _mean_of(ATTACK_SUCCESS)(column[name])),
+        clean_accuracy=extreme(CLEAN_ACCURACY, min),
+        attack_success_rate=success,
+        defense_effectiveness=extreme(EFFECTIVENESS, min),
+    )
+
+
+def _mean_of(metric: str) -> Callable[[TableCell], float]:
+    return lambda cell: float(getattr(cell, metric).mean)

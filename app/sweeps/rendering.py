@@ -79,15 +79,15 @@ def _caption(table: Table) -> str:
 
 
 def _for_people(table: Table) -> tuple[list[export.Column], list[export.Row]]:
-    """One column per arm, one row per attack, and a row of averages if there are several attacks."""
+    """One column per arm, one row per attack, and rows for their average and the worst of them if there are several."""
     columns = [export.Column("attack"), *(export.Column(f"arm {arm}", arm) for arm in table.arms)]
     rows: list[export.Row] = [
         {"attack": row.attack, **{f"arm {c.arm}": _cell(c, len(table.seeds)) for c in row.cells}}
         for row in table.rows
     ]
     if len(table.rows) > 1:
-        averages = {f"arm {average.arm}": _average(average) for average in table.averages}
-        rows.append({"attack": "average", **averages})
+        for name, summaries in (("average", table.averages), ("worst", table.worst)):
+            rows.append({"attack": name, **{f"arm {of_arm.arm}": _summary(of_arm) for of_arm in summaries}})
     return columns, rows
 
 
@@ -107,8 +107,8 @@ def _cell(cell: TableCell, seeds: int) -> str:
     return _numbers(cell) + (f" ({'; '.join(notes)})" if notes else "")
 
 
-def _average(average: Numbers) -> str:
-    return _numbers(average) if average.clean_accuracy is not None else NO_VALUE
+def _summary(numbers: Numbers) -> str:
+    return _numbers(numbers) if numbers.clean_accuracy is not None else NO_VALUE
 
 
 def _numbers(numbers: Numbers) -> str:

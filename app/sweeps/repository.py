@@ -20,7 +20,8 @@ MAX_EXPERIMENTS = 1_000_000
 MAX_KEYS = 1000
 """Maximum number of keys in one statement."""
 CLEAN_ACCURACY = "clean_accuracy"
-MEASURED = (CLEAN_ACCURACY, "attack_success_rate")
+ATTACK_SUCCESS = "attack_success_rate"
+MEASURED = (CLEAN_ACCURACY, ATTACK_SUCCESS)
 """Metrics in a study's table that are stored; the third one is derived from them."""
 T = TypeVar("T")
 

@@ -198,6 +198,16 @@ class Average(Numbers):
     arm: str
 
 
+class Worst(Numbers):
+    """One arm at its worst: the lowest accuracy, the highest attack success and the lowest effectiveness of its cells.
+
+    Each may come from another attack. Null unless every attack has a value.
+    """
+
+    arm: str
+    attack: str | None = Field(description="The attack with the highest success rate.")
+
+
 class Table(BaseModel):
     """The attack x defense matrix of a study. Fractions are in [0, 1]."""
 
@@ -207,3 +217,4 @@ class Table(BaseModel):
     arms: list[str]
     rows: list[TableRow]
     averages: list[Average] = Field(description="Without the attack `none`.")
+    worst: list[Worst] = Field(description="Without the attack `none`.")

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, update
 
+from app.results.numbers.schemas import Aggregate
+from app.sweeps.matrix import find_worst
+from app.sweeps.schemas import States, TableCell
 from app.tables.experiments import Experiment
 from app.tables.results import ArmNote, ResultValue
 from app.tables.sweeps import Sweep
@@ -256,6 +259,40 @@ def test_the_table_as_json(service: Service, finished: dict[str, Any]) -> None:
     assert [c["states"]["succeeded"] for c in clean["cells"]] == [1, 0, 1]
     assert clean["cells"][2]["attack_success_rate"] is None
     assert table["averages"][2]["defense_effectiveness"]["mean"] == pytest.approx(0.925)
+    assert table["worst"][2] == {
+        "arm": "abl",
+        "attack": "bad_nets & <co>",
+        **{name: abl[name] for name in ("clean_accuracy", "attack_success_rate", "defense_effectiveness")},
+    }
+
+
+def test_the_worst_case_takes_each_number_from_its_own_attack() -> None:
+    def cell(accuracy: float, success: float, effectiveness: float) -> TableCell:
+        numbers = {
+            "clean_accuracy": accuracy,
+            "attack_success_rate": success,
+            "defense_effectiveness": effectiveness,
+        }
+        return TableCell(
+            arm="abl",
+            states=States(),
+            warnings=0,
+            experiments=[],
+            **{name: Aggregate.of([value]) for name, value in numbers.items()},
+        )
+
+    column = {"blend": cell(0.8, 0.9, 0.5), "sig": cell(0.7, 0.1, 0.9)}
+    worst = find_worst("abl", column)
+    assert worst.attack == "blend"
+    assert [
+        n.mean for n in (worst.clean_accuracy, worst.attack_success_rate, worst.defense_effectiveness) if n
+    ] == [
+        0.7,
+        0.9,
+        0.5,
+    ]
+    column["wanet"] = column["sig"].model_copy(update={"attack_success_rate": None})
+    assert find_worst("abl", column).attack is None  # not every attack has a value
 
 
 CAPTION = (
@@ -268,6 +305,7 @@ ROWS = [
     ["bad_nets & <co>", "97.0 ± 12.7 / 2.0 ± 12.7", "90.0 ± 0.0 / 100.0 ± 0.0", ABL],
     ["none", "98.0 / - (1 of 2 seeds; 1 queued)", "", "97.0 / - (1 of 2 seeds; 1 queued)"],
     ["average", "97.0 / 2.0", "90.0 / 100.0", "85.0 / 10.0 / 92.5"],
+    ["worst", "97.0 ± 12.7 / 2.0 ± 12.7", "90.0 ± 0.0 / 100.0 ± 0.0", ABL.removesuffix(" (2 warnings)")],
 ]
 
 
