@@ -141,8 +141,13 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
-def member_names(union: Any) -> set[str]:
-    """The names of the specs in a union, which may be annotated with its discriminator."""
+def members(union: Any) -> dict[str, type[Spec]]:
+    """The specs in a union, which may be annotated with its discriminator, by name."""
     if get_origin(union) is Annotated:
         union = get_args(union)[0]
-    return {cls.model_fields["name"].default for cls in get_args(union)}
+    return {cls.model_fields["name"].default: cls for cls in get_args(union)}
+
+
+def member_names(union: Any) -> set[str]:
+    """The names of the specs in a union, as in `members`."""
+    return set(members(union))

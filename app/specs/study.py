@@ -7,8 +7,10 @@ from pydantic import model_validator
 
 from app.specs.attack import AttackSpec
 from app.specs.base import Spec, canonical_json, field
+from app.specs.bench import bench_study
 from app.specs.dataset import DatasetSpec, Digits
 from app.specs.defense import DefenseSpec
+from app.specs.defenses.base import BENCHMARK
 from app.specs.experiment import ExperimentSpec, Seed, TagKey, TagValue
 from app.specs.model import ModelSpec, SmallCnn
 from app.specs.training import TrainingSpec
@@ -36,13 +38,20 @@ class StudyParts(Spec):
     """The axes of a study, which can be extended later."""
 
     attacks: tuple[StudyAttack, ...] = field((), "Rows of the table.", max_length=64)
-    defenses: tuple[DefenseSpec, ...] = field((), "Columns of the table.", max_length=32)
+    defenses: tuple[DefenseSpec, ...] = field((), "Columns of the table.", max_length=64)
     seeds: tuple[Seed, ...] = field((), "Every cell is run once for each seed.", max_length=50)
 
 
 class StudySpec(StudyParts):
     """Every attack against every defense, on one dataset and model, for every seed."""
 
+    preset: Literal["bench"] | None = field(
+        None,
+        "Fields that are filled if they are omitted. bench: the attacks and defenses of BackdoorBench's leaderboard "
+        "that this project has, at its settings, with its training recipe: CIFAR-10, preact_resnet18, 100 epochs.",
+        source=BENCHMARK,
+        added_later=True,
+    )
     name: str = field("", "A name for people.", max_length=200)
     dataset: DatasetSpec = field(Digits(), "Dataset.")
     model: ModelSpec = field(SmallCnn(), "Architecture of the victim.")
@@ -52,10 +61,22 @@ class StudySpec(StudyParts):
     )
     device: Literal["auto", "cpu", "cuda"] = field("auto", "Device to compute on, as in an experiment.")
     tags: dict[TagKey, TagValue] = field({}, "Labels of the study's experiments.", max_length=32)
-    attacks: tuple[StudyAttack, ...] = field(..., "Rows of the table.", min_length=1, max_length=64)
+    attacks: tuple[StudyAttack, ...] = field(
+        (),
+        "Rows of the table, at least one; required unless a preset fills them.",
+        min_length=1,
+        max_length=64,
+    )
     seeds: tuple[Seed, ...] = field(
         (0,), "Every cell is run once for each seed.", min_length=1, max_length=50
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and fields.get("preset") == "bench":
+            return {**bench_study(), **fields}
+        return fields
 
     @model_validator(mode="after")
     def _check_distinct(self) -> Self:

@@ -72,6 +72,15 @@ STUDY_EXAMPLES: dict[str, Any] = {
             "seeds": [0, 1, 2],
         },
     },
+    "bench": {
+        "summary": "The defenses of the public leaderboard against two attacks, on digits",
+        "value": {
+            "preset": "bench",
+            "dataset": {"name": "digits"},
+            "model": {"name": "small_cnn"},
+            "attacks": [{"attack": {"name": "badnets"}}, {"attack": {"name": "blend"}}],
+        },
+    },
 }
 EXTENSION_EXAMPLES: dict[str, Any] = {
     "defense": {"summary": "One more defense", "value": {"defenses": [{"name": "nad"}]}},

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import func, select, update
 
 from app.results.numbers.schemas import Aggregate
+from app.specs.study import StudySpec
 from app.sweeps.matrix import find_worst
 from app.sweeps.schemas import States, TableCell
 from app.tables.experiments import Experiment
@@ -242,6 +243,37 @@ def finished(service: Service) -> dict[str, Any]:
         *(ArmNote(experiment_id=warned["id"], arm="abl", seed=0, kind="warning", message=m) for m in "ab")
     )
     return made
+
+
+def test_the_preset_bench_fills_what_is_omitted(service: Service) -> None:
+    small = {
+        "dataset": {"name": "digits"},
+        "model": {"name": "small_cnn"},
+        "training": {"epochs": next(EPOCHS)},
+    }
+    one = {"attacks": [{"attack": {"name": "badnets"}}]}
+    made = study(service, {"preset": "bench", **small, **one})
+    assert (made["name"], made["spec"]["preset"], made["spec"]["dataset"]["name"]) == (
+        "bench",
+        "bench",
+        "digits",
+    )
+    assert {"abl", "nad", "spectral_signatures"} <= {d["name"] for d in made["spec"]["defenses"]}
+    assert made["cells"] == 2 + len(made["spec"]["defenses"])
+    answer = service.http.post("/v1/studies", json=small)
+    assert answer.status_code == 422
+    assert [e["field"] for e in answer.json()["errors"]] == ["attacks"]
+
+
+def test_the_preset_bench_has_the_settings_of_the_leaderboard() -> None:
+    spec = StudySpec.model_validate({"preset": "bench"})
+    assert (spec.dataset.name, spec.model.name, spec.training.epochs) == ("cifar10", "preact_resnet18", 100)
+    methods = [*(a.attack for a in spec.attacks), *spec.defenses]
+    for method in methods:
+        if "benchmark" in getattr(method, "presets", {}):
+            assert method.model_dump()["preset"] == "benchmark"
+    assert StudySpec.model_validate(spec.model_dump(mode="json")) == spec
+    assert not bool({"abl_plus", "none", "given"} & {m.name for m in methods})
 
 
 def test_the_table_as_json(service: Service, finished: dict[str, Any]) -> None:
