@@ -87,9 +87,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         noise = draw.integers(0, 60, (count, channels, side, side)) + 90 * labels[:, None, None, None]
         return noise.astype(np.uint8), labels.astype(np.int64)
 
-    for side in (16, 28, 32):
-        (x, y), (x_test, y_test) = images(15, side), images(6, side)
-        path = folder / "imported" / f"tiny{side}.safetensors"
+    for key, count, side in (
+        ("tiny16", 15, 16),
+        ("tiny28", 15, 28),
+        ("tiny32", 15, 32),
+        ("small32", 120, 32),
+    ):
+        (x, y), (x_test, y_test) = images(count, side), images(count * 2 // 5, side)
+        path = folder / "imported" / f"{key}.safetensors"
         names = ("a", "b", "c")
         files.write(path, x_train=x, y_train=y, x_test=x_test, y_test=y_test, class_names=names)
     return folder
@@ -161,6 +166,34 @@ def test_every_defense_runs_on_the_usual_networks(name: str, folder: Path) -> No
     # At 16 px the last layers of EfficientNet see one pixel, and after one epoch its output is not finite.
     side = 32 if name == "efficientnet_b0" else max(16, least)
     check_defenses(zoo(name), folder, side)
+
+
+@pytest.mark.long  # minutes each: networks of 20 and 86 million parameters in six trainings
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", ["vgg19_bn", "vit_b_16"])
+def test_badnets_abl_and_three_repairs_end_to_end(name: str, folder: Path) -> None:
+    torch.set_num_threads(1)
+    short_abl = {"isolation_epochs": 2, "ranking_window": 1, "finetune_epochs": 1, "unlearning_epochs": 1}
+    repairs = {"fine_tuning": {"steps": 4}, "fine_pruning": {"steps": 4}, "ft_sam": {"steps": 4}}
+    spec = {
+        "dataset": {"name": "imported", "key": "small32"},
+        "model": zoo(name),
+        "attack": {"name": "badnets"},
+        "training": {"epochs": 2, "batch_size": 32, "learning_rate": 0.01},
+        "defenses": [
+            {"name": "abl", **short_abl},
+            *({"name": one, "clean_ratio": 0.3, **fields} for one, fields in repairs.items()),
+        ],
+    }
+    recorder = MemoryRecorder()
+    run_experiment(
+        ExperimentSpec.model_validate(spec), recorder, MemoryStore(), data_dir=folder, device="cpu"
+    )
+    assert not recorder.failures
+    assert [arm for arm, _ in recorder.results] == ["clean", "undefended", "abl", *repairs]
+    for values in recorder.results.values():
+        assert 0 <= float(values["clean_accuracy"] or 0) <= 1
+        assert math.isfinite(float(values["clean_loss"] or 0))
 
 
 def test_every_classification_model_of_torchvision_can_be_named() -> None:
