@@ -9,6 +9,7 @@ from app.specs.defenses.abl_plus import AblPlus
 from app.specs.defenses.base import Defense
 from app.specs.defenses.detection import ActivationClustering, NeuralCleanse, SpectralSignatures, Strip
 from app.specs.defenses.nab import Nab
+from app.specs.defenses.pruning import Clp
 from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau, Mcr, Nad
 from app.specs.plugins import with_plugins
 
@@ -22,6 +23,7 @@ _BUILT_IN = (
     | FtSam
     | Anp
     | IBau
+    | Clp
     | SpectralSignatures
     | ActivationClustering
     | Strip

@@ -39,6 +39,7 @@ from worker.lab.data.datasets import Dataset, Split, draw_stratified, draw_subse
 from worker.lab.data.streamed import Images, StreamedImages
 from worker.lab.defenses import defend
 from worker.lab.defenses.base import (
+    DataFreeRepair,
     DetectionDefense,
     Harness,
     RepairDefense,
@@ -359,13 +360,15 @@ class SeedRun:
             ),
         }
         poisoned: dict[str, Any] = {"images": self.poisoned.images, "labels": self.poisoned.labels}
-        common["clean"] = self.draw_clean_set(spec)
+        clean = self.draw_clean_set(spec)
         if spec.kind == "training":
-            return defend(spec, TrainingDefense(**common, **poisoned))
+            return defend(spec, TrainingDefense(**common, **poisoned, clean=clean))
         common["victim"] = self.copy_victim()
         if spec.kind == "detection":
-            return defend(spec, DetectionDefense(**common, **poisoned))
-        return defend(spec, RepairDefense(**common))
+            return defend(spec, DetectionDefense(**common, **poisoned, clean=clean))
+        return defend(
+            spec, DataFreeRepair(**common) if clean is None else RepairDefense(**common, clean=clean)
+        )
 
     def _find_targets(self) -> Tensor | None:
         """The true target classes; None where they are not known, in a dataset that came poisoned."""

@@ -15,8 +15,8 @@ class Defense(PresetSpec):
     """Base class of all defenses."""
 
     kind: ClassVar[Kind] = "training"
-    """What the defense may use. training: the poisoned set. repair: the victim and a clean set. detection: the poisoned
-    set, the victim and, for a `CleanSetDefense`, a clean set."""
+    """What the defense may use. training: the poisoned set. repair: the victim. detection: the poisoned set and the
+    victim. Each also a clean set, for a `CleanSetDefense`."""
 
     needs_batch_norm: ClassVar[bool] = False
     """Whether the defense changes the victim's batch normalization; refused for an architecture without any."""

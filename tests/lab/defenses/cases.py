@@ -21,6 +21,7 @@ SHORT: dict[str, Spec] = {
     "ft_sam": {"steps": 8},
     "anp": {"steps": 40},
     "i_bau": {"rounds": 2, "steps": 8},
+    "clp": {},
     "spectral_signatures": {},
     "activation_clustering": {},
     "strip": {"overlays": 4},

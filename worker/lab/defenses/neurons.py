@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from worker.lab.defenses.base import RepairDefense
+from worker.lab.defenses.base import DataFreeRepair, RepairDefense
 from worker.lab.defenses.repair import copy_network, finish_repair, small_set_recipe, train_steps
 from worker.lab.evaluation import accuracy
 from worker.lab.networks import Network
@@ -22,6 +22,29 @@ THRESHOLDS = [round(0.05 * i, 2) for i in range(19)]  # 0 to 0.9, as in the ANP 
 def batch_norm_names(network: Network) -> list[str]:
     """Names of the batch normalizations, first to last."""
     return [name for name, layer in network.named_modules() if isinstance(layer, nn.BatchNorm2d)]
+
+
+@torch.no_grad()
+def prune_outliers(network: Network, scores: dict[str, Tensor], deviations: float) -> int:
+    """Prune every neuron whose score exceeds its layer's mean by ``deviations`` standard deviations; returns how many.
+
+    ``scores`` are ``[channels]`` each, by the names of batch normalizations. Scale and shift are set to zero, as in
+    BackdoorBench (defense/clp.py, bnp.py and ep.py).
+    """
+    pruned = 0
+    for name, values in scores.items():
+        stands_out = values > values.mean() + deviations * values.std()
+        network.get_parameter(f"{name}.weight")[stands_out] = 0.0
+        network.get_parameter(f"{name}.bias")[stands_out] = 0.0
+        pruned += int(stands_out.sum())
+    return pruned
+
+
+def report_outliers(lab: DataFreeRepair, stage: StageRun, pruned: int, scores: dict[str, Tensor]) -> None:
+    """Log how many neurons were pruned; warn if there was none to prune."""
+    if pruned == 0:
+        lab.warn(stage, "no neuron was pruned: none stands out in its layer")
+    lab.recorder.log(f"pruned {pruned} of {sum(map(len, scores.values()))} neurons")
 
 
 class MaskedNetwork(Network):
