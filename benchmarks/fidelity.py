@@ -76,6 +76,8 @@ ROWS = (
     Row("ft_sam", "benchmark", "", "none for this network and trigger"),
     Row("mcr", "authors", "", "none for this network and trigger"),
     Row("clp", "authors", "", "none for this network and trigger"),
+    Row("fe_tuning", "authors", "", "none for this network and trigger"),
+    Row("fst", "authors", "", "none for this network and trigger"),
     Row("abl", "authors", "82.8 / 100.0 -> 81.9 / 0.5", ABL_README),
 )
 

@@ -11,6 +11,7 @@ from app.specs.defenses.detection import ActivationClustering, NeuralCleanse, Sp
 from app.specs.defenses.nab import Nab
 from app.specs.defenses.pruning import Clp
 from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau, Mcr, Nad
+from app.specs.defenses.tuning import FeTuning, Fst
 from app.specs.plugins import with_plugins
 
 _BUILT_IN = (
@@ -24,6 +25,8 @@ _BUILT_IN = (
     | Anp
     | IBau
     | Clp
+    | FeTuning
+    | Fst
     | SpectralSignatures
     | ActivationClustering
     | Strip

@@ -52,6 +52,8 @@ FIRST_STEPS = {
     "ft_sam": {"steps": 1},
     "anp": {"steps": 1},
     "i_bau": {"rounds": 1, "steps": 1},
+    "fe_tuning": {"steps": 1},
+    "fst": {"steps": 1},
     "strip": {"overlays": 1},
     "neural_cleanse": {"epochs": 1, "anomaly_threshold": 0.1, "unlearning_epochs": 1, "success": 0.01},
     "nab": {"isolation_epochs": 1, "ranking_window": 1, "labelling_epochs": 1},

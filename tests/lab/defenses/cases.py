@@ -22,6 +22,8 @@ SHORT: dict[str, Spec] = {
     "anp": {"steps": 40},
     "i_bau": {"rounds": 2, "steps": 8},
     "clp": {},
+    "fe_tuning": {"steps": 4},
+    "fst": {"steps": 8},
     "spectral_signatures": {},
     "activation_clustering": {},
     "strip": {"overlays": 4},
