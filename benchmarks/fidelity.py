@@ -78,6 +78,9 @@ ROWS = (
     Row("clp", "authors", "", "none for this network and trigger"),
     Row("fe_tuning", "authors", "", "none for this network and trigger"),
     Row("fst", "authors", "", "none for this network and trigger"),
+    Row("bnp", "authors", "", "none for this network and trigger"),
+    Row("ep", "authors", "", "none for this network and trigger"),
+    Row("ep", "benchmark", "", "none for this network and trigger"),
     Row("abl", "authors", "82.8 / 100.0 -> 81.9 / 0.5", ABL_README),
 )
 

@@ -9,7 +9,7 @@ from app.specs.defenses.abl_plus import AblPlus
 from app.specs.defenses.base import Defense
 from app.specs.defenses.detection import ActivationClustering, NeuralCleanse, SpectralSignatures, Strip
 from app.specs.defenses.nab import Nab
-from app.specs.defenses.pruning import Clp
+from app.specs.defenses.pruning import Bnp, Clp, Ep
 from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau, Mcr, Nad
 from app.specs.defenses.tuning import FeTuning, Fst
 from app.specs.plugins import with_plugins
@@ -25,6 +25,8 @@ _BUILT_IN = (
     | Anp
     | IBau
     | Clp
+    | Bnp
+    | Ep
     | FeTuning
     | Fst
     | SpectralSignatures

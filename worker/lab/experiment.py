@@ -44,6 +44,7 @@ from worker.lab.defenses.base import (
     Harness,
     RepairDefense,
     TrainingDefense,
+    UnlabeledRepair,
     copy_state,
     load_state,
 )
@@ -366,9 +367,11 @@ class SeedRun:
         common["victim"] = self.copy_victim()
         if spec.kind == "detection":
             return defend(spec, DetectionDefense(**common, **poisoned, clean=clean))
-        return defend(
-            spec, DataFreeRepair(**common) if clean is None else RepairDefense(**common, clean=clean)
-        )
+        if clean is not None:
+            return defend(spec, RepairDefense(**common, clean=clean))
+        if spec.needs_poisoned_images:
+            return defend(spec, UnlabeledRepair(**common, images=self.poisoned.images))
+        return defend(spec, DataFreeRepair(**common))
 
     def _find_targets(self) -> Tensor | None:
         """The true target classes; None where they are not known, in a dataset that came poisoned."""

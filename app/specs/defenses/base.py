@@ -23,6 +23,9 @@ class Defense(PresetSpec):
     needs_spatial_maps: ClassVar[bool] = False
     """Whether the defense uses the victim's feature maps of three resolutions; refused where there are fewer."""
 
+    needs_poisoned_images: ClassVar[bool] = False
+    """Whether a repair also uses the images of the poisoned set, of which it does not get the labels."""
+
     arm: str | None = field(
         None,
         "Name of the defense's arm. Null: the defense's name. Required if a defense appears twice.",

@@ -22,6 +22,8 @@ SHORT: dict[str, Spec] = {
     "anp": {"steps": 40},
     "i_bau": {"rounds": 2, "steps": 8},
     "clp": {},
+    "bnp": {},
+    "ep": {"images": 100},
     "fe_tuning": {"steps": 4},
     "fst": {"steps": 8},
     "spectral_signatures": {},

@@ -42,10 +42,10 @@ def test_every_step_leaves_the_last_layer_with_the_given_norm() -> None:
     recipe = Recipe(epochs=1, batch_size=1, learning_rate=1.0, momentum=0.0, weight_decay=0.0)
     optimizer = FixedNormSgd(network.parameters(), recipe, network, torch.tensor(5.0))
 
-    def closure() -> Tensor:
+    def closure() -> float:
         loss = network.head.weight[0, 0] * 6.0  # its step is from 6 to 0
         loss.backward()
-        return loss
+        return float(loss)
 
     optimizer.step(closure)
     assert network.head.weight.flatten().tolist() == pytest.approx([0, 0, 0, 5])

@@ -1,11 +1,16 @@
 """Repairs that prune neurons which stand out in their layer, against values computed by hand."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.lab.defenses.cases import BADNETS, defended, number
+from tests.lab.test_measuring import CPU
+from worker.lab.defenses.bnp import statistic_divergences
 from worker.lab.defenses.clp import find_normalized_convolutions, lipschitz_bounds
+from worker.lab.defenses.ep import collect_peaks, histogram_entropy, standardize
 from worker.lab.defenses.neurons import prune_outliers
 from worker.lab.networks import Network
 
@@ -48,8 +53,47 @@ def test_neurons_that_stand_out_lose_scale_and_shift() -> None:
         assert (parameter == 0).nonzero().flatten().tolist() == [7]
 
 
+class Normalized(Network):
+    """The images themselves, normalized."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.norm = nn.BatchNorm2d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.norm(x).flatten(1)
+        return logits
+
+
+def test_the_divergence_is_that_of_two_normal_distributions() -> None:
+    network = Normalized()
+    network.norm.running_mean, network.norm.running_var = torch.tensor([1.5]), torch.tensor([2.0])
+    images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)
+    scores = statistic_divergences(network, images, CPU)
+    # Mean 0.5 and variance 0.5 on the images.
+    expected = math.log(2 / 0.5) / 2 + (0.5 + 1.0) / (2 * 2) - 0.5
+    assert scores["norm"].tolist() == pytest.approx([expected])
+
+
+def test_entropy_is_of_the_largest_input_of_each_image() -> None:
+    images = torch.tensor([[[[0, 51]]], [[[255, 0]]]], dtype=torch.uint8)
+    assert collect_peaks(Normalized(), images, CPU)["norm"].flatten().tolist() == pytest.approx([0.2, 1.0])
+    x = standardize(torch.tensor([[1.0, 3.0], [5.0, 5.0]]))
+    assert x.flatten().tolist() == pytest.approx([-(2**-0.5), 2**-0.5, 0, 0])
+    values = torch.tensor([[0.0, 0.0, 1.2, 1.2], [0.0, 0.3, 0.6, 1.2]])
+    quarters = -(0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25))
+    assert histogram_entropy(values, 0.5).tolist() == pytest.approx([math.log(2), quarters])
+
+
+def test_ep_removes_a_backdoor_without_a_clean_image() -> None:
+    done = defended(BADNETS, {"name": "ep", "deviations": 1.5})
+    assert number(done, "undefended", "attack_success_rate") > 0.95
+    assert number(done, "ep", "attack_success_rate") < 0.2
+    assert number(done, "ep", "clean_accuracy") > 0.8
+
+
 def test_clp_removes_a_backdoor_without_any_image() -> None:
-    """At a third of the threshold of its source no neuron of this small network is kept in vain: see the guide."""
+    """At half of its source's threshold, at which no neuron of this small network stands out."""
     done = defended(BADNETS, {"name": "clp", "deviations": 1.5}, {"name": "clp", "arm": "authors"})
     assert number(done, "undefended", "attack_success_rate") > 0.95
     assert number(done, "clp", "attack_success_rate") < 0.2

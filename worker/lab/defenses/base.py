@@ -1,8 +1,8 @@
 """The interface of defenses: what each kind may see and do.
 
 A training defense sees the images and labels of the poisoned set; a repair defense a trained model and, if it needs
-one, a small clean set; a detection defense the poisoned set and the model trained on it. None sees the true flags or a
-test image: what is measured with these while it runs goes to the recorder only.
+them, a small clean set or the images of the poisoned set; a detection defense the poisoned set and the model trained on
+it. None sees the true flags or a test image: what is measured with these while it runs goes to the recorder only.
 """
 
 from collections.abc import Callable
@@ -146,6 +146,14 @@ class DataFreeRepair(Defense):
 
     victim: Network
     """The undefended victim; a copy that the defense may change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlabeledRepair(DataFreeRepair):
+    """Sees a trained model and the images of the poisoned set, without labels."""
+
+    images: Images
+    """uint8 ``[N, C, H, W]``, on the device or streamed to it."""
 
 
 @dataclass(frozen=True, kw_only=True)

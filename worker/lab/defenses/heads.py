@@ -8,6 +8,7 @@ from torch import Tensor
 from worker.lab.compute import seeded_generator
 from worker.lab.defenses.base import Defense
 from worker.lab.networks import Network
+from worker.lab.sgd import Sgd
 from worker.lab.training import Recipe
 
 
@@ -29,7 +30,7 @@ def scale_head(network: Network, norm: Tensor) -> None:
     network.head.weight.mul_(norm / network.head.weight.norm())
 
 
-class FixedNormSgd(torch.optim.SGD):
+class FixedNormSgd(Sgd):
     """SGD after each step of which the weights of the last layer of ``network`` are scaled to the norm ``norm``."""
 
     def __init__(
@@ -40,7 +41,7 @@ class FixedNormSgd(torch.optim.SGD):
         )
         self.network, self.norm = network, norm
 
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        loss: Tensor | None = super().step(closure)
+    def step(self, closure: Callable[[], float]) -> float:
+        loss = super().step(closure)
         scale_head(self.network, self.norm)
         return loss

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from worker.lab.compute import Compute
+from worker.lab.data.streamed import Images
 from worker.lab.defenses.base import DataFreeRepair, RepairDefense
 from worker.lab.defenses.repair import copy_network, finish_repair, small_set_recipe, train_steps
-from worker.lab.evaluation import accuracy
+from worker.lab.evaluation import accuracy, predict_classes
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 from worker.lab.training import Objective, constant
@@ -22,6 +24,26 @@ THRESHOLDS = [round(0.05 * i, 2) for i in range(19)]  # 0 to 0.9, as in the ANP 
 def batch_norm_names(network: Network) -> list[str]:
     """Names of the batch normalizations, first to last."""
     return [name for name, layer in network.named_modules() if isinstance(layer, nn.BatchNorm2d)]
+
+
+def watch_pre_activations(
+    network: Network, images: Images, compute: Compute, watch: Callable[[str, Tensor], None]
+) -> None:
+    """Run the network on uint8 images; ``watch`` gets a batch normalization's name and what it reads ``[B, C, H, W]``.
+
+    It is called for every one and every batch. The network is in evaluation mode.
+    """
+    handles = [
+        network.get_submodule(name).register_forward_pre_hook(
+            lambda _, given, name=name: watch(name, given[0].float())
+        )
+        for name in batch_norm_names(network)
+    ]
+    try:
+        predict_classes(network, images, compute)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @torch.no_grad()
