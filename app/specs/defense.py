@@ -10,6 +10,7 @@ from app.specs.defenses.base import Defense
 from app.specs.defenses.detection import ActivationClustering, NeuralCleanse, SpectralSignatures, Strip
 from app.specs.defenses.nab import Nab
 from app.specs.defenses.pruning import Bnp, Clp, Ep
+from app.specs.defenses.reconstructive import Rnp
 from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau, Mcr, Nad
 from app.specs.defenses.tuning import FeTuning, Fst
 from app.specs.plugins import with_plugins
@@ -27,6 +28,7 @@ _BUILT_IN = (
     | Clp
     | Bnp
     | Ep
+    | Rnp
     | FeTuning
     | Fst
     | SpectralSignatures

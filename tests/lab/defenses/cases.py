@@ -21,6 +21,7 @@ SHORT: dict[str, Spec] = {
     "ft_sam": {"steps": 8},
     "anp": {"steps": 40},
     "i_bau": {"rounds": 2, "steps": 8},
+    "rnp": {"unlearning_steps": 8, "recovering_steps": 8},
     "clp": {},
     "bnp": {},
     "ep": {"images": 100},
