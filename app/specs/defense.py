@@ -13,6 +13,7 @@ from app.specs.defenses.pruning import Bnp, Clp, Ep
 from app.specs.defenses.reconstructive import Rnp
 from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau, Mcr, Nad
 from app.specs.defenses.tuning import FeTuning, Fst
+from app.specs.defenses.unlearning import Sau
 from app.specs.plugins import with_plugins
 
 _BUILT_IN = (
@@ -29,6 +30,7 @@ _BUILT_IN = (
     | Bnp
     | Ep
     | Rnp
+    | Sau
     | FeTuning
     | Fst
     | SpectralSignatures

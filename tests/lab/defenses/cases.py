@@ -22,6 +22,7 @@ SHORT: dict[str, Spec] = {
     "anp": {"steps": 40},
     "i_bau": {"rounds": 2, "steps": 8},
     "rnp": {"unlearning_steps": 8, "recovering_steps": 8},
+    "sau": {"steps": 4, "attack_steps": 1},
     "clp": {},
     "bnp": {},
     "ep": {"images": 100},
