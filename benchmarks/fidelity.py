@@ -42,6 +42,7 @@ NO_ID = "0" * 8 + "-0000-4000-8000-" + "0" * 12
 """The victim's id in a spec; the file is given to the lab directly."""
 NAD_README = "the NAD authors' README: WRN-16-1, the same grid"
 ABL_README = "the ABL authors' demo: WRN-16-1, the same grid"
+RNP_README = "the RNP authors' README: ResNet-18, the same grid, threshold 0.2"
 BOARD = "BackdoorBench's leaderboard: PreActResNet-18, a white square"
 
 
@@ -75,6 +76,15 @@ ROWS = (
     Row("ft_sam", "recommended", "", "none for this network and trigger"),
     Row("ft_sam", "benchmark", "", "none for this network and trigger"),
     Row("mcr", "authors", "", "none for this network and trigger"),
+    Row("clp", "authors", "", "none for this network and trigger"),
+    Row("fe_tuning", "authors", "", "none for this network and trigger"),
+    Row("fst", "authors", "", "none for this network and trigger"),
+    Row("bnp", "authors", "", "none for this network and trigger"),
+    Row("ep", "authors", "", "none for this network and trigger"),
+    Row("ep", "benchmark", "", "none for this network and trigger"),
+    Row("rnp", "authors", "93.4 / 100.0 -> 92.8 / 6.6", RNP_README),
+    Row("rnp", "benchmark", "", "none for this network and trigger"),
+    Row("sau", "benchmark", "", "none for this network and trigger"),
     Row("abl", "authors", "82.8 / 100.0 -> 81.9 / 0.5", ABL_README),
 )
 

@@ -29,7 +29,7 @@ PLUGINS = ROOT / "examples/plugins"
 SPEC: dict[str, Any] = {
     **QUICK,
     "attack": {"name": "posterize", "levels": 3},
-    "defenses": [{"name": "fe_tuning", "steps": 8, "clean_ratio": 0.2}],
+    "defenses": [{"name": "linear_probing", "steps": 8, "clean_ratio": 0.2}],
     "seeds": [0],
     "tags": {"study": "extending"},
 }
@@ -39,7 +39,7 @@ ATTACK = (PLUGINS / "posterize.py").read_text()
 def test_the_guide_shows_the_files_that_are_tested() -> None:
     shown = [text for name, text in blocks("python") if name == "extending.md"]
     assert shown == [
-        (PLUGINS / name).read_text() for name in ("posterize.py", "fe_tuning.py", "mlp_mixer.py")
+        (PLUGINS / name).read_text() for name in ("posterize.py", "linear_probing.py", "mlp_mixer.py")
     ]
 
 
@@ -54,7 +54,7 @@ def test_the_service_takes_them_as_its_own(stack: Stack) -> None:
         "Gu et al. 2017, section 4.2",
         "the authors' code",
     ]
-    assert "fe_tuning" in [entry["name"] for entry in catalog["defenses"]]
+    assert "linear_probing" in [entry["name"] for entry in catalog["defenses"]]
     assert 'value="posterize"' in stack.client.get("/new").text
     preview = {"dataset": {"name": "digits"}, "attack": {"name": "posterize", "levels": 3}}
     assert stack.client.post("/v1/previews", json=preview).content.startswith(b"\x89PNG")
@@ -65,12 +65,12 @@ def test_the_service_takes_them_as_its_own(stack: Stack) -> None:
 
     id = stack.wait(stack.submit(SPEC))["id"]
     arms = {arm["arm"]: arm["seeds"][0] for arm in stack.results(id)["arms"]}
-    assert list(arms) == ["undefended", "fe_tuning"]
+    assert list(arms) == ["undefended", "linear_probing"]
     assert arms["undefended"]["changed_pixels"] > 0.1
     assert all(0 <= arm["attack_success_rate"] <= 1 for arm in arms.values())
     manifest = stack.get(f"/v1/experiments/{id}/manifest")
-    assert set(manifest["code"]["plugins"]) == {"posterize", "fe_tuning"}
-    rows = stack.get("/v1/results", where=["attack.levels=3", "defense.name=fe_tuning"])["rows"]
+    assert set(manifest["code"]["plugins"]) == {"posterize", "linear_probing"}
+    rows = stack.get("/v1/results", where=["attack.levels=3", "defense.name=linear_probing"])["rows"]
     assert [row["experiment_id"] for row in rows] == [id]
 
 
@@ -127,7 +127,7 @@ def test_the_lab_takes_them_alone(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "fe_tuning: clean_accuracy" in done.stdout
+    assert "linear_probing: clean_accuracy" in done.stdout
 
 
 def test_the_control_plane_loads_them_without_torch() -> None:
@@ -215,7 +215,7 @@ def test_experiments_of_a_deleted_plug_in_can_be_read(
 
     assert stack.experiment(id) == mine
     assert stack.get("/v1/experiments", attack="posterize", fields="*")["experiments"] == [mine]
-    assert [arm["arm"] for arm in stack.results(id)["arms"]] == ["undefended", "fe_tuning"]
+    assert [arm["arm"] for arm in stack.results(id)["arms"]] == ["undefended", "linear_probing"]
     files = stack.get(f"/v1/experiments/{id}/artifacts")["artifacts"]
     assert [file["name"] for file in files] == names
     assert stack.client.get(files[0]["content"]).status_code == 200

@@ -9,7 +9,11 @@ from app.specs.defenses.abl_plus import AblPlus
 from app.specs.defenses.base import Defense
 from app.specs.defenses.detection import ActivationClustering, NeuralCleanse, SpectralSignatures, Strip
 from app.specs.defenses.nab import Nab
+from app.specs.defenses.pruning import Bnp, Clp, Ep
+from app.specs.defenses.reconstructive import Rnp
 from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau, Mcr, Nad
+from app.specs.defenses.tuning import FeTuning, Fst
+from app.specs.defenses.unlearning import Sau
 from app.specs.plugins import with_plugins
 
 _BUILT_IN = (
@@ -22,6 +26,13 @@ _BUILT_IN = (
     | FtSam
     | Anp
     | IBau
+    | Clp
+    | Bnp
+    | Ep
+    | Rnp
+    | Sau
+    | FeTuning
+    | Fst
     | SpectralSignatures
     | ActivationClustering
     | Strip

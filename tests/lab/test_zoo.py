@@ -15,7 +15,9 @@ from pydantic import ValidationError
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from app.core.validation import members
 from app.specs.checks import find_problems
+from app.specs.defenses.base import CleanSetDefense, Defense
 from app.specs.defenses.repair import IBau
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import BUILT_IN, DatasetFacts, Shape
@@ -50,6 +52,10 @@ FIRST_STEPS = {
     "ft_sam": {"steps": 1},
     "anp": {"steps": 1},
     "i_bau": {"rounds": 1, "steps": 1},
+    "rnp": {"unlearning_steps": 1, "recovering_steps": 1},
+    "sau": {"steps": 1, "attack_steps": 1},
+    "fe_tuning": {"steps": 1},
+    "fst": {"steps": 1},
     "strip": {"overlays": 1},
     "neural_cleanse": {"epochs": 1, "anomaly_threshold": 0.1, "unlearning_epochs": 1, "success": 0.01},
     "nab": {"isolation_epochs": 1, "ranking_window": 1, "labelling_epochs": 1},
@@ -68,7 +74,10 @@ LARGE = (
 )
 """Architectures that take longer than tests may, the shortest one first."""
 needs_timm = pytest.mark.skipif(find_spec("timm") is None, reason="the extra timm is not installed")
-NO_CLEAN_SET = {"abl", "abl_plus", "spectral_signatures", "activation_clustering"}
+SPECS: dict[str, type[Defense]] = {
+    spec.model_fields["name"].default: spec
+    for spec in members(ExperimentSpec.model_fields["defenses"].annotation)
+}
 
 
 def zoo(name: str) -> dict[str, Any]:
@@ -109,7 +118,8 @@ def run(model: dict[str, Any], folder: Path, side: int, defenses: Iterable[str])
         "attack": {"name": "badnets", "size": 3, "poisoning_rate": 0.2},
         "training": {"epochs": 1, "batch_size": 12, "learning_rate": 0.01},
         "defenses": [
-            {"name": one, **FIRST_STEPS[one], **({} if one in NO_CLEAN_SET else {"clean_ratio": 0.5})}
+            {"name": one, **FIRST_STEPS[one]}
+            | ({"clean_ratio": 0.5} if issubclass(SPECS[one], CleanSetDefense) else {})
             for one in defenses
         ],
     }
@@ -131,8 +141,12 @@ def check_defenses(
     """Each of the defenses that the architecture allows ends, and the checkpoint of every arm loads again."""
     spec = ExperimentSpec.model_validate({"model": model}).model
     traits = spec.traits(side)
-    lacks = {one for one, has in (("anp", traits.batch_norm), ("nad", traits.spatial_maps)) if not has}
-    chosen = [one for one in defenses or FIRST_STEPS if one not in lacks]
+    chosen = [
+        one
+        for one in defenses or FIRST_STEPS
+        if (traits.batch_norm or not SPECS[one].needs_batch_norm)
+        and (traits.spatial_maps or not SPECS[one].needs_spatial_maps)
+    ]
     recorder = run(model, folder, side, chosen)
     assert not recorder.failures
     assert [arm for arm, _ in recorder.results] == ["undefended", *chosen]

@@ -39,10 +39,12 @@ from worker.lab.data.datasets import Dataset, Split, draw_stratified, draw_subse
 from worker.lab.data.streamed import Images, StreamedImages
 from worker.lab.defenses import defend
 from worker.lab.defenses.base import (
+    DataFreeRepair,
     DetectionDefense,
     Harness,
     RepairDefense,
     TrainingDefense,
+    UnlabeledRepair,
     copy_state,
     load_state,
 )
@@ -359,13 +361,17 @@ class SeedRun:
             ),
         }
         poisoned: dict[str, Any] = {"images": self.poisoned.images, "labels": self.poisoned.labels}
-        common["clean"] = self.draw_clean_set(spec)
+        clean = self.draw_clean_set(spec)
         if spec.kind == "training":
-            return defend(spec, TrainingDefense(**common, **poisoned))
+            return defend(spec, TrainingDefense(**common, **poisoned, clean=clean))
         common["victim"] = self.copy_victim()
         if spec.kind == "detection":
-            return defend(spec, DetectionDefense(**common, **poisoned))
-        return defend(spec, RepairDefense(**common))
+            return defend(spec, DetectionDefense(**common, **poisoned, clean=clean))
+        if clean is not None:
+            return defend(spec, RepairDefense(**common, clean=clean))
+        if spec.needs_poisoned_images:
+            return defend(spec, UnlabeledRepair(**common, images=self.poisoned.images))
+        return defend(spec, DataFreeRepair(**common))
 
     def _find_targets(self) -> Tensor | None:
         """The true target classes; None where they are not known, in a dataset that came poisoned."""

@@ -15,13 +15,16 @@ class Defense(PresetSpec):
     """Base class of all defenses."""
 
     kind: ClassVar[Kind] = "training"
-    """What the defense may use. training: the poisoned set. repair: the victim and a clean set. detection: the poisoned
-    set, the victim and, for a `CleanSetDefense`, a clean set."""
+    """What the defense may use. training: the poisoned set. repair: the victim. detection: the poisoned set and the
+    victim. Each also a clean set, for a `CleanSetDefense`."""
 
     needs_batch_norm: ClassVar[bool] = False
     """Whether the defense changes the victim's batch normalization; refused for an architecture without any."""
     needs_spatial_maps: ClassVar[bool] = False
     """Whether the defense uses the victim's feature maps of three resolutions; refused where there are fewer."""
+
+    needs_poisoned_images: ClassVar[bool] = False
+    """Whether a repair also uses the images of the poisoned set, of which it does not get the labels."""
 
     arm: str | None = field(
         None,

@@ -3,84 +3,39 @@
 from typing import Any, ClassVar, Literal
 
 from app.specs.base import Preset, field, preset_field
-from app.specs.defenses.base import BENCHMARK, CleanSetDefense, HeldOutDefense, Kind
+from app.specs.defenses.base import BENCHMARK, HeldOutDefense
+from app.specs.defenses.repair_fields import (
+    CHOSEN,
+    Repair,
+    accuracy_drop_field,
+    batch_size_field,
+    expected_epochs,
+    learning_rate_field,
+    steps_field,
+    weight_decay_field,
+)
 
-CHOSEN = "chosen here"
 NAD_CODE = "the NAD authors' published code"
 ANP_PAPER = "Wu and Wang 2021, section 5.1"
 ANP_CODE = "the ANP authors' published code"
 I_BAU_CODE = "the I-BAU authors' published code"
 MCR_CODE = "the MCR authors' published code"
 BOUND = "Liu et al. 2018, section 4.1: 4 % of accuracy"
-MOST_EPOCHS = 20  # that a number of steps is divided into, each of which is measured
-
-
-class _Repair(CleanSetDefense):
-    """Base class of repair defenses."""
-
-    kind: ClassVar[Kind] = "repair"
-
-
-def _steps(default: int, description: str, source: str, least: int = 1) -> Any:
-    return field(
-        default,
-        f"{description}, rounded to whole passes over the clean set.",
-        unit="batches",
-        source=source,
-        ge=least,
-        le=100_000,
-    )
-
-
-def _batch_size(default: int, source: str) -> Any:
-    return field(
-        default,
-        "Images in a batch; fewer if the clean set has fewer than four batches. Null: the experiment's.",
-        unit="images",
-        source=source,
-        ge=2,
-        le=4096,
-    )
-
-
-def _weight_decay(default: float, source: str) -> Any:
-    return field(default, "Weight decay. Null: the experiment's.", source=source, ge=0, le=0.1)
-
-
-def _learning_rate(default: float, description: str, source: str) -> Any:
-    return field(default, description, source=source, gt=0, le=10)
-
-
-def _accuracy_drop(default: float, source: str) -> Any:
-    return field(
-        default,
-        "Largest drop of accuracy on the held-out part of the clean set, relative to the victim's; what is pruned "
-        "stays within it.",
-        unit="fraction",
-        source=source,
-        gt=0,
-        le=1,
-    )
-
-
-def expected_epochs(steps: int) -> int:
-    """The epochs that a training of ``steps`` is divided into, at most: a pass has four batches or more."""
-    return min(MOST_EPOCHS, max(1, -(-steps // 4)))
 
 
 _FINE_TUNING_PRESETS = {"benchmark": Preset("100 passes over 2,500 images in batches of 256.", BENCHMARK, {})}
 
 
-class FineTuning(_Repair):
+class FineTuning(Repair):
     """Fine-tuning (baseline of Liu et al., 2018): the victim is trained further on clean images only."""
 
     name: Literal["fine_tuning"] = "fine_tuning"
     presets = _FINE_TUNING_PRESETS
     preset: Literal["benchmark"] = preset_field(_FINE_TUNING_PRESETS, "benchmark")
-    steps: int = _steps(1000, "Optimization steps", BENCHMARK)
-    batch_size: int | None = _batch_size(256, BENCHMARK)
-    learning_rate: float = _learning_rate(0.01, "Peak learning rate, with a cosine schedule.", BENCHMARK)
-    weight_decay: float | None = _weight_decay(5e-4, BENCHMARK)
+    steps: int = steps_field(1000, "Optimization steps", BENCHMARK)
+    batch_size: int | None = batch_size_field(256, BENCHMARK)
+    learning_rate: float = learning_rate_field(0.01, "Peak learning rate, with a cosine schedule.", BENCHMARK)
+    weight_decay: float | None = weight_decay_field(5e-4, BENCHMARK)
 
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:
         return [("repair", self.fields(), expected_epochs(self.steps))]
@@ -92,17 +47,17 @@ _FINE_PRUNING_PRESETS = {
 }
 
 
-class FinePruning(_Repair, HeldOutDefense):
+class FinePruning(Repair, HeldOutDefense):
     """Fine-Pruning (Liu et al., 2018): prune the channels that clean images activate least, then fine-tune."""
 
     name: Literal["fine_pruning"] = "fine_pruning"
     presets = _FINE_PRUNING_PRESETS
     preset: Literal["benchmark", "paper"] = preset_field(_FINE_PRUNING_PRESETS, "benchmark")
-    max_accuracy_drop: float = _accuracy_drop(0.1, BENCHMARK)
-    steps: int = _steps(1000, "Steps of fine-tuning", BENCHMARK, least=0)
-    batch_size: int | None = _batch_size(256, BENCHMARK)
-    learning_rate: float = _learning_rate(0.01, "Peak learning rate, with a cosine schedule.", BENCHMARK)
-    weight_decay: float | None = _weight_decay(5e-4, BENCHMARK)
+    max_accuracy_drop: float = accuracy_drop_field(0.1, BENCHMARK)
+    steps: int = steps_field(1000, "Steps of fine-tuning", BENCHMARK, least=0)
+    batch_size: int | None = batch_size_field(256, BENCHMARK)
+    learning_rate: float = learning_rate_field(0.01, "Peak learning rate, with a cosine schedule.", BENCHMARK)
+    weight_decay: float | None = weight_decay_field(5e-4, BENCHMARK)
 
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:
         tuning = ("steps", "batch_size", "learning_rate", "weight_decay")
@@ -131,7 +86,7 @@ _NAD_PRESETS = {
 }
 
 
-class Nad(_Repair):
+class Nad(Repair):
     """Neural Attention Distillation (Li et al., 2021): the victim learns the attention maps of a fine-tuned teacher."""
 
     needs_spatial_maps: ClassVar[bool] = True
@@ -139,10 +94,10 @@ class Nad(_Repair):
     name: Literal["nad"] = "nad"
     presets = _NAD_PRESETS
     preset: Literal["authors", "benchmark"] = preset_field(_NAD_PRESETS, "authors")
-    teacher_steps: int = _steps(
+    teacher_steps: int = steps_field(
         400, "Steps of the teacher's fine-tuning", "Li et al. 2021b, section 4.1: 10 epochs"
     )
-    steps: int = _steps(800, "Steps of the distillation", NAD_CODE)
+    steps: int = steps_field(800, "Steps of the distillation", NAD_CODE)
     first_steps: int = field(
         80,
         "Steps at the start of each of the two trainings that have first_learning_rate: two passes of 40.",
@@ -151,10 +106,10 @@ class Nad(_Repair):
         ge=0,
         le=100_000,
     )
-    first_learning_rate: float = _learning_rate(0.1, "Learning rate of the first steps.", NAD_CODE)
-    learning_rate: float = _learning_rate(0.01, "Constant learning rate afterwards.", NAD_CODE)
-    batch_size: int | None = _batch_size(64, NAD_CODE)
-    weight_decay: float | None = _weight_decay(1e-4, NAD_CODE)
+    first_learning_rate: float = learning_rate_field(0.1, "Learning rate of the first steps.", NAD_CODE)
+    learning_rate: float = learning_rate_field(0.01, "Constant learning rate afterwards.", NAD_CODE)
+    batch_size: int | None = batch_size_field(64, NAD_CODE)
+    weight_decay: float | None = weight_decay_field(1e-4, NAD_CODE)
     betas: tuple[float, float, float] = field(
         (500.0, 1000.0, 1000.0),
         "Weights of the mean squared distances of the last three attention maps, first to last. The mean is over a "
@@ -201,26 +156,28 @@ _MCR_PRESETS = {
 }
 
 
-class Mcr(_Repair):
+class Mcr(Repair):
     """Mode Connectivity Repair (Zhao et al., 2020): a point on a low-loss curve between victim and fine-tuned copy."""
 
     name: Literal["mcr"] = "mcr"
     presets = _MCR_PRESETS
     preset: Literal["authors", "benchmark"] = preset_field(_MCR_PRESETS, "authors")
-    tuning_steps: int = _steps(2000, "Fine-tuning steps of the copy at the far end of the curve", BENCHMARK)
-    tuning_learning_rate: float = _learning_rate(
+    tuning_steps: int = steps_field(
+        2000, "Fine-tuning steps of the copy at the far end of the curve", BENCHMARK
+    )
+    tuning_learning_rate: float = learning_rate_field(
         0.01, "Peak learning rate of that fine-tuning, with a cosine schedule.", BENCHMARK
     )
-    tuning_weight_decay: float | None = _weight_decay(5e-4, BENCHMARK)
-    steps: int = _steps(2000, "Training steps of the curve's bend", MCR_CODE)
-    batch_size: int | None = _batch_size(128, MCR_CODE)
-    learning_rate: float = _learning_rate(0.01, "Peak learning rate of the bend.", MCR_CODE)
+    tuning_weight_decay: float | None = weight_decay_field(5e-4, BENCHMARK)
+    steps: int = steps_field(2000, "Training steps of the curve's bend", MCR_CODE)
+    batch_size: int | None = batch_size_field(128, MCR_CODE)
+    learning_rate: float = learning_rate_field(0.01, "Peak learning rate of the bend.", MCR_CODE)
     schedule: Literal["piecewise", "cosine"] = field(
         "piecewise",
         "Schedule of that rate. piecewise: constant for one half, then linear to a hundredth at nine tenths.",
         source=MCR_CODE,
     )
-    weight_decay: float | None = _weight_decay(1e-4, MCR_CODE)
+    weight_decay: float | None = weight_decay_field(1e-4, MCR_CODE)
     point: float = field(
         0.4,
         "Position of the repaired model on the curve: 0 is the victim, 1 the fine-tuned copy.",
@@ -258,15 +215,15 @@ _FT_SAM_PRESETS = {
 }
 
 
-class FtSam(_Repair):
+class FtSam(Repair):
     """FT-SAM (Zhu et al., 2023): fine-tuning with sharpness-aware minimization, which shrinks backdoor neurons."""
 
     name: Literal["ft_sam"] = "ft_sam"
     presets = _FT_SAM_PRESETS
     preset: Literal["recommended", "benchmark"] = preset_field(_FT_SAM_PRESETS, "recommended")
-    steps: int = _steps(1000, "Optimization steps", BENCHMARK)
-    batch_size: int | None = _batch_size(256, BENCHMARK)
-    learning_rate: float = _learning_rate(
+    steps: int = steps_field(1000, "Optimization steps", BENCHMARK)
+    batch_size: int | None = batch_size_field(256, BENCHMARK)
+    learning_rate: float = learning_rate_field(
         0.05, "Peak learning rate, with a cosine schedule.", f"{CHOSEN}: docs/results/fidelity.md"
     )
     half_period: int | None = field(
@@ -277,7 +234,7 @@ class FtSam(_Repair):
         ge=1,
         le=100_000,
     )
-    weight_decay: float | None = _weight_decay(5e-4, BENCHMARK)
+    weight_decay: float | None = weight_decay_field(5e-4, BENCHMARK)
     label_smoothing: float = field(
         0.1, "Label smoothing of the loss.", unit="fraction", source=BENCHMARK, ge=0, lt=1
     )
@@ -311,7 +268,7 @@ _ANP_PRESETS = {
 }
 
 
-class Anp(_Repair, HeldOutDefense):
+class Anp(Repair, HeldOutDefense):
     """Adversarial Neuron Pruning (Wu and Wang, 2021): prune the neurons that are most sensitive to perturbation."""
 
     needs_batch_norm: ClassVar[bool] = True
@@ -319,9 +276,9 @@ class Anp(_Repair, HeldOutDefense):
     name: Literal["anp"] = "anp"
     presets = _ANP_PRESETS
     preset: Literal["recommended", "authors", "benchmark"] = preset_field(_ANP_PRESETS, "recommended")
-    steps: int = _steps(2000, "Optimization steps of the masks", ANP_PAPER)
-    batch_size: int | None = _batch_size(128, ANP_CODE)
-    learning_rate: float = _learning_rate(0.2, "Constant learning rate of the masks.", ANP_PAPER)
+    steps: int = steps_field(2000, "Optimization steps of the masks", ANP_PAPER)
+    batch_size: int | None = batch_size_field(128, ANP_CODE)
+    learning_rate: float = learning_rate_field(0.2, "Constant learning rate of the masks.", ANP_PAPER)
     epsilon: float = field(
         0.4,
         "Size of the relative perturbation of a neuron's weights and bias: of the random start and of the step from "
@@ -347,7 +304,7 @@ class Anp(_Repair, HeldOutDefense):
         ge=0,
         lt=1,
     )
-    max_accuracy_drop: float = _accuracy_drop(0.1, BENCHMARK)
+    max_accuracy_drop: float = accuracy_drop_field(0.1, BENCHMARK)
 
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:
         pruning = ("threshold", "max_accuracy_drop")
@@ -385,17 +342,17 @@ _I_BAU_PRESETS = {
 }
 
 
-class IBau(_Repair):
+class IBau(Repair):
     """I-BAU (Zeng et al., 2022): unlearn the worst universal perturbation with an implicit hypergradient."""
 
     name: Literal["i_bau"] = "i_bau"
     presets = _I_BAU_PRESETS
     preset: Literal["recommended", "authors", "benchmark"] = preset_field(_I_BAU_PRESETS, "recommended")
     rounds: int = field(5, "Rounds of attack and unlearning.", unit="rounds", source=I_BAU_CODE, ge=1, le=200)
-    steps: int = _steps(
+    steps: int = steps_field(
         250, "Steps of unlearning in all rounds together, and of the perturbation as many", I_BAU_CODE
     )
-    batch_size: int | None = _batch_size(100, I_BAU_CODE)
+    batch_size: int | None = batch_size_field(100, I_BAU_CODE)
     learning_rate: float = field(1e-3, "Learning rate of Adam for the model.", source=I_BAU_CODE, gt=0, le=1)
     amsgrad: bool = field(False, "Use the AMSGrad variant of Adam.", source=f"{I_BAU_CODE}; {BENCHMARK}")
     augmentation: bool = field(False, "Augment images, as in training.", source=f"{I_BAU_CODE}; {BENCHMARK}")

@@ -14,7 +14,7 @@ from tests.lab.defenses.cases import ALL, BADNETS, Spec, spec
 from tests.lab.memory import DIGITS_ONLY, experiment
 from worker.lab.data.datasets import Dataset, Split, load_dataset
 from worker.lab.defenses import defend
-from worker.lab.defenses.base import Defense, RepairDefense
+from worker.lab.defenses.base import DataFreeRepair, Defense, RepairDefense, UnlabeledRepair
 from worker.lab.networks import Network
 
 ABL: Spec = {
@@ -94,6 +94,13 @@ def test_no_test_tensor_is_reachable_from_a_defense_s_arguments(plain: Done) -> 
         assert not any(tensor.dtype == torch.bool for tensor in reachable)
         if isinstance(lab, RepairDefense):
             assert len(images) == 15  # only the clean set
+        elif isinstance(lab, UnlabeledRepair):
+            assert len(images) == 300
+            assert not any(
+                tensor.dtype == torch.int64 and len(tensor) == 300 for tensor in reachable if tensor.ndim
+            )
+        elif isinstance(lab, DataFreeRepair):
+            assert not images
 
 
 def tensors(thing: object) -> Iterator[Tensor]:

@@ -1,8 +1,8 @@
 """The interface of defenses: what each kind may see and do.
 
-A training defense sees the images and labels of the poisoned set; a repair defense a trained model and a small clean
-set; a detection defense the poisoned set and the model trained on it. None sees the true flags or a test image:
-what is measured with these while it runs goes to the recorder only.
+A training defense sees the images and labels of the poisoned set; a repair defense a trained model and, if it needs
+them, a small clean set or the images of the poisoned set; a detection defense the poisoned set and the model trained on
+it. None sees the true flags or a test image: what is measured with these while it runs goes to the recorder only.
 """
 
 from collections.abc import Callable
@@ -141,11 +141,25 @@ class TrainingDefense(Defense):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RepairDefense(Defense):
-    """Sees a trained model and a small clean set, not the poisoned set."""
+class DataFreeRepair(Defense):
+    """Sees a trained model and no image."""
 
     victim: Network
     """The undefended victim; a copy that the defense may change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlabeledRepair(DataFreeRepair):
+    """Sees a trained model and the images of the poisoned set, without labels."""
+
+    images: Images
+    """uint8 ``[N, C, H, W]``, on the device or streamed to it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairDefense(DataFreeRepair):
+    """Sees a trained model and a small clean set, not the poisoned set."""
+
     clean: CleanSet
 
 

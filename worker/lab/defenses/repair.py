@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from app.specs.defenses.repair import MOST_EPOCHS
+from app.specs.defenses.repair_fields import MOST_EPOCHS
 from worker.lab.compute import Compute
 from worker.lab.data.streamed import Images
 from worker.lab.defenses.base import Defense, DetectionDefense, RepairDefense, copy_state, load_state

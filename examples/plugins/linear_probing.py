@@ -1,4 +1,4 @@
-"""A defense in one file: FE-tuning (Min et al., NeurIPS 2023)."""
+"""A defense in one file: linear probing, a baseline of Min et al. (NeurIPS 2023)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from worker.lab.stages import Outcome, StageRun
 
 
-class FeTuning(CleanSetDefense):
-    """FE-tuning (Min et al., 2023): a new last layer that is frozen, and the rest fine-tuned to it."""
+class LinearProbing(CleanSetDefense):
+    """Linear probing (Min et al., 2023): only the last layer is trained further, on clean images."""
 
     kind: ClassVar[Kind] = "repair"
 
-    name: Literal["fe_tuning"] = "fe_tuning"
+    name: Literal["linear_probing"] = "linear_probing"
     steps: int = field(
         200,
         "Batches, rounded to whole passes.",
@@ -34,14 +34,13 @@ class FeTuning(CleanSetDefense):
         return [("repair", self.fields(), 20)]
 
     @classmethod
-    def implementation(cls) -> Callable[[FeTuning, RepairDefense], Network]:
+    def implementation(cls) -> Callable[[LinearProbing, RepairDefense], Network]:
         from worker.lab.defenses.repair import copy_network, fine_tune, finish_repair, load_network
 
-        def run(spec: FeTuning, lab: RepairDefense) -> Network:
+        def run(spec: LinearProbing, lab: RepairDefense) -> Network:
             def tune(stage: StageRun) -> Outcome:
-                network = copy_network(lab, lab.victim)
-                network.head.load_state_dict(lab.new_network("fresh head").head.state_dict())
-                network.head.requires_grad_(False)
+                network = copy_network(lab, lab.victim).requires_grad_(False)
+                network.head.requires_grad_(True)
                 fine_tune(lab, stage, network, spec.steps, spec.learning_rate)
                 return finish_repair(lab, stage, network, lab.clean)
 
