@@ -1,11 +1,14 @@
 """Input detections, which score inputs at test time and leave the victim as it is."""
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from app.specs.base import preset_field
+from pydantic import Field
+
+from app.specs.base import Preset, field, preset_field
 from app.specs.defenses.base import CleanSetDefense, Defense, Kind
 from app.specs.defenses.detection import (
     STRIP_PRESETS,
+    TOOLBOX,
     EntropyThreshold,
     entropy_threshold_field,
     false_positive_rate_field,
@@ -13,6 +16,22 @@ from app.specs.defenses.detection import (
     overlays_field,
 )
 
+BACKDOORBOX = "THUYimingLi/BackdoorBox"
+SCALE_UP_AUTHORS = "JunfengGo/SCALE-UP"
+_SCALE_UP_PRESETS = {
+    "toolbox": Preset("five factors and no clean data, as backdoor-toolbox calls it.", TOOLBOX, {}),
+    "backdoorbox": Preset(
+        "five factors, scores normalized by those of the clean set, as BackdoorBox does with a validation set.",
+        BACKDOORBOX,
+        {"normalize": True},
+    ),
+    "authors": Preset(
+        "the factors 1 to 11, of which 1 always agrees.", SCALE_UP_AUTHORS, {"scales": tuple(range(1, 12))}
+    ),
+}
+_IBD_PSC_PRESETS = {
+    "authors": Preset("the settings of the code that the paper names.", BACKDOORBOX, {}),
+}
 PASSES_OF_AN_EPOCH = 8
 """Forward passes over the test images that take about as long as an epoch of training; for progress only."""
 
@@ -45,3 +64,81 @@ class StripInputs(InputDetection, CleanSetDefense):
     @property
     def passes(self) -> int:
         return self.overlays
+
+
+class ScaleUp(InputDetection, CleanSetDefense):
+    """SCALE-UP (Guo et al., 2023): flag inputs whose predicted class stays the same when pixels are amplified."""
+
+    name: Literal["scale_up"] = "scale_up"
+    presets = _SCALE_UP_PRESETS
+    preset: Literal["toolbox", "backdoorbox", "authors"] = preset_field(_SCALE_UP_PRESETS, "toolbox")
+    scales: tuple[Annotated[int, Field(ge=1, le=255)], ...] = field(
+        (3, 5, 7, 9, 11),
+        "Factors by which all gray levels are multiplied; results are clipped at 255.",
+        source=f"{TOOLBOX}; {BACKDOORBOX}; {SCALE_UP_AUTHORS} takes 1 to 11",
+        min_length=1,
+        max_length=32,
+    )
+    normalize: bool = field(
+        False,
+        "Subtract the mean consistency of the clean set, and divide by its deviation (data-limited). Otherwise the "
+        "clean set is not used.",
+        source=f"{TOOLBOX}'s call; {BACKDOORBOX} with a validation set does",
+    )
+    threshold: float = field(
+        0.5,
+        "Consistency from which an input is flagged: the share of the factors that leave its class unchanged, or the "
+        "normalized share.",
+        source=f"{TOOLBOX}; {BACKDOORBOX}",
+        ge=-10,
+        le=10,
+    )
+
+    @property
+    def passes(self) -> int:
+        return 1 + len(self.scales)
+
+
+class IbdPsc(InputDetection, CleanSetDefense):
+    """IBD-PSC (Hou et al., 2024): flag inputs that stay confident when batch normalization layers are amplified."""
+
+    needs_batch_norm: ClassVar[bool] = True
+    name: Literal["ibd_psc"] = "ibd_psc"
+    presets = _IBD_PSC_PRESETS
+    preset: Literal["authors"] = preset_field(_IBD_PSC_PRESETS, "authors")
+    amplification: float = field(
+        1.5,
+        "Factor by which weight and bias of an amplified layer are multiplied.",
+        source=f"{BACKDOORBOX}; {TOOLBOX}",
+        gt=1,
+        le=100,
+    )
+    models: int = field(
+        5,
+        "Number of amplified models. Each has one amplified layer more than the one before, from the last layer on.",
+        unit="models",
+        source=f"{BACKDOORBOX}; {TOOLBOX}",
+        ge=1,
+        le=64,
+    )
+    error_rate: float = field(
+        0.6,
+        "The fewest amplified layers are those that misclassify more than this share of the clean set; the first model "
+        "has one more.",
+        unit="fraction",
+        source=f"{BACKDOORBOX}; {TOOLBOX}",
+        gt=0,
+        lt=1,
+    )
+    threshold: float = field(
+        0.9,
+        "Mean confidence in the class that the victim predicts from which an input is flagged.",
+        unit="fraction",
+        source=f"{BACKDOORBOX}; {TOOLBOX}",
+        gt=0,
+        lt=1,
+    )
+
+    @property
+    def passes(self) -> int:
+        return 1 + self.models

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from app.specs.defenses.input_detection import StripInputs
+from app.specs.defenses.input_detection import IbdPsc, ScaleUp, StripInputs
 from app.specs.experiment import ExperimentSpec
 from app.specs.metrics import OF_INPUTS
 from app.specs.model import SmallCnn
@@ -20,18 +20,21 @@ from worker.lab.compute import Compute
 from worker.lab.data.datasets import Split
 from worker.lab.defenses import make_detector
 from worker.lab.defenses.clean_set import CleanSet, draw_clean_set
-from worker.lab.evaluation import TestSet, input_detection_quality, true_positive_rate_at
+from worker.lab.evaluation import TestSet, input_detection_quality, predict_logits, true_positive_rate_at
 from worker.lab.input_scores import score_test_images
 from worker.lab.interactive import predict
 from worker.lab.networks import Network, build_network
 
 CPU = Compute(torch.device("cpu"))
-SPECS: dict[str, Any] = {cls.model_fields["name"].default: cls for cls in (StripInputs,)}
+SPECS: dict[str, Any] = {cls.model_fields["name"].default: cls for cls in (StripInputs, ScaleUp, IbdPsc)}
 
 
 def detector_of(name: str, **fields: Any) -> Any:
-    """A detector of an untrained network for digits."""
+    """A detector of an untrained network for digits, which assigns them to several classes."""
     network = build_network(SmallCnn(width=8), digits().facts, 0)
+    network.calibrate(digits().train.images)
+    with torch.no_grad():
+        network.head.bias.sub_(predict_logits(network, digits().train.images[:200], CPU).mean(0))
     return make_detector(SPECS[name](**SHORT[name], **fields), network, CPU, 0)
 
 
@@ -103,6 +106,15 @@ def test_a_score_depends_on_the_image_only(name: str) -> None:
     assert together.tolist() == pytest.approx(alone.tolist(), abs=1e-5)
 
 
+def gray(*levels: int) -> Tensor:
+    """Images of one gray level each."""
+    return torch.tensor(levels, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 1, 8, 8)
+
+
+def labeled(images: Tensor, labels: list[int]) -> CleanSet:
+    return CleanSet(Split(images, torch.tensor(labels)), Split(images[:0], torch.zeros(0, dtype=torch.int64)))
+
+
 class Doubting(Network):
     """Classifies by the mean: certain of class 1 for bright images, undecided for others."""
 
@@ -117,16 +129,66 @@ class Doubting(Network):
 
 def test_strip_scores_by_the_mean_entropy_under_its_overlays() -> None:
     """Of a bright image every sum is bright: entropy 0. A black one is as bright as each overlay."""
-    overlays = torch.tensor([0, 0, 0, 255], dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 1, 8, 8)
-    clean = CleanSet(Split(overlays, torch.zeros(4)), Split(overlays[:0], torch.zeros(0)))
+    clean = labeled(gray(0, 0, 0, 255), [0, 0, 0, 1])
     detector = make_detector(StripInputs(threshold="quantile", false_positive_rate=0.25), Doubting(), CPU, 0)
     state = detector.calibrate(clean)
     assert len(state["overlays"]) == 4  # as many as there are
     undecided = 0.75 * torch.tensor(2.0).log().item()
-    images = torch.tensor([200, 0], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 1, 8, 8)
-    assert detector.score(images, state).tolist() == pytest.approx([0, -undecided])
+    assert detector.score(gray(200, 0), state).tolist() == pytest.approx([0, -undecided])
     # Entropies of the clean images: 0 once and `undecided` thrice; a quarter lies at or below the threshold.
     assert state["threshold"].item() == pytest.approx(-undecided * 0.75, abs=1e-6)
+
+
+def test_scale_up_counts_the_factors_that_leave_the_class() -> None:
+    """Of 200, amplified and clipped, all stay bright. 30 is dark; times 3 it still is, times 5, 7, 9 and 11 not."""
+    clean, images = labeled(gray(200, 30), [1, 0]), gray(200, 30)
+    detector = make_detector(ScaleUp(), Doubting(), CPU, 0)
+    state = detector.calibrate(clean)
+    assert detector.score(images, state).tolist() == pytest.approx([1.0, 0.2])
+    assert state["threshold"].item() == 0.5
+    normalized = make_detector(ScaleUp(normalize=True), Doubting(), CPU, 0)
+    state = normalized.calibrate(clean)  # mean 0.6, deviation 0.4 times the root of 2
+    assert normalized.score(images, state).tolist() == pytest.approx([2**-0.5, -(2**-0.5)])
+    state = normalized.calibrate(labeled(gray(200, 30), [0, 0]))  # of the true label: 0 and 0.2
+    assert state["mean"].item() == pytest.approx(0.1)
+
+
+class Chain(Network):
+    """Three batch normalization layers that pass the gray level on, against a constant logit of 1."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.layers = torch.nn.Sequential(*(torch.nn.BatchNorm2d(1, eps=0) for _ in range(3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        level = self.layers(x).mean((1, 2, 3))
+        return torch.stack([level, torch.ones_like(level)], 1)
+
+
+def test_ibd_psc_amplifies_from_the_layers_on_that_make_clean_images_wrong() -> None:
+    """A level below 1 is class 1. Once amplified, 0.8 becomes 1.2; 0.6 becomes 0.9 and only then 1.35."""
+    network = Chain()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    detector = make_detector(IbdPsc(models=2), network, CPU, 0)
+    state = detector.calibrate(labeled(gray(204, 204, 204, 153), [1, 1, 1, 1]))
+    assert state["first_count"].item() == 2  # three of four are wrong with one layer: more than 60 %
+    images = gray(102, 255)
+    # Two and three layers: 0.4 becomes 0.9 and 1.35, 1.0 (of class 0, the first of equals) 2.25 and 3.375.
+    expected = [(1.0 - 0.9, 1.0 - 1.35), (2.25 - 1.0, 3.375 - 1.0)]
+    means = [torch.tensor(logits).sigmoid().mean().item() for logits in expected]
+    assert detector.score(images, state).tolist() == pytest.approx(means, abs=1e-5)
+    half = make_detector(IbdPsc(), network, CPU, 0)
+    assert half.calibrate(labeled(gray(204, 204, 153, 153), [1] * 4))["first_count"].item() == 3
+    assert not half.warnings
+    # Models four and five would amplify more layers than there are, and are the model of all three.
+    all_layers = {"first_count": torch.tensor(3)}
+    assert half.score(images, all_layers).tolist() == pytest.approx(
+        [torch.tensor(1.0 - 1.35).sigmoid().item(), torch.tensor(2.375).sigmoid().item()], abs=1e-5
+    )
+    robust = make_detector(IbdPsc(), network, CPU, 0)
+    assert robust.calibrate(labeled(gray(10, 20), [1, 1]))["first_count"].item() == 3
+    assert "raise `amplification`" in robust.warnings[0]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
 def verdicts(done: MemoryRecorder, whole: Spec, arm: str, **question: Any) -> dict[str, Any]:
