@@ -1,6 +1,6 @@
 """Input detections, which score inputs at test time and leave the victim as it is."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -32,6 +32,31 @@ _SCALE_UP_PRESETS = {
 _IBD_PSC_PRESETS = {
     "authors": Preset("the settings of the code that the paper names.", BACKDOORBOX, {}),
 }
+TECO_AUTHORS = "CGCL-codes/TeCo"
+CORRUPTIONS = "bethgelab/imagecorruptions"
+_TECO_PRESETS = {
+    "authors": Preset(
+        "every corruption that needs no photographs, at five severities; BackdoorBench has the same code.",
+        TECO_AUTHORS,
+        {},
+    ),
+}
+Corruption = Literal[
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "defocus_blur",
+    "glass_blur",
+    "motion_blur",
+    "zoom_blur",
+    "snow",
+    "fog",
+    "brightness",
+    "contrast",
+    "elastic_transform",
+    "pixelate",
+    "jpeg_compression",
+]
 PASSES_OF_AN_EPOCH = 8
 """Forward passes over the test images that take about as long as an epoch of training; for progress only."""
 
@@ -142,3 +167,37 @@ class IbdPsc(InputDetection, CleanSetDefense):
     @property
     def passes(self) -> int:
         return 1 + self.models
+
+
+class Teco(InputDetection, CleanSetDefense):
+    """TeCo (Liu et al., 2023): flag inputs whose class changes at very different severities of corruptions."""
+
+    name: Literal["teco"] = "teco"
+    presets = _TECO_PRESETS
+    preset: Literal["authors"] = preset_field(_TECO_PRESETS, "authors")
+    corruptions: tuple[Corruption, ...] = field(
+        get_args(Corruption),
+        "Corruptions, each of which is applied to the input at every severity.",
+        source=f"{TECO_AUTHORS}; {CORRUPTIONS}",
+        min_length=2,
+        max_length=len(get_args(Corruption)),
+    )
+    severities: int = field(
+        5,
+        "Largest severity.",
+        source=f"{TECO_AUTHORS}; {CORRUPTIONS}",
+        ge=1,
+        le=5,
+    )
+    false_positive_rate: float = field(
+        0.05,
+        "Share of the clean set to flag: sets the threshold, which the authors do not choose.",
+        unit="fraction",
+        source="chosen here",
+        gt=0,
+        lt=0.5,
+    )
+
+    @property
+    def passes(self) -> int:
+        return 1 + len(self.corruptions) * self.severities

@@ -28,6 +28,7 @@ SHORT: dict[str, Spec] = {
     "strip_inputs": {"overlays": 4},
     "scale_up": {},
     "ibd_psc": {},
+    "teco": {"corruptions": ["shot_noise", "contrast"], "severities": 2},
     "nab": {"isolation_epochs": 2, "ranking_window": 1, "labelling_epochs": 2},
 }
 ALL: list[Spec] = [{"name": name, **fields} for name, fields in SHORT.items()]

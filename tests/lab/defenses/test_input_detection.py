@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from app.specs.defenses.input_detection import IbdPsc, ScaleUp, StripInputs
+from app.specs.defenses.input_detection import IbdPsc, ScaleUp, StripInputs, Teco
 from app.specs.experiment import ExperimentSpec
 from app.specs.metrics import OF_INPUTS
 from app.specs.model import SmallCnn
@@ -26,7 +26,9 @@ from worker.lab.interactive import predict
 from worker.lab.networks import Network, build_network
 
 CPU = Compute(torch.device("cpu"))
-SPECS: dict[str, Any] = {cls.model_fields["name"].default: cls for cls in (StripInputs, ScaleUp, IbdPsc)}
+SPECS: dict[str, Any] = {
+    cls.model_fields["name"].default: cls for cls in (StripInputs, ScaleUp, IbdPsc, Teco)
+}
 
 
 def detector_of(name: str, **fields: Any) -> Any:
@@ -189,6 +191,19 @@ def test_ibd_psc_amplifies_from_the_layers_on_that_make_clean_images_wrong() -> 
     assert robust.calibrate(labeled(gray(10, 20), [1, 1]))["first_count"].item() == 3
     assert "raise `amplification`" in robust.warnings[0]
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_teco_scores_by_the_deviation_of_the_severities_that_change_the_class() -> None:
+    """Of a uniform image contrast changes nothing: that counts as 6. Brightness adds a tenth for each severity."""
+    spec = Teco(corruptions=("brightness", "contrast"))
+    detector = make_detector(spec, Doubting(), CPU, 0)
+    state = detector.calibrate(labeled(gray(100, 10, 10, 10, 10), [0] * 5))
+    # 100 is 0.39: bright at severity 2. 10 is 0.04: bright at severity 5. 250 is bright already.
+    assert detector.score(gray(100, 10, 250), state).tolist() == pytest.approx([2.0, 0.5, 0.0])
+    assert state["threshold"].item() == pytest.approx(
+        0.5 + 0.8 * 1.5
+    )  # the quantile 0.95 of 0.5, four times, and 2
+    assert "images of 32 pixels and more; these have 8x8" in detector.warnings[0]
 
 
 def verdicts(done: MemoryRecorder, whole: Spec, arm: str, **question: Any) -> dict[str, Any]:
