@@ -89,6 +89,10 @@ def _predict(payload: dict[str, Any]) -> dict[str, Any]:
     trigger = objects.get(trigger_key) if trigger_key else None
     if trigger_key and trigger is None:
         return {"error": "the stored trigger is missing"}
+    # A task that was sent before there were input detections names none.
+    detectors = {arm: objects.get(key) for arm, key in payload.get("detectors", {}).items()}
+    if missing := sorted(arm for arm, data in detectors.items() if data is None):
+        return {"error": f"the stored detector is missing: {', '.join(missing)}"}
     image, spec = payload["image"], ExperimentSpec.model_validate(payload["spec"])
     fetch_dataset(spec.dataset, objects, settings.datasets)
     return interactive.predict(
@@ -100,4 +104,5 @@ def _predict(payload: dict[str, Any]) -> dict[str, Any]:
         triggered=payload["triggered"],
         seed=payload["seed"],
         trigger_state=trigger,
+        detectors={arm: data for arm, data in detectors.items() if data is not None},
     )

@@ -5,8 +5,8 @@ queue ``checks``; they have no result. The two tasks on the queue ``interactive`
 files as base64 text:
 
 - ``bdlab.preview(payload)``, payload ``{"dataset", "attack", "seed"}`` -> ``{"picture": <PNG>}``
-- ``bdlab.predict(payload)``, payload ``{"spec", "checkpoints": {arm: object key}, "index", "image",
-  "triggered", "seed"}`` -> what `worker.lab.interactive.predict` returns
+- ``bdlab.predict(payload)``, payload ``{"spec", "checkpoints": {arm: object key}, "detectors": {arm: object key},
+  "trigger": object key, "index", "image", "triggered", "seed"}`` -> what `worker.lab.interactive.predict` returns
 
 or ``{"error": <text>}`` if the request is not valid.
 """

@@ -32,6 +32,10 @@ TITLES = {
         "Precision against recall at every cut of the ranking of {arm}, "
         "and poisoned images found against images isolated.",
     ),
+    "inputs.png": (
+        "Suspicion of test images",
+        "Histogram of the suspicion that {arm} gives clean and triggered test images; the line is its threshold.",
+    ),
     "curves.png": (
         "Training curves",
         "Loss, clean accuracy and attack success of every arm by epoch, as in the live curves above.",

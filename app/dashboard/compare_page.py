@@ -19,6 +19,9 @@ METRICS = (
     "defense_effectiveness",
     "isolation_precision",
     "false_positive_rate",
+    "input_auroc",
+    "input_true_positive_rate",
+    "input_false_positive_rate",
     "seconds",
 )
 

@@ -41,6 +41,11 @@ METRICS = {
     "smallest_mask_norm": "Smallest mask norm",
     "median_mask_norm": "Median mask norm",
     "mad_mask_norm": "MAD of mask norms",
+    "input_auroc": "Input AUROC",
+    "input_tpr_at_1_percent": "Inputs found at 1 % false positives",
+    "input_tpr_at_5_percent": "Inputs found at 5 % false positives",
+    "input_true_positive_rate": "Triggered inputs flagged",
+    "input_false_positive_rate": "Clean inputs flagged",
     "psnr": "PSNR",
     "ssim": "SSIM",
     "l_inf": "Largest change",
@@ -58,6 +63,7 @@ STAGES = {
     "second_training": "train a second model",
     "retraining": "retrain",
     "unlearning": "unlearn suspects",
+    "input_detection": "score test inputs",
 }
 
 QUOTAS = {

@@ -19,6 +19,12 @@ router = APIRouter(prefix="/new", route_class=PageRoute, include_in_schema=False
 Kind = Literal["experiment", "sweep", "study"]
 Part = Literal["dataset", "model", "attack", "defense", "row"]
 LABELS: dict[Part, str] = {"dataset": "Dataset", "model": "Model", "attack": "Attack"}
+DEFENSE_KINDS: dict[str, str] = {
+    "training": "Training",
+    "repair": "Repair of the victim",
+    "detection": "Detection of poisoned training images",
+    "input_detection": "Detection of triggered inputs",
+}
 DEFAULT_SPEC = ExperimentSpec(defenses=(Abl(),), reference=True).model_dump(mode="json")
 """An experiment that a laptop runs in a minute."""
 STUDY_ATTACKS = ("badnets", "blend")
@@ -87,8 +93,11 @@ def _form(request: Request, context: Context, kind: Kind, source_id: str | None)
         selected_attacks=[_form_part(catalog, "row", attack) for attack in attacks]
         if kind == "study"
         else [],
-        attacks=catalog.attacks,
-        defenses=catalog.defenses,
+        attacks=[("", catalog.attacks)],
+        defenses=[
+            (label, [entry for entry in catalog.defenses if entry.kind == kind_of_defense])
+            for kind_of_defense, label in DEFENSE_KINDS.items()
+        ],
         selected_defenses=[
             _form_part(catalog, "defense", defense)
             for defense in spec["defenses"]
@@ -116,7 +125,7 @@ def _entries(catalog: Catalog, part: Part) -> list[Entry]:
         "model": [*catalog.models],
         "attack": catalog.attacks,
         "row": catalog.attacks,
-        "defense": catalog.defenses,
+        "defense": [*catalog.defenses],
     }
     return kinds[part]
 

@@ -46,8 +46,8 @@ class ExperimentSpec(Spec):
     victim: Victim | None = field(
         None,
         "A model to use as the arm `undefended` (without an attack: `clean`) for every seed, instead of training "
-        "one. Repair and detection defenses start from it; training defenses do not use it. `model` and `dataset` must "
-        "match it. Null: train the victim.",
+        "one. Repair, detection and input detection start from it; training defenses do not use it. `model` and "
+        "`dataset` must match it. Null: train the victim.",
         added_later=True,
     )
     training: TrainingSpec = field(TrainingSpec(), "Training of the clean and undefended arms.")
@@ -93,7 +93,7 @@ class ExperimentSpec(Spec):
 
     @property
     def victim_arm(self) -> str:
-        """The arm whose model repair and detection defenses start from: undefended, or clean without an attack."""
+        """The arm that all defenses but training defenses start from: undefended, or clean without an attack."""
         return CLEAN if self.attack.name == "none" else UNDEFENDED
 
     @property

@@ -6,6 +6,15 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
+OF_INPUTS = (
+    "input_auroc",
+    "input_tpr_at_1_percent",
+    "input_tpr_at_5_percent",
+    "input_true_positive_rate",
+    "input_false_positive_rate",
+)
+"""Metrics of input detections."""
+
 OF_STAGES = (
     "accuracy_before_unlearning",
     "attack_success_before_unlearning",
@@ -26,6 +35,7 @@ OF_STAGES = (
     "smallest_mask_norm",
     "median_mask_norm",
     "mad_mask_norm",
+    *OF_INPUTS,
 )
 """Metrics that the stages of a defense record; the last value counts."""
 

@@ -114,7 +114,7 @@ def _plan_seed(
         tuning = spec.training.fine_tuning
         code = _code(spec.model) if arm == CLEAN and tuning is None else attack_code
         if victim_version and arm == spec.victim_arm:
-            # The recipe stays part of the key because repair and detection defenses train by it.
+            # The recipe stays part of the key because repair and detection train by it.
             model = add("victim", arm, {**victim, "brought": victim_version}, poisoned, 0, code)
         elif tuning is not None:
             fields = {**victim, "fine_tuning": tuning.model_dump(mode="json")}
@@ -123,7 +123,7 @@ def _plan_seed(
             model = add("victim", arm, victim, data, spec.training.epochs, code)
 
     for defense in spec.defenses:
-        # Repair and detection start from the victim: the undefended model, or the clean one if nothing is poisoned.
+        # All others start from the victim: the undefended model, or the clean one if nothing is poisoned.
         parent = digest([poisoned, victim]) if defense.kind == "training" else model
         for kind, fields, epochs in defense.stages():
             # ABL's ranking is the same work for every defense that starts with it.

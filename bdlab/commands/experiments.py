@@ -126,9 +126,23 @@ def predict(
     if picture:
         picture.write_bytes(base64.b64decode(prediction["picture"]))
     label = prediction["image"].get("label_name")
-    rows = [(a["arm"], a["class_name"], f"{100 * max(a['probabilities']):.1f} %") for a in prediction["arms"]]
-    table = text_table(f"true class: {label}" if label else "", ("arm", "class", "probability"), rows)
+    rows = [
+        (a["arm"], a["class_name"], f"{100 * max(a['probabilities']):.1f} %", _verdict(a.get("detection")))
+        for a in prediction["arms"]
+    ]
+    # Most experiments have no input detection, and so no verdict to show.
+    columns = ("arm", "class", "probability", "input detection")[: 4 if any(row[3] for row in rows) else 3]
+    title = f"true class: {label}" if label else ""
+    table = text_table(title, columns, [row[: len(columns)] for row in rows])
     print_result(prediction, as_json, table)
+
+
+def _verdict(detection: dict[str, Any] | None) -> str:
+    """The verdict of an arm's input detection, in words; empty without one."""
+    if detection is None:
+        return ""
+    verdict = "flagged" if detection["flagged"] else "not flagged"
+    return f"{verdict} ({detection['suspicion']:.4g}, threshold {detection['threshold']:.4g})"
 
 
 def catalog(url: Url = None, as_json: AsJson = False) -> None:

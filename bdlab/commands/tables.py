@@ -13,6 +13,8 @@ METRICS = {
     "robust_accuracy": "robust accuracy",
     "defense_effectiveness": "effectiveness",
     "isolation_precision": "isolation precision",
+    "input_auroc": "input AUROC",
+    "input_false_positive_rate": "clean inputs flagged",
 }
 """Columns of the results table: heading by metric."""
 

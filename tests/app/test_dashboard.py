@@ -293,6 +293,32 @@ def read(attack: dict[str, Any], **means: dict[str, float]) -> str:
     return " ".join(finding.text for finding in findings(arms, {"attack": attack, "defenses": []}))
 
 
+def test_an_input_detection_is_read_by_what_it_flags() -> None:
+    arms = [
+        {"arm": name, "aggregate": {k: {"mean": v, "n": 3} for k, v in values.items()}}
+        for name, values in {
+            "undefended": {"clean_accuracy": 0.9, "attack_success_rate": 1.0},
+            "strip_inputs": {
+                "clean_accuracy": 0.9,
+                "attack_success_rate": 1.0,
+                "input_auroc": 0.98,
+                "input_true_positive_rate": 0.95,
+                "input_false_positive_rate": 0.06,
+            },
+        }.items()
+    ]
+    document = {"attack": {"name": "badnets", "target_class": 0}, "defenses": [{"name": "strip_inputs"}]}
+    said = [finding for finding in findings(arms, document) if "strip_inputs" in finding.text]
+    assert [finding.tone for finding in said] == ["good"]  # and not that it leaves the backdoor
+    assert "flags 95.0 % of the triggered test images and 6.0 % of the clean ones" in said[0].text
+    for name in ("input_auroc", "input_true_positive_rate"):
+        del arms[1]["aggregate"][name]
+    said = [finding for finding in findings(arms[1:], document) if "strip_inputs" in finding.text]
+    assert [(finding.tone, "flags 6.0 % of the clean ones" in finding.text) for finding in said] == [
+        ("note", True)
+    ]
+
+
 def test_other_attacks_are_read_by_what_they_aim_at() -> None:
     on_one = {"name": "poison_frogs", "target_class": 6}
     said = read(on_one, undefended={"clean_accuracy": 0.9, "target_image_hit": 1.0})

@@ -153,6 +153,10 @@ def test_the_catalog_lists_everything_with_schema_and_source(service: Service) -
     assert "abl" in names["defenses"]
     assert {"digits", "cifar10", "gtsrb", "imported"} <= set(names["datasets"])
     assert {"small_cnn", "resnet18", "preact_resnet18", "wide_resnet_16_1"} <= set(names["models"])
+    kinds = {entry["name"]: entry["kind"] for entry in catalog["defenses"]}
+    assert kinds["abl"] == "training"
+    assert kinds["strip"] == "detection"
+    assert kinds["strip_inputs"] == "input_detection"
     blend = next(e for e in catalog["attacks"] if e["name"] == "blend")
     assert blend["schema"]["properties"]["alpha"]["unit"] == "fraction"
     assert blend["defaults"]["alpha"] == 0.2

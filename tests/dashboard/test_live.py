@@ -65,7 +65,13 @@ def test_the_url_of_predictions_names_the_image(open_tab: OpenTab, service: Serv
 
     def answer(route: Route) -> None:
         asked.append(json.loads(route.request.post_data or ""))
-        said = {"arm": "undefended", "class": 0, "class_name": "zero", "probabilities": [1.0] + [0.0] * 9}
+        said: dict[str, object] = {
+            "arm": "undefended",
+            "class": 0,
+            "class_name": "zero",
+            "probabilities": [1.0] + [0.0] * 9,
+        }
+        said["detection"] = {"suspicion": -0.0412345, "threshold": -0.25, "flagged": True}
         image = {"label": 7, "label_name": "seven"}
         route.fulfill(json={"arms": [said], "image": image, "picture": ""})
 
@@ -78,3 +84,5 @@ def test_the_url_of_predictions_names_the_image(open_tab: OpenTab, service: Serv
     assert "index=13&triggered=true" in page.url
     assert [(one["index"], one["triggered"]) for one in asked] == [(12, True), (13, True)]
     expect(page.locator("#arms")).to_contain_text("the attack's target")
+    verdict = "input detection: flagged as triggered suspicion -0.04123, threshold -0.25"
+    expect(page.locator("#arms")).to_contain_text(verdict)

@@ -129,6 +129,7 @@ def plain_cases() -> dict[str, bytes]:
         "predictions": figures.predictions(
             clean, triggered, labels, {"undefended": ["0"] * 8, "abl": labels}, "0"
         ),
+        "inputs": figures.suspicion_histogram(losses, is_poisoned, 0.5, "strip_inputs: suspicion"),
         "sweep": figures.sweep(SWEEP, "anp"),
         "sheet": figures.dataset_sheet(digits(200)[0], digits(200)[2], "digits"),
     }
@@ -157,6 +158,7 @@ def hard_cases() -> dict[str, bytes]:
         "losses, all zero": figures.loss_histogram(losses * 0, is_poisoned, isolated, "zero"),
         "losses, one": figures.loss_histogram(losses[:1], is_poisoned[:1], isolated[:1], "one"),
         "ranking, one": figures.ranking(np.ones(1), np.ones(1, bool), 1),
+        "inputs, all clean and equal": figures.suspicion_histogram(losses * 0, nothing, 0.0, LONG_CLASS * 4),
         "predictions, one": figures.predictions(clean, triggered, ["0"], {"abl": ["0"]}, "7"),
         "predictions of 8 arms": figures.predictions(
             wide, wide, [LONG_CLASS] * 12, dict.fromkeys(EIGHT_ARMS, [LONG_CLASS] * 12), LONG_CLASS
@@ -198,7 +200,7 @@ def test_equal_bytes_in_a_new_process_that_never_imports_pyplot_or_torch(cases: 
     )
     *digests, forbidden = done.stdout.split("\n")[:-1]
     assert digests == [hashlib.sha256(data).hexdigest() for data in list(cases.values())[: len(digests)]]
-    assert len(digests) == 9
+    assert len(digests) == 10
     assert forbidden == "[]"
 
 
@@ -315,6 +317,8 @@ def test_bad_input_is_a_clear_error() -> None:
         figures.loss_histogram(np.append(losses[1:], np.nan), is_poisoned, isolated, "t")
     with pytest.raises(ValueError, match="all the same"):
         figures.loss_histogram(losses[1:], is_poisoned, isolated, "t")
+    with pytest.raises(ValueError, match="not finite"):
+        figures.suspicion_histogram(losses, is_poisoned, float("nan"), "t")
     with pytest.raises(ValueError, match="isolated_count: 0 is not allowed; 1 to 2000"):
         figures.ranking(losses, is_poisoned, 0)
     with pytest.raises(ValueError, match="is_poisoned: 0 of 2000"):

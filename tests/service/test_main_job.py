@@ -131,14 +131,23 @@ SEARCHED = {
     ],
     ids=lambda attack: attack["name"],
 )
-def test_a_prediction_uses_the_trigger_that_was_trained(stack: Stack, attack: dict[str, Any]) -> None:
-    body = spec(seed=4, epochs=1, attack=attack, defenses=[], reference=False)
+def test_a_prediction_uses_the_trigger_and_the_detector_that_were_stored(
+    stack: Stack, attack: dict[str, Any]
+) -> None:
+    defense = {"name": "strip_inputs", "overlays": 4}
+    body = spec(seed=4, epochs=1, attack=attack, defenses=[defense], reference=False)
     done = stack.wait(stack.submit(body))["id"]
     clean, triggered = (
         stack.post(f"/v1/experiments/{done}/predict", {"index": 3, "triggered": on}, status=200)["arms"]
         for on in (False, True)
     )
     assert clean[0]["probabilities"] != triggered[0]["probabilities"]
+    undefended, detected = clean
+    assert undefended["probabilities"] == detected["probabilities"]
+    assert undefended["detection"] is None
+    verdict = detected["detection"]
+    assert verdict["flagged"] == (verdict["suspicion"] >= verdict["threshold"])
+    assert triggered[1]["detection"]["suspicion"] != verdict["suspicion"]
 
 
 def test_previews_predictions_and_cancels_do_not_wait_for_training(stack: Stack, finished: Any) -> None:

@@ -232,6 +232,38 @@ def isolation_quality(
     return values
 
 
+def input_detection_quality(suspicion: Tensor, triggered: Tensor, threshold: float) -> dict[str, float]:
+    """How well ``suspicion`` ``[N]``, higher is more suspicious, separates triggered inputs (bool ``[N]``) from others.
+
+    The false positive rate is at the method's own ``threshold``, at or above which an input is flagged. With triggered
+    inputs also the true positive rate there, the AUROC, and the true positive rates at 1 % and 5 % false positives.
+    """
+    flagged = suspicion >= threshold
+    values = {"input_false_positive_rate": flagged[~triggered].double().mean().item()}
+    if triggered.any():
+        values |= {
+            "input_auroc": auroc(suspicion, triggered),
+            "input_tpr_at_1_percent": true_positive_rate_at(suspicion, triggered, 0.01),
+            "input_tpr_at_5_percent": true_positive_rate_at(suspicion, triggered, 0.05),
+            "input_true_positive_rate": flagged[triggered].double().mean().item(),
+        }
+    return values
+
+
+def true_positive_rate_at(scores: Tensor, positive: Tensor, false_positive_rate: float) -> float:
+    """The largest share of positive samples that a threshold flags which flags at most that share of the others.
+
+    ``scores`` ``[N]``, ``positive`` bool ``[N]`` with both values present. Nothing is interpolated: samples with equal
+    scores are flagged together or not at all.
+    """
+    negative = scores[~positive].sort(descending=True).values
+    allowed = math.floor(false_positive_rate * len(negative))
+    if allowed == len(negative):
+        return 1.0
+    # The threshold must lie above the first negative score that may not be flagged.
+    return (scores[positive] > negative[allowed]).double().mean().item()
+
+
 def class_quality(flagged: Tensor, targets: Tensor) -> dict[str, float]:
     """How a detection of target classes did: ``flagged`` bool ``[classes]``, ``targets`` the true target classes.
 

@@ -42,6 +42,7 @@ from worker.lab.defenses.base import (
     DataFreeRepair,
     DetectionDefense,
     Harness,
+    InputDetectionDefense,
     RepairDefense,
     TrainingDefense,
     UnlabeledRepair,
@@ -55,9 +56,11 @@ from worker.lab.evaluation import (
     chance_warning,
     class_quality,
     evaluate,
+    input_detection_quality,
     isolation_quality,
 )
 from worker.lab.given import add_truth, find_targets, make_given_test_set, set_clean_pool_aside
+from worker.lab.input_scores import InputScores, ScoreInputs, score_test_images
 from worker.lab.manifest import MANIFEST_NAME, StageRecord, build_manifest
 from worker.lab.networks import Network, build_network, check_architecture
 from worker.lab.networks.checkpoints import find_variant, rename_tensors, shapes_of
@@ -344,6 +347,16 @@ class SeedRun:
             targets = self._find_targets()
             return {} if targets is None else class_quality(flagged, targets)
 
+        def score_inputs(
+            score: ScoreInputs, threshold: float, run: StageRun
+        ) -> tuple[InputScores, dict[str, float]]:
+            def chunk_done(chunk: int, chunks: int) -> None:
+                run.recorder.check()
+                run.epoch_done(chunk, chunks, {})
+
+            scores = score_test_images(self.test, score, run.planned.stream, chunk_done)
+            return scores, input_detection_quality(scores.suspicion, scores.triggered, threshold)
+
         common: dict[str, Any] = {
             "facts": self.data.facts,
             "seed": self.seed,
@@ -358,6 +371,7 @@ class SeedRun:
                 before_unlearning=before_unlearning,
                 label_accuracy=label_accuracy,
                 score_classes=score_classes,
+                score_inputs=score_inputs,
             ),
         }
         poisoned: dict[str, Any] = {"images": self.poisoned.images, "labels": self.poisoned.labels}
@@ -367,6 +381,8 @@ class SeedRun:
         common["victim"] = self.copy_victim()
         if spec.kind == "detection":
             return defend(spec, DetectionDefense(**common, **poisoned, clean=clean))
+        if spec.kind == "input_detection":
+            return defend(spec, InputDetectionDefense(**common, clean=clean))
         if clean is not None:
             return defend(spec, RepairDefense(**common, clean=clean))
         if spec.needs_poisoned_images:
@@ -382,7 +398,7 @@ class SeedRun:
         return targets
 
     def copy_victim(self) -> Network:
-        """A copy of the victim for repair and detection; its arm runs before theirs."""
+        """A copy of the victim for all but training defenses; its arm runs before theirs."""
         arm = self.spec.victim_arm
         if arm not in self.victims:
             raise LabError(f"there is no model to defend: the {arm} arm failed")

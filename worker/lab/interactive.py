@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from worker.lab.compute import choose_compute
 from worker.lab.contracts import SpecError
 from worker.lab.data.augment import resolve_augmentation
 from worker.lab.data.datasets import Dataset, draw_subset, load_whole_dataset
+from worker.lab.defenses import make_detector
+from worker.lab.defenses.input_detection import DetectorState, InputDetector
 from worker.lab.evaluation import TestSet, predict_logits
 from worker.lab.experiment import load_model
 from worker.lab.training import Recipe
@@ -74,13 +77,15 @@ def predict(
     triggered: bool,
     seed: int,
     trigger_state: bytes | None = None,
+    detectors: Mapping[str, bytes] | None = None,
 ) -> dict[str, Any]:
     """The predictions of every arm's model for one image: test image ``index``, or an uploaded one.
 
     ``checkpoints`` maps arms to safetensors files; ``trigger_state`` is the artifact ``seed-<s>/trigger.safetensors``,
-    needed for ``triggered`` where the attack trained its trigger. Returns ``image`` (index, label, label_name; None for
-    an upload), ``arms`` with class, class name and probabilities, and ``picture``, the image as the models saw it
-    (PNG, base64).
+    needed for ``triggered`` where the attack trained its trigger; ``detectors`` maps arms with an input detection to
+    their artifacts ``detector.safetensors``. Returns ``image`` (index, label, label_name; None for an upload), ``arms``
+    with class, class name, probabilities and for the arms in ``detectors`` the verdict (`judge_input`), and
+    ``picture``, the image as the models saw it (PNG, base64).
     Raises LabError if the index or the image is not valid.
     """
     data = _load_checked(spec, data_dir, seed)
@@ -107,20 +112,33 @@ def predict(
         network = load_model(spec.model, data.facts, load(checkpoint))
         probabilities = predict_logits(network, pixels, compute).softmax(1)[0]
         best = int(probabilities.argmax())
-        arms.append(
-            {
-                "arm": arm,
-                "class": best,
-                "class_name": data.facts.class_names[best],
-                "probabilities": [round(p, 6) for p in probabilities.tolist()],
-            }
-        )
+        answer: dict[str, Any] = {
+            "arm": arm,
+            "class": best,
+            "class_name": data.facts.class_names[best],
+            "probabilities": [round(p, 6) for p in probabilities.tolist()],
+        }
+        if detectors and arm in detectors:
+            defense = next(defense for defense in spec.defenses if defense.arm_name == arm)
+            detector = make_detector(defense, network, compute, seed)
+            answer["detection"] = judge_input(detector, pixels, load(detectors[arm]))
+        arms.append(answer)
     name = None if label is None else data.facts.class_names[label]
     return {
         "image": {"index": index if image is None else None, "label": label, "label_name": name},
         "triggered": triggered,
         "arms": arms,
         "picture": base64.b64encode(encode_png(pixels[0])).decode(),
+    }
+
+
+def judge_input(detector: InputDetector[Any], pixels: Tensor, state: DetectorState) -> dict[str, Any]:
+    """The verdict on one image, uint8 ``[1, C, H, W]``: its suspicion, the threshold, and whether it is flagged."""
+    suspicion, threshold = detector.score(pixels, state).item(), state["threshold"].item()
+    return {
+        "suspicion": round(suspicion, 6),
+        "threshold": round(threshold, 6),
+        "flagged": suspicion >= threshold,
     }
 
 

@@ -9,18 +9,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from app.specs.artifacts import DETECTOR
 from app.specs.attack import Given, NoAttack
+from app.specs.base import canonical_json
+from app.specs.defense import DefenseSpec
 from app.specs.experiment import ATTACK, ExperimentSpec
 from app.specs.facts import DatasetFacts
-from app.specs.metrics import OF_STAGES
+from app.specs.metrics import OF_INPUTS, OF_STAGES
 from worker.lab.attacks import PoisonedSet
 from worker.lab.compute import Compute
 from worker.lab.contracts import Recorder, Scope
 from worker.lab.data.streamed import Images
+from worker.lab.defenses.input_detection import STATE_PREFIX
 from worker.lab.evaluation import TestSet, predict_logits
 from worker.lab.networks import Network
 from worker.lab.sprites import COLUMNS, sprite_sheet
 from worker.lab.stages import Outcome, StageRun
+from worker.lab.tensor_files import dump_tensors
 
 GRID_IMAGES = 8  # in a grid of test images
 TRIGGER_SIDE = 128  # pixels, about, of each part of the picture of a reversed trigger
@@ -160,6 +165,8 @@ class Report:
             if self.truth[seed] is None:
                 self.unscored.setdefault((arm, seed), set()).add("target_class_found")
             self._reversed_triggers(run, outcome)
+        if "input_suspicion" in outcome.tensors:
+            self._inputs(run, outcome)
 
     def stage_metrics(self, arm: str, seed: int) -> dict[str, float | None]:
         """The last value of each of `OF_STAGES` that the arm's stages recorded; None for scores without a truth."""
@@ -329,6 +336,43 @@ class Report:
                 sprite_sheet(large),
                 {"class": label, "flagged": bool(outcome.tensors["class_flagged"][label])},
             )
+
+    def _inputs(self, run: StageRun, outcome: Outcome) -> None:
+        """Record the scores of the test images in order of suspicion, and the detector, which can score others."""
+        arm, seed = str(run.planned.arm), run.planned.seed
+        state = {
+            name.removeprefix(STATE_PREFIX): tensor
+            for name, tensor in outcome.tensors.items()
+            if name.startswith(STATE_PREFIX)
+        }
+        triggered, suspicion = outcome.tensors["input_triggered"], outcome.tensors["input_suspicion"]
+        if not triggered.any():
+            self.unscored.setdefault((arm, seed), set()).update(OF_INPUTS)
+        columns = {
+            "image": outcome.tensors["input_image"],
+            "suspicion": suspicion,
+            "flagged": (suspicion >= state["threshold"].cpu()).int(),
+            "is_triggered": triggered.int(),
+        }
+        order = suspicion.argsort(descending=True, stable=True)
+        where = f"seed-{seed}/{arm}"
+        self._table(run.scope, f"{where}/inputs.csv", {name: c[order] for name, c in columns.items()})
+        header = {"defense": canonical_json(self._find_defense(arm)), "seed": str(seed)}
+        self._file(
+            run.scope, f"{where}/{DETECTOR}", "data", "application/octet-stream", dump_tensors(state, header)
+        )
+        self._figure(
+            run.scope,
+            f"{where}/inputs.png",
+            "suspicion_histogram",
+            _array(suspicion),
+            _array(triggered),
+            state["threshold"].item(),
+            f"{arm}: suspicion of test images",
+        )
+
+    def _find_defense(self, arm: str) -> DefenseSpec:
+        return next(defense for defense in self.spec.defenses if defense.arm_name == arm)
 
     def _table(self, scope: Scope, name: str, columns: dict[str, Tensor]) -> None:
         """Record columns ``[N]`` as CSV; floats with seven digits."""

@@ -26,10 +26,19 @@ function classRow(name, probability) {
   return row;
 }
 
+function showDetection(line, { suspicion, threshold, flagged }) {
+  const tag = document.createElement("span");
+  tag.className = `tag ${flagged ? "bad" : "good"}`;
+  tag.textContent = flagged ? "flagged as triggered" : "not flagged";
+  const [score, limit] = [suspicion, threshold].map((value) => Number(value.toPrecision(4)));
+  line.append("input detection: ", tag, ` suspicion ${score}, threshold ${limit}`);
+  line.hidden = false;
+}
+
 function armCard(prediction, image, triggered) {
   const card = document.createElement("section");
   card.className = "card";
-  card.innerHTML = `<h3></h3><p>predicts <strong></strong> <span class="tag"></span></p><table><tbody></tbody></table>`;
+  card.innerHTML = `<h3></h3><p>predicts <strong></strong> <span class="tag"></span></p><p class="detection" hidden></p><table><tbody></tbody></table>`;
   card.querySelector("h3").textContent = prediction.arm;
   card.querySelector("strong").textContent = prediction.class_name;
   const correct = prediction.class === image.label;
@@ -37,6 +46,7 @@ function armCard(prediction, image, triggered) {
   const tag = card.querySelector(".tag");
   tag.textContent = correct ? "correct" : attacked ? "the attack's target" : "wrong";
   tag.classList.add(correct ? "good" : "bad");
+  if (prediction.detection) showDetection(card.querySelector(".detection"), prediction.detection);
   const names = JSON.parse(form.dataset.names);
   const likeliest = prediction.probabilities
     .map((probability, k) => [names[k], probability])

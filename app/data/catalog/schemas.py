@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.specs.defenses.base import Kind
 from app.specs.facts import DatasetFacts
 
 
@@ -33,6 +34,15 @@ class Entry(BaseModel):
     presets: list[PresetEntry] = Field(description="Its named settings; empty if it has none.")
 
 
+class DefenseEntry(Entry):
+    """A defense."""
+
+    kind: Kind = Field(
+        description="What it may use. training: the poisoned set. repair: the trained victim and a clean set. "
+        "detection: the poisoned set and the victim. input_detection: the victim, and the inputs that it scores."
+    )
+
+
 class DatasetEntry(Entry):
     """A dataset; imported ones are listed by their key."""
 
@@ -59,7 +69,7 @@ class Catalog(BaseModel):
     """Everything that a spec can contain."""
 
     attacks: list[Entry]
-    defenses: list[Entry]
+    defenses: list[DefenseEntry]
     datasets: list[DatasetEntry]
     models: list[ModelEntry]
     training: list[Entry] = Field(description="The training recipe, and its augmentation.")

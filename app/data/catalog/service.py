@@ -10,10 +10,11 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from app.core.validation import members, name_of
 from app.data import local_datasets
-from app.data.catalog.schemas import Catalog, DatasetEntry, Entry, ModelEntry, PresetEntry
+from app.data.catalog.schemas import Catalog, DatasetEntry, DefenseEntry, Entry, ModelEntry, PresetEntry
 from app.data.resolve import is_installed
 from app.specs.base import PresetSpec
 from app.specs.dataset import Imported, Uploaded
+from app.specs.defenses.base import Defense
 from app.specs.experiment import ExperimentSpec
 from app.specs.models.base import Architecture, install_command
 from app.specs.training import Augmentation
@@ -25,7 +26,7 @@ def catalog(folder: Path) -> Catalog:
     """What a spec can contain; ``folder`` is the data folder."""
     return Catalog(
         attacks=_entries("attack"),
-        defenses=_entries("defenses"),
+        defenses=_defenses(),
         datasets=_datasets(folder),
         models=_models(),
         training=[*_entries("training"), _entry(Augmentation)],
@@ -39,6 +40,15 @@ def names(field: str) -> list[str]:
 
 def _entries(field: str) -> list[Entry]:
     return [_entry(model) for model in members(ExperimentSpec.model_fields[field].annotation)]
+
+
+def _defenses() -> list[DefenseEntry]:
+    models = members(ExperimentSpec.model_fields["defenses"].annotation)
+    return [
+        DefenseEntry(**entry.model_dump(), kind=model.kind)
+        for entry, model in zip(_entries("defenses"), models, strict=True)
+        if issubclass(model, Defense)
+    ]
 
 
 def _models() -> list[ModelEntry]:

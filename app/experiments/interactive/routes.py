@@ -56,6 +56,20 @@ PREDICT_BODY: dict[str, Any] = {
     },
 }
 
+ANSWER: dict[str, Any] = {
+    "image": {"index": 0, "label": 5, "label_name": "5"},
+    "arms": [
+        {
+            "arm": "strip_inputs",
+            "class": 0,
+            "class_name": "0",
+            "probabilities": [0.982, 0.002, 0.002, 0.002, 0.002, 0.002, 0.002, 0.002, 0.002, 0.002],
+            "detection": {"suspicion": -0.041, "threshold": -0.235, "flagged": True},
+        }
+    ],
+    "picture": "iVBORw0KGgo=",
+}
+
 
 @router.post(
     "/previews",
@@ -81,14 +95,18 @@ async def preview(
     "/experiments/{experiment_id}/predict",
     summary="Ask every arm's model",
     response_model=Prediction,
-    responses=problems(400, 404, 409, 413, 415, 422, 429, 500, 502, 503),
+    responses={
+        200: {"content": {"application/json": {"example": ANSWER}}},
+        **problems(400, 404, 409, 413, 415, 422, 429, 500, 502, 503),
+    },
     openapi_extra={"requestBody": PREDICT_BODY},
 )
 @needs(READ)
 async def predict(experiment_id: str, request: Request, context: Ctx) -> dict[str, Any]:
     """Class and probabilities from each arm's model, for an uploaded image or one of the test set.
 
-    Send JSON with `index`, or a form with the file `image`; `triggered` puts the attack's trigger on it.
+    Send JSON with `index`, or a form with the file `image`; `triggered` puts the attack's trigger on it. An arm with an
+    input detection also has its verdict.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":

@@ -27,6 +27,14 @@ class PredictRequest(Spec):
     )
 
 
+class InputVerdict(BaseModel):
+    """What an input detection says about the image."""
+
+    suspicion: float = Field(description="Higher is more suspicious; the unit is the method's.")
+    threshold: float = Field(description="The suspicion from which an image is flagged.")
+    flagged: bool = Field(description="Whether the image is taken for a triggered one.")
+
+
 class ArmPrediction(BaseModel):
     """The answer of one arm's model."""
 
@@ -34,6 +42,9 @@ class ArmPrediction(BaseModel):
     class_: int = Field(alias="class", serialization_alias="class")
     class_name: str
     probabilities: list[float] = Field(description="One for each class, in label order.")
+    detection: InputVerdict | None = Field(
+        None, description="The verdict of the arm's input detection; null for arms with another defense."
+    )
 
 
 class Prediction(BaseModel):

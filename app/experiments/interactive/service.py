@@ -24,6 +24,7 @@ from app.experiments.interactive.schemas import PredictRequest, PreviewRequest
 from app.experiments.planning import plan_experiment, runnable_spec
 from app.results.artifacts import repository as artifacts
 from app.results.artifacts.service import deletion_message
+from app.specs.artifacts import DETECTOR
 from app.specs.experiment import ExperimentSpec
 from app.specs.pictures import PictureError, PictureSizeError, verify
 from app.tables.experiments import require_experiment
@@ -91,6 +92,11 @@ def _prediction(
         raise InvalidError.of("index", request.index, f"allowed: 0 to {size - 1}")
     trained = [f for f in files if f.arm and f.name == f"seed-{seed}/{f.arm}/model.safetensors"]
     models = {f.arm: f.object_key for f in trained if f.expired_at is None}
+    detectors = {
+        f.arm: f.object_key
+        for f in data
+        if f.name == f"seed-{seed}/{f.arm}/{DETECTOR}" and f.arm in models and f.expired_at is None
+    }
     if trained and not models:
         raise GoneError(deletion_message(trained[0]))
     if not models:
@@ -104,6 +110,7 @@ def _prediction(
         "spec": experiment.spec,
         "trigger": trigger.object_key if request.triggered and trigger is not None else None,
         "checkpoints": {arm: models[arm] for arm in spec.arms if arm in models},
+        "detectors": detectors,
         "index": request.index if image is None else None,
         "image": base64.b64encode(image).decode() if image is not None else None,
         "triggered": request.triggered,

@@ -78,7 +78,23 @@ def _attack(attacked: Means, clean: Means, attack: Mapping[str, Any]) -> Iterato
         )
 
 
+def _input_detection(name: str, means: Means) -> Finding:
+    """An input detection leaves the model as it is, so only what it flags counts."""
+    cost = f"{_percent(means['input_false_positive_rate'])} of the clean ones"
+    if "input_true_positive_rate" not in means:
+        return Finding("note", f"{name} flags {cost} of the test images. It does not change the model.")
+    found, auroc = means["input_true_positive_rate"], means["input_auroc"]
+    return Finding(
+        "good" if auroc >= WORKS else "bad",
+        f"{name} flags {_percent(found)} of the triggered test images and {cost}; the AUROC is {auroc:.3f}. It does "
+        "not change the model.",
+    )
+
+
 def _defense(name: str, defended: Means, attacked: Means) -> Iterator[Finding]:
+    if "input_false_positive_rate" in defended:
+        yield _input_detection(name, defended)
+        return
     if "attack_success_rate" in attacked and "attack_success_rate" in defended:
         removed = defended["attack_success_rate"] <= REMOVED
         change = 100 * (defended["clean_accuracy"] - attacked["clean_accuracy"])

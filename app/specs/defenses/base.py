@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from app.specs.base import PresetSpec, field
 
-Kind = Literal["training", "repair", "detection"]
+Kind = Literal["training", "repair", "detection", "input_detection"]
 
 DEFENSE_LABELS = frozenset({"arm", "preset"})
 """Fields of a defense that affect no number."""
@@ -16,7 +16,8 @@ class Defense(PresetSpec):
 
     kind: ClassVar[Kind] = "training"
     """What the defense may use. training: the poisoned set. repair: the victim. detection: the poisoned set and the
-    victim. Each also a clean set, for a `CleanSetDefense`."""
+    victim. input_detection: the victim, and the inputs that it scores, after everything else is fixed. Each also a
+    clean set, for a `CleanSetDefense`."""
 
     needs_batch_norm: ClassVar[bool] = False
     """Whether the defense changes the victim's batch normalization; refused for an architecture without any."""
@@ -35,6 +36,7 @@ class Defense(PresetSpec):
     @classmethod
     def implementation(cls) -> Any:
         """The function that carries out the defense: from the spec and what its kind may use to the defended network.
+        Of an input detection, the subclass of `worker.lab.defenses.input_detection.InputDetector`.
 
         For plug-ins, which must import torch and the worker inside this method. The code of a built-in defense is found
         by its name: `worker.lab.defenses.defend`.

@@ -44,7 +44,7 @@ _SPECTRAL_PRESETS = {
 _CLEANSE_PRESETS = {
     "benchmark": Preset("the settings of BackdoorBench, on the authors' form of the mask.", BENCHMARK, {})
 }
-_STRIP_PRESETS = {
+STRIP_PRESETS = {
     "recommended": Preset(
         "64 overlays and the 5 % quantile of a normal fit to the clean entropies, as in the paper; cheaper than 100.",
         "Gao et al. 2019, section 4",
@@ -58,6 +58,7 @@ _STRIP_PRESETS = {
 }
 
 Then = Literal["purge_and_retrain", "nothing"]
+EntropyThreshold = Literal["normal_fit", "quantile"]
 RETRAINING_EPOCHS = 30  # for progress only; the retraining itself uses the experiment's number
 
 
@@ -73,6 +74,48 @@ def _follow_up() -> Any:
 def _stages(defense: Defense, then: Then) -> list[tuple[str, dict[str, Any], int]]:
     detection = ("detection", defense.fields("then"), 1)
     return [detection] if then == "nothing" else [detection, ("retrain", {}, RETRAINING_EPOCHS)]
+
+
+def overlays_field() -> Any:
+    return field(
+        64,
+        "Number of clean images overlaid on each sample, one at a time.",
+        unit="images",
+        source="BackdoorBench's class default, which its call replaces by 100",
+        ge=1,
+        le=1000,
+    )
+
+
+def overlay_weight_field() -> Any:
+    return field(
+        1.0,
+        "Weight of the overlay, which is added to the sample at full intensity and clipped at 255. Averaging the two "
+        "instead would weaken small patches.",
+        source=GAO,
+        gt=0,
+        le=10,
+    )
+
+
+def false_positive_rate_field() -> Any:
+    return field(
+        0.05,
+        "Share of clean images to flag (the false rejection rate): sets the threshold.",
+        unit="fraction",
+        source="BackdoorBench's class default, which its call replaces by 0.1",
+        gt=0,
+        lt=0.5,
+    )
+
+
+def entropy_threshold_field() -> Any:
+    return field(
+        "normal_fit",
+        "How the threshold follows from the clean set's entropies: the quantile of a normal distribution fitted to "
+        "them, as in the paper, or their empirical quantile, as in BackdoorBench.",
+        source=f"Gao et al. 2019, section 4; {BENCHMARK}",
+    )
 
 
 class SpectralSignatures(Defense):
@@ -161,38 +204,12 @@ class Strip(HeldOutDefense):
 
     kind: ClassVar[Kind] = "detection"
     name: Literal["strip"] = "strip"
-    presets = _STRIP_PRESETS
-    preset: Literal["recommended", "benchmark"] = preset_field(_STRIP_PRESETS, "recommended")
-    overlays: int = field(
-        64,
-        "Number of clean images overlaid on each sample, one at a time.",
-        unit="images",
-        source="BackdoorBench's class default, which its call replaces by 100",
-        ge=1,
-        le=1000,
-    )
-    overlay_weight: float = field(
-        1.0,
-        "Weight of the overlay, which is added to the sample at full intensity and clipped at 255. Averaging the two "
-        "instead would weaken small patches.",
-        source=GAO,
-        gt=0,
-        le=10,
-    )
-    false_positive_rate: float = field(
-        0.05,
-        "Share of clean images to flag (the false rejection rate): sets the threshold.",
-        unit="fraction",
-        source="BackdoorBench's class default, which its call replaces by 0.1",
-        gt=0,
-        lt=0.5,
-    )
-    threshold: Literal["normal_fit", "quantile"] = field(
-        "normal_fit",
-        "How the threshold follows from the clean set's entropies: the quantile of a normal distribution fitted to "
-        "them, as in the paper, or their empirical quantile, as in BackdoorBench.",
-        source=f"Gao et al. 2019, section 4; {BENCHMARK}",
-    )
+    presets = STRIP_PRESETS
+    preset: Literal["recommended", "benchmark"] = preset_field(STRIP_PRESETS, "recommended")
+    overlays: int = overlays_field()
+    overlay_weight: float = overlay_weight_field()
+    false_positive_rate: float = false_positive_rate_field()
+    threshold: EntropyThreshold = entropy_threshold_field()
     then: Then = _follow_up()
 
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:

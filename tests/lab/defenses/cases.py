@@ -32,6 +32,10 @@ SHORT: dict[str, Spec] = {
     "activation_clustering": {},
     "strip": {"overlays": 4},
     "neural_cleanse": {"epochs": 3, "anomaly_threshold": 0.5, "unlearning_epochs": 2, "success": 0.2},
+    "strip_inputs": {"overlays": 4},
+    "scale_up": {},
+    "ibd_psc": {},
+    "teco": {"corruptions": ["shot_noise", "contrast"], "severities": 2},
     "nab": {"isolation_epochs": 2, "ranking_window": 1, "labelling_epochs": 2},
 }
 ALL: list[Spec] = [{"name": name, **fields} for name, fields in SHORT.items()]

@@ -1,4 +1,7 @@
-"""What a defense may see: no test image, no true flags, and for repair no poisoned set."""
+"""What a defense may see: no test image, no true flags, and for repair and input detection no poisoned set.
+
+An input detection scores test images, but what it flags by is fixed before.
+"""
 
 import dataclasses
 from collections.abc import Iterator
@@ -14,7 +17,13 @@ from tests.lab.defenses.cases import ALL, BADNETS, Spec, spec
 from tests.lab.memory import DIGITS_ONLY, experiment
 from worker.lab.data.datasets import Dataset, Split, load_dataset
 from worker.lab.defenses import defend
-from worker.lab.defenses.base import DataFreeRepair, Defense, RepairDefense, UnlabeledRepair
+from worker.lab.defenses.base import (
+    DataFreeRepair,
+    Defense,
+    InputDetectionDefense,
+    RepairDefense,
+    UnlabeledRepair,
+)
 from worker.lab.networks import Network
 
 ABL: Spec = {
@@ -29,7 +38,7 @@ EVERY = spec(BADNETS, ABL, *ALL, epochs=3) | {"dataset": {"name": "digits", "tra
 
 @dataclasses.dataclass
 class Done:
-    """The weights of every arm, and the arguments of each defense."""
+    """The weights and the detector of every arm, and the arguments of each defense."""
 
     weights: dict[str, bytes]
     handed: list[Defense]
@@ -46,7 +55,11 @@ def run_all() -> Done:
         patch.setattr(worker.lab.experiment, "defend", watch)
         recorder = experiment(EVERY, checkpoint_seconds=1e9)
     assert len(handed) == len(EVERY["defenses"])
-    files = {name: data for name, data in recorder.files.items() if name.endswith("model.safetensors")}
+    files = {
+        name: data
+        for name, data in recorder.files.items()
+        if name.endswith(("/model.safetensors", "/detector.safetensors"))
+    }
     return Done(without_labels(files), handed)
 
 
@@ -92,7 +105,7 @@ def test_no_test_tensor_is_reachable_from_a_defense_s_arguments(plain: Done) -> 
         images = [image for t in reachable if t.dtype == torch.uint8 for image in t.reshape(-1, 1, 8, 8)]
         assert not secret & {image.numpy().tobytes() for image in images}
         assert not any(tensor.dtype == torch.bool for tensor in reachable)
-        if isinstance(lab, RepairDefense):
+        if isinstance(lab, RepairDefense | InputDetectionDefense) and lab.clean is not None:
             assert len(images) == 15  # only the clean set
         elif isinstance(lab, UnlabeledRepair):
             assert len(images) == 300

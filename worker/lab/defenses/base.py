@@ -2,7 +2,9 @@
 
 A training defense sees the images and labels of the poisoned set; a repair defense a trained model and, if it needs
 them, a small clean set or the images of the poisoned set; a detection defense the poisoned set and the model trained on
-it. None sees the true flags or a test image: what is measured with these while it runs goes to the recorder only.
+it. None of them sees the true flags or a test image: what is measured with these while it runs goes to the recorder
+only. An input detection sees a trained model, for some methods a small clean set, and once its threshold is fixed the
+inputs that the lab has it score; it is not told which of them are triggered.
 """
 
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from worker.lab.contracts import Recorder
 from worker.lab.data.datasets import Split
 from worker.lab.data.streamed import Images
 from worker.lab.defenses.clean_set import CleanSet
+from worker.lab.input_scores import InputScores, ScoreInputs
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 from worker.lab.training import AfterEpoch, Recipe, record_nothing, train
@@ -35,6 +38,8 @@ class Harness:
     """(rows ``[K]``, labels ``[K]`` given to them) to the share of the labels that are true."""
     score_classes: Callable[[Tensor], dict[str, float]]
     """Flagged classes, bool ``[classes]``, to whether the attack's target is among them."""
+    score_inputs: Callable[[ScoreInputs, float, StageRun], tuple[InputScores, dict[str, float]]]
+    """(score, threshold, stage) to the scores of the test images, and their `evaluation.input_detection_quality`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +173,25 @@ class DetectionDefense(TrainingDefense):
     """Sees the poisoned set and the model trained on it."""
 
     victim: Network
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputDetectionDefense(Defense):
+    """Sees a trained model and, for some methods, a small clean set; never the poisoned set."""
+
+    victim: Network
+    """The undefended victim; a copy."""
+    clean: CleanSet | None = None
+    """None unless the spec inherits `CleanSetDefense`."""
+
+    def score_inputs(self, run: StageRun, score: ScoreInputs, threshold: float) -> InputScores:
+        """Have the lab score the test images and record how well ``score``, at ``threshold``, finds triggered ones.
+
+        ``score`` gets them in batches and in random order, and must not keep them.
+        """
+        scores, quality = self._harness.score_inputs(score, threshold, run)
+        self.record(run, 1, quality)
+        return scores
 
 
 def copy_state(network: Network) -> dict[str, Tensor]:

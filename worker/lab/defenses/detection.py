@@ -19,6 +19,11 @@ CHUNK, FLOATS = 8192, 2**23  # images superimposed at a time, and values of larg
 TOO_MANY = 0.5  # share of a class or of the set; a detection that flags more is warned about
 
 
+def superimpose(images: Tensor, overlays: Tensor, weight: float) -> Tensor:
+    """uint8 ``images`` ``[N, C, H, W]`` plus ``weight`` times ``overlays``, one for each or one for all."""
+    return (images.float() + weight * overlays.float()).round().clamp(0, 255).to(torch.uint8)
+
+
 def predict_superimposed(
     lab: Defense,
     run: StageRun,
@@ -41,8 +46,7 @@ def predict_superimposed(
         for rows in torch.arange(len(images), device=images.device).split(
             images_at_once(images, CHUNK, FLOATS)
         ):
-            mixed = images[rows].float() + weight * overlays[chosen[rows]].float()
-            mixed = mixed.round().clamp(0, 255).to(torch.uint8)
+            mixed = superimpose(images[rows], overlays[chosen[rows]], weight)
             parts.append(predict_logits(network, mixed, lab.compute).log_softmax(1))
         yield torch.cat(parts)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from app.specs.defenses.detection import Strip
+from app.specs.defenses.input_detection import StripInputs
 from worker.lab.data.streamed import Images
 from worker.lab.defenses.base import DetectionDefense
 from worker.lab.defenses.detection import finish_detection, predict_superimposed, retrain_without_flagged
@@ -31,7 +32,7 @@ def overlay_entropies(
     return total / spec.overlays
 
 
-def entropy_threshold(spec: Strip, clean: Tensor) -> float:
+def entropy_threshold(spec: Strip | StripInputs, clean: Tensor) -> float:
     """The entropy below which an image is flagged, from the entropies ``[M]`` of clean images."""
     if spec.threshold == "quantile":
         return clean.double().quantile(spec.false_positive_rate).item()

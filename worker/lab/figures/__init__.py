@@ -6,6 +6,7 @@ Import this package where a figure is drawn, not at the top of a module: matplot
 
 from worker.lab.figures.curves import curves
 from worker.lab.figures.images import dataset_sheet, samples
+from worker.lab.figures.inputs import suspicion_histogram
 from worker.lab.figures.isolation import loss_histogram, ranking
 from worker.lab.figures.predictions import predictions
 from worker.lab.figures.rows import image_rows
@@ -21,5 +22,6 @@ __all__ = [
     "ranking",
     "results_table",
     "samples",
+    "suspicion_histogram",
     "sweep",
 ]
