@@ -35,9 +35,10 @@ class Problem:
 
 def poison_count(spec: ExperimentSpec, facts: DatasetFacts) -> int:
     """Number of training images that ``spec.attack`` poisons: the rate of the whole set or of the target class,
-    rounded, and at least one. ``facts`` are those of the subset that the spec uses."""
+    rounded, and at least one; none if the attack poisons no data. ``facts`` are those of the subset that the spec
+    uses."""
     attack = spec.attack
-    if not isinstance(attack, PoisoningAttack):
+    if not isinstance(attack, PoisoningAttack) or not attack.poisons_data:
         return 0
     size = facts.train_counts[attack.target_class] if attack.share_of_target_class else facts.train_size
     return max(1, round(attack.poisoning_rate * size))
@@ -69,6 +70,8 @@ def find_victim_problems(
     # A local file is not named in the spec, so `find_problems` does not see it.
     if spec.victim is None and spec.training.start != "scratch":
         problems.append(Problem("training.start", spec.training.start, "scratch, since the victim is given"))
+    if spec.victim is None and isinstance(spec.attack, PoisoningAttack) and spec.attack.hands_over:
+        problems.append(_own_victim_problem(spec))
     if facts.shape != shape:
         problems.append(Problem("dataset", str(facts.shape), f"the images of the victim, {shape}"))
     if adds_trigger:
@@ -202,6 +205,11 @@ def _given_problems(spec: ExperimentSpec, attack: Given, facts: DatasetFacts) ->
             yield Problem(f"defenses.{i}.clean_ratio", defense.clean_ratio, allowed)
 
 
+def _own_victim_problem(spec: ExperimentSpec) -> Problem:
+    value = "a file" if spec.victim is None else spec.victim.model_dump(mode="json")
+    return Problem("victim", value, f"null, since the attacker trains the victim of {spec.attack.name}")
+
+
 def _attack_problems(spec: ExperimentSpec, attack: PoisoningAttack, facts: DatasetFacts) -> Iterator[Problem]:
     images = (facts.train_size + facts.test_size) * facts.channels * facts.height * facts.width
     if attack.export and images > MAX_EXPORTED_BYTES:
@@ -224,6 +232,13 @@ def _attack_problems(spec: ExperimentSpec, attack: PoisoningAttack, facts: Datas
             yield Problem("attack.target_class", target, f"0, {reason}")
         if attack.share_of_target_class:
             yield Problem("attack.rate_of", "target_class", f"training_set, {reason}")
+    if attack.hands_over and spec.victim is not None:
+        yield _own_victim_problem(spec)
+    if not attack.poisons_data:
+        for i, defense in enumerate(spec.defenses):
+            if defense.searches_data:
+                allowed = f"a defense of the model alone, since {spec.attack.name} poisons no training image"
+                yield Problem(f"defenses.{i}.name", defense.arm_name, allowed)
     traits = spec.model.traits(min(facts.height, facts.width))
     if attack.needs_gradients and not traits.gradients:
         allowed = (

@@ -116,6 +116,9 @@ def _plan_seed(
         if victim_version and arm == spec.victim_arm:
             # The recipe stays part of the key because repair and detection train by it.
             model = add("victim", arm, {**victim, "brought": victim_version}, poisoned, 0, code)
+        elif arm == UNDEFENDED and isinstance(spec.attack, PoisoningAttack) and spec.attack.hands_over:
+            # The recipe, for the same reason.
+            model = add("victim", arm, {**victim, "handed_over": True}, poisoned, 0, code)
         elif tuning is not None:
             fields = {**victim, "fine_tuning": tuning.model_dump(mode="json")}
             model = add("victim", arm, fields, digest([data, surrogate]), tuning.epochs, code)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.specs.attack import Given
-from app.specs.attacks.base import SURROGATE
+from app.specs.attack import Given, PoisoningAttack
+from app.specs.attacks.base import JOINT, SURROGATE
 from app.specs.base import canonical_json
 from app.specs.checks import clean_set_size, find_problems, find_victim_problems
 from app.specs.defense import DefenseSpec
@@ -166,6 +166,7 @@ class SeedRun:
             spec.training, resolve_augmentation(spec.training.augmentation, spec.dataset, data.facts)
         )
         self.surrogate: dict[str, Tensor] = {}
+        self.attackers_model: dict[str, Tensor] = {}
         attack = make_attack(spec.attack, data.facts)
         prepared = Prepared() if attack is None else attack.prepare(self.make_attack_lab(attack))
         poisoned = self.run_stage(
@@ -238,6 +239,8 @@ class SeedRun:
         outcome = self.run_stage(kind, ATTACK, compute)
         if kind == SURROGATE:
             self.surrogate = outcome.tensors
+        elif kind == JOINT:
+            self.attackers_model = outcome.tensors
         return outcome
 
     def run_stage(self, kind: str, arm: str | None, compute: Callable[[StageRun], Outcome]) -> Outcome:
@@ -283,7 +286,8 @@ class SeedRun:
         return values
 
     def train_victim(self, arm: str, split: Split) -> Network:
-        """The undefended (or clean) victim, trained by the experiment's recipe, or uploaded by the user."""
+        """The undefended (or clean) victim, trained by the experiment's recipe or by the attacker, or uploaded by the
+        user."""
         network = self.new_network("victim", split.images)
         user_model = self.context.user_model if arm == self.spec.victim_arm else None
         tuning = self.spec.training.fine_tuning
@@ -292,7 +296,12 @@ class SeedRun:
             recipe = self.recipe.tuned(tuning)
             self._start_from_surrogate(network, tuning.new_head)
 
+        attack = self.spec.attack
+        handed_over = arm == UNDEFENDED and isinstance(attack, PoisoningAttack) and attack.hands_over
+
         def compute(run: StageRun) -> Outcome:
+            if handed_over:
+                return run.finish(self.attackers_model)
             if user_model is not None:
                 # A file that does not say how it normalizes images gets the statistics of the training images.
                 normalization = {name: tensor.cpu() for name, tensor in network.named_buffers(recurse=False)}
@@ -394,7 +403,12 @@ class SeedRun:
         if isinstance(self.spec.attack, Given):
             return find_targets(self.spec.attack, self.data)
         assert self.poisoned.is_poisoned is not None
-        targets: Tensor = self.poisoned.labels[self.poisoned.is_poisoned].unique()
+        if (
+            not self.poisoned.is_poisoned.any() and self.test.targets is not None
+        ):  # an attack on the training alone
+            targets: Tensor = self.test.targets.unique()
+        else:
+            targets = self.poisoned.labels[self.poisoned.is_poisoned].unique()
         return targets
 
     def copy_victim(self) -> Network:

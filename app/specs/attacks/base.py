@@ -18,6 +18,8 @@ LONGEST_PNG = 1_000_000
 """Largest number of characters of a picture in a spec, in base64."""
 SURROGATE = "surrogate"
 """The kind of the stage that trains the attacker's surrogate."""
+JOINT = "joint"
+"""The kind of the stage that trains a backdoored model of the attacker's own."""
 Position = Literal["bottom_right", "bottom_left", "top_right", "top_left", "center"]
 
 
@@ -91,6 +93,16 @@ class PoisoningAttack(PresetSpec):
         return False
 
     @property
+    def poisons_data(self) -> bool:
+        """Whether any training image is changed; false for an attack on the training alone."""
+        return True
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether the undefended model is the attacker's own, which the stage of kind `JOINT` trains."""
+        return False
+
+    @property
     def clean_label_only(self) -> bool:
         """Whether only images of the target class are poisoned and no label changes."""
         return False
@@ -160,6 +172,23 @@ class DirtyLabelAttack(PoisoningAttack):
     @property
     def all_to_all(self) -> bool:
         return self.label_mode == "all_to_all"
+
+
+class TrainingAttack(DirtyLabelAttack):
+    """Base class of attacks whose authors control the victim's training, and which can poison a set as well."""
+
+    hand_over: bool = field(
+        False,
+        "true: the undefended model is the one that the attacker trained, as published. Repair and detection defenses "
+        "start from it; training defenses train on the poisoned set. false: a new victim is trained on the poisoned "
+        "set.",
+        source="chosen here: an attacker who only poisons data trains no model",
+        added_later=True,
+    )
+
+    @property
+    def hands_over(self) -> bool:
+        return self.hand_over
 
 
 class PictureAttack(DirtyLabelAttack):

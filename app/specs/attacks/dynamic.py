@@ -5,9 +5,11 @@ defenses apply to them.
 """
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from app.specs.attacks.base import DirtyLabelAttack, PreparationStage
+from pydantic import model_validator
+
+from app.specs.attacks.base import JOINT, DirtyLabelAttack, PreparationStage, TrainingAttack
 from app.specs.base import Preset, field, preset_field
 from app.specs.facts import DatasetFacts
 
@@ -117,7 +119,7 @@ _BPP_PRESETS = {
 }
 
 
-class JointlyTrainedAttack(DirtyLabelAttack):
+class JointlyTrainedAttack(TrainingAttack):
     """Base class of attacks whose authors poison each batch of the victim's training as it is drawn."""
 
     joint_epochs: int = field(
@@ -131,6 +133,12 @@ class JointlyTrainedAttack(DirtyLabelAttack):
         le=1000,
     )
 
+    @model_validator(mode="after")
+    def _check_hand_over(self) -> Self:
+        if self.hand_over and not self.joint_epochs:
+            raise ValueError("hand_over requires joint_epochs, which train the attacker's model")
+        return self
+
     @property
     def joint_fields(self) -> tuple[str, ...]:
         """The fields of the trigger that the joint training depends on."""
@@ -140,7 +148,7 @@ class JointlyTrainedAttack(DirtyLabelAttack):
         if not self.joint_epochs:
             return []
         common = ("joint_", "poisoning_rate", "target_class", "label_mode")
-        return [PreparationStage("joint", self.fields_with(*common, *self.joint_fields), self.joint_epochs)]
+        return [PreparationStage(JOINT, self.fields_with(*common, *self.joint_fields), self.joint_epochs)]
 
 
 class Bpp(JointlyTrainedAttack):

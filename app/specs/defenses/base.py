@@ -33,6 +33,12 @@ class Defense(PresetSpec):
         pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$",
     )
 
+    @property
+    def searches_data(self) -> bool:
+        """Whether the defense trains from the training set or looks for poison in it, which an attack on the training
+        alone does not poison."""
+        return self.kind != "repair"
+
     @classmethod
     def implementation(cls) -> Any:
         """The function that carries out the defense: from the spec and what its kind may use to the defended network.

@@ -282,6 +282,10 @@ class NeuralCleanse(HeldOutDefense):
         le=1,
     )
 
+    @property
+    def searches_data(self) -> bool:
+        return False
+
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:
         unlearning = ("unlearning_epochs", "unlearning_learning_rate", "stamped_share")
         inversion = ("detection", self.fields("then", *unlearning), self.epochs)

@@ -4,10 +4,9 @@ A mask network decides where the trigger is, a generator what it is. Both are tr
 set; the victim is then trained on that set like any other.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +26,15 @@ from worker.lab.attacks.base import (
     to_uint8,
 )
 from worker.lab.attacks.encoder_decoder import EncoderDecoder
+from worker.lab.attacks.generated import (
+    ClassifierWithGenerator,
+    CombinedOptimizer,
+    load_frozen,
+    make_adam,
+    make_seeded,
+    prefixed_state,
+    step_schedule,
+)
 from worker.lab.compute import derive_seed
 from worker.lab.data.streamed import Images, collect_like, select_rows, stored
 from worker.lab.networks import Network
@@ -54,46 +62,6 @@ def harden_mask(mask: Tensor) -> Tensor:
     return torch.tanh(20 * (mask - 0.5)) / 2 + 0.5
 
 
-class ClassifierWithGenerator(Network):
-    """The classifier and the generator, trained jointly; its forward pass is the classifier's."""
-
-    def __init__(self, classifier: Network, generator: EncoderDecoder) -> None:
-        nn.Module.__init__(self)
-        self.classifier = classifier
-        self.generator = generator
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(x)
-        return logits
-
-
-class CombinedOptimizer(torch.optim.Optimizer):
-    """Several optimizers of disjoint parameters, stepped together at the same learning rate."""
-
-    def __init__(self, *parts: torch.optim.Optimizer) -> None:
-        super().__init__([p for part in parts for group in part.param_groups for p in group["params"]], {})
-        self.parts = parts
-        self.param_groups = [group for part in parts for group in part.param_groups]
-        self.state = defaultdict(dict)
-        for part in parts:
-            part.state = self.state
-
-    def step(self, closure: Any = None) -> Any:
-        loss = closure()
-        for part in self.parts:
-            part.step()
-        return loss
-
-
-def make_adam(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=recipe.learning_rate, betas=(0.5, 0.9))
-
-
-def step_schedule(*shares: float) -> Callable[[float], float]:
-    """Divide the learning rate by ten at each of these shares of the training."""
-    return lambda share: 0.1 ** sum(share >= step for step in shares)
-
-
 class InputAwareAttack(Attack[InputAware]):
     """``x + (pattern(x) - x) mask(x)``; the weights of both networks are the attack's state, ``mask.*`` and
     ``pattern.*``."""
@@ -108,7 +76,7 @@ class InputAwareAttack(Attack[InputAware]):
 
     def _train_mask(self, lab: AttackLab, run: StageRun) -> Outcome:
         """Stage 1: train masks that differ between images and cover at most ``mask_density``."""
-        network = new_encoder_decoder(self.facts, 1, "mask", lab.seed)
+        network = self._new_network(1, "mask", lab.seed)
         deviation = lab.new_network("input-aware classifier").std
 
         def objective(network: Network, batch: Batch) -> Tensor:
@@ -139,12 +107,10 @@ class InputAwareAttack(Attack[InputAware]):
 
     def _train_generator(self, lab: AttackLab, run: StageRun, mask_weights: State) -> Outcome:
         """Stage 2: train generator and classifier jointly, on clean, backdoor and cross samples."""
-        masks = load_frozen(
-            new_encoder_decoder(self.facts, 1, "mask", lab.seed), mask_weights, lab.compute.device
-        )
+        masks = load_frozen(self._new_network(1, "mask", lab.seed), mask_weights, lab.compute.device)
         pair = ClassifierWithGenerator(
             lab.new_network("input-aware classifier"),
-            new_encoder_decoder(self.facts, self.facts.channels, "pattern", lab.seed),
+            self._new_network(self.facts.channels, "pattern", lab.seed),
         )
         size = lab.recipe.batch_size
         poisoned, crossed = (
@@ -200,6 +166,9 @@ class InputAwareAttack(Attack[InputAware]):
         pair.eval()
         # The model that the authors report (train.py:177-196); the victim is another one.
         return run.finish(dict(pair.generator.state_dict()), classifier=lab.measure_fully(pair, state()))
+
+    def _new_network(self, outputs: int, purpose: str, seed: int) -> EncoderDecoder:
+        return make_seeded(lambda: make_encoder_decoder(self.facts, outputs), purpose, seed)
 
     def _sample_partners(self, lab: AttackLab, batch: Batch) -> Tensor:
         """Random training images, augmented, as many as the batch has."""
@@ -265,23 +234,5 @@ def apply_generated_trigger(
         return to_uint8((x + (patterns(source) - x) * harden_mask(masks(source))) * 255)
 
 
-def new_encoder_decoder(facts: DatasetFacts, outputs: int, purpose: str, seed: int) -> EncoderDecoder:
-    """A new network; its weights follow from purpose and seed."""
-    # torch initializes from the global generator only, so it is forked and seeded.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed("weights", purpose, seed))
-        return make_encoder_decoder(facts, outputs)
-
-
 def make_encoder_decoder(facts: DatasetFacts, outputs: int) -> EncoderDecoder:
     return EncoderDecoder(facts.channels, outputs, min(facts.height, facts.width))
-
-
-def load_frozen(network: EncoderDecoder, weights: State, device: torch.device) -> EncoderDecoder:
-    """The network with these weights, frozen, in evaluation mode, on ``device``."""
-    network.load_state_dict(weights)
-    return network.to(device).eval().requires_grad_(False)
-
-
-def prefixed_state(network: nn.Module, prefix: str) -> State:
-    return {f"{prefix}.{name}": tensor for name, tensor in network.state_dict().items()}

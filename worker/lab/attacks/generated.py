@@ -1,0 +1,73 @@
+"""Parts of attacks whose trigger a network makes: the generator, and its training beside a classifier."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from worker.lab.attacks.base import State
+from worker.lab.compute import derive_seed
+from worker.lab.networks import Network
+from worker.lab.training import Recipe
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class ClassifierWithGenerator(Network):
+    """The classifier and the generator, trained jointly; its forward pass is the classifier's."""
+
+    def __init__(self, classifier: Network, generator: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.classifier = classifier
+        self.generator = generator
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(x)
+        return logits
+
+
+class CombinedOptimizer(torch.optim.Optimizer):
+    """Several optimizers of disjoint parameters, stepped together at the same learning rate."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        super().__init__([p for part in parts for group in part.param_groups for p in group["params"]], {})
+        self.parts = parts
+        self.param_groups = [group for part in parts for group in part.param_groups]
+        self.state = defaultdict(dict)
+        for part in parts:
+            part.state = self.state
+
+    def step(self, closure: Any = None) -> Any:
+        loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+
+def make_adam(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=recipe.learning_rate, betas=(0.5, 0.9))
+
+
+def step_schedule(*shares: float) -> Callable[[float], float]:
+    """Divide the learning rate by ten at each of these shares of the training."""
+    return lambda share: 0.1 ** sum(share >= step for step in shares)
+
+
+def make_seeded(make: Callable[[], Module], purpose: str, seed: int) -> Module:
+    """A new network; its weights follow from purpose and seed."""
+    # torch initializes from the global generator only, so it is forked and seeded.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed("weights", purpose, seed))
+        return make()
+
+
+def load_frozen(network: Module, weights: State, device: torch.device) -> Module:
+    """The network with these weights, frozen, in evaluation mode, on ``device``."""
+    network.load_state_dict(weights)
+    return network.to(device).eval().requires_grad_(False)
+
+
+def prefixed_state(network: nn.Module, prefix: str) -> State:
+    return {f"{prefix}.{name}": tensor for name, tensor in network.state_dict().items()}
