@@ -61,7 +61,7 @@ Then = Literal["purge_and_retrain", "nothing"]
 RETRAINING_EPOCHS = 30  # for progress only; the retraining itself uses the experiment's number
 
 
-def _follow_up() -> Any:
+def follow_up() -> Any:
     return field(
         "purge_and_retrain",
         "What follows detection. purge_and_retrain: train a new model on the samples that were not flagged, with the "
@@ -70,7 +70,7 @@ def _follow_up() -> Any:
     )
 
 
-def _stages(defense: Defense, then: Then) -> list[tuple[str, dict[str, Any], int]]:
+def detection_stages(defense: Defense, then: Then) -> list[tuple[str, dict[str, Any], int]]:
     detection = ("detection", defense.fields("then"), 1)
     return [detection] if then == "nothing" else [detection, ("retrain", {}, RETRAINING_EPOCHS)]
 
@@ -99,10 +99,10 @@ class SpectralSignatures(Defense):
         gt=0,
         le=0.5,
     )
-    then: Then = _follow_up()
+    then: Then = follow_up()
 
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:
-        return _stages(self, self.then)
+        return detection_stages(self, self.then)
 
 
 class ActivationClustering(Defense):
@@ -147,10 +147,10 @@ class ActivationClustering(Defense):
         gt=0,
         le=1000,
     )
-    then: Then = _follow_up()
+    then: Then = follow_up()
 
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:
-        stages = _stages(self, self.then)
+        stages = detection_stages(self, self.then)
         if self.analysis != "exclusionary_reclassification":
             return stages
         return [("reclassification", self.fields_with("components"), RETRAINING_EPOCHS), *stages]
@@ -193,10 +193,10 @@ class Strip(HeldOutDefense):
         "them, as in the paper, or their empirical quantile, as in BackdoorBench.",
         source=f"Gao et al. 2019, section 4; {BENCHMARK}",
     )
-    then: Then = _follow_up()
+    then: Then = follow_up()
 
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:
-        return _stages(self, self.then)
+        return detection_stages(self, self.then)
 
 
 class NeuralCleanse(HeldOutDefense):
