@@ -9,6 +9,7 @@ from app.specs.defenses.abl_plus import AblPlus
 from app.specs.defenses.base import Defense
 from app.specs.defenses.detection import ActivationClustering, NeuralCleanse, SpectralSignatures, Strip
 from app.specs.defenses.nab import Nab
+from app.specs.defenses.purification import Beatrix, CognitiveDistillation, Flare, Scan, Spectre
 from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau, Mcr, Nad
 from app.specs.plugins import with_plugins
 
@@ -26,6 +27,11 @@ _BUILT_IN = (
     | ActivationClustering
     | Strip
     | NeuralCleanse
+    | Flare
+    | Scan
+    | Spectre
+    | Beatrix
+    | CognitiveDistillation
     | Nab
 )
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from app.core.validation import members
 from app.specs.checks import find_problems
 from app.specs.defenses.repair import IBau
 from app.specs.experiment import ExperimentSpec
@@ -68,7 +69,7 @@ LARGE = (
 )
 """Architectures that take longer than tests may, the shortest one first."""
 needs_timm = pytest.mark.skipif(find_spec("timm") is None, reason="the extra timm is not installed")
-NO_CLEAN_SET = {"abl", "abl_plus", "spectral_signatures", "activation_clustering"}
+NO_CLEAN_SET = {"abl", "abl_plus", "spectral_signatures", "activation_clustering", "flare", "spectre"}
 
 
 def zoo(name: str) -> dict[str, Any]:
@@ -126,7 +127,13 @@ def check_defenses(
     """Each of the defenses that the architecture allows ends, and the checkpoint of every arm loads again."""
     spec = ExperimentSpec.model_validate({"model": model}).model
     traits = spec.traits(side)
-    lacks = {one for one, has in (("anp", traits.batch_norm), ("nad", traits.spatial_maps)) if not has}
+    every: list[Any] = list(members(ExperimentSpec.model_fields["defenses"].annotation))
+    lacks = {
+        one.model_fields["name"].default
+        for one in every
+        if (one.needs_batch_norm and not traits.batch_norm)
+        or (one.needs_spatial_maps and not traits.spatial_maps)
+    }
     chosen = [one for one in defenses or FIRST_STEPS if one not in lacks]
     recorder = run(model, folder, side, chosen)
     assert not recorder.failures
@@ -150,7 +157,7 @@ def test_every_defense_runs_on_a_convolutional_head(folder: Path) -> None:
 
 
 def test_defenses_that_look_inside_run_on_batch_normalization(folder: Path) -> None:
-    check_defenses(zoo("resnet18"), folder, 16, ["anp", "nad"])
+    check_defenses(zoo("resnet18"), folder, 16, ["anp", "nad", "flare", "beatrix"])
 
 
 @pytest.mark.long  # a minute to many: all defenses on networks of 2 to 140 million parameters

@@ -25,6 +25,11 @@ SHORT: dict[str, Spec] = {
     "activation_clustering": {},
     "strip": {"overlays": 4},
     "neural_cleanse": {"epochs": 3, "anomaly_threshold": 0.5, "unlearning_epochs": 2, "success": 0.2},
+    "flare": {"min_cluster_size": 5, "map_epochs": 20},
+    "scan": {},
+    "spectre": {},
+    "beatrix": {},
+    "cognitive_distillation": {"steps": 2},
     "nab": {"isolation_epochs": 2, "ranking_window": 1, "labelling_epochs": 2},
 }
 ALL: list[Spec] = [{"name": name, **fields} for name, fields in SHORT.items()]
