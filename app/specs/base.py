@@ -141,7 +141,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
-def members(union: Any) -> dict[str, type[Spec]]:
+def specs_by_name(union: Any) -> dict[str, type[Spec]]:
     """The specs in a union, which may be annotated with its discriminator, by name."""
     if get_origin(union) is Annotated:
         union = get_args(union)[0]
@@ -149,5 +149,5 @@ def members(union: Any) -> dict[str, type[Spec]]:
 
 
 def member_names(union: Any) -> set[str]:
-    """The names of the specs in a union, as in `members`."""
-    return set(members(union))
+    """The names of the specs in a union, as in `specs_by_name`."""
+    return set(specs_by_name(union))

@@ -3,7 +3,7 @@
 from typing import Any
 
 from app.specs.attack import AttackSpec
-from app.specs.base import Spec, members
+from app.specs.base import Spec, specs_by_name
 from app.specs.defense import DefenseSpec
 
 ATTACKS = (
@@ -49,7 +49,7 @@ TRAINING = {
 
 def bench_study() -> dict[str, Any]:
     """The fields that the preset fills. A method has its preset `benchmark`, if there is one, else its default."""
-    attacks, defenses = members(AttackSpec), members(DefenseSpec)
+    attacks, defenses = specs_by_name(AttackSpec), specs_by_name(DefenseSpec)
     return {
         "name": "bench",
         "dataset": {"name": "cifar10"},

@@ -11,6 +11,7 @@ from app.specs.defenses.detection import ActivationClustering, NeuralCleanse, Sp
 from app.specs.defenses.input_detection import IbdPsc, ScaleUp, StripInputs, Teco
 from app.specs.defenses.nab import Nab
 from app.specs.defenses.pruning import Bnp, Clp, Ep
+from app.specs.defenses.purification import Beatrix, CognitiveDistillation, Flare, Scan, Spectre
 from app.specs.defenses.reconstructive import Rnp
 from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau, Mcr, Nad
 from app.specs.defenses.tuning import FeTuning, Fst
@@ -42,6 +43,11 @@ _BUILT_IN = (
     | ScaleUp
     | IbdPsc
     | Teco
+    | Flare
+    | Scan
+    | Spectre
+    | Beatrix
+    | CognitiveDistillation
     | Nab
 )
 if TYPE_CHECKING:

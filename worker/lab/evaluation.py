@@ -58,6 +58,16 @@ def extract_activity(network: Network, images: Images, compute: Compute) -> Tens
     return _forward(network, network.prunable_activity, images, compute)
 
 
+def extract_with(
+    network: Network, call: Callable[[Tensor], Tensor], images: Images, compute: Compute
+) -> Tensor:
+    """What ``call`` returns for all of uint8 ``[N, C, H, W]``; it runs ``network`` on float images ``[B, C, H, W]``.
+
+    The network is in evaluation mode. Raises NonFiniteLossError if a value is not finite.
+    """
+    return _forward(network, call, images, compute)
+
+
 def _forward(
     network: Network,
     call: Callable[[Tensor], Tensor],

@@ -62,7 +62,7 @@ EntropyThreshold = Literal["normal_fit", "quantile"]
 RETRAINING_EPOCHS = 30  # for progress only; the retraining itself uses the experiment's number
 
 
-def _follow_up() -> Any:
+def follow_up() -> Any:
     return field(
         "purge_and_retrain",
         "What follows detection. purge_and_retrain: train a new model on the samples that were not flagged, with the "
@@ -71,7 +71,7 @@ def _follow_up() -> Any:
     )
 
 
-def _stages(defense: Defense, then: Then) -> list[tuple[str, dict[str, Any], int]]:
+def detection_stages(defense: Defense, then: Then) -> list[tuple[str, dict[str, Any], int]]:
     detection = ("detection", defense.fields("then"), 1)
     return [detection] if then == "nothing" else [detection, ("retrain", {}, RETRAINING_EPOCHS)]
 
@@ -142,10 +142,10 @@ class SpectralSignatures(Defense):
         gt=0,
         le=0.5,
     )
-    then: Then = _follow_up()
+    then: Then = follow_up()
 
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:
-        return _stages(self, self.then)
+        return detection_stages(self, self.then)
 
 
 class ActivationClustering(Defense):
@@ -190,10 +190,10 @@ class ActivationClustering(Defense):
         gt=0,
         le=1000,
     )
-    then: Then = _follow_up()
+    then: Then = follow_up()
 
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:
-        stages = _stages(self, self.then)
+        stages = detection_stages(self, self.then)
         if self.analysis != "exclusionary_reclassification":
             return stages
         return [("reclassification", self.fields_with("components"), RETRAINING_EPOCHS), *stages]
@@ -210,10 +210,10 @@ class Strip(HeldOutDefense):
     overlay_weight: float = overlay_weight_field()
     false_positive_rate: float = false_positive_rate_field()
     threshold: EntropyThreshold = entropy_threshold_field()
-    then: Then = _follow_up()
+    then: Then = follow_up()
 
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:
-        return _stages(self, self.then)
+        return detection_stages(self, self.then)
 
 
 class NeuralCleanse(HeldOutDefense):

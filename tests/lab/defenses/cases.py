@@ -36,6 +36,11 @@ SHORT: dict[str, Spec] = {
     "scale_up": {},
     "ibd_psc": {},
     "teco": {"corruptions": ["shot_noise", "contrast"], "severities": 2},
+    "flare": {"min_cluster_size": 5, "map_epochs": 20},
+    "scan": {},
+    "spectre": {},
+    "beatrix": {},
+    "cognitive_distillation": {"steps": 2},
     "nab": {"isolation_epochs": 2, "ranking_window": 1, "labelling_epochs": 2},
 }
 ALL: list[Spec] = [{"name": name, **fields} for name, fields in SHORT.items()]
