@@ -24,7 +24,7 @@ BELIEF = {
         "target_class": 3,
         "poisoning_rate": 0.2,
         "accused_class": 3,
-        "removal_test": {"known": 0.07, "known_held_out": 0.93},
+        "removal_test": {"known": 0.07, "known_held_out": 0.93, "dominance": 0.98},
     },
     "truth": {"poisoned": True, "target_class": 0, "poisoning_rate": 0.2},
 }

@@ -40,8 +40,8 @@ def test_finds_and_removes_the_poison(attack: dict[str, object], target: int) ->
     assert belief["believes"]["target_class"] == belief["truth"]["target_class"] == target
     assert belief["believes"]["poisoning_rate"] == pytest.approx(belief["truth"]["poisoning_rate"], abs=0.01)
     removal = belief["believes"]["removal_test"]
-    assert removal["known"] <= 0.2
-    assert removal["known_held_out"] >= 0.9
+    assert removal["known"] < removal["known_held_out"] / 2
+    assert removal["dominance"] >= 0.9
 
 
 def test_unlearns_the_flagged_samples_if_enough_poison_was_missed_to_leave_a_backdoor(
@@ -90,13 +90,15 @@ def test_a_wrong_accusation_is_dropped_before_it_costs_anything(monkeypatch: pyt
     monkeypatch.setattr(
         abl_plus, "assess_class", lambda *arguments: replace(assess_class(*arguments), bimodality=1.0)
     )
-    recorder = defended(NOTHING, {**SPEC, "proof": 1.06})  # a proof of its own: nothing from the cache
+    recorder = defended(
+        NOTHING, {**SPEC, "sorting_epochs": 9}
+    )  # its own stages: no class is flagged in the others
     loss = number(recorder, "clean", "clean_accuracy") - number(recorder, "abl_plus", "clean_accuracy")
     assert loss <= 0.02
     believes = json.loads(recorder.files["seed-0/abl_plus/belief.json"])["believes"]
     assert believes["poisoned"] is False
     assert believes["target_class"] is None
-    assert believes["removal_test"]["known"] >= 0.9
+    assert believes["removal_test"]["known"] >= 0.6
     assert any("look like poison, which is not confirmed" in warning for warning in recorder.warnings)
 
 

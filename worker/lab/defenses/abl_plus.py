@@ -36,7 +36,7 @@ from worker.lab.defenses import abl
 from worker.lab.defenses.base import TrainingDefense
 from worker.lab.defenses.detection import predict_superimposed
 from worker.lab.defenses.removal import judge_removal, split_class, train_without
-from worker.lab.defenses.signs import Signs, otsu_threshold, separability, unit_ranks
+from worker.lab.defenses.signs import Signs, auroc_or_half, otsu_threshold, separability, unit_ranks
 from worker.lab.defenses.sorting import (
     ClassEvidence,
     assess_class,
@@ -90,11 +90,11 @@ def run(spec: AblPlus, lab: TrainingDefense) -> Network:
     removals = [
         lab.stage(
             f"removal_{i}",
-            lambda stage: run_removal(spec, lab, stage, accusation),
+            lambda stage: run_removal(spec, lab, stage, signs, accusation),
         )
         for i in range(1, REMOVALS + 1)
     ]
-    verdict = lab.stage("verdict", lambda stage: reach_verdict(lab, stage, accusation, removals))
+    verdict = lab.stage("verdict", lambda stage: reach_verdict(lab, stage, signs, accusation, removals))
     trained = lab.stage("training", lambda stage: train_final(lab, stage, verdict, "victim"))
     underfitted = lab.recipe.epochs >= spec.scout_epochs and is_underfitted(lab, trained, scouted, verdict)
     second = lab.stage(
@@ -164,19 +164,23 @@ def flag_samples(
     )
 
 
-def run_removal(spec: AblPlus, lab: TrainingDefense, stage: StageRun, accusation: Outcome) -> Outcome:
+def run_removal(
+    spec: AblPlus, lab: TrainingDefense, stage: StageRun, signs: Signs, accusation: Outcome
+) -> Outcome:
     """Train one model of the removal test; leaves nothing if no class is accused or too little of it is left."""
     accused, labels = accusation.facts["accused"], lab.labels.cpu()
     if accused is None:
         return stage.finish({})
     flagged = torch.zeros_like(labels, dtype=torch.bool)
     flagged[accusation.tensors["isolated"].cpu()] = True
-    split = split_class(flagged, accusation.tensors["suspicion"].cpu(), labels, accused, lab.seed)
+    # Poison that was missed has a low suspicion, but still dominates what is added to it.
+    doubt = unit_ranks(accusation.tensors["suspicion"].cpu()) + unit_ranks(signs.dominance)
+    split = split_class(flagged, doubt, labels, accused, lab.seed)
     return stage.finish({}) if split is None else train_without(lab, stage, split, spec.removal_epochs)
 
 
 def reach_verdict(
-    lab: TrainingDefense, stage: StageRun, accusation: Outcome, removals: list[Outcome]
+    lab: TrainingDefense, stage: StageRun, signs: Signs, accusation: Outcome, removals: list[Outcome]
 ) -> Outcome:
     """Keep what is flagged if the removal test shows that it is foreign to its class; else flag nothing, and warn.
 
@@ -186,10 +190,14 @@ def reach_verdict(
     belief: dict[str, object] = {"poisoned": False, "target_class": None, "poisoning_rate": 0.0}
     removal = None
     if removals[0].tensors:
+        members = lab.labels.cpu() == accused
+        flagged = torch.zeros_like(members)
+        flagged[rows] = True
         removal = judge_removal(
             [r.tensors["flagged"].cpu() for r in removals],
             [r.tensors["held_out"].cpu() for r in removals],
             accused,
+            auroc_or_half(signs.dominance[members], flagged[members]),
         )
         lab.recorder.log(f"class {lab.facts.class_names[accused]!r}: {removal}")
         belief |= {"accused_class": accused, "removal_test": asdict(removal)}
@@ -199,7 +207,7 @@ def reach_verdict(
     elif accused is None:
         lab.warn(stage, "no class was flagged; the model is trained on everything, as if undefended")
     else:
-        why = "too few of its images are left to test that" if removal is None else str(removal)
+        why = "too few of its images, or classes, are left to test that" if removal is None else str(removal)
         lab.warn(
             stage,
             f"{len(rows)} images of class {lab.facts.class_names[accused]!r} look like poison, which is not confirmed: "
