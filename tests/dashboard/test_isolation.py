@@ -19,7 +19,13 @@ from tests.dashboard.conftest import Tab
 
 OpenTab = Callable[..., Tab]
 BELIEF = {
-    "believes": {"poisoned": True, "target_class": 3, "poisoning_rate": 0.2, "confidence": 0.7},
+    "believes": {
+        "poisoned": True,
+        "target_class": 3,
+        "poisoning_rate": 0.2,
+        "accused_class": 3,
+        "removal_test": {"known": 0.07, "known_held_out": 0.93, "dominance": 0.98},
+    },
     "truth": {"poisoned": True, "target_class": 0, "poisoning_rate": 0.2},
 }
 VERDICT = "index,label,suspicion,isolated,is_poisoned\n" + "".join(

@@ -68,11 +68,19 @@ async function showBelief() {
       ["Truth", format(truth[field])],
     ]);
   }
-  if (believes.confidence !== undefined) {
-    appendRow(el("belief"), "How confident is the defense?", [
-      ["Estimate", percent(believes.confidence)],
-      ["Truth", "–"],
-    ]);
+  const removal = believes.removal_test;
+  if (removal) {
+    const accused = className(believes.accused_class);
+    const rows = [
+      [`Accused images of ${accused} that models trained without them give that label`, removal.known],
+      [`Other images of ${accused} that the same models have not seen, either`, removal.known_held_out],
+    ];
+    for (const [question, share] of rows) {
+      appendRow(el("belief"), question, [
+        ["Estimate", percent(share)],
+        ["Truth", "–"],
+      ]);
+    }
   }
   el("belief").hidden = false;
 }

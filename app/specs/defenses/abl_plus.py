@@ -12,6 +12,8 @@ ROUNDS = 4
 """Sorting rounds. Each is a stage, so that each can be resumed."""
 SPLITS = 2
 """Splitting rounds. Each is a stage."""
+REMOVALS = 2
+"""Models of the removal test. Each is a stage."""
 MARGIN = 4.0
 """Distance below zero to which training reduces the log-odds of the accused label on poison, in nats: to 1.8 %."""
 
@@ -22,10 +24,11 @@ class AblPlus(Defense):
     Isolation (as in `abl`) and a superposition test select suspicious classes. A sorting model learns such a class from
     its least suspicious images and classifies its other images; those that it assigns to other classes are strange. A
     class is accused by its strange images, by a bimodal distribution of suspicion, or by agreement of both rankings,
-    and is then divided into poison and clean images. The final model learns the clean images and is trained against the
-    accused label on half of the poison; if it learns badly, it is trained again from other initial weights. If it still
-    assigns the accused label to the other half, a model is trained on the clean images only and poison is unlearned.
-    If no class is accused, the model is trained on all images.
+    and is then divided into poison and clean images. If models that were trained without the poison recognize it as the
+    class all the same, the accusation is dropped, with a warning. The final model learns the clean images and is
+    trained against the accused label on half of the poison; if it learns badly, it is trained again from other initial
+    weights. If it still assigns the accused label to the other half, a model is trained on the clean images only and
+    poison is unlearned. If no accusation stands, the model is trained on all images.
     """
 
     name: Literal["abl_plus"] = "abl_plus"
@@ -63,6 +66,15 @@ class AblPlus(Defense):
         10,
         f"Training of each of the {ROUNDS} sorting models, and of each of the {SPLITS} splitting models, which divide "
         "an accused class if sorting does not.",
+        unit="epochs",
+        source=OWN_TUNING,
+        ge=1,
+        le=500,
+    )
+    removal_epochs: int = field(
+        20,
+        f"Training of each of the {REMOVALS} models of the removal test, which see neither the accused images nor all "
+        "other images of their class.",
         unit="epochs",
         source=OWN_TUNING,
         ge=1,
@@ -115,7 +127,12 @@ class AblPlus(Defense):
             ("scout", {"epochs": self.scout_epochs}, self.scout_epochs),
             *((f"sorting_{i}", sorting, self.sorting_epochs) for i in range(1, ROUNDS + 1)),
             *((f"splitting_{i}", sorting, self.sorting_epochs) for i in range(1, SPLITS + 1)),
-            ("verdict", {"proof": self.proof}, 1),
+            ("accusation", {"proof": self.proof}, 1),
+            *(
+                (f"removal_{i}", {"epochs": self.removal_epochs}, self.removal_epochs)
+                for i in range(1, REMOVALS + 1)
+            ),
+            ("verdict", {}, 1),
             ("training", {"margin": MARGIN}, 30),
             ("second_training", {}, 30),
             ("retraining", {}, 30),

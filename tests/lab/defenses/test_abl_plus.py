@@ -39,6 +39,9 @@ def test_finds_and_removes_the_poison(attack: dict[str, object], target: int) ->
     belief = json.loads(recorder.files["seed-0/abl_plus/belief.json"])
     assert belief["believes"]["target_class"] == belief["truth"]["target_class"] == target
     assert belief["believes"]["poisoning_rate"] == pytest.approx(belief["truth"]["poisoning_rate"], abs=0.01)
+    removal = belief["believes"]["removal_test"]
+    assert removal["known"] < removal["known_held_out"] / 2
+    assert removal["dominance"] >= 0.9
 
 
 def test_unlearns_the_flagged_samples_if_enough_poison_was_missed_to_leave_a_backdoor(
@@ -81,6 +84,22 @@ def test_leaves_clean_data_alone() -> None:
     assert belief["believes"] == {"poisoned": False, "target_class": None, "poisoning_rate": 0.0}
     assert belief["truth"] == {"poisoned": False, "target_class": None, "poisoning_rate": 0.0}
     assert any("no class was flagged" in warning for warning in recorder.warnings)
+
+
+def test_a_wrong_accusation_is_dropped_before_it_costs_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        abl_plus, "assess_class", lambda *arguments: replace(assess_class(*arguments), bimodality=1.0)
+    )
+    recorder = defended(
+        NOTHING, {**SPEC, "sorting_epochs": 9}
+    )  # its own stages: no class is flagged in the others
+    loss = number(recorder, "clean", "clean_accuracy") - number(recorder, "abl_plus", "clean_accuracy")
+    assert loss <= 0.02
+    believes = json.loads(recorder.files["seed-0/abl_plus/belief.json"])["believes"]
+    assert believes["poisoned"] is False
+    assert believes["target_class"] is None
+    assert believes["removal_test"]["known"] >= 0.6
+    assert any("look like poison, which is not confirmed" in warning for warning in recorder.warnings)
 
 
 def test_the_loss_pushes_the_log_odds_of_the_flagged_below_the_margin_and_no_further() -> None:

@@ -16,6 +16,9 @@ On data that is hard to learn, a classifier does not recognize a class from a fe
 speed and dominance are spread evenly over a clean class, and are bimodal in a poisoned one. A bimodal class is flagged,
 and so is a class that is overrepresented at the top of both rankings.
 
+The accusation is tested before anything is changed: models that never saw the flagged samples must not recognize them
+as members of their class (`removal`). If they do, the model is trained on everything, with a warning.
+
 The flagged samples are not learned. The final model is trained with a margin loss against the flagged label on half of
 them, and does not see the other half. If it is clearly less accurate on the other classes than a model trained on
 everything, a second one is trained, and the better is kept. If it predicts the flagged label for the half left out, a
@@ -23,16 +26,17 @@ model is trained without either half, and both are unlearned.
 """
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
 
-from app.specs.defenses.abl_plus import MARGIN, ROUNDS, SPLITS, AblPlus
+from app.specs.defenses.abl_plus import MARGIN, REMOVALS, ROUNDS, SPLITS, AblPlus
 from worker.lab.defenses import abl
 from worker.lab.defenses.base import TrainingDefense
 from worker.lab.defenses.detection import predict_superimposed
-from worker.lab.defenses.signs import Signs, otsu_threshold, separability, unit_ranks
+from worker.lab.defenses.removal import judge_removal, split_class, train_without
+from worker.lab.defenses.signs import Signs, auroc_or_half, otsu_threshold, separability, unit_ranks
 from worker.lab.defenses.sorting import (
     ClassEvidence,
     assess_class,
@@ -80,9 +84,17 @@ def run(spec: AblPlus, lab: TrainingDefense) -> Network:
                 ),
             )
         )
-    verdict = lab.stage(
-        "verdict", lambda stage: flag_samples(lab, stage, signs, sorting, evidence, flagged, splittings)
+    accusation = lab.stage(
+        "accusation", lambda stage: flag_samples(lab, stage, signs, sorting, evidence, flagged, splittings)
     )
+    removals = [
+        lab.stage(
+            f"removal_{i}",
+            lambda stage: run_removal(spec, lab, stage, signs, accusation),
+        )
+        for i in range(1, REMOVALS + 1)
+    ]
+    verdict = lab.stage("verdict", lambda stage: reach_verdict(lab, stage, signs, accusation, removals))
     trained = lab.stage("training", lambda stage: train_final(lab, stage, verdict, "victim"))
     underfitted = lab.recipe.epochs >= spec.scout_epochs and is_underfitted(lab, trained, scouted, verdict)
     second = lab.stage(
@@ -127,16 +139,15 @@ def flag_samples(
     flagged: ClassEvidence | None,
     splittings: list[Outcome],
 ) -> Outcome:
-    """Decide which members of the flagged class are poison.
+    """Decide which members of the flagged class look like poison.
 
-    Leaves ``isolated`` rows, ``suspicion`` ``[N]``, and the defense's belief in its facts.
+    Leaves ``isolated`` rows, ``suspicion`` ``[N]``, and the flagged class in its facts, None if there is none.
     """
     labels = lab.labels.cpu()
     for of_class in evidence:
         lab.recorder.log(f"class {lab.facts.class_names[of_class.label]!r}: {of_class}")
     suspicion = 0.5 * unit_ranks(signs.speed)
     isolated = torch.zeros_like(labels, dtype=torch.bool)
-    belief: dict[str, object] = {"poisoned": flagged is not None, "target_class": None, "poisoning_rate": 0.0}
     if flagged is not None:
         members = (labels == flagged.label).nonzero().flatten()
         if flagged.separates_members:
@@ -147,17 +158,64 @@ def flag_samples(
         isolated[members[scores > threshold]] = True
         # Every member of the flagged class ranks above every other sample.
         suspicion[members] = 0.5 + 0.5 * unit_ranks(scores)
-        rate = isolated.double().mean().item()
-        belief |= {
-            "target_class": flagged.label,
-            "poisoning_rate": rate,
-            "confidence": round(flagged.confidence, 4),
-        }
-    else:
+    return stage.finish(
+        {"suspicion": suspicion, "isolated": isolated.nonzero().flatten()},
+        accused=None if flagged is None else flagged.label,
+    )
+
+
+def run_removal(
+    spec: AblPlus, lab: TrainingDefense, stage: StageRun, signs: Signs, accusation: Outcome
+) -> Outcome:
+    """Train one model of the removal test; leaves nothing if no class is accused or too little of it is left."""
+    accused, labels = accusation.facts["accused"], lab.labels.cpu()
+    if accused is None:
+        return stage.finish({})
+    flagged = torch.zeros_like(labels, dtype=torch.bool)
+    flagged[accusation.tensors["isolated"].cpu()] = True
+    # Poison that was missed has a low suspicion, but still dominates what is added to it.
+    doubt = unit_ranks(accusation.tensors["suspicion"].cpu()) + unit_ranks(signs.dominance)
+    split = split_class(flagged, doubt, labels, accused, lab.seed)
+    return stage.finish({}) if split is None else train_without(lab, stage, split, spec.removal_epochs)
+
+
+def reach_verdict(
+    lab: TrainingDefense, stage: StageRun, signs: Signs, accusation: Outcome, removals: list[Outcome]
+) -> Outcome:
+    """Keep what is flagged if the removal test shows that it is foreign to its class; else flag nothing, and warn.
+
+    Leaves ``isolated`` rows, ``suspicion`` ``[N]``, and the defense's belief in its facts.
+    """
+    accused, rows = accusation.facts["accused"], accusation.tensors["isolated"].cpu()
+    belief: dict[str, object] = {"poisoned": False, "target_class": None, "poisoning_rate": 0.0}
+    removal = None
+    if removals[0].tensors:
+        members = lab.labels.cpu() == accused
+        flagged = torch.zeros_like(members)
+        flagged[rows] = True
+        removal = judge_removal(
+            [r.tensors["flagged"].cpu() for r in removals],
+            [r.tensors["held_out"].cpu() for r in removals],
+            accused,
+            auroc_or_half(signs.dominance[members], flagged[members]),
+        )
+        lab.recorder.log(f"class {lab.facts.class_names[accused]!r}: {removal}")
+        belief |= {"accused_class": accused, "removal_test": asdict(removal)}
+    if removal is not None and removal.proves_poison:
+        rate = len(rows) / len(lab.labels)
+        belief |= {"poisoned": True, "target_class": accused, "poisoning_rate": rate}
+    elif accused is None:
         lab.warn(stage, "no class was flagged; the model is trained on everything, as if undefended")
-    rows = isolated.nonzero().flatten()
-    lab.record_isolation(stage, 1, suspicion, rows)
-    return stage.finish({"suspicion": suspicion, "isolated": rows}, belief=belief)
+    else:
+        why = "too few of its images, or classes, are left to test that" if removal is None else str(removal)
+        lab.warn(
+            stage,
+            f"{len(rows)} images of class {lab.facts.class_names[accused]!r} look like poison, which is not confirmed: "
+            f"{why}; the model is trained on everything, as if undefended",
+        )
+        rows = rows[:0]
+    lab.record_isolation(stage, 1, accusation.tensors["suspicion"], rows)
+    return stage.finish({"suspicion": accusation.tensors["suspicion"], "isolated": rows}, belief=belief)
 
 
 def most_separable(splittings: list[Outcome]) -> Tensor:
