@@ -1,6 +1,7 @@
-"""What a defense may see: no test image, no true flags, and for repair and input detection no poisoned set.
+"""What holds for every defense.
 
-An input detection scores test images, but what it flags by is fixed before.
+It sees no test image, no true flag, and for repair and input detection no poisoned set. (An input detection scores test
+images, but what it flags by is fixed before.) Its stages are computed once, and loaded with equal results.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from torch import Tensor
 import worker.lab.experiment
 from app.specs.dataset import Digits
 from tests.lab.defenses.cases import ALL, BADNETS, Spec, spec
-from tests.lab.memory import DIGITS_ONLY, experiment
+from tests.lab.memory import DIGITS_ONLY, MemoryRecorder, MemoryStore, experiment
 from worker.lab.data.datasets import Dataset, Split, load_dataset
 from worker.lab.defenses import defend
 from worker.lab.defenses.base import (
@@ -38,14 +39,24 @@ EVERY = spec(BADNETS, ABL, *ALL, epochs=3) | {"dataset": {"name": "digits", "tra
 
 @dataclasses.dataclass
 class Done:
-    """The weights and the detector of every arm, and the arguments of each defense."""
+    """A run of every defense: where it was recorded and stored, and the arguments of each defense."""
 
-    weights: dict[str, bytes]
+    recorder: MemoryRecorder
+    store: MemoryStore
     handed: list[Defense]
+
+    @property
+    def weights(self) -> dict[str, bytes]:
+        """The weights and the detector of every arm."""
+        names = ("/model.safetensors", "/detector.safetensors")
+        return without_labels(
+            {name: data for name, data in self.recorder.files.items() if name.endswith(names)}
+        )
 
 
 def run_all() -> Done:
     handed: list[Defense] = []
+    store = MemoryStore()
 
     def watch(spec: Any, lab: Defense) -> Network:
         handed.append(lab)
@@ -53,14 +64,10 @@ def run_all() -> Done:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker.lab.experiment, "defend", watch)
-        recorder = experiment(EVERY, checkpoint_seconds=1e9)
+        recorder = experiment(EVERY, store=store, checkpoint_seconds=1e9)
+    assert not recorder.failures
     assert len(handed) == len(EVERY["defenses"])
-    files = {
-        name: data
-        for name, data in recorder.files.items()
-        if name.endswith(("/model.safetensors", "/detector.safetensors"))
-    }
-    return Done(without_labels(files), handed)
+    return Done(recorder, store, handed)
 
 
 @pytest.fixture(scope="module")
@@ -73,26 +80,37 @@ def without_labels(files: dict[str, bytes]) -> dict[str, bytes]:
     return {name: data[8 + int.from_bytes(data[:8], "little") :] for name, data in files.items()}
 
 
-def test_no_test_image_changes_a_defended_model(plain: Done, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = worker.lab.experiment.draw_subset
+def test_neither_test_images_nor_flags_change_a_defended_model(
+    plain: Done, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw, poison = worker.lab.experiment.draw_subset, worker.lab.experiment.build_poisoned_set
 
     def turned(*arguments: Any) -> Dataset:
-        data = real(*arguments)
+        data = draw(*arguments)
         return dataclasses.replace(data, test=Split(255 - data.test.images.flip(2), data.test.labels.roll(7)))
 
-    monkeypatch.setattr(worker.lab.experiment, "draw_subset", turned)
-    assert run_all().weights == plain.weights
-
-
-def test_no_flag_changes_a_defended_model(plain: Done, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = worker.lab.experiment.build_poisoned_set
-
     def lying(*arguments: Any) -> Any:
-        poisoned = real(*arguments)
+        poisoned = poison(*arguments)
         return dataclasses.replace(poisoned, is_poisoned=~poisoned.is_poisoned)
 
+    monkeypatch.setattr(worker.lab.experiment, "draw_subset", turned)
     monkeypatch.setattr(worker.lab.experiment, "build_poisoned_set", lying)
-    assert run_all().weights == plain.weights
+    changed = run_all()
+    assert changed.weights == plain.weights
+    assert changed.recorder.results != plain.recorder.results  # the changes were seen by what measures
+
+
+def test_every_stage_is_computed_once_and_then_loaded_from_the_store(plain: Done) -> None:
+    assert plain.store.computed.count("victim") == 1
+    computed = list(plain.store.computed)
+    again = experiment(EVERY, store=plain.store)
+    assert plain.store.computed == computed
+    assert again.results == plain.recorder.results
+    assert again.warnings == plain.recorder.warnings != []
+    # Equal work gives equal bytes, so that a run that reports again stores nothing new; the manifest holds times.
+    first = plain.recorder.files
+    assert first.keys() == again.files.keys()
+    assert {name for name in first if first[name] != again.files[name]} == {"manifest.json"}
 
 
 def test_no_test_tensor_is_reachable_from_a_defense_s_arguments(plain: Done) -> None:
