@@ -64,6 +64,8 @@ ATTACKS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("trojan", {}, {}),
     ("clean_label", {"poisoning_rate": 0.5}, {}),
     ("input_aware", {"mask_epochs": 5, "generator_epochs": 30}, {}),
+    ("lira", {}, {}),
+    ("lira", {"hand_over": True}, {}),
     ("bpp", {}, {}),
     ("bpp", {"preset": "benchmark"}, {}),
     ("adaptive_blend", {}, {}),

@@ -11,6 +11,7 @@ from app.specs.attacks.covered import AdaptiveBlend, AdaptivePatch, Tact
 from app.specs.attacks.dynamic import Bpp, InputAware, WaNet
 from app.specs.attacks.frequency import Ctrl, FTrojan
 from app.specs.attacks.gradient_matching import SleeperAgent, WitchesBrew
+from app.specs.attacks.learned import Lira
 from app.specs.attacks.patches import BadNets, SinglePixel, Trojan
 from app.specs.attacks.whole_image import Blend, LowFrequency, Refool, Sig
 from app.specs.base import Spec, field
@@ -30,6 +31,7 @@ __all__ = [
     "HiddenTrigger",
     "InputAware",
     "KWay",
+    "Lira",
     "LowFrequency",
     "MultiTarget",
     "Narcissus",
@@ -96,6 +98,7 @@ _BUILT_IN = (
     | Sig
     | CleanLabel
     | InputAware
+    | Lira
     | Trojan
     | WaNet
     | Bpp

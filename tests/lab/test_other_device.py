@@ -42,6 +42,7 @@ ATTACKS: dict[str, Spec] = {
         "pgd_epsilon": 300,
     },
     "input_aware": {"name": "input_aware", "mask_epochs": 1, "generator_epochs": 1},
+    "lira": {"name": "lira", "generator_epochs": 1, "classifier_epochs": 1, "hand_over": True},
     "trojan": {"name": "trojan", **SURROGATE, "patch_steps": 2},
     "wanet": {"name": "wanet", "joint_epochs": 1},
     "refool": {"name": "refool", "ghost_rate": 0.5, "reflections": 20},
