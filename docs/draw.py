@@ -48,6 +48,7 @@ CHANGED: dict[str, dict[str, Any]] = {
     "witches_brew": {**SURROGATE, "preset": "one_restart", "craft_steps": 100},
     "sleeper_agent": {**SURROGATE, "craft_retrainings": 1, "craft_steps": 100},
     "lira": {"epsilon": 32, "generator_epochs": 60},
+    "blind": {"joint_epochs": 1, "history_epochs": 0.5},
     "adaptive_blend": {"poisoning_rate": 0.01},
     "adaptive_patch": {"poisoning_rate": 0.01},
 }

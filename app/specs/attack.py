@@ -13,6 +13,7 @@ from app.specs.attacks.frequency import Ctrl, FTrojan
 from app.specs.attacks.gradient_matching import SleeperAgent, WitchesBrew
 from app.specs.attacks.learned import Lira
 from app.specs.attacks.patches import BadNets, SinglePixel, Trojan
+from app.specs.attacks.training_control import Blind
 from app.specs.attacks.whole_image import Blend, LowFrequency, Refool, Sig
 from app.specs.base import Spec, field
 from app.specs.plugins import with_plugins
@@ -23,6 +24,7 @@ __all__ = [
     "AttackSpec",
     "BadNets",
     "Blend",
+    "Blind",
     "Bpp",
     "CleanLabel",
     "Ctrl",
@@ -99,6 +101,7 @@ _BUILT_IN = (
     | CleanLabel
     | InputAware
     | Lira
+    | Blind
     | Trojan
     | WaNet
     | Bpp
