@@ -66,6 +66,7 @@ ATTACKS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("input_aware", {"mask_epochs": 5, "generator_epochs": 30}, {}),
     ("lira", {}, {}),
     ("lira", {"hand_over": True}, {}),
+    ("issba", {}, {}),
     ("blind", {}, {}),
     ("bpp", {}, {}),
     ("bpp", {"preset": "benchmark"}, {}),

@@ -36,7 +36,7 @@ DATA = Path(os.environ.get("BDLAB_DATA_DIR", ROOT / "var" / "data"))
 SHOWN, SIDE, GAP, MARGIN, HEAD = 4, 96, 2, 92, 22  # images a row; the rest in pixels
 STRENGTHENED = 5
 CIFAR10 = {"name": "cifar10", "train_size": 2000, "test_size": 200}
-ON_DIGITS = ("input_aware", "lira")  # their networks take long on CIFAR-10
+ON_DIGITS = ("input_aware", "lira", "issba")  # their networks take long on CIFAR-10
 ATTACKS = [name for name in catalog.names("attack") if name not in ("none", "given")]
 SURROGATE = {"surrogate_epochs": 10}
 CHANGED: dict[str, dict[str, Any]] = {
@@ -48,6 +48,14 @@ CHANGED: dict[str, dict[str, Any]] = {
     "witches_brew": {**SURROGATE, "preset": "one_restart", "craft_steps": 100},
     "sleeper_agent": {**SURROGATE, "craft_retrainings": 1, "craft_steps": 100},
     "lira": {"epsilon": 32, "generator_epochs": 60},
+    "issba": {
+        "code_bits": 4,
+        "image_weight": 3,
+        "encoder_steps": 800,
+        "encoder_batch": 32,
+        "encoder_wait": 20,
+        "encoder_ramp": 200,
+    },
     "blind": {"joint_epochs": 1, "history_epochs": 0.5},
     "adaptive_blend": {"poisoning_rate": 0.01},
     "adaptive_patch": {"poisoning_rate": 0.01},

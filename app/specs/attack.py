@@ -11,7 +11,7 @@ from app.specs.attacks.covered import AdaptiveBlend, AdaptivePatch, Tact
 from app.specs.attacks.dynamic import Bpp, InputAware, WaNet
 from app.specs.attacks.frequency import Ctrl, FTrojan
 from app.specs.attacks.gradient_matching import SleeperAgent, WitchesBrew
-from app.specs.attacks.learned import Lira
+from app.specs.attacks.learned import Issba, Lira
 from app.specs.attacks.patches import BadNets, SinglePixel, Trojan
 from app.specs.attacks.training_control import Blind
 from app.specs.attacks.whole_image import Blend, LowFrequency, Refool, Sig
@@ -32,6 +32,7 @@ __all__ = [
     "Given",
     "HiddenTrigger",
     "InputAware",
+    "Issba",
     "KWay",
     "Lira",
     "LowFrequency",
@@ -101,6 +102,7 @@ _BUILT_IN = (
     | CleanLabel
     | InputAware
     | Lira
+    | Issba
     | Blind
     | Trojan
     | WaNet

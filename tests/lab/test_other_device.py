@@ -43,6 +43,7 @@ ATTACKS: dict[str, Spec] = {
     },
     "input_aware": {"name": "input_aware", "mask_epochs": 1, "generator_epochs": 1},
     "lira": {"name": "lira", "generator_epochs": 1, "classifier_epochs": 1, "hand_over": True},
+    "issba": {"name": "issba", "code_bits": 4, "encoder_steps": 2},
     "blind": {"name": "blind", "joint_epochs": 1, "history_epochs": 0.25, "loss_threshold": 99},
     "trojan": {"name": "trojan", **SURROGATE, "patch_steps": 2},
     "wanet": {"name": "wanet", "joint_epochs": 1},

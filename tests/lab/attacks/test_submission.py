@@ -104,6 +104,7 @@ def test_every_preset_of_an_attack_runs_on_cifar10_and_sets_other_fields_than_th
         ({"name": "blind", "row": 4}, "attack.row"),
         ({"name": "blind", "column": 6}, "attack.column"),
         ({"name": "lira", "poisoning_rate": 0.95}, "attack.poisoning_rate"),
+        ({"name": "issba", "label_mode": "all_to_all", "target_class": 3}, "attack.target_class"),
         ({"name": "single_pixel", "value": [1, 2, 3]}, "attack.value"),
         ({"name": "single_pixel", "preset": "authors", "row": 0, "column": 0}, "attack.value"),
         ({"name": "sig", "label_mode": "all_to_all"}, "attack.label_mode"),
