@@ -1,7 +1,7 @@
 """Draw the figures of docs/attacks.md and docs/defenses.md by running the code: `make figures`.
 
-Attacks run on 2,000 images of CIFAR-10 with `small_cnn` (`input_aware` on digits): enough to show a trigger, not to
-measure it. Defenses run on digits against BadNets, seed 0. Ten minutes on one core; finished stages are cached under
+Attacks run on 2,000 images of CIFAR-10 with `small_cnn` (those of `ON_DIGITS` on digits): enough to show a trigger, not
+to measure it. Defenses run on digits against BadNets, seed 0. Ten minutes on one core; finished stages are cached under
 var/, so a second run only draws.
 """
 
@@ -36,7 +36,7 @@ DATA = Path(os.environ.get("BDLAB_DATA_DIR", ROOT / "var" / "data"))
 SHOWN, SIDE, GAP, MARGIN, HEAD = 4, 96, 2, 92, 22  # images a row; the rest in pixels
 STRENGTHENED = 5
 CIFAR10 = {"name": "cifar10", "train_size": 2000, "test_size": 200}
-ON_DIGITS = ("input_aware",)  # its generator takes an hour on CIFAR-10
+ON_DIGITS = ("input_aware", "lira", "issba")  # their networks take long on CIFAR-10
 ATTACKS = [name for name in catalog.names("attack") if name not in ("none", "given")]
 SURROGATE = {"surrogate_epochs": 10}
 CHANGED: dict[str, dict[str, Any]] = {
@@ -47,6 +47,16 @@ CHANGED: dict[str, dict[str, Any]] = {
     "narcissus": {**SURROGATE, "pattern_steps": 300, "poisoning_rate": 0.01},
     "witches_brew": {**SURROGATE, "preset": "one_restart", "craft_steps": 100},
     "sleeper_agent": {**SURROGATE, "craft_retrainings": 1, "craft_steps": 100},
+    "lira": {"epsilon": 32, "generator_epochs": 60},
+    "issba": {
+        "code_bits": 4,
+        "image_weight": 3,
+        "encoder_steps": 800,
+        "encoder_batch": 32,
+        "encoder_wait": 20,
+        "encoder_ramp": 200,
+    },
+    "blind": {"joint_epochs": 1, "history_epochs": 0.5},
     "adaptive_blend": {"poisoning_rate": 0.01},
     "adaptive_patch": {"poisoning_rate": 0.01},
 }
@@ -127,10 +137,11 @@ def trigger_state(attack: Attack[Any], data: Dataset, folder: Path) -> dict[str,
 
 
 def training_images(data: Dataset, folder: Path) -> tuple[Tensor, Tensor]:
-    """uint8 ``[SHOWN, 3, 32, 32]`` each: original and poisoned training images."""
+    """uint8 ``[SHOWN, C, H, W]`` each: original and poisoned training images."""
     with np.load(folder / "seed-0" / "poisoned_train.npz") as file:
         rows = torch.from_numpy(file["is_poisoned"]).nonzero().flatten()[:SHOWN]
-        poisoned = torch.from_numpy(file["x_train"]).permute(0, 3, 1, 2)[rows]
+        images = torch.from_numpy(file["x_train"])[rows]  # gray ones have no axis of channels
+        poisoned = images.reshape(*images.shape[:3], data.facts.channels).permute(0, 3, 1, 2)
     return data.train.images[rows], poisoned
 
 

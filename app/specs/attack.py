@@ -11,7 +11,9 @@ from app.specs.attacks.covered import AdaptiveBlend, AdaptivePatch, Tact
 from app.specs.attacks.dynamic import Bpp, InputAware, WaNet
 from app.specs.attacks.frequency import Ctrl, FTrojan
 from app.specs.attacks.gradient_matching import SleeperAgent, WitchesBrew
+from app.specs.attacks.learned import Issba, Lira
 from app.specs.attacks.patches import BadNets, SinglePixel, Trojan
+from app.specs.attacks.training_control import Blind
 from app.specs.attacks.whole_image import Blend, LowFrequency, Refool, Sig
 from app.specs.base import Spec, field
 from app.specs.plugins import with_plugins
@@ -22,6 +24,7 @@ __all__ = [
     "AttackSpec",
     "BadNets",
     "Blend",
+    "Blind",
     "Bpp",
     "CleanLabel",
     "Ctrl",
@@ -29,7 +32,9 @@ __all__ = [
     "Given",
     "HiddenTrigger",
     "InputAware",
+    "Issba",
     "KWay",
+    "Lira",
     "LowFrequency",
     "MultiTarget",
     "Narcissus",
@@ -96,6 +101,9 @@ _BUILT_IN = (
     | Sig
     | CleanLabel
     | InputAware
+    | Lira
+    | Issba
+    | Blind
     | Trojan
     | WaNet
     | Bpp

@@ -293,6 +293,8 @@ class StopsLater(FolderRecorder):
         (CLEAN_LABEL[0], 8),  # in the surrogate's adversarial training
         ({"name": "hidden_trigger", "craft_steps": 9} | QUICK, 18),  # while poisons are crafted
         ({"name": "narcissus", "pattern_steps": 220} | QUICK, 120),  # while the pattern is optimized
+        ({"name": "lira", "generator_epochs": 2, "classifier_epochs": 1}, 9),  # in the joint training
+        ({"name": "issba", "code_bits": 4, "encoder_steps": 12, "encoder_batch": 50}, 8),
         # In the second restart, and on the poison of a retrained surrogate.
         ({"name": "witches_brew", "craft_restarts": 2, "craft_steps": 4} | QUICK, 18),
         ({"name": "sleeper_agent", "size": 3, "craft_retrainings": 1, "craft_steps": 6} | QUICK, 33),
@@ -369,10 +371,11 @@ def test_previews_need_a_trigger_without_training(tmp_path):
         {"name": "wanet"},
         {"name": "refool"},
         {"name": "blend"},
+        {"name": "blind"},
     ):
         assert previewed(tmp_path, **attack).startswith(b"\x89PNG")
     assert previewed(tmp_path, name="sleeper_agent", size=3, poisoning_rate=0.01).startswith(b"\x89PNG")
-    for name in ("input_aware", "trojan", "narcissus"):
+    for name in ("input_aware", "lira", "issba", "trojan", "narcissus"):
         with pytest.raises(SpecError, match=r"attack\.name.*trained"):
             previewed(tmp_path, name=name)
     for name in ("poison_frogs", "witches_brew"):

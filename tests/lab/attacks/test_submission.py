@@ -38,8 +38,8 @@ def test_every_preset_of_an_attack_runs_on_cifar10_and_sets_other_fields_than_th
     assert isinstance(default, PresetSpec)
     for preset, made in default.presets.items():
         assert refused("cifar10", name=name, preset=preset) == []
-        fields = experiment(name=name, preset=preset).attack.model_dump()
-        differing = {field for field, value in default.model_dump().items() if fields[field] != value}
+        fields = dict(experiment(name=name, preset=preset).attack)
+        differing = {field for field, value in default if fields[field] != value}
         assert differing - {"preset"} == set(made.values)
 
 
@@ -101,6 +101,10 @@ def test_every_preset_of_an_attack_runs_on_cifar10_and_sets_other_fields_than_th
         ),
         ({"name": "multi_target", "poisoning_rate": 0.9}, "attack.poisoning_rate"),
         ({"name": "single_pixel", "column": -9}, "attack.column"),
+        ({"name": "blind", "row": 4}, "attack.row"),
+        ({"name": "blind", "column": 6}, "attack.column"),
+        ({"name": "lira", "poisoning_rate": 0.95}, "attack.poisoning_rate"),
+        ({"name": "issba", "label_mode": "all_to_all", "target_class": 3}, "attack.target_class"),
         ({"name": "single_pixel", "value": [1, 2, 3]}, "attack.value"),
         ({"name": "single_pixel", "preset": "authors", "row": 0, "column": 0}, "attack.value"),
         ({"name": "sig", "label_mode": "all_to_all"}, "attack.label_mode"),
@@ -177,6 +181,9 @@ def test_a_pattern_of_the_right_shape_is_accepted():
             r"triggers\.1: low_frequency must need no training",
         ),
         ({"name": "multi_target", "target_class": 3}, "target_class"),
+        ({"name": "blind", "joint_epochs": 1}, "history_epochs must be less than joint_epochs"),
+        ({"name": "wanet", "hand_over": True}, "hand_over requires joint_epochs"),
+        ({"name": "lira", "epsilon": 0.5}, "epsilon"),
         ({"name": "clean_label", "label_mode": "all_to_all"}, "label_mode"),
         ({"name": "hidden_trigger", "label_mode": "all_to_all"}, "label_mode"),
         ({"name": "badnets", "poisoning_rate": 0}, "poisoning_rate"),

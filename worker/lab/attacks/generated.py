@@ -1,7 +1,7 @@
 """Parts of attacks whose trigger a network makes: the generator, and its training beside a classifier."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -29,11 +29,12 @@ class ClassifierWithGenerator(Network):
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
-    """Several optimizers of disjoint parameters, stepped together at the same learning rate."""
+    """Several optimizers of disjoint parameters, stepped together at the same learning rate, times ``factors``."""
 
-    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+    def __init__(self, *parts: torch.optim.Optimizer, factors: Sequence[float] = ()) -> None:
         super().__init__([p for part in parts for group in part.param_groups for p in group["params"]], {})
         self.parts = parts
+        self.factors = factors or [1.0] * len(parts)
         self.param_groups = [group for part in parts for group in part.param_groups]
         self.state = defaultdict(dict)
         for part in parts:
@@ -41,7 +42,9 @@ class CombinedOptimizer(torch.optim.Optimizer):
 
     def step(self, closure: Any = None) -> Any:
         loss = closure()
-        for part in self.parts:
+        for part, factor in zip(self.parts, self.factors, strict=True):
+            for group in part.param_groups:
+                group["lr"] *= factor  # the training loop sets it before every step
             part.step()
         return loss
 
@@ -71,3 +74,8 @@ def load_frozen(network: Module, weights: State, device: torch.device) -> Module
 
 def prefixed_state(network: nn.Module, prefix: str) -> State:
     return {f"{prefix}.{name}": tensor for name, tensor in network.state_dict().items()}
+
+
+def select_prefixed(state: State, prefix: str) -> State:
+    """The tensors that `prefixed_state` gave that prefix, without it."""
+    return {n.removeprefix(f"{prefix}."): t for n, t in state.items() if n.startswith(f"{prefix}.")}

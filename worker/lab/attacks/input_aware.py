@@ -33,6 +33,7 @@ from worker.lab.attacks.generated import (
     make_adam,
     make_seeded,
     prefixed_state,
+    select_prefixed,
     step_schedule,
 )
 from worker.lab.compute import derive_seed
@@ -191,7 +192,7 @@ class InputAwareAttack(Attack[InputAware]):
     def _load_networks(self, state: State, device: torch.device) -> tuple[EncoderDecoder, EncoderDecoder]:
         networks = []
         for name, outputs in (("mask", 1), ("pattern", self.facts.channels)):
-            weights = {n.removeprefix(f"{name}."): t for n, t in state.items() if n.startswith(f"{name}.")}
+            weights = select_prefixed(state, name)
             networks.append(load_frozen(make_encoder_decoder(self.facts, outputs), weights, device))
         return networks[0], networks[1]
 
