@@ -13,7 +13,7 @@ from app.specs.defenses.pruning import Bnp, Clp, Ep
 from app.specs.defenses.reconstructive import Rnp
 from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau, Mcr, Nad
 from app.specs.defenses.tuning import FeTuning, Fst
-from app.specs.defenses.unlearning import Sau
+from app.specs.defenses.unlearning import Npd, Sau
 from app.specs.plugins import with_plugins
 
 _BUILT_IN = (
@@ -31,6 +31,7 @@ _BUILT_IN = (
     | Ep
     | Rnp
     | Sau
+    | Npd
     | FeTuning
     | Fst
     | SpectralSignatures
