@@ -85,6 +85,7 @@ ROWS = (
     Row("rnp", "authors", "93.4 / 100.0 -> 92.8 / 6.6", RNP_README),
     Row("rnp", "benchmark", "", "none for this network and trigger"),
     Row("sau", "benchmark", "", "none for this network and trigger"),
+    Row("npd", "benchmark", "", "none for this network and trigger"),
     Row("abl", "authors", "82.8 / 100.0 -> 81.9 / 0.5", ABL_README),
 )
 

@@ -15,7 +15,7 @@ from app.specs.defenses.purification import Beatrix, CognitiveDistillation, Flar
 from app.specs.defenses.reconstructive import Rnp
 from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau, Mcr, Nad
 from app.specs.defenses.tuning import FeTuning, Fst
-from app.specs.defenses.unlearning import Sau
+from app.specs.defenses.unlearning import Npd, Sau
 from app.specs.plugins import with_plugins
 
 _BUILT_IN = (
@@ -33,6 +33,7 @@ _BUILT_IN = (
     | Ep
     | Rnp
     | Sau
+    | Npd
     | FeTuning
     | Fst
     | SpectralSignatures

@@ -54,6 +54,7 @@ FIRST_STEPS = {
     "i_bau": {"rounds": 1, "steps": 1},
     "rnp": {"unlearning_steps": 1, "recovering_steps": 1},
     "sau": {"steps": 1, "attack_steps": 1},
+    "npd": {"warm_up_steps": 1, "steps": 1},
     "fe_tuning": {"steps": 1},
     "fst": {"steps": 1},
     "strip": {"overlays": 1},

@@ -62,7 +62,7 @@ from worker.lab.evaluation import (
 from worker.lab.given import add_truth, find_targets, make_given_test_set, set_clean_pool_aside
 from worker.lab.input_scores import InputScores, ScoreInputs, score_test_images
 from worker.lab.manifest import MANIFEST_NAME, StageRecord, build_manifest
-from worker.lab.networks import Network, build_network, check_architecture
+from worker.lab.networks import Network, build_network, check_architecture, polarized
 from worker.lab.networks.checkpoints import find_variant, rename_tensors, shapes_of
 from worker.lab.networks.trigger_input import TriggerInput
 from worker.lab.report import Report
@@ -471,7 +471,9 @@ def load_victim(spec: ExperimentSpec, facts: DatasetFacts, victim: Path | None) 
 
 
 def wrap_like_checkpoint(network: Network, tensors: dict[str, Tensor]) -> Network:
-    """``network``, or one that adds a trigger to its input if ``tensors`` are those of such a network."""
+    """``network``, or one around it that adds a trigger or a layer if ``tensors`` are those of such a network."""
+    if polarized.KERNEL in tensors:
+        return polarized.PolarizedNetwork(network)
     return TriggerInput.for_checkpoint(network, tensors) if "stamp_mask" in tensors else network
 
 

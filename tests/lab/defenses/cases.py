@@ -23,6 +23,7 @@ SHORT: dict[str, Spec] = {
     "i_bau": {"rounds": 2, "steps": 8},
     "rnp": {"unlearning_steps": 8, "recovering_steps": 8},
     "sau": {"steps": 4, "attack_steps": 1},
+    "npd": {"warm_up_steps": 4, "steps": 4},
     "clp": {},
     "bnp": {},
     "ep": {"images": 100},
