@@ -14,17 +14,26 @@ ATTACKS = (
     "ctrl",
     "ftrojan",
     "input_aware",
+    "issba",
+    "lira",
     "low_frequency",
     "refool",
     "sig",
     "trojan",
     "wanet",
 )
-"""Those of the leaderboard (its README, "Supported attacks") that this project has."""
+"""Those of the leaderboard (its README, "Supported attacks") that this project has.
+
+Not `blind`: it poisons no image, and half of the defenses cannot be tried on it.
+"""
 DEFENSES = (
     "abl",
     "activation_clustering",
     "anp",
+    "beatrix",
+    "bnp",
+    "clp",
+    "ep",
     "fine_pruning",
     "fine_tuning",
     "ft_sam",
@@ -33,7 +42,12 @@ DEFENSES = (
     "nab",
     "nad",
     "neural_cleanse",
+    "npd",
+    "rnp",
+    "sau",
+    "scan",
     "spectral_signatures",
+    "spectre",
     "strip",
 )
 """Those of the leaderboard (its README, "Supported defenses") that this project has."""

@@ -10,6 +10,8 @@ import pytest
 from sqlalchemy import func, select, update
 
 from app.results.numbers.schemas import Aggregate
+from app.specs.checks import find_problems
+from app.specs.facts import BUILT_IN
 from app.specs.study import StudySpec
 from app.sweeps.matrix import find_worst
 from app.sweeps.schemas import States, TableCell
@@ -273,6 +275,9 @@ def test_the_preset_bench_has_the_settings_of_the_leaderboard() -> None:
         if "benchmark" in getattr(method, "presets", {}):
             assert method.model_dump()["preset"] == "benchmark"
     assert StudySpec.model_validate(spec.model_dump(mode="json")) == spec
+    for row in spec.attacks:  # every cell can run
+        cells = spec.experiment(row, seeds=spec.seeds, defenses=spec.defenses, reference=True)
+        assert find_problems(cells, BUILT_IN["cifar10"]) == []
     assert not bool({"abl_plus", "none", "given"} & {m.name for m in methods})
 
 
