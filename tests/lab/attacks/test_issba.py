@@ -13,6 +13,7 @@ from tests.lab.attacks.helpers import attack, facts, run_in
 from worker.lab.attacks.generated import prefixed_state
 from worker.lab.attacks.issba import Decoder, Encoder, share_read, weigh_image
 
+EXAMPLES = Path(__file__).parents[3] / "examples"
 QUICK = {"name": "issba", "code_bits": 4, "encoder_steps": 12, "encoder_batch": 16}
 
 

@@ -10,10 +10,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from app.specs.metrics import OF_ATTACKER
+from tests.lab import memory
 from tests.lab.attacks.helpers import run_in
 from worker.lab.attacks.generated import CombinedOptimizer
 from worker.lab.attacks.lira import Autoencoder, ClassifierWithGenerators, stamp, without_gradients
 
+EXAMPLES = Path(__file__).parents[3] / "examples"
 QUICK = {"name": "lira", "generator_epochs": 2, "classifier_epochs": 1, "epsilon": 40}
 
 
@@ -112,3 +114,11 @@ def test_lira_end_to_end(tmp_path: Path) -> None:
     state = load_file(tmp_path / "out/seed-0/trigger.safetensors")
     assert all(name.startswith("generator.") for name in state)
     assert (tmp_path / "out/seed-0/attack/generator.png").is_file()
+
+
+@pytest.mark.long  # twenty seconds: generator and classifier must be trained until they work
+def test_lira_succeeds_on_digits() -> None:
+    document = json.loads(Path("examples/digits-lira.json").read_text()) | {"defenses": []}
+    values = memory.experiment(document).results["undefended", 0]
+    assert values["attack_success_rate"] > 0.95
+    assert values["clean_accuracy"] > 0.95
