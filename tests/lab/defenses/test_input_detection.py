@@ -1,6 +1,7 @@
 """Input detections: what they find, what they must not see, and the verdict on a single image."""
 
 import csv
+import dataclasses
 import io
 from typing import Any
 
@@ -13,10 +14,13 @@ from app.specs.defenses.input_detection import IbdPsc, ScaleUp, StripInputs, Tec
 from app.specs.experiment import ExperimentSpec
 from app.specs.metrics import OF_INPUTS
 from app.specs.model import SmallCnn
+from app.specs.stages import PlannedStage
 from tests.lab.attacks.helpers import digits
 from tests.lab.defenses.cases import BADNETS, NOTHING, SHORT, Spec, defended, number, spec
-from tests.lab.memory import DIGITS_ONLY, MemoryRecorder
+from tests.lab.memory import DIGITS_ONLY, MemoryRecorder, MemoryStore
+from worker.lab import input_scores
 from worker.lab.compute import Compute
+from worker.lab.contracts import CanceledError
 from worker.lab.data.datasets import Split
 from worker.lab.defenses import make_detector
 from worker.lab.defenses.clean_set import CleanSet, draw_clean_set
@@ -24,6 +28,7 @@ from worker.lab.evaluation import TestSet, input_detection_quality, predict_logi
 from worker.lab.input_scores import score_test_images
 from worker.lab.interactive import predict
 from worker.lab.networks import Network, build_network
+from worker.lab.stages import Progress, StageRun
 
 CPU = Compute(torch.device("cpu"))
 SPECS: dict[str, Any] = {
@@ -73,28 +78,55 @@ def test_the_quality_of_an_input_detection() -> None:
     assert input_detection_quality(suspicion[:4], triggered[:4], 0.5) == {"input_false_positive_rate": 0.25}
 
 
-def test_inputs_are_scored_in_a_random_order_and_returned_in_theirs() -> None:
+def a_stage(recorder: MemoryRecorder, store: MemoryStore) -> StageRun:
+    planned = PlannedStage("input_detection", "strip_inputs", 0, "stream", 1)
+    return StageRun(planned, recorder, store, CPU, Progress(1), 0.0, 0)
+
+
+def a_test_set() -> TestSet:
+    """Twenty clean images, 0 to 19, and ten triggered ones, 20 to 29, made from the images 5 to 14."""
     values = torch.arange(30, dtype=torch.uint8).view(30, 1, 1, 1)
     labels = torch.zeros(20, dtype=torch.int64)
     origin = torch.arange(5, 15)
-    test = TestSet(Split(values[:20], labels), Split(values[20:], labels[:10]), labels[:10], origin)
-    seen: list[Tensor] = []
+    return TestSet(Split(values[:20], labels), Split(values[20:], labels[:10]), labels[:10], origin)
+
+
+def test_inputs_are_scored_in_a_random_order_and_returned_in_theirs() -> None:
+    test, seen = a_test_set(), []
 
     def score(images: Tensor) -> Tensor:
         seen.append(images.flatten())
         return 2.0 * images.flatten()
 
-    chunks: list[tuple[int, int]] = []
-    scores = score_test_images(test, score, 0, lambda *chunk: chunks.append(chunk))
+    scores = score_test_images(test, score, a_stage(MemoryRecorder(), MemoryStore()))
     assert scores.suspicion.tolist() == [2.0 * i for i in range(30)]
     assert scores.triggered.tolist() == [False] * 20 + [True] * 10
     assert scores.image.tolist() == [*range(20), *range(5, 15)]
-    assert chunks == [(1, 1)]
     order = torch.cat(seen)
     assert sorted(order.tolist()) == list(range(30))
     assert 2 < int((order[:20] >= 20).sum()) < 10  # triggered ones are among the first
-    one_image = TestSet(test.clean, test.triggered, test.targets, origin, one_image=True)
-    assert not score_test_images(one_image, score, 0, lambda *chunk: None).triggered.any()
+    one_image = dataclasses.replace(test, one_image=True)
+    again = a_stage(MemoryRecorder(), MemoryStore())
+    assert not score_test_images(one_image, score, again).triggered.any()
+
+
+def test_scoring_goes_on_from_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(input_scores, "CHUNK", 8)
+    store, seen = MemoryStore(), []
+
+    def score(images: Tensor) -> Tensor:
+        seen.extend(images.flatten().tolist())
+        return images.flatten().float()
+
+    def stop() -> None:
+        if len(seen) >= 16:
+            raise CanceledError("stopped by the test")
+
+    with pytest.raises(CanceledError):
+        score_test_images(a_test_set(), score, a_stage(MemoryRecorder(stop), store))
+    scores = score_test_images(a_test_set(), score, a_stage(MemoryRecorder(), store))
+    assert scores.suspicion.tolist() == list(range(30))
+    assert sorted(seen) == list(range(30))  # each once
 
 
 @pytest.mark.parametrize("name", SPECS)
