@@ -8,7 +8,7 @@ from app.specs.defenses.abl import Abl
 from app.specs.defenses.abl_plus import AblPlus
 from app.specs.defenses.base import Defense
 from app.specs.defenses.detection import ActivationClustering, NeuralCleanse, SpectralSignatures, Strip
-from app.specs.defenses.input_detection import IbdPsc, ScaleUp, StripInputs, Teco
+from app.specs.defenses.input_detection import IbdPsc, ScaleUp, SentiNet, StripInputs, Teco
 from app.specs.defenses.nab import Nab
 from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau, Mcr, Nad
 from app.specs.plugins import with_plugins
@@ -31,6 +31,7 @@ _BUILT_IN = (
     | ScaleUp
     | IbdPsc
     | Teco
+    | SentiNet
     | Nab
 )
 if TYPE_CHECKING:

@@ -126,7 +126,8 @@ def check_defenses(
     """Each of the defenses that the architecture allows ends, and the checkpoint of every arm loads again."""
     spec = ExperimentSpec.model_validate({"model": model}).model
     traits = spec.traits(side)
-    lacks = {one for one, has in (("anp", traits.batch_norm), ("nad", traits.spatial_maps)) if not has}
+    needs = {"batch_norm": {"anp", "ibd_psc"}, "spatial_maps": {"nad", "sentinet"}}
+    lacks = {one for trait, names in needs.items() if not getattr(traits, trait) for one in names}
     chosen = [one for one in defenses or FIRST_STEPS if one not in lacks]
     recorder = run(model, folder, side, chosen)
     assert not recorder.failures
@@ -150,7 +151,7 @@ def test_every_defense_runs_on_a_convolutional_head(folder: Path) -> None:
 
 
 def test_defenses_that_look_inside_run_on_batch_normalization(folder: Path) -> None:
-    check_defenses(zoo("resnet18"), folder, 16, ["anp", "nad"])
+    check_defenses(zoo("resnet18"), folder, 16, ["anp", "nad", "ibd_psc", "sentinet"])
 
 
 @pytest.mark.long  # a minute to many: all defenses on networks of 2 to 140 million parameters
@@ -226,10 +227,10 @@ def test_images_that_an_architecture_cannot_take_are_refused_with_the_size_that_
 
 def test_a_defense_that_needs_what_an_architecture_lacks_is_refused() -> None:
     vit = {"name": "torchvision", "architecture": "vit_b_16"}
-    lacks = [
-        problem for problem in problems(vit, 32, 32, "anp", "nad", "abl") if problem.startswith("defenses")
-    ]
-    assert lacks == [
+    names = ("anp", "nad", "abl", "ibd_psc", "sentinet", "teco")
+    lacks = [problem for problem in problems(vit, 32, 32, *names) if problem.startswith("defenses")]
+    assert [problem.partition(":")[0] for problem in lacks[2:]] == ["defenses.3.name", "defenses.4.name"]
+    assert lacks[:2] == [
         "defenses.0.name: 'anp' is not allowed; allowed: a defense that does not need batch normalization: "
         "torchvision/vit_b_16 has none",
         "defenses.1.name: 'nad' is not allowed; allowed: a defense that does not need feature maps of three "

@@ -29,6 +29,7 @@ SHORT: dict[str, Spec] = {
     "scale_up": {},
     "ibd_psc": {},
     "teco": {"corruptions": ["shot_noise", "contrast"], "severities": 2},
+    "sentinet": {"backgrounds": 4},
     "nab": {"isolation_epochs": 2, "ranking_window": 1, "labelling_epochs": 2},
 }
 ALL: list[Spec] = [{"name": name, **fields} for name, fields in SHORT.items()]
