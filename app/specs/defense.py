@@ -8,7 +8,7 @@ from app.specs.defenses.abl import Abl
 from app.specs.defenses.abl_plus import AblPlus
 from app.specs.defenses.base import Defense
 from app.specs.defenses.detection import ActivationClustering, NeuralCleanse, SpectralSignatures, Strip
-from app.specs.defenses.input_detection import IbdPsc, ScaleUp, StripInputs, Teco
+from app.specs.defenses.input_detection import IbdPsc, ScaleUp, SentiNet, StripInputs, Teco
 from app.specs.defenses.nab import Nab
 from app.specs.defenses.pruning import Bnp, Clp, Ep
 from app.specs.defenses.purification import Beatrix, CognitiveDistillation, Flare, Scan, Spectre
@@ -49,6 +49,7 @@ _BUILT_IN = (
     | Spectre
     | Beatrix
     | CognitiveDistillation
+    | SentiNet
     | Nab
 )
 if TYPE_CHECKING:

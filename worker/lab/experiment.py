@@ -359,11 +359,7 @@ class SeedRun:
         def score_inputs(
             score: ScoreInputs, threshold: float, run: StageRun
         ) -> tuple[InputScores, dict[str, float]]:
-            def chunk_done(chunk: int, chunks: int) -> None:
-                run.recorder.check()
-                run.epoch_done(chunk, chunks, {})
-
-            scores = score_test_images(self.test, score, run.planned.stream, chunk_done)
+            scores = score_test_images(self.test, score, run)
             return scores, input_detection_quality(scores.suspicion, scores.triggered, threshold)
 
         common: dict[str, Any] = {

@@ -41,6 +41,19 @@ _TECO_PRESETS = {
         {},
     ),
 }
+CHOU = "Chou et al. 2020"
+_SENTINET_PRESETS = {
+    "toolbox": Preset(
+        "the 0.9 quantile of the clean images' distances from the curve; backdoor-toolbox calls it with this rate.",
+        TOOLBOX,
+        {},
+    ),
+    "paper": Preset(
+        "the mean distance of the clean images below the curve, as far above it.",
+        CHOU,
+        {"threshold": "boundary"},
+    ),
+}
 Corruption = Literal[
     "gaussian_noise",
     "shot_noise",
@@ -201,3 +214,55 @@ class Teco(InputDetection, CleanSetDefense):
     @property
     def passes(self) -> int:
         return 1 + len(self.corruptions) * self.severities
+
+
+class SentiNet(InputDetection, CleanSetDefense):
+    """SentiNet (Chou et al., 2020): flag inputs whose most important region also decides the class of other images."""
+
+    needs_spatial_maps: ClassVar[bool] = True
+    name: Literal["sentinet"] = "sentinet"
+    presets = _SENTINET_PRESETS
+    preset: Literal["toolbox", "paper"] = preset_field(_SENTINET_PRESETS, "toolbox")
+    region: float = field(
+        0.15,
+        "Share of an input's pixels that are its region: those with the largest values of Grad-CAM.",
+        unit="fraction",
+        source=f"{TOOLBOX}; {CHOU}",
+        gt=0,
+        lt=1,
+    )
+    backgrounds: int = field(
+        100,
+        "Number of clean images that the region is pasted on; at most half of the clean set. The others set the "
+        "threshold.",
+        unit="images",
+        source=f"{TOOLBOX}; BackdoorBench's clean_sample_num",
+        ge=1,
+        le=1000,
+    )
+    bin_width: float = field(
+        0.02,
+        "Width of the intervals of confidence in which the highest clean image is taken to fit the curve.",
+        unit="fraction",
+        source=TOOLBOX,
+        gt=0,
+        le=1,
+    )
+    threshold: Literal["quantile", "boundary"] = field(
+        "quantile",
+        "How the threshold follows from the distances of clean images from the curve. quantile: false_positive_rate of "
+        "them are flagged. boundary: it is the mean distance of those below the curve.",
+        source=f"{TOOLBOX}; {CHOU}",
+    )
+    false_positive_rate: float = field(
+        0.1,
+        "Share of the clean images to flag, of those that set the threshold; for threshold quantile.",
+        unit="fraction",
+        source=TOOLBOX,
+        gt=0,
+        lt=0.5,
+    )
+
+    @property
+    def passes(self) -> int:
+        return 2 + 2 * self.backgrounds

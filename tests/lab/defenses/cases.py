@@ -42,6 +42,7 @@ SHORT: dict[str, Spec] = {
     "spectre": {},
     "beatrix": {},
     "cognitive_distillation": {"steps": 2},
+    "sentinet": {"backgrounds": 4},
     "nab": {"isolation_epochs": 2, "ranking_window": 1, "labelling_epochs": 2},
 }
 ALL: list[Spec] = [{"name": name, **fields} for name, fields in SHORT.items()]

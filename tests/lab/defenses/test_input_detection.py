@@ -1,6 +1,7 @@
 """Input detections: what they find, what they must not see, and the verdict on a single image."""
 
 import csv
+import dataclasses
 import io
 from typing import Any
 
@@ -9,25 +10,30 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from app.specs.defenses.input_detection import IbdPsc, ScaleUp, StripInputs, Teco
+from app.specs.defenses.input_detection import IbdPsc, ScaleUp, SentiNet, StripInputs, Teco
 from app.specs.experiment import ExperimentSpec
 from app.specs.metrics import OF_INPUTS
 from app.specs.model import SmallCnn
+from app.specs.stages import PlannedStage
 from tests.lab.attacks.helpers import digits
 from tests.lab.defenses.cases import BADNETS, NOTHING, SHORT, Spec, defended, number, spec
-from tests.lab.memory import DIGITS_ONLY, MemoryRecorder
+from tests.lab.memory import DIGITS_ONLY, MemoryRecorder, MemoryStore
+from worker.lab import input_scores
 from worker.lab.compute import Compute
+from worker.lab.contracts import CanceledError
 from worker.lab.data.datasets import Split
-from worker.lab.defenses import make_detector
+from worker.lab.defenses import make_detector, sentinet
 from worker.lab.defenses.clean_set import CleanSet, draw_clean_set
+from worker.lab.defenses.sentinet import fit_curve, grad_cam, most_important, signed_distance
 from worker.lab.evaluation import TestSet, input_detection_quality, predict_logits, true_positive_rate_at
 from worker.lab.input_scores import score_test_images
 from worker.lab.interactive import predict
 from worker.lab.networks import Network, build_network
+from worker.lab.stages import Progress, StageRun
 
 CPU = Compute(torch.device("cpu"))
 SPECS: dict[str, Any] = {
-    cls.model_fields["name"].default: cls for cls in (StripInputs, ScaleUp, IbdPsc, Teco)
+    cls.model_fields["name"].default: cls for cls in (StripInputs, ScaleUp, IbdPsc, Teco, SentiNet)
 }
 
 
@@ -73,28 +79,55 @@ def test_the_quality_of_an_input_detection() -> None:
     assert input_detection_quality(suspicion[:4], triggered[:4], 0.5) == {"input_false_positive_rate": 0.25}
 
 
-def test_inputs_are_scored_in_a_random_order_and_returned_in_theirs() -> None:
+def a_stage(recorder: MemoryRecorder, store: MemoryStore) -> StageRun:
+    planned = PlannedStage("input_detection", "strip_inputs", 0, "stream", 1)
+    return StageRun(planned, recorder, store, CPU, Progress(1), 0.0, 0)
+
+
+def a_test_set() -> TestSet:
+    """Twenty clean images, 0 to 19, and ten triggered ones, 20 to 29, made from the images 5 to 14."""
     values = torch.arange(30, dtype=torch.uint8).view(30, 1, 1, 1)
     labels = torch.zeros(20, dtype=torch.int64)
     origin = torch.arange(5, 15)
-    test = TestSet(Split(values[:20], labels), Split(values[20:], labels[:10]), labels[:10], origin)
-    seen: list[Tensor] = []
+    return TestSet(Split(values[:20], labels), Split(values[20:], labels[:10]), labels[:10], origin)
+
+
+def test_inputs_are_scored_in_a_random_order_and_returned_in_theirs() -> None:
+    test, seen = a_test_set(), []
 
     def score(images: Tensor) -> Tensor:
         seen.append(images.flatten())
         return 2.0 * images.flatten()
 
-    chunks: list[tuple[int, int]] = []
-    scores = score_test_images(test, score, 0, lambda *chunk: chunks.append(chunk))
+    scores = score_test_images(test, score, a_stage(MemoryRecorder(), MemoryStore()))
     assert scores.suspicion.tolist() == [2.0 * i for i in range(30)]
     assert scores.triggered.tolist() == [False] * 20 + [True] * 10
     assert scores.image.tolist() == [*range(20), *range(5, 15)]
-    assert chunks == [(1, 1)]
     order = torch.cat(seen)
     assert sorted(order.tolist()) == list(range(30))
     assert 2 < int((order[:20] >= 20).sum()) < 10  # triggered ones are among the first
-    one_image = TestSet(test.clean, test.triggered, test.targets, origin, one_image=True)
-    assert not score_test_images(one_image, score, 0, lambda *chunk: None).triggered.any()
+    one_image = dataclasses.replace(test, one_image=True)
+    again = a_stage(MemoryRecorder(), MemoryStore())
+    assert not score_test_images(one_image, score, again).triggered.any()
+
+
+def test_scoring_goes_on_from_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(input_scores, "CHUNK", 8)
+    store, seen = MemoryStore(), []
+
+    def score(images: Tensor) -> Tensor:
+        seen.extend(images.flatten().tolist())
+        return images.flatten().float()
+
+    def stop() -> None:
+        if len(seen) >= 16:
+            raise CanceledError("stopped by the test")
+
+    with pytest.raises(CanceledError):
+        score_test_images(a_test_set(), score, a_stage(MemoryRecorder(stop), store))
+    scores = score_test_images(a_test_set(), score, a_stage(MemoryRecorder(), store))
+    assert scores.suspicion.tolist() == list(range(30))
+    assert sorted(seen) == list(range(30))  # each once
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -204,6 +237,70 @@ def test_teco_scores_by_the_deviation_of_the_severities_that_change_the_class() 
         0.5 + 0.8 * 1.5
     )  # the quantile 0.95 of 0.5, four times, and 2
     assert "images of 32 pixels and more; these have 8x8" in detector.warnings[0]
+
+
+class Corner(Network):
+    """Class 1 where the upper left pixel is bright. Its only map is the image."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+    def stage_maps(self, x: Tensor) -> list[Tensor]:
+        return [x * self.scale]
+
+    def logits_and_maps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        maps = self.stage_maps(x)
+        corner = maps[-1][:, 0, 0, 0]
+        return torch.stack([torch.full_like(corner, 5), 10 * corner], 1), maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits_and_maps(x)[0]
+
+
+def spot(row: int, column: int) -> Tensor:
+    """A black image with a white square of four pixels."""
+    image = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    image[:, :, row : row + 2, column : column + 2] = 255
+    return image
+
+
+def test_sentinet_pastes_the_region_of_grad_cam_on_clean_images() -> None:
+    """The corner decides class 1, so its heat is the map; nothing decides class 0, so nothing is pasted."""
+    images = torch.cat([spot(0, 0), spot(6, 6)])
+    heat = grad_cam(Corner(), images, CPU)
+    # Of 64 positions one has the gradient 10.
+    assert heat[0].flatten().tolist() == pytest.approx((images[0].float() / 255 * 10 / 64).flatten().tolist())
+    assert heat[1].max() == 0
+    assert most_important(heat, 0.15).sum((1, 2, 3)).tolist() == [4, 0]
+    ramp = torch.arange(64.0).view(1, 8, 8)
+    assert most_important(ramp, 0.15).flatten().nonzero().flatten().tolist() == list(range(56, 64))
+    detector = sentinet.Detector(SentiNet(), Corner(), CPU, 0)
+    confidence, fooled = detector.paste_regions(images, torch.cat([gray(0), spot(0, 0)]))
+    assert fooled.tolist() == [1.0, 0.5]  # of the second image both backgrounds keep their class
+    assert confidence[1].item() == pytest.approx(torch.tensor(5.0).sigmoid().item())
+    assert confidence[0] < confidence[1]
+
+
+def test_sentinet_measures_the_distance_from_the_curve_of_clean_images() -> None:
+    confidence, fooled = torch.tensor([0.0, 0.001, 0.5, 1.0]), torch.tensor([0.1, 0.3, 0.2, 0.9])
+    curve = fit_curve(confidence, fooled, 0.02)  # through the middles of the occupied intervals
+    for x, y in ((0.01, 0.3), (0.51, 0.2), (1.01, 0.9)):
+        assert (curve[0] + curve[1] * x + curve[2] * x * x).item() == pytest.approx(y)
+    diagonal = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
+    distances = signed_distance(diagonal, torch.tensor([0.0, 1.0, 0.5]), torch.tensor([1.0, 0.0, 0.5]))
+    assert distances.tolist() == pytest.approx([2**-0.5, -(2**-0.5), 0.0], abs=1e-3)
+
+
+@pytest.mark.parametrize(("threshold", "expected"), [("boundary", 0.15), ("quantile", 0.2)])
+def test_sentinet_s_threshold(threshold: str, expected: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    distances = torch.tensor([-0.1, -0.2, 0.0, 0.1, 0.3], dtype=torch.float64)
+    monkeypatch.setattr(sentinet, "signed_distance", lambda *_: distances)
+    spec = SentiNet.model_validate({"threshold": threshold, "false_positive_rate": 0.125})
+    detector = make_detector(spec, Corner(), CPU, 0)
+    state = detector.calibrate(labeled(gray(0, 10, 20, 30, 40, 50, 60, 70, 80, 90), [0] * 10))
+    assert state["threshold"].item() == pytest.approx(expected)
+    assert len(state["backgrounds"]) == 5  # half of the clean set
 
 
 def verdicts(done: MemoryRecorder, whole: Spec, arm: str, **question: Any) -> dict[str, Any]:
