@@ -39,7 +39,7 @@ class Defense(PresetSpec):
     def searches_data(self) -> bool:
         """Whether the defense trains from the training set or looks for poison in it, which an attack on the training
         alone does not poison."""
-        return self.kind != "repair"
+        return self.kind in ("training", "detection")
 
     @classmethod
     def implementation(cls) -> Any:
