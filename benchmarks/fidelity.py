@@ -86,6 +86,7 @@ ROWS = (
     Row("rnp", "benchmark", "", "none for this network and trigger"),
     Row("sau", "benchmark", "", "none for this network and trigger"),
     Row("npd", "benchmark", "", "none for this network and trigger"),
+    Row("bti_dbf", "authors", "", "none for this network and trigger"),
     Row("abl", "authors", "82.8 / 100.0 -> 81.9 / 0.5", ABL_README),
 )
 

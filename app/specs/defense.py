@@ -9,6 +9,7 @@ from app.specs.defenses.abl_plus import AblPlus
 from app.specs.defenses.base import Defense
 from app.specs.defenses.detection import ActivationClustering, NeuralCleanse, SpectralSignatures, Strip
 from app.specs.defenses.input_detection import IbdPsc, ScaleUp, SentiNet, StripInputs, Teco
+from app.specs.defenses.inversion import BtiDbf
 from app.specs.defenses.nab import Nab
 from app.specs.defenses.pruning import Bnp, Clp, Ep
 from app.specs.defenses.purification import Beatrix, CognitiveDistillation, Flare, Scan, Spectre
@@ -34,6 +35,7 @@ _BUILT_IN = (
     | Rnp
     | Sau
     | Npd
+    | BtiDbf
     | FeTuning
     | Fst
     | SpectralSignatures

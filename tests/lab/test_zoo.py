@@ -55,6 +55,7 @@ FIRST_STEPS = {
     "rnp": {"unlearning_steps": 1, "recovering_steps": 1},
     "sau": {"steps": 1, "attack_steps": 1},
     "npd": {"warm_up_steps": 1, "steps": 1},
+    "bti_dbf": {"rounds": 1, "generator_steps": 1, "mask_steps": 1, "trigger_steps": 1, "steps": 1},
     "fe_tuning": {"steps": 1},
     "fst": {"steps": 1},
     "strip": {"overlays": 1},

@@ -24,6 +24,7 @@ SHORT: dict[str, Spec] = {
     "rnp": {"unlearning_steps": 8, "recovering_steps": 8},
     "sau": {"steps": 4, "attack_steps": 1},
     "npd": {"warm_up_steps": 4, "steps": 4},
+    "bti_dbf": {"rounds": 1, "generator_steps": 4, "mask_steps": 4, "trigger_steps": 4, "steps": 4},
     "clp": {},
     "bnp": {},
     "ep": {"images": 100},
