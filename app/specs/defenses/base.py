@@ -39,7 +39,7 @@ class Defense(PresetSpec):
     def searches_data(self) -> bool:
         """Whether the defense trains from the training set or looks for poison in it, which an attack on the training
         alone does not poison."""
-        return self.kind in ("training", "detection")
+        return self.kind in ("training", "detection") or self.needs_poisoned_images
 
     @classmethod
     def implementation(cls) -> Any:
