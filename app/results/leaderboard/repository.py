@@ -54,14 +54,17 @@ def best_settings(
 
 @cache
 def _pairs_table(pairs: tuple[tuple[str, str], ...]) -> CTE:
-    """The pairs as a table. Literals instead of parameters, so that the statement is compiled only once."""
+    """The pairs as a table. Literals instead of parameters, so that the statement is compiled only once.
+
+    VALUES, since SQLite allows only 500 SELECTs in a union, and there are more pairs.
+    """
     for name in {name for pair in pairs for name in pair}:
         if not name.isidentifier():
             raise ValueError(f"{name!r} is not a valid name of an attack or a defense")
-    rows = " UNION ALL ".join(
-        f"SELECT '{attack}' AS attack, '{defense}' AS defense" for attack, defense in pairs
-    )
-    return text(rows).columns(column("attack", String), column("defense", String)).cte("wanted")
+    rows = ", ".join(f"('{attack}', '{defense}')" for attack, defense in pairs)
+    # Both SQLite and PostgreSQL name the columns of VALUES so.
+    table = f"SELECT column1 AS attack, column2 AS defense FROM (VALUES {rows}) AS pairs"
+    return text(table).columns(column("attack", String), column("defense", String)).cte("wanted")
 
 
 def seeds(session: Session, settings: Sequence[LeaderboardSetting]) -> dict[int, list[SeedRow]]:

@@ -106,6 +106,10 @@ def test_inputs_are_scored_in_a_random_order_and_returned_in_theirs() -> None:
     order = torch.cat(seen)
     assert sorted(order.tolist()) == list(range(30))
     assert 2 < int((order[:20] >= 20).sum()) < 10  # triggered ones are among the first
+    brought = score_test_images(
+        dataclasses.replace(test, origin=None), score, a_stage(MemoryRecorder(), MemoryStore())
+    )
+    assert brought.image.tolist() == [*range(20), *range(10)]  # where it is not known, their own rows
     one_image = dataclasses.replace(test, one_image=True)
     again = a_stage(MemoryRecorder(), MemoryStore())
     assert not score_test_images(one_image, score, again).triggered.any()
