@@ -9,7 +9,7 @@ from app.specs.defenses.abl_plus import AblPlus
 from app.specs.defenses.base import Defense
 from app.specs.defenses.detection import ActivationClustering, NeuralCleanse, SpectralSignatures, Strip
 from app.specs.defenses.nab import Nab
-from app.specs.defenses.purification import Beatrix, CognitiveDistillation, Flare, Scan, Spectre
+from app.specs.defenses.purification import Asset, Beatrix, CognitiveDistillation, Flare, Scan, Spectre
 from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau, Mcr, Nad
 from app.specs.plugins import with_plugins
 
@@ -32,6 +32,7 @@ _BUILT_IN = (
     | Spectre
     | Beatrix
     | CognitiveDistillation
+    | Asset
     | Nab
 )
 if TYPE_CHECKING:
