@@ -12,7 +12,7 @@ from app.specs.defenses.input_detection import IbdPsc, ScaleUp, SentiNet, StripI
 from app.specs.defenses.inversion import BtiDbf
 from app.specs.defenses.nab import Nab
 from app.specs.defenses.pruning import Bnp, Clp, Ep
-from app.specs.defenses.purification import Beatrix, CognitiveDistillation, Flare, Scan, Spectre
+from app.specs.defenses.purification import Asset, Beatrix, CognitiveDistillation, Flare, Scan, Spectre
 from app.specs.defenses.reconstructive import Rnp
 from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau, Mcr, Nad
 from app.specs.defenses.tuning import FeTuning, Fst
@@ -52,6 +52,7 @@ _BUILT_IN = (
     | Beatrix
     | CognitiveDistillation
     | SentiNet
+    | Asset
     | Nab
 )
 if TYPE_CHECKING:

@@ -44,6 +44,7 @@ SHORT: dict[str, Spec] = {
     "beatrix": {},
     "cognitive_distillation": {"steps": 2},
     "sentinet": {"backgrounds": 4},
+    "asset": {"steps": 2, "separation_steps": 2},
     "nab": {"isolation_epochs": 2, "ranking_window": 1, "labelling_epochs": 2},
 }
 ALL: list[Spec] = [{"name": name, **fields} for name, fields in SHORT.items()]
