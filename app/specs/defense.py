@@ -7,6 +7,7 @@ from pydantic import Field
 from app.specs.defenses.abl import Abl
 from app.specs.defenses.abl_plus import AblPlus
 from app.specs.defenses.base import Defense
+from app.specs.defenses.cbd import Cbd
 from app.specs.defenses.detection import ActivationClustering, NeuralCleanse, SpectralSignatures, Strip
 from app.specs.defenses.nab import Nab
 from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau, Mcr, Nad
@@ -27,6 +28,7 @@ _BUILT_IN = (
     | Strip
     | NeuralCleanse
     | Nab
+    | Cbd
 )
 if TYPE_CHECKING:
     DefenseSpec = _BUILT_IN

@@ -53,6 +53,7 @@ FIRST_STEPS = {
     "strip": {"overlays": 1},
     "neural_cleanse": {"epochs": 1, "anomaly_threshold": 0.1, "unlearning_epochs": 1, "success": 0.01},
     "nab": {"isolation_epochs": 1, "ranking_window": 1, "labelling_epochs": 1},
+    "cbd": {"biased_epochs": 1, "epochs": 1},
 }
 """Every defense with as little training as it allows."""
 LARGE = (
@@ -68,7 +69,7 @@ LARGE = (
 )
 """Architectures that take longer than tests may, the shortest one first."""
 needs_timm = pytest.mark.skipif(find_spec("timm") is None, reason="the extra timm is not installed")
-NO_CLEAN_SET = {"abl", "abl_plus", "spectral_signatures", "activation_clustering"}
+NO_CLEAN_SET = {"abl", "abl_plus", "spectral_signatures", "activation_clustering", "cbd"}
 
 
 def zoo(name: str) -> dict[str, Any]:

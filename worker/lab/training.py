@@ -76,6 +76,11 @@ def last_third_at_a_tenth(share: float) -> float:
     return 1.0 if share < 2 / 3 else 0.1
 
 
+def step_down(*milestones: float) -> Schedule:
+    """A tenth of the rate from each of ``milestones``, shares of the training, onwards."""
+    return lambda share: 0.1 ** sum(share >= milestone for milestone in milestones)
+
+
 SCHEDULES: dict[str, Schedule] = {"cosine": cosine, "constant": constant, "one_cycle": one_cycle}
 
 
