@@ -134,12 +134,7 @@ def _problems(spec: ExperimentSpec, full: DatasetFacts) -> Iterator[Problem]:
     if batch_size > facts.train_size:
         yield Problem("training.batch_size", batch_size, f"at most {facts.train_size}, all training images")
     yield from _start_problems(spec)
-    for i, defense in enumerate(spec.defenses):
-        if not isinstance(defense, CleanSetDefense):
-            continue
-        if round(defense.clean_ratio * facts.train_size) < facts.classes:
-            least = f"at least {facts.classes / facts.train_size:.3g}, one clean image per class"
-            yield Problem(f"defenses.{i}.clean_ratio", defense.clean_ratio, least)
+    yield from _defense_problems(spec, facts)
     if isinstance(spec.attack, Given):
         yield from _given_problems(spec, spec.attack, facts)
     elif facts.poisoned:
@@ -147,6 +142,17 @@ def _problems(spec: ExperimentSpec, full: DatasetFacts) -> Iterator[Problem]:
         yield Problem("attack.name", spec.attack.name, allowed)
     elif isinstance(spec.attack, PoisoningAttack):
         yield from _attack_problems(spec, spec.attack, facts)
+
+
+def _defense_problems(spec: ExperimentSpec, facts: DatasetFacts) -> Iterator[Problem]:
+    for i, defense in enumerate(spec.defenses):
+        for name, value, allowed in defense.unfit(facts):
+            yield Problem(f"defenses.{i}.{name}", value, allowed)
+        if not isinstance(defense, CleanSetDefense):
+            continue
+        if round(defense.clean_ratio * facts.train_size) < facts.classes:
+            least = f"at least {facts.classes / facts.train_size:.3g}, one clean image per class"
+            yield Problem(f"defenses.{i}.clean_ratio", defense.clean_ratio, least)
 
 
 def _start_problems(spec: ExperimentSpec) -> Iterator[Problem]:

@@ -1,8 +1,10 @@
 """Base classes of defense specs."""
 
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 from app.specs.base import PresetSpec, field
+from app.specs.facts import DatasetFacts
 
 Kind = Literal["training", "repair", "detection"]
 
@@ -37,6 +39,10 @@ class Defense(PresetSpec):
         by its name: `worker.lab.defenses.defend`.
         """
         raise NotImplementedError
+
+    def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+        """(field, value, what is allowed) of every field whose value does not fit a dataset with these ``facts``."""
+        yield from ()
 
     @property
     def arm_name(self) -> str:
