@@ -8,6 +8,7 @@ from app.specs.defenses.abl import Abl
 from app.specs.defenses.abl_plus import AblPlus
 from app.specs.defenses.base import Defense
 from app.specs.defenses.cbd import Cbd
+from app.specs.defenses.dbd import Dbd
 from app.specs.defenses.detection import ActivationClustering, NeuralCleanse, SpectralSignatures, Strip
 from app.specs.defenses.nab import Nab
 from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau, Mcr, Nad
@@ -29,6 +30,7 @@ _BUILT_IN = (
     | NeuralCleanse
     | Nab
     | Cbd
+    | Dbd
 )
 if TYPE_CHECKING:
     DefenseSpec = _BUILT_IN

@@ -15,7 +15,9 @@ from pydantic import ValidationError
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from app.core.validation import members
 from app.specs.checks import find_problems
+from app.specs.defenses.base import CleanSetDefense
 from app.specs.defenses.repair import IBau
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import BUILT_IN, DatasetFacts, Shape
@@ -54,6 +56,7 @@ FIRST_STEPS = {
     "neural_cleanse": {"epochs": 1, "anomaly_threshold": 0.1, "unlearning_epochs": 1, "success": 0.01},
     "nab": {"isolation_epochs": 1, "ranking_window": 1, "labelling_epochs": 1},
     "cbd": {"biased_epochs": 1, "epochs": 1},
+    "dbd": {"feature_epochs": 1, "head_epochs": 1, "mixmatch_epochs": 1, "mixmatch_steps": 1},
 }
 """Every defense with as little training as it allows."""
 LARGE = (
@@ -69,7 +72,11 @@ LARGE = (
 )
 """Architectures that take longer than tests may, the shortest one first."""
 needs_timm = pytest.mark.skipif(find_spec("timm") is None, reason="the extra timm is not installed")
-NO_CLEAN_SET = {"abl", "abl_plus", "spectral_signatures", "activation_clustering", "cbd"}
+NO_CLEAN_SET = {
+    spec.model_fields["name"].default
+    for spec in members(ExperimentSpec.model_fields["defenses"].annotation)
+    if not issubclass(spec, CleanSetDefense)
+}
 
 
 def zoo(name: str) -> dict[str, Any]:
@@ -127,7 +134,8 @@ def check_defenses(
     """Each of the defenses that the architecture allows ends, and the checkpoint of every arm loads again."""
     spec = ExperimentSpec.model_validate({"model": model}).model
     traits = spec.traits(side)
-    lacks = {one for one, has in (("anp", traits.batch_norm), ("nad", traits.spatial_maps)) if not has}
+    needs = (("anp", traits.batch_norm), ("nad", traits.spatial_maps), ("vab", traits.spatial_maps))
+    lacks = {one for one, has in needs if not has}
     chosen = [one for one in defenses or FIRST_STEPS if one not in lacks]
     recorder = run(model, folder, side, chosen)
     assert not recorder.failures

@@ -27,6 +27,7 @@ SHORT: dict[str, Spec] = {
     "neural_cleanse": {"epochs": 3, "anomaly_threshold": 0.5, "unlearning_epochs": 2, "success": 0.2},
     "nab": {"isolation_epochs": 2, "ranking_window": 1, "labelling_epochs": 2},
     "cbd": {"biased_epochs": 1, "epochs": 2},
+    "dbd": {"feature_epochs": 1, "head_epochs": 1, "mixmatch_epochs": 2, "mixmatch_steps": 2},
 }
 ALL: list[Spec] = [{"name": name, **fields} for name, fields in SHORT.items()]
 
