@@ -12,6 +12,7 @@ from app.specs.defenses.dbd import Dbd
 from app.specs.defenses.detection import ActivationClustering, NeuralCleanse, SpectralSignatures, Strip
 from app.specs.defenses.nab import Nab
 from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau, Mcr, Nad
+from app.specs.defenses.sensitivity import DBr, DSt
 from app.specs.plugins import with_plugins
 
 _BUILT_IN = (
@@ -31,6 +32,8 @@ _BUILT_IN = (
     | Nab
     | Cbd
     | Dbd
+    | DSt
+    | DBr
 )
 if TYPE_CHECKING:
     DefenseSpec = _BUILT_IN

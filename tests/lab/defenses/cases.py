@@ -28,6 +28,8 @@ SHORT: dict[str, Spec] = {
     "nab": {"isolation_epochs": 2, "ranking_window": 1, "labelling_epochs": 2},
     "cbd": {"biased_epochs": 1, "epochs": 2},
     "dbd": {"feature_epochs": 1, "head_epochs": 1, "mixmatch_epochs": 2, "mixmatch_steps": 2},
+    "d_st": {"biased_epochs": 1, "tuning_epochs": 1, "feature_epochs": 1, "head_epochs": 1},
+    "d_br": {"biased_epochs": 1, "tuning_epochs": 1, "rounds": 1, "least_steps": 1},
 }
 ALL: list[Spec] = [{"name": name, **fields} for name, fields in SHORT.items()]
 
