@@ -6,6 +6,7 @@ from pydantic import Field
 
 from app.specs.defenses.abl import Abl
 from app.specs.defenses.abl_plus import AblPlus
+from app.specs.defenses.asd import Asd
 from app.specs.defenses.base import Defense
 from app.specs.defenses.cbd import Cbd
 from app.specs.defenses.dbd import Dbd
@@ -34,6 +35,7 @@ _BUILT_IN = (
     | Dbd
     | DSt
     | DBr
+    | Asd
 )
 if TYPE_CHECKING:
     DefenseSpec = _BUILT_IN
