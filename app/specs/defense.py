@@ -12,6 +12,7 @@ from app.specs.defenses.cbd import Cbd
 from app.specs.defenses.dbd import Dbd
 from app.specs.defenses.detection import ActivationClustering, NeuralCleanse, SpectralSignatures, Strip
 from app.specs.defenses.nab import Nab
+from app.specs.defenses.pdb import Pdb
 from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau, Mcr, Nad
 from app.specs.defenses.sensitivity import DBr, DSt
 from app.specs.plugins import with_plugins
@@ -36,6 +37,7 @@ _BUILT_IN = (
     | DSt
     | DBr
     | Asd
+    | Pdb
 )
 if TYPE_CHECKING:
     DefenseSpec = _BUILT_IN
