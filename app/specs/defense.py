@@ -15,6 +15,7 @@ from app.specs.defenses.nab import Nab
 from app.specs.defenses.pdb import Pdb
 from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau, Mcr, Nad
 from app.specs.defenses.sensitivity import DBr, DSt
+from app.specs.defenses.vab import Vab
 from app.specs.plugins import with_plugins
 
 _BUILT_IN = (
@@ -38,6 +39,7 @@ _BUILT_IN = (
     | DBr
     | Asd
     | Pdb
+    | Vab
 )
 if TYPE_CHECKING:
     DefenseSpec = _BUILT_IN

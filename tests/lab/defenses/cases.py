@@ -32,6 +32,7 @@ SHORT: dict[str, Spec] = {
     "d_br": {"biased_epochs": 1, "tuning_epochs": 1, "rounds": 1, "least_steps": 1},
     "asd": {"growth_epochs": 1, "loss_epochs": 1, "meta_epochs": 1, "mixmatch_steps": 2},
     "pdb": {"epochs": 1},
+    "vab": {"victim_epochs": 1, "mixed_epochs": 1, "suppressed_epochs": 1},
 }
 ALL: list[Spec] = [{"name": name, **fields} for name, fields in SHORT.items()]
 

@@ -59,7 +59,9 @@ def test_variants_share_equal_stages() -> None:
     assert ("look", "retrain") not in strip
 
 
-@pytest.mark.parametrize("name", ["ft_sam", "mcr", "anp", "i_bau", "neural_cleanse", "nab", "dbd", "asd"])
+@pytest.mark.parametrize(
+    "name", ["ft_sam", "mcr", "anp", "i_bau", "neural_cleanse", "nab", "dbd", "asd", "vab"]
+)
 def test_an_interrupted_run_ends_in_the_same_numbers(name: str) -> None:
     """Also where Adam's moments, masks, a perturbation or trigger costs are kept between epochs."""
     fields = SHORT[name] | {"i_bau": {"rounds": 3, "steps": 12}, "nab": {}}.get(name, {})
