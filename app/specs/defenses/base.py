@@ -51,6 +51,10 @@ class Defense(PresetSpec):
         """
         raise NotImplementedError
 
+    def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+        """(field, value, what is allowed) of every field whose value does not fit a dataset with these ``facts``."""
+        yield from ()
+
     @property
     def arm_name(self) -> str:
         """The arm's name."""
@@ -60,10 +64,6 @@ class Defense(PresetSpec):
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:
         """(kind, the fields that it depends on, expected epochs) of each stage. Each starts from the previous one."""
         raise NotImplementedError
-
-    def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
-        """(field, value, what is allowed) of every field whose value does not fit a dataset with these ``facts``."""
-        yield from ()
 
     def fields(self, *omit: str) -> dict[str, Any]:
         """Every field that affects the numbers, as JSON, except those in ``omit``."""
