@@ -6,17 +6,23 @@ from pydantic import Field
 
 from app.specs.defenses.abl import Abl
 from app.specs.defenses.abl_plus import AblPlus
+from app.specs.defenses.asd import Asd
 from app.specs.defenses.base import Defense
+from app.specs.defenses.cbd import Cbd
+from app.specs.defenses.dbd import Dbd
 from app.specs.defenses.detection import ActivationClustering, NeuralCleanse, SpectralSignatures, Strip
 from app.specs.defenses.input_detection import IbdPsc, ScaleUp, SentiNet, StripInputs, Teco
 from app.specs.defenses.inversion import BtiDbf
 from app.specs.defenses.nab import Nab
+from app.specs.defenses.pdb import Pdb
 from app.specs.defenses.pruning import Bnp, Clp, Ep
-from app.specs.defenses.purification import Beatrix, CognitiveDistillation, Flare, Scan, Spectre
+from app.specs.defenses.purification import Asset, Beatrix, CognitiveDistillation, Flare, Scan, Spectre
 from app.specs.defenses.reconstructive import Rnp
 from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau, Mcr, Nad
+from app.specs.defenses.sensitivity import DBr, DSt
 from app.specs.defenses.tuning import FeTuning, Fst
 from app.specs.defenses.unlearning import Npd, Sau
+from app.specs.defenses.vab import Vab
 from app.specs.plugins import with_plugins
 
 _BUILT_IN = (
@@ -52,7 +58,15 @@ _BUILT_IN = (
     | Beatrix
     | CognitiveDistillation
     | SentiNet
+    | Asset
     | Nab
+    | Cbd
+    | Dbd
+    | DSt
+    | DBr
+    | Asd
+    | Pdb
+    | Vab
 )
 if TYPE_CHECKING:
     DefenseSpec = _BUILT_IN

@@ -42,7 +42,7 @@ class ExperimentSpec(Spec):
     dataset: DatasetSpec = field(Digits(), "Dataset.")
     model: ModelSpec = field(SmallCnn(), "Architecture of the victim.")
     attack: AttackSpec = field(BadNets(), "How the training set is poisoned.")
-    defenses: tuple[DefenseSpec, ...] = field((), "Defenses. Each one adds an arm.", max_length=32)
+    defenses: tuple[DefenseSpec, ...] = field((), "Defenses. Each one adds an arm.", max_length=64)
     victim: Victim | None = field(
         None,
         "A model to use as the arm `undefended` (without an attack: `clean`) for every seed, instead of training "

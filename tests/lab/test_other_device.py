@@ -17,7 +17,7 @@ from tests.lab.other_device import MixedDevicesError, other_device
 from worker.lab import figures
 from worker.lab.compute import Compute, choose_compute
 from worker.lab.contracts import CanceledError, NonFiniteLossError
-from worker.lab.defenses import abl, abl_plus, sorting
+from worker.lab.defenses import abl, abl_plus, removal, sorting
 from worker.lab.experiment import run_experiment
 from worker.lab.interactive import predict
 
@@ -227,6 +227,7 @@ def test_every_stage_of_abl_plus(by_strangeness: bool, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(sorting.ClassEvidence, "flagged", True)
     monkeypatch.setattr(sorting.ClassEvidence, "separates_members", by_strangeness)
+    monkeypatch.setattr(removal.Removal, "proves_poison", True)
     monkeypatch.setattr(abl_plus, "predicts_flagged_label", always)
     monkeypatch.setattr(abl_plus, "POISON_THRESHOLD", 0.0)  # one epoch gives no high probabilities
     done = twice(spec(ATTACKS["badnets"], {"name": "abl_plus", **SHORT["abl_plus"]}))

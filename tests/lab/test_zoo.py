@@ -61,6 +61,11 @@ FIRST_STEPS = {
     "strip": {"overlays": 1},
     "neural_cleanse": {"epochs": 1, "anomaly_threshold": 0.1, "unlearning_epochs": 1, "success": 0.01},
     "nab": {"isolation_epochs": 1, "ranking_window": 1, "labelling_epochs": 1},
+    "cbd": {"biased_epochs": 1, "epochs": 1},
+    "dbd": {"feature_epochs": 1, "head_epochs": 1, "mixmatch_epochs": 1, "mixmatch_steps": 1},
+    "d_st": {**SHORT["d_st"], "suspected_ratio": 0.1},
+    "d_br": {**SHORT["d_br"], "suspected_ratio": 0.1},
+    "asd": {"growth_epochs": 1, "loss_epochs": 0, "meta_epochs": 1, "mixmatch_steps": 1},
 }
 """Every defense with as little training as it allows."""
 LARGE = (

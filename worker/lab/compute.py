@@ -58,6 +58,10 @@ class Compute:
     def autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
 
+    def full_precision(self) -> AbstractContextManager[object]:
+        """Inside `autocast`, for images: bfloat16 has fewer levels between 0 and 1 than they have."""
+        return torch.autocast(self.device.type, enabled=False) if self.bfloat16 else nullcontext()
+
 
 def has_native_bfloat16() -> bool:
     """Whether the processor itself multiplies bfloat16 numbers; torch emulates it slowly where it does not."""

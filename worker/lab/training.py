@@ -50,6 +50,10 @@ AfterEpoch = Callable[[Network, int], dict[str, float] | None]
 """Called with the network and the number of the epoch just done, from 1; returns numbers to record."""
 
 
+ChooseRows = Callable[[int], Tensor]
+"""Called before every epoch with its number, from 1; returns the rows of the training set to train on."""
+
+
 def record_nothing(network: Network, epoch: int) -> None:
     """The default hook."""
 
@@ -74,6 +78,11 @@ def one_cycle(share: float) -> float:
 
 def last_third_at_a_tenth(share: float) -> float:
     return 1.0 if share < 2 / 3 else 0.1
+
+
+def step_down(*milestones: float) -> Schedule:
+    """A tenth of the rate from each of ``milestones``, shares of the training, onwards."""
+    return lambda share: 0.1 ** sum(share >= milestone for milestone in milestones)
 
 
 SCHEDULES: dict[str, Schedule] = {"cosine": cosine, "constant": constant, "one_cycle": one_cycle}
@@ -153,13 +162,14 @@ def train(
     labels: Tensor,
     recipe: Recipe,
     *,
-    rows: Tensor | None = None,
+    rows: Tensor | ChooseRows | None = None,
     after_epoch: AfterEpoch = record_nothing,
 ) -> int:
     """Train ``network`` in place; returns the epochs done.
 
     ``images`` uint8 ``[N, C, H, W]`` and ``labels`` int64 ``[N]`` are on the device of ``run``, or the images are
-    streamed to it; ``rows`` restricts training to some of them. Resumes from the stage's checkpoint if there is one.
+    streamed to it; ``rows`` restricts training to some of them, which may differ by epoch.
+    Resumes from the stage's checkpoint if there is one.
     The order of samples and all augmentation follow from the stage's stream and the epoch, so a resumed run equals an
     uninterrupted one.
     Raises NonFiniteLossError after restoring the network to the end of the last finite epoch.
@@ -171,19 +181,21 @@ def train(
         network.head.requires_grad_(True)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = recipe.optimizer(trained, recipe)
-    rows = torch.arange(len(labels), device=device) if rows is None else rows.to(device)
+    chosen = rows.to(device) if isinstance(rows, Tensor) else torch.arange(len(labels), device=device)
     if recipe.steps is not None:
-        full, last = divmod(len(rows), recipe.batch_size)
+        full, last = divmod(len(chosen), recipe.batch_size)
         recipe = replace(recipe, epochs=math.ceil(recipe.steps / max(1, full + (last > 1))))
     start = _restore(run, network, optimizer, recipe)
-    gradients = _make_gradients(run, network, optimizer, recipe, len(rows))
+    gradients = _make_gradients(run, network, optimizer, recipe, len(chosen))
     epoch = start
     while epoch < recipe.epochs and not recipe.stop():
         epoch += 1
         before = _snapshot(network)
+        if rows is not None and not isinstance(rows, Tensor):
+            chosen = rows(epoch).to(device)
         network.train(not recipe.head_only)
         generator = seeded_generator(device, run.planned.stream, epoch)
-        order = rows[torch.randperm(len(rows), device=device, generator=generator)]
+        order = chosen[torch.randperm(len(chosen), device=device, generator=generator)]
         # Batch normalization cannot train on a single image, so a last batch of one is left out.
         batches = [batch for batch in order.split(recipe.batch_size) if len(batch) > 1] or [order]
         if recipe.steps is not None:

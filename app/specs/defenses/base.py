@@ -39,7 +39,7 @@ class Defense(PresetSpec):
     def searches_data(self) -> bool:
         """Whether the defense trains from the training set or looks for poison in it, which an attack on the training
         alone does not poison."""
-        return self.kind in ("training", "detection")
+        return self.kind in ("training", "detection") or self.needs_poisoned_images
 
     @classmethod
     def implementation(cls) -> Any:
@@ -51,6 +51,10 @@ class Defense(PresetSpec):
         """
         raise NotImplementedError
 
+    def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
+        """(field, value, what is allowed) of every field whose value does not fit a dataset with these ``facts``."""
+        yield from ()
+
     @property
     def arm_name(self) -> str:
         """The arm's name."""
@@ -60,10 +64,6 @@ class Defense(PresetSpec):
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:
         """(kind, the fields that it depends on, expected epochs) of each stage. Each starts from the previous one."""
         raise NotImplementedError
-
-    def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
-        """(field, value, what is allowed) of every field whose value does not fit a dataset with these ``facts``."""
-        yield from ()
 
     def fields(self, *omit: str) -> dict[str, Any]:
         """Every field that affects the numbers, as JSON, except those in ``omit``."""

@@ -68,4 +68,4 @@ class BtiDbf(Repair):
                 (f"trigger_{n}", trigger, expected_epochs(self.trigger_steps)),
                 (f"unlearning_{n}", unlearning, expected_epochs(self.steps)),
             ]
-        return stages
+        return [*stages, ("repair", {}, 1)]

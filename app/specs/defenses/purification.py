@@ -12,6 +12,7 @@ BOX = "THUYimingLi/BackdoorBox"
 DEMON = "TDteach/Demon-in-the-Variant"
 GRAM = "wanlunsec/Beatrix"
 DISTILLATION = "HanxunH/CognitiveDistillation"
+ASSET = "ruoxi-jia-group/ASSET"
 
 _FLARE_PRESETS = {"authors": Preset("the settings of the code that the authors publish.", BOX, {})}
 _SCAN_PRESETS = {
@@ -41,6 +42,15 @@ _DISTILLATION_PRESETS = {
         "smoother masks, and one standard deviation as the threshold.",
         BENCHMARK,
         {"smoothness": 10.0, "threshold": 1.0},
+    ),
+}
+
+_ASSET_PRESETS = {
+    "authors": Preset("the settings of the authors' notebook, made for a ResNet-18.", ASSET, {}),
+    "recommended": Preset(
+        "ten times the learning rate, which a small network needs: on digits it raises the AUROC from 0.29 to 1.00.",
+        "docs/results",
+        {"learning_rate": 1e-3},
     ),
 }
 
@@ -223,3 +233,42 @@ class CognitiveDistillation(CleanSetDefense):
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:
         detection, *retraining = detection_stages(self, self.then)
         return [(*detection[:2], self.steps), *retraining]
+
+
+class Asset(CleanSetDefense):
+    """ASSET (Pan et al., 2023): flag high losses of a model made blind to clean images and wrong on suspects."""
+
+    kind: ClassVar[Kind] = "detection"
+    needs_spatial_maps: ClassVar[bool] = True
+    name: Literal["asset"] = "asset"
+    presets = _ASSET_PRESETS
+    preset: Literal["authors", "recommended"] = preset_field(_ASSET_PRESETS, "authors")
+    steps: int = field(
+        98,
+        "Batches of the training set, one pass over 50,000 images for its authors.",
+        unit="batches",
+        source=ASSET,
+        ge=1,
+        le=100000,
+    )
+    batch_size: int = field(
+        512,
+        "Images of a batch of the training set, and of one of the clean set; at most as many as there are.",
+        unit="images",
+        source=ASSET,
+        ge=8,
+        le=4096,
+    )
+    learning_rate: float = field(1e-4, "Learning rate of Adam, constant.", source=ASSET, gt=0, le=10)
+    separation_steps: int = field(
+        100,
+        "Pairs of steps, on the batch and on clean images, in which a small network learns to tell them apart.",
+        unit="steps",
+        source=ASSET,
+        ge=1,
+        le=10000,
+    )
+    then: Then = follow_up()
+
+    def stages(self) -> list[tuple[str, dict[str, Any], int]]:
+        return detection_stages(self, self.then)

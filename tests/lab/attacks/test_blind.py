@@ -62,10 +62,12 @@ def test_the_pattern_is_the_authors_and_transparent_in_between() -> None:
 
 
 def test_defenses_that_need_poison_in_the_data_and_victims_of_others_are_refused() -> None:
-    defenses = [{"name": name} for name in ("abl", "strip", "fine_tuning", "neural_cleanse", "scale_up")]
+    defenses = [
+        {"name": name} for name in ("abl", "strip", "ep", "fine_tuning", "neural_cleanse", "scale_up")
+    ]
     document: dict[str, Any] = {"attack": {"name": "blind"}, "defenses": defenses}
     refused = find_problems(ExperimentSpec.model_validate(document), BUILT_IN["cifar10"])
-    assert [problem.field for problem in refused] == ["defenses.0.name", "defenses.1.name"]
+    assert [problem.field for problem in refused] == [f"defenses.{i}.name" for i in range(3)]
     assert "blind poisons no training image" in refused[0].allowed
     document = {"attack": {"name": "blind"}, "victim": {"model_id": "0" * 8 + "-0000" * 3 + "-" + "0" * 12}}
     [problem] = find_problems(ExperimentSpec.model_validate(document), BUILT_IN["cifar10"])

@@ -229,13 +229,19 @@ def test_the_trojan_patch_activates_its_neurons(tmp_path):
     assert activation("b") > 1.1 * activation("a")
 
 
-@pytest.mark.parametrize("attack", [{"name": "wanet", "strength": 2}, {"name": "bpp"}], ids=["wanet", "bpp"])
-def test_a_joint_model_is_measured_and_the_trigger_stays(tmp_path, attack):
+@pytest.mark.parametrize(
+    ("attack", "hand_over"),
+    [({"name": "wanet", "strength": 2}, False), ({"name": "bpp"}, True)],
+    ids=["wanet", "bpp"],
+)
+def test_a_joint_model_is_measured_and_the_trigger_stays(tmp_path, attack, hand_over):
     plain = only_arm(run_in(tmp_path / "a", attack))
-    joint = only_arm(run_in(tmp_path / "b", attack | {"joint_epochs": 2}))
+    joint = only_arm(run_in(tmp_path / "b", attack | {"joint_epochs": 2, "hand_over": hand_over}))
     assert all(0 <= joint[name] <= 1 for name in OF_ATTACKER)
     assert not any(name in plain for name in OF_ATTACKER)
     assert [joint[name] for name in ("psnr", "l_2")] == [plain[name] for name in ("psnr", "l_2")]
+    victims = [joint[name.removeprefix("attacker_")] for name in OF_ATTACKER]
+    assert (victims == [joint[name] for name in OF_ATTACKER]) == hand_over
 
 
 @pytest.fixture(scope="module")

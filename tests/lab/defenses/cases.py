@@ -44,7 +44,15 @@ SHORT: dict[str, Spec] = {
     "beatrix": {},
     "cognitive_distillation": {"steps": 2},
     "sentinet": {"backgrounds": 4},
+    "asset": {"steps": 2, "separation_steps": 2},
     "nab": {"isolation_epochs": 2, "ranking_window": 1, "labelling_epochs": 2},
+    "cbd": {"biased_epochs": 1, "epochs": 2},
+    "dbd": {"feature_epochs": 1, "head_epochs": 1, "mixmatch_epochs": 2, "mixmatch_steps": 2},
+    "d_st": {"biased_epochs": 1, "tuning_epochs": 1, "feature_epochs": 1, "head_epochs": 1},
+    "d_br": {"biased_epochs": 1, "tuning_epochs": 1, "rounds": 1, "least_steps": 1},
+    "asd": {"growth_epochs": 1, "loss_epochs": 1, "meta_epochs": 1, "mixmatch_steps": 2},
+    "pdb": {"epochs": 1},
+    "vab": {"victim_epochs": 1, "mixed_epochs": 1, "suppressed_epochs": 1},
 }
 ALL: list[Spec] = [{"name": name, **fields} for name, fields in SHORT.items()]
 

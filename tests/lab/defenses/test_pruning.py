@@ -6,6 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from app.specs.checks import find_problems
+from app.specs.experiment import ExperimentSpec
+from app.specs.facts import BUILT_IN
 from tests.lab.defenses.cases import BADNETS, defended, number
 from tests.lab.test_measuring import CPU
 from worker.lab.defenses.bnp import statistic_divergences
@@ -90,6 +93,18 @@ def test_ep_removes_a_backdoor_without_a_clean_image() -> None:
     assert number(done, "undefended", "attack_success_rate") > 0.95
     assert number(done, "ep", "attack_success_rate") < 0.2
     assert number(done, "ep", "clean_accuracy") > 0.8
+
+
+def test_repairs_that_prune_or_read_maps_are_refused_where_there_are_none() -> None:
+    names = ("clp", "bnp", "ep", "rnp", "npd", "bti_dbf", "sau", "fst", "fe_tuning")
+    vit = {"model": {"name": "torchvision", "architecture": "vit_b_16"}, "dataset": {"name": "cifar10"}}
+    whole = ExperimentSpec.model_validate(vit | {"defenses": [{"name": name} for name in names]})
+    refused = {str(problem.value): problem.allowed for problem in find_problems(whole, BUILT_IN["cifar10"])}
+    for name in names[:4]:
+        assert "does not need batch normalization" in refused.pop(name)
+    for name in names[4:6]:
+        assert "does not need feature maps of three resolutions" in refused.pop(name)
+    assert not refused
 
 
 def test_clp_removes_a_backdoor_without_any_image() -> None:

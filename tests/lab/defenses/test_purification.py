@@ -14,7 +14,9 @@ from app.specs.defenses.purification import CognitiveDistillation, Spectre
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import BUILT_IN
 from tests.lab.defenses.cases import BADNETS, NOTHING, Spec, defended, number, spec
+from worker.lab.adam import Adam
 from worker.lab.compute import Compute
+from worker.lab.defenses.asset import Separator, medcouple, outlyingness, score_threshold
 from worker.lab.defenses.beatrix import ClassRanges, gram_features, kernel_distance
 from worker.lab.defenses.cognitive_distillation import distill, total_variation
 from worker.lab.defenses.flare import Hierarchy, find_cut, least_likelihoods
@@ -199,6 +201,43 @@ def test_cognitive_distillation_keeps_only_what_the_network_looks_at() -> None:
     assert whole > 12
 
 
+def test_adam_is_torch_s() -> None:
+    start = torch.randn(5, generator=torch.Generator().manual_seed(0))
+    ours, theirs = start.clone().requires_grad_(), start.clone().requires_grad_()
+    adam, reference = Adam([ours], 0.1, (0.8, 0.9)), torch.optim.Adam([theirs], 0.1, (0.8, 0.9))
+    for _ in range(4):
+        adam.descend(torch.autograd.grad(ours.pow(4).sum(), [ours]))
+        theirs.grad = torch.autograd.grad(theirs.pow(4).sum(), theirs)[0]
+        reference.step()
+    assert torch.allclose(ours, theirs, atol=1e-6)
+    adam.descend([None])
+    assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_asset_measures_skewness_and_outliers_by_medians() -> None:
+    assert medcouple(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])) == 0
+    # Of the pairs around 2: -1, 0, 1 and (8 - 1) / (8 + 1).
+    assert medcouple(torch.tensor([1.0, 2.0, 10.0])) == pytest.approx(7 / 9 / 2)
+    # Quartiles 0 and 2, so that whiskers end at -3 and 5, four from the median.
+    assert outlyingness(torch.tensor([-1.0, 0.0, 1.0, 2.0, 3.0])).tolist() == [0.5, 0.25, 0, 0.25, 0.5]
+    threshold = score_threshold(
+        torch.tensor([1.0, 3.0, 9.0, 9.0])
+    )  # mean 2 and deviation 1 of the lower half
+    assert math.exp(-((threshold - 2) ** 2) / 2) / math.sqrt(2 * math.pi) == pytest.approx(1e-6)
+
+
+def test_asset_s_small_network_tells_a_batch_from_clean_features() -> None:
+    generator = torch.Generator().manual_seed(0)
+    clean, batch = torch.randn(200, 400, generator=generator), torch.randn(200, 400, generator=generator)
+    batch[:10] += 2
+    separator = Separator(400, generator)
+    separator.separate(batch, clean, 8)
+    with torch.no_grad():
+        outputs = separator(batch)
+    assert outputs[:10].min() > outputs[10:].max()
+    assert (outlyingness(outputs)[:10] > 2).all()
+
+
 def test_what_does_not_fit_is_refused() -> None:
     def refused(defense: Spec, **others: Spec) -> list[str]:
         whole = ExperimentSpec.model_validate({**spec(BADNETS, defense), **others})
@@ -207,7 +246,7 @@ def test_what_does_not_fit_is_refused() -> None:
     assert refused({"name": "flare", "min_cluster_size": 719}) == ["defenses.0.min_cluster_size"]
     assert refused({"name": "flare"}) == []
     transformer = {"name": "torchvision", "architecture": "vit_b_16"}
-    for name in ("flare", "beatrix"):
+    for name in ("flare", "beatrix", "asset"):
         assert refused({"name": name}, dataset={"name": "cifar10"}, model=transformer) == ["defenses.0.name"]
     assert refused({"name": "scan", "clean_ratio": 0.001}) == ["defenses.0.clean_ratio"]
 

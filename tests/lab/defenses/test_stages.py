@@ -44,10 +44,14 @@ def test_variants_share_equal_stages() -> None:
     assert ("look", "retrain") not in strip
 
 
-@pytest.mark.parametrize("name", ["ft_sam", "mcr", "anp", "rnp", "i_bau", "neural_cleanse", "nab"])
+@pytest.mark.parametrize(
+    "name",
+    ["ft_sam", "mcr", "anp", "rnp", "i_bau", "neural_cleanse", "nab", "asset", "dbd", "asd", "vab"],
+)
 def test_an_interrupted_run_ends_in_the_same_numbers(name: str) -> None:
     """Also where Adam's moments, masks, a perturbation or trigger costs are kept between epochs."""
-    fields = SHORT[name] | {"i_bau": {"rounds": 3, "steps": 12}, "nab": {}}.get(name, {})
+    longer = {"i_bau": {"rounds": 3, "steps": 12}, "asset": {"steps": 6}}
+    fields = SHORT[name] | longer.get(name, {})
     whole = spec(BADNETS, {"name": name, **fields}, epochs=EPOCHS) | FEW
     expected = experiment(whole, store=STORE, checkpoint_seconds=1e9)
     victim_key = keys(whole)["undefended", "victim"]

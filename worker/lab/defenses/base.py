@@ -22,7 +22,7 @@ from worker.lab.defenses.clean_set import CleanSet
 from worker.lab.input_scores import InputScores, ScoreInputs
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
-from worker.lab.training import AfterEpoch, Recipe, record_nothing, train
+from worker.lab.training import AfterEpoch, ChooseRows, Recipe, record_nothing, train
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Defense:
         split: Split,
         recipe: Recipe,
         *,
-        rows: Tensor | None = None,
+        rows: Tensor | ChooseRows | None = None,
         after_epoch: AfterEpoch = record_nothing,
     ) -> int:
         """Train on ``split`` (or some rows of it), recording the usual curves; returns the epochs done."""
@@ -120,7 +120,7 @@ class TrainingDefense(Defense):
         network: Network,
         recipe: Recipe,
         *,
-        rows: Tensor | None = None,
+        rows: Tensor | ChooseRows | None = None,
         after_epoch: AfterEpoch = record_nothing,
     ) -> int:
         """Train on the poisoned set (or some rows of it), recording the usual curves; returns the epochs done."""

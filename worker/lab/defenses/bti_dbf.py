@@ -45,8 +45,8 @@ class FeatureMask(Network):
         super().__init__(network.mean.shape[1])
         self.network = network.requires_grad_(False)
         self.raw = nn.Parameter(raw)
-        address = network.prunable_weight.data_ptr()
-        self.reader = next(name for name, p in network.named_parameters() if p.data_ptr() == address)
+        reader = network.prunable_layer
+        self.reader = next(f"{name}.weight" for name, layer in network.named_modules() if layer is reader)
 
     @property
     def mask(self) -> Tensor:
@@ -68,7 +68,8 @@ def run(spec: BtiDbf, lab: RepairDefense) -> Network:
     repaired, made = Outcome(copy_state(lab.victim)), identity
     for n in range(1, spec.rounds + 1):
         repaired, made = run_round(spec, lab, n, repaired, made)
-    return load_network(lab, repaired)
+    network = load_network(lab, repaired)
+    return load_network(lab, lab.stage("repair", lambda stage: finish_repair(lab, stage, network, lab.clean)))
 
 
 def run_round(
@@ -77,10 +78,7 @@ def run_round(
     """Round ``n``, from 1, with the network and the generator of the one before; returns the new ones."""
     decoupled = lab.stage(f"features_{n}", lambda stage: decouple(spec, lab, stage, repaired))
     inverted = lab.stage(f"trigger_{n}", lambda stage: invert(spec, lab, stage, decoupled, made))
-    unlearned = lab.stage(
-        f"unlearning_{n}",
-        lambda stage: unlearn(spec, lab, stage, repaired, inverted, is_last=n == spec.rounds),
-    )
+    unlearned = lab.stage(f"unlearning_{n}", lambda stage: unlearn(spec, lab, stage, repaired, inverted))
     return unlearned, inverted
 
 
@@ -215,9 +213,7 @@ def find_target(lab: RepairDefense, network: Network, generator: TriggerGenerato
     return counts.argmax()
 
 
-def unlearn(
-    spec: BtiDbf, lab: RepairDefense, stage: StageRun, repaired: Outcome, made: Outcome, *, is_last: bool
-) -> Outcome:
+def unlearn(spec: BtiDbf, lab: RepairDefense, stage: StageRun, repaired: Outcome, made: Outcome) -> Outcome:
     """Train the network to classify images as before the generator changed them (btidbfu.py, unlearn)."""
     network = load_network(lab, repaired)
     generator = load_generator(lab, made).eval().requires_grad_(False)
@@ -232,4 +228,4 @@ def unlearn(
 
     recipe = adam_recipe(spec, lab, spec.learning_rate, objective)
     train_steps(lab, stage, network, recipe, spec.steps)
-    return finish_repair(lab, stage, network, lab.clean) if is_last else stage.finish(copy_state(network))
+    return stage.finish(copy_state(network))

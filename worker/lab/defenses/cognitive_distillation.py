@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from app.specs.defenses.purification import CognitiveDistillation
+from worker.lab.adam import Adam
 from worker.lab.compute import Compute, seeded_generator
 from worker.lab.data.streamed import Images
 from worker.lab.defenses.base import DetectionDefense
@@ -17,10 +18,7 @@ from worker.lab.defenses.repair import copy_network
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 
-BETA, SMALLEST = (
-    0.1,
-    1e-8,
-)  # of Adam, for both moments, as in the authors' detection/cognitive_distillation.py
+BETAS = (0.1, 0.1)  # of Adam, as in the authors' detection/cognitive_distillation.py
 START = 1.0  # of the parameter t; the mask is tanh(t) / 2 + 1 / 2
 
 
@@ -36,23 +34,17 @@ def distill(
 ) -> Tensor:
     """The L1 norms ``[B]`` of the masks of images ``x``, float ``[B, C, H, W]`` in [0, 1]."""
     parameter = torch.full((len(x), 1, *x.shape[2:]), START, device=x.device, requires_grad=True)
-    mean, square = torch.zeros_like(parameter), torch.zeros_like(parameter)
+    adam = Adam([parameter], spec.learning_rate, BETAS)
     with torch.no_grad(), compute.autocast():
         goal = victim(x).float()
-    for step in range(1, spec.steps + 1):
+    for _ in range(spec.steps):
         masks = parameter.tanh() / 2 + 0.5
         color = torch.rand(len(x), x.shape[1], 1, 1, device=x.device, generator=generator)
         with compute.autocast():
             logits = victim(x * masks + (1 - masks) * color).float()
         loss = (logits - goal).abs().mean(1) + spec.mask_cost * masks.sum((1, 2, 3))
         total = (loss + spec.smoothness * total_variation(masks)).mean()
-        (gradient,) = torch.autograd.grad(total, parameter)
-        # Adam, written out since torch's own imports the compiler: a second, and more than the masks of a batch take.
-        mean = BETA * mean + (1 - BETA) * gradient
-        square = BETA * square + (1 - BETA) * gradient.square()
-        unbiased = 1 - BETA**step
-        with torch.no_grad():
-            parameter -= spec.learning_rate * (mean / unbiased) / ((square / unbiased).sqrt() + SMALLEST)
+        adam.descend(torch.autograd.grad(total, [parameter]))
     return (parameter.detach().tanh() / 2 + 0.5).sum((1, 2, 3))
 
 

@@ -26,6 +26,8 @@ REMOVED, TRIMMED = (
     2.0,
 )  # times the number of poisoned samples: flagged, and trimmed for the robust covariance
 MOST_COMPONENTS, TRIED = 64, 8
+# In a small class some components are nearly constant, and whitening makes any sample outside of it a giant.
+SAMPLES_PER_COMPONENT = 10
 CONFIDENCE = 0.1  # tau, the probability with which the robust estimate may fail
 TAIL = 10.0  # C [dkk17.jl:39]
 SHIFT = 3.0  # of the threshold on a sample's deviation [dkk17.jl:75]
@@ -143,7 +145,7 @@ def score_samples(points: Tensor, poisoned: int) -> Tensor:
 
 def filter_class(points: Tensor, poisoned: int) -> tuple[Tensor, Tensor, float]:
     """(scores ``[n]``, flagged bool ``[n]``, spread of the class) of features ``[n, D]`` [quantum_filters.jl:26-44]."""
-    most = min(MOST_COMPONENTS, points.shape[1], len(points) // 2)
+    most = max(1, min(MOST_COMPONENTS, points.shape[1], len(points) // SAMPLES_PER_COMPONENT))
     components = principal_components(points, most)
     sizes = {round(x.item()) for x in torch.linspace(1, math.sqrt(most), TRIED).square()}
     best: tuple[Tensor, Tensor, float] | None = None

@@ -68,6 +68,11 @@ class Network(nn.Module):
         return self.feature_maps(x)[-1].mean((2, 3))
 
     @property
+    def prunable_layer(self) -> nn.Module:
+        """The layer that reads the last feature map's channels."""
+        return self.head
+
+    @property
     def prunable_weight(self) -> Tensor:
         """The weight ``[outputs, channels, ...]`` of the layer that reads the last feature map's channels.
 

@@ -197,8 +197,12 @@ class TracedNetwork(Network):
         return self.model.get_submodule(self.layout.head)  # type: ignore[return-value]
 
     @property
+    def prunable_layer(self) -> nn.Module:
+        return self.model.get_submodule(self.layout.consumer)
+
+    @property
     def prunable_weight(self) -> Tensor:
-        weight = self.model.get_parameter(f"{self.layout.consumer}.weight")
+        weight = self.prunable_layer.get_parameter("weight")
         return weight if weight.ndim == 4 else weight.view(len(weight), self.layout.channels, -1)
 
     def forward(self, x: Tensor) -> Tensor:
