@@ -58,10 +58,10 @@ def _pairs_table(pairs: tuple[tuple[str, str], ...]) -> CTE:
     for name in {name for pair in pairs for name in pair}:
         if not name.isidentifier():
             raise ValueError(f"{name!r} is not a valid name of an attack or a defense")
-    rows = " UNION ALL ".join(
-        f"SELECT '{attack}' AS attack, '{defense}' AS defense" for attack, defense in pairs
-    )
-    return text(rows).columns(column("attack", String), column("defense", String)).cte("wanted")
+    # Not a UNION of SELECTs, of which SQLite allows 500.
+    rows = ", ".join(f"('{attack}', '{defense}')" for attack, defense in pairs)
+    table = f"SELECT column1 AS attack, column2 AS defense FROM (VALUES {rows}) AS pairs"
+    return text(table).columns(column("attack", String), column("defense", String)).cte("wanted")
 
 
 def seeds(session: Session, settings: Sequence[LeaderboardSetting]) -> dict[int, list[SeedRow]]:
