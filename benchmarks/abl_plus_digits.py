@@ -30,7 +30,8 @@ CELLS: tuple[tuple[str, dict[str, Any]], ...] = (("none", {}), *((name, f) for n
 HEAD = """# abl_plus on digits
 
 Clean accuracy and attack success rate before and after the defense `abl_plus`, which is described in
-[defenses.md](../defenses.md#abl_plus). Measured with `python benchmarks/abl_plus_digits.py` on {date}: {processor}, one
+[defenses/training.md](../defenses/training.md#abl_plus). Measured with
+`python benchmarks/abl_plus_digits.py` on {date}: {processor}, one
 thread, Python {python}, torch {torch}. The attacks with their fields, the victim and its recipe are those of
 [attacks-digits](attacks-digits.md); `abl_plus` is at its defaults. Each cell has seeds {seeds} in this order, in
 percent. Tuning used seeds 10 to 15, other rates and other target classes, and seeds 100 and 101 for the removal test.
