@@ -173,7 +173,10 @@ class ExperimentRoutes(Routes):
         triggered: bool = False,
         seed: int | None = None,
     ) -> Json:
-        """Class and probabilities by every arm's model, for the test image ``index`` or an encoded ``image``."""
+        """Class and probabilities by every arm's model, for the test image ``index`` or an encoded ``image``.
+
+        An arm with an input detection also has its verdict, under ``detection``.
+        """
         body = without_none(index=index, triggered=triggered, seed=seed)
         path = f"{_PATH}/{id}/predict"
         if image is None:

@@ -1,5 +1,6 @@
 """The `bdlab` command as a user meets it: real processes, real exit codes, the live service."""
 
+import contextlib
 import functools
 import json
 import os
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from app.results.numbers.interpretation import findings
+from bdlab.commands import experiments
 from bdlab.commands.tables import percent
 from tests.app.sending import sent_dataset
 from tests.conftest import BDLAB, Stack
@@ -162,6 +164,25 @@ def test_the_demo_says_what_the_numbers_say(left: float, words: str) -> None:
     assert "99.0 %" in said
     assert words in said
     assert "-2.0 points" in said
+
+
+@pytest.mark.parametrize("detects", [True, False])
+def test_a_prediction_prints_the_verdict_of_input_detections(
+    detects: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict = {"suspicion": -0.05, "threshold": -0.25, "flagged": True} if detects else None
+    arm = {"arm": "strip_inputs", "class_name": "0", "probabilities": [0.9, 0.1], "detection": verdict}
+
+    class Answering:
+        def predict(self, *_: object, **__: object) -> dict[str, object]:
+            return {"image": {}, "arms": [arm]}
+
+    monkeypatch.setattr(experiments, "connect", lambda _: contextlib.nullcontext(Answering()))
+    experiments.predict("id", index=0)
+    said = capsys.readouterr().out
+    assert "90.0 %" in said
+    assert ("input detection" in said) == detects
+    assert ("flagged (-0.05" in said) == detects
 
 
 def test_an_interrupted_demo_leaves_nothing_running(tmp_path: Path) -> None:

@@ -246,7 +246,9 @@ def test_a_given_set_is_trained_on_as_it_is_and_scored_by_what_it_says(tmp_path:
     tuning = {"name": "fine_tuning", "steps": 4, "clean_ratio": 0.1}
     training = {"epochs": 12, "batch_size": 40}
     arms, recorder = run_given(
-        tmp_path, defenses=[ABL, {"name": "spectral_signatures"}, tuning], training=training
+        tmp_path,
+        defenses=[ABL, {"name": "spectral_signatures"}, tuning, {"name": "scale_up", "clean_ratio": 0.1}],
+        training=training,
     )
     assert arms["undefended"]["attack_success_rate"]["mean"] > 0.5, (
         "the trigger was learned from the given images"
@@ -256,6 +258,7 @@ def test_a_given_set_is_trained_on_as_it_is_and_scored_by_what_it_says(tmp_path:
         assert arms[name]["isolation_auroc"] is not None
     assert arms["abl"]["true_positives"]["mean"] + arms["abl"]["false_negatives"]["mean"] == POISONED
     assert arms["fine_tuning"]["defense_effectiveness"] is not None
+    assert 0 <= arms["scale_up"]["input_auroc"]["mean"] <= 1
     assert b"is_poisoned" in recorder.files["seed-0/abl/isolation.csv"].splitlines()[0]
     assert "seed-0/given.png" in recorder.files
     assert "seed-0/samples.png" not in recorder.files, "nothing says what the images were before"
@@ -264,8 +267,12 @@ def test_a_given_set_is_trained_on_as_it_is_and_scored_by_what_it_says(tmp_path:
 
 def test_without_a_truth_scores_are_null_and_everything_else_works(tmp_path: Path) -> None:
     without = ("is_poisoned", "clean_labels", "x_test_triggered", "y_test_triggered")
-    arms, recorder = run_given(tmp_path, *without, defenses=[ABL, {"name": "spectral_signatures"}])
-    assert set(arms) == {"undefended", "abl", "spectral_signatures"}
+    scale_up = {"name": "scale_up", "clean_ratio": 0.1}
+    arms, recorder = run_given(tmp_path, *without, defenses=[ABL, {"name": "spectral_signatures"}, scale_up])
+    assert set(arms) == {"undefended", "abl", "spectral_signatures", "scale_up"}
+    inputs = arms.pop("scale_up")
+    assert inputs["input_auroc"] is None
+    assert 0 <= inputs["input_false_positive_rate"]["mean"] <= 1
     for arm, values in arms.items():
         assert values["clean_accuracy"]["mean"] > 0
         assert values["attack_success_rate"] is None

@@ -61,8 +61,8 @@ def _pairs_table(pairs: tuple[tuple[str, str], ...]) -> CTE:
     for name in {name for pair in pairs for name in pair}:
         if not name.isidentifier():
             raise ValueError(f"{name!r} is not a valid name of an attack or a defense")
-    rows = ", ".join(f"('{attack}', '{defense}')" for attack, defense in pairs)
     # Both SQLite and PostgreSQL name the columns of VALUES so.
+    rows = ", ".join(f"('{attack}', '{defense}')" for attack, defense in pairs)
     table = f"SELECT column1 AS attack, column2 AS defense FROM (VALUES {rows}) AS pairs"
     return text(table).columns(column("attack", String), column("defense", String)).cte("wanted")
 

@@ -13,6 +13,7 @@ def test_a_part_of_a_schedule_hardly_falls() -> None:
 
 
 @pytest.mark.long  # 210 epochs, half a minute on an idle core
+@pytest.mark.timeout(1200)
 def test_the_backdoor_is_not_learned() -> None:
     done = defended(BADNETS, {"name": "dbd"}, epochs=5)
     assert number(done, "undefended", "attack_success_rate") > 0.95

@@ -154,6 +154,20 @@ def labeled(images: Tensor, labels: list[int]) -> CleanSet:
     return CleanSet(Split(images, torch.tensor(labels)), Split(images[:0], torch.zeros(0, dtype=torch.int64)))
 
 
+class Plugin(StripInputs):
+    """As a file of a user defines it."""
+
+    code = "digest"
+
+    @classmethod
+    def implementation(cls) -> Any:
+        return sentinet.Detector
+
+
+def test_the_code_of_a_plug_in_is_its_implementation() -> None:
+    assert isinstance(make_detector(Plugin(), Corner(), CPU, 0), sentinet.Detector)
+
+
 class Doubting(Network):
     """Classifies by the mean: certain of class 1 for bright images, undecided for others."""
 
@@ -346,6 +360,13 @@ def test_triggered_inputs_are_found_and_the_model_stays_as_it_is() -> None:
         assert verdict["flagged"] == (row["flagged"] == "1")
     assert rows[0]["flagged"] == "1"
     assert rows[-1]["flagged"] == "0"
+
+
+@pytest.mark.long  # 70 corruptions of all test images
+@pytest.mark.parametrize(("name", "least"), [("teco", 0.8), ("ibd_psc", 0.7)])
+def test_other_methods_tell_triggered_digits_from_clean_ones(name: str, least: float) -> None:
+    """SCALE-UP and SentiNet do not: digits are black and white, and their last map is too coarse."""
+    assert number(defended(BADNETS, {"name": name}), name, "input_auroc") > least
 
 
 def test_without_an_attack_only_the_false_positive_rate_is_known() -> None:

@@ -21,7 +21,7 @@ from worker.lab.defenses.beatrix import ClassRanges, gram_features, kernel_dista
 from worker.lab.defenses.cognitive_distillation import distill, total_variation
 from worker.lab.defenses.flare import Hierarchy, find_cut, least_likelihoods
 from worker.lab.defenses.neighbor_embedding import embed, membership, nearest_neighbors, unite_memberships
-from worker.lab.defenses.scan import decompose, estimate_means, lean, likelihood_ratio, split_in_two
+from worker.lab.defenses.scan import decompose, estimate_means, lean, likelihood_ratio, split_class
 from worker.lab.defenses.spectre import entropy_weights, filter_class, poison_in_class, trim, whiten
 from worker.lab.networks import Network
 
@@ -117,7 +117,7 @@ def test_scan_untangles_the_covariances_and_shrinks_the_means() -> None:
 def test_scan_splits_a_class_and_tests_two_means_against_one() -> None:
     points = torch.tensor([[-1.0], [-1.0], [-1.0], [3.0]], dtype=DOUBLE)
     precision = torch.eye(1, dtype=DOUBLE)
-    half = split_in_two(points, precision, torch.Generator().manual_seed(0))
+    half = split_class(points, precision, torch.Generator().manual_seed(0))
     assert half[0] == half[1] == half[2] != half[3]
     assert likelihood_ratio(points, half, points.mean(0), precision) == pytest.approx((1 + 1 + 1 + 9) / 4)
     last = torch.tensor([False, False, False, True])

@@ -16,8 +16,7 @@ from torch import Tensor
 from app.specs.defenses.purification import Beatrix
 from worker.lab.data.streamed import Images, select_rows
 from worker.lab.defenses.base import DetectionDefense
-from worker.lab.defenses.detection import finish_detection, retrain_without_flagged
-from worker.lab.defenses.neural_cleanse import median_and_deviation
+from worker.lab.defenses.detection import finish_detection, median_and_deviation, retrain_without_flagged
 from worker.lab.evaluation import extract_with, predict_classes
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun

@@ -51,6 +51,13 @@ def predict_superimposed(
         yield torch.cat(parts)
 
 
+def median_and_deviation(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The median, and the median absolute deviation from it, scaled by 1.4826 to a normal distribution's deviation."""
+    values = values.double()
+    median = values.quantile(0.5)
+    return median, 1.4826 * (values - median).abs().quantile(0.5)
+
+
 def finish_detection(
     lab: DetectionDefense,
     run: StageRun,

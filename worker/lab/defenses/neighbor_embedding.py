@@ -22,7 +22,8 @@ def nearest_neighbors(points: Tensor, count: int) -> tuple[Tensor, Tensor]:
     distances, rows = [], []
     size = max(1, CHUNK // len(points))
     for start in range(0, len(points), size):
-        part = torch.cdist(points[start : start + size], points)
+        # Differences, not products: near points would lose their distance to rounding.
+        part = torch.cdist(points[start : start + size], points, compute_mode="donot_use_mm_for_euclid_dist")
         part[torch.arange(len(part)), torch.arange(start, start + len(part))] = torch.inf
         nearest = part.topk(count, dim=1, largest=False)
         distances.append(nearest.values)

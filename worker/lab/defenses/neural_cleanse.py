@@ -17,6 +17,7 @@ from app.specs.defenses.detection import NeuralCleanse
 from worker.lab.compute import derive_seed
 from worker.lab.defenses.base import DetectionDefense, copy_state
 from worker.lab.defenses.clean_set import CleanSet
+from worker.lab.defenses.detection import median_and_deviation
 from worker.lab.defenses.repair import copy_network, finish_repair, load_network, small_set_recipe
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
@@ -72,13 +73,6 @@ def anomaly_index(sizes: Tensor) -> Tensor:
     """
     median, deviation = median_and_deviation(sizes)
     return ((median - sizes.double()) / deviation.clamp(min=1e-12)).float()
-
-
-def median_and_deviation(sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """The median, and the median absolute deviation from it, scaled by 1.4826."""
-    sizes = sizes.double()
-    median = sizes.quantile(0.5)
-    return median, 1.4826 * (sizes - median).abs().quantile(0.5)
 
 
 class TriggerSearch:

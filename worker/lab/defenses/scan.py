@@ -17,8 +17,7 @@ from torch import Tensor
 from app.specs.defenses.purification import Scan
 from worker.lab.compute import seeded_generator
 from worker.lab.defenses.base import DetectionDefense
-from worker.lab.defenses.detection import finish_detection, retrain_without_flagged
-from worker.lab.defenses.neural_cleanse import median_and_deviation
+from worker.lab.defenses.detection import finish_detection, median_and_deviation, retrain_without_flagged
 from worker.lab.evaluation import extract_features
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
@@ -60,7 +59,7 @@ def decompose(points: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Ten
     return between, within
 
 
-def split_in_two(points: Tensor, precision: Tensor, generator: torch.Generator) -> Tensor:
+def split_class(points: Tensor, precision: Tensor, generator: torch.Generator) -> Tensor:
     """bool ``[n]``: the half of a mixture of two means with one covariance, by EM with hard assignments."""
     in_first = torch.rand(len(points), generator=generator) >= 0.5
     for _ in range(ITERATIONS):
@@ -105,6 +104,12 @@ def run(spec: Scan, lab: DetectionDefense) -> Network:
         labels, classes = lab.labels.cpu(), lab.facts.classes
         between, within = decompose(clean_points - clean_points.mean(0), clean_labels, classes)
         precision = invert(within)
+        if len(clean_points) <= points.shape[1]:
+            lab.warn(
+                stage,
+                f"{len(clean_points)} clean images are too few for the covariance of {points.shape[1]} features; raise "
+                "clean_ratio",
+            )
         everything, all_labels = torch.cat([points, clean_points]), torch.cat([labels, clean_labels])
         everything = everything - everything.mean(0)
         generator = seeded_generator(torch.device("cpu"), stage.planned.stream)
@@ -115,7 +120,7 @@ def run(spec: Scan, lab: DetectionDefense) -> Network:
             if len(rows) < 2:
                 continue
             x = everything[rows]
-            in_first = split_in_two(x, precision, generator)
+            in_first = split_class(x, precision, generator)
             mean = estimate_means(between, within, x.sum(0, keepdim=True), torch.tensor([len(rows)]))
             ratios[label] = likelihood_ratio(x, in_first, mean, precision)
             parts[label] = rows, in_first
