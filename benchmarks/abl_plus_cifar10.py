@@ -29,7 +29,8 @@ CELLS: tuple[tuple[str, dict[str, Any]], ...] = (
 HEAD = """# abl_plus on 10,000 images of CIFAR-10
 
 Clean accuracy and attack success rate before and after the defense `abl_plus`, which is described in
-[defenses.md](../defenses.md#abl_plus). Measured with `python benchmarks/abl_plus_cifar10.py` on {date}: {processor},
+[defenses/training.md](../defenses/training.md#abl_plus). Measured with
+`python benchmarks/abl_plus_cifar10.py` on {date}: {processor},
 one thread, Python {python}, torch {torch}. 10,000 training images (class proportions kept) and all 10,000 test images;
 `small_cnn`; {epochs} epochs in bfloat16, the rest of the recipe and `abl_plus` at their defaults. Attacks at their
 defaults; SIG is clean-label and poisons half of its class. Each cell has seeds {seeds} in this order, in percent.

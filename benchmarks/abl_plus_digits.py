@@ -30,7 +30,8 @@ CELLS: tuple[tuple[str, dict[str, Any]], ...] = (("none", {}), *((name, f) for n
 HEAD = """# abl_plus on digits
 
 Clean accuracy and attack success rate before and after the defense `abl_plus`, which is described in
-[defenses.md](../defenses.md#abl_plus). Measured with `python benchmarks/abl_plus_digits.py` on {date}: {processor}, one
+[defenses/training.md](../defenses/training.md#abl_plus). Measured with
+`python benchmarks/abl_plus_digits.py` on {date}: {processor}, one
 thread, Python {python}, torch {torch}. The attacks with their fields, the victim and its recipe are those of
 [attacks-digits](attacks-digits.md); `abl_plus` is at its defaults. Each cell has seeds {seeds} in this order, in
 percent. Tuning used seeds 10 to 15, other rates and other target classes, and seeds 100 and 101 for the removal test.
@@ -43,9 +44,11 @@ percent. Tuning used seeds 10 to 15, other rates and other target classes, and s
 NOTES = """
 ## Failures
 
-In an all-to-all attack no label is the target. Poison Frogs puts no images of other classes under a label. Where
-neither ranking points to the target class and its distribution is not bimodal (WaNet and clean-label, seed 2), nothing
-is found in it.
+In an all-to-all attack no label is the target. Poison Frogs puts no images of other classes under a label. WaNet's class
+is not accused. Refool on seeds 1 and 2 and `input_aware` on seeds 0 and 2 are accused rightly, and the removal test does
+not confirm it, with a warning: models without the accused images recognize 0 to 27 % of them and 80 to 100 % of the others,
+but their dominance is 0.43 to 0.63, below the bar of 0.67. That bar was set on other attacks (see the end of this page),
+and has not been changed after these cells were seen.
 
 ## Tuning of the rules
 
@@ -90,7 +93,7 @@ FEW_HEAD = """
 
 All sets of neighboring digits, seeds {seeds}. Accuracy before and after, in percent: the mean over all runs, and the
 run that loses most. `accused`: in how many runs a class was accused; `confirmed`: in how many of these the removal test
-agreed, so that the model was changed.
+agreed, so that the model was changed. With two classes accusations are not tested, and not counted.
 
 | classes | runs | accused | confirmed | mean before | mean after | largest loss |
 |---|---|---|---|---|---|---|

@@ -1,4 +1,4 @@
-"""Draw the figures of docs/attacks.md and docs/defenses.md by running the code: `make figures`.
+"""Draw the figures of docs/attacks.md and docs/defenses/ by running the code: `make figures`.
 
 Attacks run on 2,000 images of CIFAR-10 with `small_cnn` (those of `ON_DIGITS` on digits): enough to show a trigger, not
 to measure it. Defenses run on digits against BadNets, seed 0. Ten minutes on one core; finished stages are cached under

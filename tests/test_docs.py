@@ -14,9 +14,11 @@ import pytest
 import typer.main
 import yaml
 
+from app.core.validation import members, name_of
 from app.data.catalog import service as catalog
 from app.settings import Settings
 from app.specs.checks import find_problems
+from app.specs.defenses.base import Defense
 from app.specs.experiment import ExperimentSpec
 from app.specs.facts import BUILT_IN
 from app.specs.metrics import METRICS
@@ -26,7 +28,8 @@ from tests.conftest import Stack
 from tests.quick import QUICK
 
 ROOT = Path(__file__).parent.parent
-DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+GUIDES = [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/defenses").glob("*.md"))]
+DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *GUIDES]
 EXAMPLES = sorted((ROOT / "examples").glob("*.json"))
 BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:]*)(?:#([^)]+))?\)")
@@ -188,19 +191,40 @@ def test_named_files_of_the_code_exist(path: Path) -> None:
 def test_the_index_names_every_guide() -> None:
     index = ROOT / "docs/README.md"
     named = {target for target, _ in LINK.findall(index.read_text())}
-    assert {path.name for path in index.parent.glob("*.md")} - {"README.md"} <= named
+    assert {str(path.relative_to(index.parent)) for path in GUIDES} - {"README.md"} <= named
 
 
-def test_every_attack_and_defense_has_its_formula_and_its_picture() -> None:
-    attacks, defenses = ((ROOT / f"docs/{name}.md").read_text() for name in ("attacks", "defenses"))
+def test_every_attack_has_its_source_and_its_picture() -> None:
+    attacks = (ROOT / "docs/attacks.md").read_text()
     for name in catalog.names("attack"):
         if name not in ("none", "given"):
             section = attacks.partition(f"\n### {name}\n")[2].partition("\n### ")[0]
             assert f"(images/attacks/{name}.png)" in section, name
             assert "arxiv.org" in section or "doi.org" in section, name
-    formulas = defenses.partition("## Formula, picture and source")[2]
-    for name in catalog.names("defenses"):
-        assert f"`{name}`" in formulas, name
+
+
+@pytest.mark.parametrize(
+    "defense",
+    members(ExperimentSpec.model_fields["defenses"].annotation),
+    ids=lambda defense: str(name_of(defense)),
+)
+def test_every_defense_has_a_section_of_the_common_form(defense: type[Defense]) -> None:
+    """One on the page of its kind, with the same items in the same order, and a row in the table of all."""
+    name, page = name_of(defense), f"defenses/{defense.kind.replace('_', '-')}.md"
+    section = (ROOT / "docs" / page).read_text().partition(f"\n### {name}\n")[2]
+    section = re.split(r"\n##+ ", section)[0]
+    items = re.findall(r"^- \*\*([\w ]+?)[.:]?\*\*", section, re.MULTILINE)
+    assert [item for item in items if item != "Warns when"] == [
+        *("Formula", "Assumes", "Cost", "Fails when", "Here", "Source")
+    ]
+    assert f"[`{name}`]({page}#{name})" in (ROOT / "docs/defenses.md").read_text()
+
+
+def test_the_table_of_all_defenses_lists_the_catalog() -> None:
+    text = (ROOT / "docs/defenses.md").read_text().partition("\n## All methods\n")[2].partition("\n## ")[0]
+    assert sorted(re.findall(r"^\| [\w ]+ \| \[`(\w+)`\]", text, re.MULTILINE)) == sorted(
+        catalog.names("defenses")
+    )
 
 
 def test_every_metric_is_explained() -> None:
