@@ -176,7 +176,7 @@ def test_every_defense_runs_on_a_convolutional_head(folder: Path) -> None:
 
 
 def test_defenses_that_look_inside_run_on_batch_normalization(folder: Path) -> None:
-    check_defenses(zoo("resnet18"), folder, 16, ["anp", "nad", "flare", "beatrix", "ibd_psc", "sentinet"])
+    check_defenses(zoo("resnet18"), folder, 16, ["anp", "nad", "flare"])  # the others: LARGE
 
 
 @pytest.mark.long  # a minute to many: all defenses on networks of 2 to 140 million parameters

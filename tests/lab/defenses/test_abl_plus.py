@@ -60,6 +60,7 @@ def test_unlearns_the_flagged_samples_if_enough_poison_was_missed_to_leave_a_bac
     assert number(recorder, "abl_plus", "clean_accuracy") >= 0.93
 
 
+@pytest.mark.long  # as long as the one above, which trains in the same way
 def test_an_underfitted_model_is_trained_once_more_from_other_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -120,6 +121,7 @@ def test_the_loss_pushes_the_log_odds_of_the_flagged_below_the_margin_and_no_fur
     assert certain.grad.isfinite().all()
 
 
+@pytest.mark.long  # half a minute on a busy machine, for a milder case of the unlearning above
 def test_missed_poison_is_outvoted(monkeypatch: pytest.MonkeyPatch) -> None:
     def half_blind(*arguments: Any) -> torch.Tensor:
         evidence = combine_evidence(*arguments)
