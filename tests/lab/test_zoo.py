@@ -211,7 +211,7 @@ def test_badnets_abl_and_three_repairs_end_to_end(name: str, folder: Path) -> No
         ExperimentSpec.model_validate(spec), recorder, MemoryStore(), data_dir=folder, device="cpu"
     )
     assert not recorder.failures
-    assert [arm for arm, _ in recorder.results] == ["clean", "undefended", "abl", *repairs]
+    assert [arm for arm, _ in recorder.results] == ["undefended", "abl", *repairs]
     for values in recorder.results.values():
         assert 0 <= float(values["clean_accuracy"] or 0) <= 1
         assert math.isfinite(float(values["clean_loss"] or 0))
