@@ -76,13 +76,9 @@ def one_cycle(share: float) -> float:
     return share / 0.2 if share < 0.2 else (1 - share) / 0.8
 
 
-def last_third_at_a_tenth(share: float) -> float:
-    return 1.0 if share < 2 / 3 else 0.1
-
-
 def step_down(*milestones: float) -> Schedule:
     """A tenth of the rate from each of ``milestones``, shares of the training, onwards."""
-    return lambda share: 0.1 ** sum(share >= milestone for milestone in milestones)
+    return lambda share: 10.0 ** -sum(share >= milestone for milestone in milestones)
 
 
 SCHEDULES: dict[str, Schedule] = {"cosine": cosine, "constant": constant, "one_cycle": one_cycle}
@@ -103,6 +99,11 @@ def sgd(parameters: Iterable[torch.nn.Parameter], recipe: "Recipe") -> Optimizer
         weight_decay=recipe.weight_decay,
         nesterov=recipe.momentum > 0,
     )
+
+
+def adam(parameters: Iterable[torch.nn.Parameter], recipe: "Recipe") -> Optimizer:
+    """Adam with torch's defaults."""
+    return torch.optim.Adam(parameters, lr=recipe.learning_rate)
 
 
 @dataclass

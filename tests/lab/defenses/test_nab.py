@@ -32,7 +32,7 @@ def test_the_stamp_undoes_the_trigger_also_in_the_stored_checkpoint() -> None:
 def test_the_authors_preset_stamps_with_the_mean_color_and_lowers_the_rate_twice() -> None:
     spec = Nab.model_validate({"preset": "authors"})
     assert (spec.labelling_learning_rate, spec.stamp_value) == (0.01, None)
-    assert [nab.two_steps(share) for share in (0.0, 0.19, 0.2, 0.59, 0.6)] == [1, 1, 0.1, 0.1, 0.01]
+    assert [nab.TWO_STEPS(share) for share in (0.0, 0.19, 0.2, 0.59, 0.6)] == [1, 1, 0.1, 0.1, 0.01]
     short = {"isolation_epochs": 1, "labelling_epochs": 1}
     defense = {"name": "nab", "preset": "authors", **short}
     done = defended(BADNETS, defense, epochs=1, store=MemoryStore())

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.lab.defenses.cases import BADNETS, defended, number
-from worker.lab.defenses.rnp import ascent_objective, recovery_objective, stepwise
+from worker.lab.defenses.rnp import STEPS, ascent_objective, recovery_objective
 from worker.lab.networks import Network
 from worker.lab.training import Batch
 
@@ -33,7 +33,7 @@ def test_unlearning_ascends_on_the_loss_and_counts_what_is_right() -> None:
 
 
 def test_the_rate_falls_after_10_and_20_of_21_epochs() -> None:
-    assert [stepwise(epoch / 21) for epoch in (0, 9, 10, 19, 20)] == [1.0, 1.0, 0.1, 0.1, 0.01]
+    assert [STEPS(epoch / 21) for epoch in (0, 9, 10, 19, 20)] == [1.0, 1.0, 0.1, 0.1, 0.01]
 
 
 def test_rnp_removes_a_backdoor_where_the_bound_allows_it() -> None:

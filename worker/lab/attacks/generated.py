@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from worker.lab.attacks.base import State
-from worker.lab.compute import derive_seed
+from worker.lab.compute import seeded_global_generator
 from worker.lab.networks import Network
 from worker.lab.training import Recipe
 
@@ -53,16 +53,9 @@ def make_adam(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim
     return torch.optim.Adam(parameters, lr=recipe.learning_rate, betas=(0.5, 0.9))
 
 
-def step_schedule(*shares: float) -> Callable[[float], float]:
-    """Divide the learning rate by ten at each of these shares of the training."""
-    return lambda share: 0.1 ** sum(share >= step for step in shares)
-
-
 def make_seeded(make: Callable[[], Module], purpose: str, seed: int) -> Module:
     """A new network; its weights follow from purpose and seed."""
-    # torch initializes from the global generator only, so it is forked and seeded.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed("weights", purpose, seed))
+    with seeded_global_generator(torch.device("cpu"), "weights", purpose, seed):
         return make()
 
 

@@ -34,13 +34,12 @@ from worker.lab.attacks.generated import (
     make_seeded,
     prefixed_state,
     select_prefixed,
-    step_schedule,
 )
 from worker.lab.compute import derive_seed
 from worker.lab.data.streamed import Images, collect_like, select_rows, stored
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
-from worker.lab.training import Batch, Recipe, cosine, train
+from worker.lab.training import Batch, Recipe, cosine, step_down, train
 
 DENSITY_IMAGES = 1000  # training images that the density of the masks is measured on
 ROOT_EPSILON = 1e-6
@@ -98,7 +97,7 @@ class InputAwareAttack(Attack[InputAware]):
             lab.recipe,
             epochs=self.spec.mask_epochs,
             learning_rate=self.spec.network_learning_rate,
-            schedule=step_schedule(0.4, 0.8),
+            schedule=step_down(0.4, 0.8),
             objective=objective,
             optimizer=make_adam,
             memory={},

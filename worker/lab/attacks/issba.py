@@ -5,7 +5,7 @@ models.py, whose classes and functions are named below. Their training is that o
 resource/ssba/train.py at f02e353, whose lines are given; it has no simulated photographs and no perceptual losses.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
@@ -19,7 +19,7 @@ from worker.lab.attacks.generated import load_frozen, make_seeded, prefixed_stat
 from worker.lab.compute import seeded_generator
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
-from worker.lab.training import NO_AUGMENT, Batch, Recipe, constant, train
+from worker.lab.training import NO_AUGMENT, Batch, adam, constant, train
 
 STRIDE = 16  # of the encoder; images are continued to a multiple of it
 CODE_IMAGES = 500  # test images that the share of bits is measured on
@@ -158,9 +158,6 @@ class IssbaAttack(Attack[Issba]):
         def observe(network: Network, epoch: int) -> dict[str, float]:
             return {"code_accuracy": self._measure_code(networks, lab)}
 
-        def adam(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-            return torch.optim.Adam(parameters, lr=recipe.learning_rate)  # lines 230-232
-
         recipe = replace(
             lab.recipe,
             steps=self.spec.encoder_steps,
@@ -169,7 +166,7 @@ class IssbaAttack(Attack[Issba]):
             schedule=constant,
             augment=NO_AUGMENT,
             objective=objective,
-            optimizer=adam,
+            optimizer=adam,  # lines 230-232
             memory=memory,
         )
         network = cast(Network, networks)

@@ -22,11 +22,10 @@ from worker.lab.attacks.generated import (
     make_seeded,
     prefixed_state,
     select_prefixed,
-    step_schedule,
 )
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
-from worker.lab.training import Batch, Recipe, constant, train
+from worker.lab.training import Batch, Recipe, constant, step_down, train
 
 WIDTHS = (16, 32, 64, 128)
 """Channels after each halving of the image; images too small for four halvings have fewer."""
@@ -173,7 +172,7 @@ class LiraAttack(Attack[Lira]):
             lab.recipe,
             epochs=self.spec.classifier_epochs,
             learning_rate=self.spec.classifier_learning_rate,
-            schedule=step_schedule(0.2, 0.4, 0.6, 0.8),  # the README's milestones 50, 100, 150, 200 of 250
+            schedule=step_down(0.2, 0.4, 0.6, 0.8),  # the README's milestones 50, 100, 150, 200 of 250
             objective=lambda network, batch: self._classifier_loss(network, generator, batch),
             optimizer=plain_sgd,
             memory={},

@@ -18,7 +18,7 @@ from worker.lab.defenses.base import TrainingDefense, copy_state, load_state
 from worker.lab.evaluation import accuracy, sample_losses
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
-from worker.lab.training import Loss, constant, last_third_at_a_tenth
+from worker.lab.training import Loss, constant, step_down
 
 PATIENCE = 5
 """Consecutive epochs below the accuracy floor after which unlearning stops. Accuracy drops before it recovers: the
@@ -133,7 +133,7 @@ def finetune(spec: Abl, lab: TrainingDefense, stage: StageRun, isolation: Outcom
         lab.recipe,
         epochs=spec.finetune_epochs,
         learning_rate=spec.finetune_learning_rate,
-        schedule=last_third_at_a_tenth,  # 0.1, then 0.01 from epoch 40 of 60 (backdoor_unlearning.py:225)
+        schedule=step_down(2 / 3),  # 0.1, then 0.01 from epoch 40 of 60 (backdoor_unlearning.py:225)
         weight_decay=_weight_decay(spec, lab),
         augment=replace(lab.recipe.augment, cutout=spec.finetune_cutout or lab.recipe.augment.cutout),
     )

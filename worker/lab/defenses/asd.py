@@ -15,6 +15,7 @@ from worker.lab.data.streamed import join
 from worker.lab.defenses.base import TrainingDefense, copy_state, load_state
 from worker.lab.defenses.inner import train_for_an_epoch
 from worker.lab.defenses.semi_supervised import lowest, symmetric_losses, train_mixmatch
+from worker.lab.defenses.signs import unit_ranks
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 
@@ -47,7 +48,7 @@ def train_with_splits(spec: Asd, lab: TrainingDefense, stage: StageRun) -> Outco
                 )
             labeled = lowest(losses, half)
         of_set = losses[:size]
-        ranks = of_set.argsort(stable=True).argsort(stable=True).double() / max(1, size - 1)
+        ranks = unit_ranks(of_set)
         unlabeled = (~labeled[:size]).nonzero().flatten()
         lab.record_isolation(stage, epoch, ranks, unlabeled, final=epoch == epochs)
         return labeled

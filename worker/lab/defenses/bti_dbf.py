@@ -26,7 +26,7 @@ from worker.lab.defenses.repair import (
 from worker.lab.defenses.trigger_generator import TriggerGenerator
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
-from worker.lab.training import Batch, Objective, Recipe, constant, train
+from worker.lab.training import Batch, Objective, Recipe, adam, constant, train
 
 MASK, TARGET = "mask", "target"
 """Tensors that stages store beside those of a network."""
@@ -94,7 +94,7 @@ def adam_recipe(spec: BtiDbf, lab: RepairDefense, learning_rate: float, objectiv
         weight_decay=0.0,
     )
     recipe.objective = objective
-    recipe.optimizer = lambda parameters, recipe: torch.optim.Adam(parameters, lr=recipe.learning_rate)
+    recipe.optimizer = adam
     return recipe
 
 

@@ -15,15 +15,15 @@ from worker.lab.defenses.base import TrainingDefense, copy_state, load_state
 from worker.lab.defenses.repair import plain_sgd
 from worker.lab.defenses.self_supervised import Views, contrastive_objective, train_features
 from worker.lab.defenses.semi_supervised import (
-    adam,
     lowest,
     symmetric_cross_entropy,
     symmetric_losses,
     train_mixmatch,
 )
+from worker.lab.defenses.signs import unit_ranks
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
-from worker.lab.training import Batch, Schedule, constant, cosine
+from worker.lab.training import Batch, Schedule, adam, constant, cosine
 
 
 def run(spec: Dbd, lab: TrainingDefense) -> Network:
@@ -87,9 +87,12 @@ def train_semi_supervised(spec: Dbd, lab: TrainingDefense, stage: StageRun, head
     def choose_labeled(network: Network, epoch: int) -> Tensor:
         losses = symmetric_losses(lab, network, lab.split)
         labeled = lowest(losses, int(spec.labeled_ratio * len(losses)))
-        ranks = losses.argsort(stable=True).argsort(stable=True).double() / max(1, len(losses) - 1)
         lab.record_isolation(
-            stage, epoch, ranks, (~labeled).nonzero().flatten(), final=epoch == spec.mixmatch_epochs
+            stage,
+            epoch,
+            unit_ranks(losses),
+            (~labeled).nonzero().flatten(),
+            final=epoch == spec.mixmatch_epochs,
         )
         return labeled
 

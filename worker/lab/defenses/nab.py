@@ -25,9 +25,11 @@ from worker.lab.evaluation import accuracy, predict_classes
 from worker.lab.networks import Network
 from worker.lab.networks.trigger_input import TriggerInput
 from worker.lab.stages import Outcome, StageRun
-from worker.lab.training import Batch, Objective, cosine, train
+from worker.lab.training import Batch, Objective, cosine, step_down, train
 
 MIN_LABEL_ACCURACY = 0.7  # of the relabeling model on held-out clean images; below it there is a warning
+
+TWO_STEPS = step_down(0.2, 0.6)  # shares of the training (pseudo_label_vd.py, adjust_lr)
 
 
 def run(spec: Nab, lab: TrainingDefense) -> Network:
@@ -59,7 +61,7 @@ def relabel_suspects(spec: Nab, lab: TrainingDefense, stage: StageRun, suspects:
         len(fit),
         epochs=spec.labelling_epochs,
         learning_rate=spec.labelling_learning_rate,
-        schedule=cosine if spec.labelling_schedule == "cosine" else two_steps,
+        schedule=cosine if spec.labelling_schedule == "cosine" else TWO_STEPS,
     )
     train(stage, network, fit.images, fit.labels, recipe)
     right = accuracy(network, held_out, lab.compute)
@@ -102,11 +104,6 @@ def stamp_objective(is_stamped: Tensor) -> Objective:
         return F.cross_entropy(network.network(x).float(), batch.labels)
 
     return objective
-
-
-def two_steps(share: float) -> float:
-    """A tenth after a fifth of the training, a hundredth after three fifths (pseudo_label_vd.py, adjust_lr)."""
-    return 1.0 if share < 0.2 else 0.1 if share < 0.6 else 0.01
 
 
 def stamp(spec: Nab, lab: TrainingDefense) -> tuple[Tensor, Tensor]:

@@ -24,12 +24,9 @@ from worker.lab.defenses.repair import (
 )
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
-from worker.lab.training import Batch, Objective
+from worker.lab.training import Batch, Objective, step_down
 
-
-def stepwise(share: float) -> float:
-    """The rate falls to a tenth after 10 and after 20 of at most 21 epochs (authors' main.py, schedule)."""
-    return 1.0 if share < 10 / 21 else 0.1 if share < 20 / 21 else 0.01
+STEPS = step_down(10 / 21, 20 / 21)  # after 10 and 20 of at most 21 epochs (authors' main.py, schedule)
 
 
 def ascent_objective(memory: dict[str, Tensor]) -> Objective:
@@ -64,7 +61,9 @@ def unlearn(spec: Rnp, lab: RepairDefense, stage: StageRun) -> Outcome:
         len(fit),
         epochs=1,
         learning_rate=spec.unlearning_learning_rate,
-        schedule=stepwise,
+        schedule=step_down(
+            10 / 21, 20 / 21
+        ),  # after 10 and 20 of at most 21 epochs (authors' main.py, schedule)
         batch_size=spec.batch_size,
         weight_decay=spec.weight_decay,
     )

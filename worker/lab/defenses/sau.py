@@ -20,7 +20,7 @@ from worker.lab.defenses.repair import (
 )
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
-from worker.lab.training import NO_AUGMENT, Batch, Objective, constant
+from worker.lab.training import NO_AUGMENT, Batch, Objective, adam, constant
 
 
 def share_perturbation(spec: Sau, network: Network, victim: Network, x: Tensor, labels: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def run(spec: Sau, lab: RepairDefense) -> Network:
             weight_decay=0.0,
         )
         recipe.objective = unlearning_objective(spec, victim)
-        recipe.optimizer = lambda parameters, recipe: torch.optim.Adam(parameters, lr=recipe.learning_rate)
+        recipe.optimizer = adam
         recipe.augment = NO_AUGMENT
         train_steps(lab, stage, network, recipe, spec.steps)
         return finish_repair(lab, stage, network, lab.clean)

@@ -4,7 +4,7 @@ The sources of the defenses have both from the same code (SCLBD/DBD, utils/train
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,9 +20,8 @@ from worker.lab.data.streamed import Images
 from worker.lab.defenses.base import TrainingDefense
 from worker.lab.evaluation import predict_logits
 from worker.lab.networks import Network
-from worker.lab.sgd import Optimizer
 from worker.lab.stages import StageRun
-from worker.lab.training import Batch, Recipe, constant
+from worker.lab.training import Batch, adam, constant
 
 TEMPERATURE = 0.5  # of the guessed labels
 ALPHA = 0.75  # of the beta distribution of mixing
@@ -56,11 +55,6 @@ def lowest(values: Tensor, count: int) -> Tensor:
     chosen = torch.zeros_like(values, dtype=torch.bool)
     chosen[values.argsort(stable=True)[:count]] = True
     return chosen
-
-
-def adam(parameters: Iterable[torch.nn.Parameter], recipe: Recipe) -> Optimizer:
-    """Adam with torch's defaults, as the sources' configurations have it."""
-    return torch.optim.Adam(parameters, lr=recipe.learning_rate)
 
 
 def sharpen(probabilities: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from worker.lab.data.augment import Augment
 from worker.lab.defenses.base import TrainingDefense, copy_state, load_state
 from worker.lab.defenses.repair import plain_sgd
 from worker.lab.defenses.semi_supervised import lowest
+from worker.lab.defenses.signs import unit_ranks
 from worker.lab.evaluation import extract_features
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
@@ -52,7 +53,7 @@ def measure_samples(
     # calculate_gamma.py: the thresholds are order statistics.
     clean = lowest(scores, int(spec.trusted_ratio * size))
     poisoned = lowest(-scores, int(spec.suspected_ratio * size))
-    ranks = scores.argsort(stable=True).argsort(stable=True).double() / max(1, size - 1)
+    ranks = unit_ranks(scores)
     lab.record_isolation(stage, max(1, spec.tuning_epochs), ranks, poisoned.nonzero().flatten())
     return stage.finish({"sensitivity": scores, "clean": clean, "poisoned": poisoned})
 

@@ -18,6 +18,7 @@ from worker.lab.defenses.base import TrainingDefense, copy_state, load_state
 from worker.lab.defenses.inner import train_for_an_epoch
 from worker.lab.defenses.repair import plain_sgd
 from worker.lab.defenses.semi_supervised import lowest
+from worker.lab.defenses.signs import unit_ranks
 from worker.lab.evaluation import predict_logits
 from worker.lab.networks import Network
 from worker.lab.sgd import Optimizer
@@ -95,11 +96,10 @@ def train_beneficiary(spec: Vab, lab: TrainingDefense, stage: StageRun, biased: 
             memory.update(_prefixed(detector))
         detector.eval()
         suspicious = find_suspicious(memory["entropies"], spec.threshold)
-        ranks = (-memory["entropies"]).argsort(stable=True).argsort(stable=True).double()
         lab.record_isolation(
             stage,
             epoch,
-            ranks / max(1, len(ranks) - 1),
+            unit_ranks(-memory["entropies"]),
             suspicious.nonzero().flatten(),
             final=epoch == epochs,
         )
