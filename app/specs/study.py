@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 
 from app.specs.attack import AttackSpec
-from app.specs.base import Spec, canonical_json, field
+from app.specs.base import Preset, PresetSpec, Spec, canonical_json, field
 from app.specs.bench import bench_study
 from app.specs.dataset import DatasetSpec, Digits
 from app.specs.defense import DefenseSpec
@@ -42,13 +42,24 @@ class StudyParts(Spec):
     seeds: tuple[Seed, ...] = field((), "Every cell is run once for each seed.", max_length=50)
 
 
-class StudySpec(StudyParts):
+_PRESETS = {
+    "bench": Preset(
+        "the attacks and defenses of BackdoorBench's leaderboard that this project has, at its settings, with its "
+        "training recipe: CIFAR-10, preact_resnet18, 100 epochs.",
+        BENCHMARK,
+        bench_study(),
+    )
+}
+
+
+class StudySpec(PresetSpec, StudyParts):
     """Every attack against every defense, on one dataset and model, for every seed."""
+
+    presets = _PRESETS
 
     preset: Literal["bench"] | None = field(
         None,
-        "Fields that are filled if they are omitted. bench: the attacks and defenses of BackdoorBench's leaderboard "
-        "that this project has, at its settings, with its training recipe: CIFAR-10, preact_resnet18, 100 epochs.",
+        f"Settings that fill the fields that are omitted. bench: {_PRESETS['bench'].summary}",
         source=BENCHMARK,
         added_later=True,
     )
@@ -70,13 +81,6 @@ class StudySpec(StudyParts):
     seeds: tuple[Seed, ...] = field(
         (0,), "Every cell is run once for each seed.", min_length=1, max_length=50
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_from_preset(cls, fields: Any) -> Any:
-        if isinstance(fields, dict) and fields.get("preset") == "bench":
-            return {**bench_study(), **fields}
-        return fields
 
     @model_validator(mode="after")
     def _check_distinct(self) -> Self:

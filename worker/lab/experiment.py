@@ -399,9 +399,8 @@ class SeedRun:
         if isinstance(self.spec.attack, Given):
             return find_targets(self.spec.attack, self.data)
         assert self.poisoned.is_poisoned is not None
-        if (
-            not self.poisoned.is_poisoned.any() and self.test.targets is not None
-        ):  # an attack on the training alone
+        if not self.poisoned.is_poisoned.any() and self.test.targets is not None:
+            # An attack on the training alone: only the triggered test images show what it aims at.
             targets: Tensor = self.test.targets.unique()
         else:
             targets = self.poisoned.labels[self.poisoned.is_poisoned].unique()

@@ -26,6 +26,7 @@ from worker.lab.networks import Network
 from worker.lab.sprites import COLUMNS, sprite_sheet
 from worker.lab.stages import Outcome, StageRun
 from worker.lab.tensor_files import dump_tensors
+from worker.lab.tensor_names import select_prefixed
 
 GRID_IMAGES = 8  # in a grid of test images
 TRIGGER_SIDE = 128  # pixels, about, of each part of the picture of a reversed trigger
@@ -305,11 +306,7 @@ class Report:
 
     def _classes(self, run: StageRun, outcome: Outcome) -> None:
         """Record a detection's findings by class: every tensor ``class_*`` ``[K]`` of the stage."""
-        columns = {
-            name.removeprefix("class_"): tensor.cpu()
-            for name, tensor in outcome.tensors.items()
-            if name.startswith("class_")
-        }
+        columns = select_prefixed(outcome.tensors, "class_", torch.device("cpu"))
         head = {"class": torch.arange(len(self.facts.class_names))}
         where = f"seed-{run.planned.seed}/{run.planned.arm}/classes.csv"
         self._table(
@@ -340,11 +337,7 @@ class Report:
     def _inputs(self, run: StageRun, outcome: Outcome) -> None:
         """Record the scores of the test images in order of suspicion, and the detector, which can score others."""
         arm, seed = str(run.planned.arm), run.planned.seed
-        state = {
-            name.removeprefix(STATE_PREFIX): tensor
-            for name, tensor in outcome.tensors.items()
-            if name.startswith(STATE_PREFIX)
-        }
+        state = select_prefixed(outcome.tensors, STATE_PREFIX)
         triggered, suspicion = outcome.tensors["input_triggered"], outcome.tensors["input_suspicion"]
         if not triggered.any():
             self.unscored.setdefault((arm, seed), set()).update(OF_INPUTS)

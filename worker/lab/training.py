@@ -19,6 +19,7 @@ from worker.lab.data.streamed import Images, iterate_batches
 from worker.lab.networks import Network
 from worker.lab.sgd import Optimizer, Sgd
 from worker.lab.stages import StageRun
+from worker.lab.tensor_names import add_prefix, select_prefixed
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(per-sample cross-entropy ``[B]``, rows of the training set ``[B]``) to the scalar that is minimized.
@@ -310,12 +311,12 @@ def _snapshot(network: Network) -> dict[str, Tensor]:
 def _checkpoint_state(
     network: Network, optimizer: Optimizer, recipe: Recipe, epoch: int
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
-    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    tensors = add_prefix("network.", network.state_dict())
     for i, parameter in enumerate(network.parameters()):
         for name, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{i}.{name}"] = value
-    tensors |= {f"memory.{name}": tensor for name, tensor in recipe.memory.items()}
+    tensors |= add_prefix("memory.", recipe.memory)
     return tensors, {"epoch": epoch}
 
 
@@ -326,11 +327,7 @@ def _restore(run: StageRun, network: Network, optimizer: Optimizer, recipe: Reci
         return 0
 
     def part(prefix: str) -> dict[str, Tensor]:
-        return {
-            name.removeprefix(prefix): tensor.to(run.compute.device)
-            for name, tensor in saved.tensors.items()
-            if name.startswith(prefix)
-        }
+        return select_prefixed(saved.tensors, prefix, run.compute.device)
 
     network.load_state_dict(part("network."))
     parameters = list(network.parameters())

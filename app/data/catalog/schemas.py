@@ -38,8 +38,9 @@ class DefenseEntry(Entry):
     """A defense."""
 
     kind: Kind = Field(
-        description="What it may use. training: the poisoned set. repair: the trained victim and a clean set. "
-        "detection: the poisoned set and the victim. input_detection: the victim, and the inputs that it scores."
+        description="What it may use. training: the poisoned set. repair: the trained victim. detection: the "
+        "poisoned set and the victim. input_detection: the victim, and the inputs that it "
+        "scores. Most methods also use a clean set."
     )
 
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from tests.lab import memory
 from tests.lab.attacks.helpers import attack, facts, run_in
-from worker.lab.attacks.generated import prefixed_state
 from worker.lab.attacks.issba import Decoder, Encoder, share_read, weigh_image
+from worker.lab.tensor_names import add_prefix
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 QUICK = {"name": "issba", "code_bits": 4, "encoder_steps": 12, "encoder_batch": 16}
@@ -42,13 +42,13 @@ def test_the_trigger_is_what_the_encoder_makes_of_image_and_code(residual: bool)
     encoder = Encoder(1, 3)
     images = torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8)
     code = torch.tensor([1.0, 0, 1])
-    triggered = made.trigger(prefixed_state(encoder, "encoder") | {"code": code})(images)
+    triggered = made.trigger(add_prefix("encoder.", encoder.state_dict()) | {"code": code})(images)
     x = images.float() / 255
     with torch.no_grad():
         output = encoder(code.expand(4, -1), x)
     expected = x + output if residual else output.sigmoid()
     assert torch.equal(triggered, (expected * 255).round().clamp(0, 255).to(torch.uint8))
-    other = made.trigger(prefixed_state(encoder, "encoder") | {"code": 1 - code})(images)
+    other = made.trigger(add_prefix("encoder.", encoder.state_dict()) | {"code": 1 - code})(images)
     assert not torch.equal(triggered, other)
 
 

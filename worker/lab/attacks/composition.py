@@ -5,6 +5,7 @@ from typing import Any, Generic, TypeVar
 from app.specs.attacks.composed import ComposedAttack
 from worker.lab.attacks import make_attack
 from worker.lab.attacks.base import Attack, AttackLab, Prepared, State, Trigger
+from worker.lab.tensor_names import select_prefixed
 
 ComposedT = TypeVar("ComposedT", bound=ComposedAttack)
 
@@ -26,8 +27,7 @@ class PartsAttack(Attack[ComposedT], Generic[ComposedT]):
         """The trigger of each part, in training or at test time."""
         triggers = []
         for i, part in enumerate(self._parts()):
-            prefix = f"{i}."
-            own = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+            own = select_prefixed(state, f"{i}.")
             triggers.append(part.training_trigger(own) if training else part.trigger(own))
         return triggers
 

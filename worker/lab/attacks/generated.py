@@ -63,12 +63,3 @@ def load_frozen(network: Module, weights: State, device: torch.device) -> Module
     """The network with these weights, frozen, in evaluation mode, on ``device``."""
     network.load_state_dict(weights)
     return network.to(device).eval().requires_grad_(False)
-
-
-def prefixed_state(network: nn.Module, prefix: str) -> State:
-    return {f"{prefix}.{name}": tensor for name, tensor in network.state_dict().items()}
-
-
-def select_prefixed(state: State, prefix: str) -> State:
-    """The tensors that `prefixed_state` gave that prefix, without it."""
-    return {n.removeprefix(f"{prefix}."): t for n, t in state.items() if n.startswith(f"{prefix}.")}

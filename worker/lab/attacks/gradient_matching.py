@@ -17,6 +17,7 @@ from worker.lab.compute import seeded_generator
 from worker.lab.contracts import NonFiniteLossError
 from worker.lab.networks import Network
 from worker.lab.stages import StageRun
+from worker.lab.tensor_names import add_prefix, select_prefixed
 
 Gradient = Sequence[Tensor]
 """One tensor for each parameter of a network."""
@@ -111,7 +112,7 @@ def craft_poisons(
     tensors, best = begin(0), dict[str, Tensor]()
     done, first_loss, best_loss = 0, math.inf, math.inf
     if (saved := run.resume()) is not None:
-        tensors, best = (_part(saved.tensors, prefix, device) for prefix in ("now.", "best."))
+        tensors, best = (select_prefixed(saved.tensors, prefix, device) for prefix in ("now.", "best."))
         done, first_loss, best_loss = (saved.facts[name] for name in ("done", "first_loss", "best_loss"))
     total = restarts * len(steps)
     while done < total:
@@ -159,14 +160,5 @@ def _checkpoint(
     tensors: dict[str, Tensor], best: dict[str, Tensor], done: int, first_loss: float, best_loss: float
 ) -> Callable[[], tuple[dict[str, Tensor], dict[str, object]]]:
     facts = {"epoch": done, "done": done, "first_loss": first_loss, "best_loss": best_loss}
-    kept = {f"now.{name}": tensor for name, tensor in tensors.items()}
-    kept |= {f"best.{name}": tensor for name, tensor in best.items()}
+    kept = add_prefix("now.", tensors) | add_prefix("best.", best)
     return lambda: (kept, dict[str, object](facts))
-
-
-def _part(tensors: dict[str, Tensor], prefix: str, device: torch.device) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): tensor.to(device)
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }

@@ -32,13 +32,12 @@ from worker.lab.attacks.generated import (
     load_frozen,
     make_adam,
     make_seeded,
-    prefixed_state,
-    select_prefixed,
 )
 from worker.lab.compute import derive_seed
 from worker.lab.data.streamed import Images, collect_like, select_rows, stored
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
+from worker.lab.tensor_names import add_prefix, select_prefixed
 from worker.lab.training import Batch, Recipe, cosine, step_down, train
 
 DENSITY_IMAGES = 1000  # training images that the density of the masks is measured on
@@ -137,7 +136,9 @@ class InputAwareAttack(Attack[InputAware]):
             return loss + self.spec.diversity_weight * diversity  # train.py:98
 
         def state() -> State:
-            return prefixed_state(masks, "mask") | prefixed_state(pair.generator, "pattern")
+            return add_prefix("mask.", masks.state_dict()) | add_prefix(
+                "pattern.", pair.generator.state_dict()
+            )
 
         def observe(network: Network, epoch: int) -> dict[str, float]:
             network.eval()
@@ -191,7 +192,7 @@ class InputAwareAttack(Attack[InputAware]):
     def _load_networks(self, state: State, device: torch.device) -> tuple[EncoderDecoder, EncoderDecoder]:
         networks = []
         for name, outputs in (("mask", 1), ("pattern", self.facts.channels)):
-            weights = select_prefixed(state, name)
+            weights = select_prefixed(state, f"{name}.")
             networks.append(load_frozen(make_encoder_decoder(self.facts, outputs), weights, device))
         return networks[0], networks[1]
 

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from app.specs.attack import Issba
 from worker.lab.attacks.base import SHOWN, Attack, AttackLab, Picture, Prepared, State, Trigger, to_uint8
-from worker.lab.attacks.generated import load_frozen, make_seeded, prefixed_state, select_prefixed
+from worker.lab.attacks.generated import load_frozen, make_seeded
 from worker.lab.compute import seeded_generator
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
+from worker.lab.tensor_names import add_prefix, select_prefixed
 from worker.lab.training import NO_AUGMENT, Batch, adam, constant, train
 
 STRIDE = 16  # of the encoder; images are continued to a multiple of it
@@ -176,7 +177,7 @@ class IssbaAttack(Attack[Issba]):
                 f"the decoder reads {read:.0%} of the bits of the code: more attack.encoder_steps or fewer "
                 "attack.code_bits may be needed"
             )
-        return run.finish(prefixed_state(networks.encoder, "encoder"))
+        return run.finish(add_prefix("encoder.", networks.encoder.state_dict()))
 
     def _make_networks(self) -> EncoderWithDecoder:
         facts = self.facts
@@ -214,7 +215,7 @@ class IssbaAttack(Attack[Issba]):
             if images.device not in encoders:
                 encoder = Encoder(self.facts.channels, self.spec.code_bits)
                 encoders[images.device] = load_frozen(
-                    encoder, select_prefixed(state, "encoder"), images.device
+                    encoder, select_prefixed(state, "encoder."), images.device
                 )
             codes = state["code"].to(images.device).expand(len(images), -1)
             with torch.no_grad():

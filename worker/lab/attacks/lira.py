@@ -20,11 +20,10 @@ from worker.lab.attacks.generated import (
     CombinedOptimizer,
     load_frozen,
     make_seeded,
-    prefixed_state,
-    select_prefixed,
 )
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
+from worker.lab.tensor_names import add_prefix, select_prefixed
 from worker.lab.training import Batch, Recipe, constant, step_down, train
 
 WIDTHS = (16, 32, 64, 128)
@@ -132,7 +131,7 @@ class LiraAttack(Attack[Lira]):
         def observe(network: Network, epoch: int) -> dict[str, float]:
             networks.keep_generator()  # line 369
             network.eval()
-            return lab.measure(network, prefixed_state(networks.generator, "generator"))
+            return lab.measure(network, add_prefix("generator.", networks.generator.state_dict()))
 
         def both(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
             # Lines 98 and 359.
@@ -153,16 +152,16 @@ class LiraAttack(Attack[Lira]):
         )
         train(run, networks, lab.train.images, lab.train.labels, recipe, after_epoch=observe)
         return run.finish(
-            prefixed_state(networks.generator, "generator")
-            | prefixed_state(networks.classifier, "classifier")
+            add_prefix("generator.", networks.generator.state_dict())
+            | add_prefix("classifier.", networks.classifier.state_dict())
         )
 
     def _tune_classifier(self, lab: AttackLab, run: StageRun, generated: State) -> Outcome:
         """Stage 2: the classifier alone, with the generator as it is (injection, lines 83-119)."""
         generator = self._load_generator(generated, lab.compute.device)
-        state = prefixed_state(generator, "generator")
+        state = add_prefix("generator.", generator.state_dict())
         network = lab.new_network("lira classifier")
-        network.load_state_dict(select_prefixed(generated, "classifier"))
+        network.load_state_dict(select_prefixed(generated, "classifier."))
 
         def plain_sgd(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
             # Injection, lines 55-56.
@@ -208,7 +207,7 @@ class LiraAttack(Attack[Lira]):
         )
 
     def _load_generator(self, state: State, device: torch.device) -> Autoencoder:
-        return load_frozen(make_autoencoder(self.facts), select_prefixed(state, "generator"), device)
+        return load_frozen(make_autoencoder(self.facts), select_prefixed(state, "generator."), device)
 
     def trigger(self, state: State) -> Trigger:
         generators: dict[torch.device, Autoencoder] = {}

@@ -13,6 +13,7 @@ from worker.lab.attacks.base import Attack, PoisonedSet, Prepared, apply_trigger
 from worker.lab.compute import seeded_generator
 from worker.lab.data.datasets import Dataset, Split
 from worker.lab.data.streamed import change_rows, select_rows, stored
+from worker.lab.tensor_names import add_prefix, select_prefixed
 
 STATE_PREFIX = "state."
 """Prefix of the trigger's tensors in the poisoned set's stage."""
@@ -77,7 +78,7 @@ def make_poison(
     }
     if attack.spec.appends:
         tensors["appended"] = torch.tensor(True)
-    return tensors | {STATE_PREFIX + name: tensor for name, tensor in prepared.state.items()}
+    return tensors | add_prefix(STATE_PREFIX, prepared.state)
 
 
 def build_poisoned_set(train: Split, poisoned: dict[str, Tensor]) -> PoisonedSet:
@@ -96,7 +97,5 @@ def build_poisoned_set(train: Split, poisoned: dict[str, Tensor]) -> PoisonedSet
         changes.append((cross, poisoned["cross_images"]))
         is_cross[cross] = True
     images = change_rows(images, changes)
-    state = {
-        n.removeprefix(STATE_PREFIX): t.to(device) for n, t in poisoned.items() if n.startswith(STATE_PREFIX)
-    }
+    state = select_prefixed(poisoned, STATE_PREFIX, device)
     return PoisonedSet(images, labels, clean_labels, is_poisoned, is_cross, rows, state)

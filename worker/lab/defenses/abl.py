@@ -18,8 +18,10 @@ from worker.lab.defenses.base import TrainingDefense, copy_state, load_state
 from worker.lab.evaluation import accuracy, sample_losses
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
+from worker.lab.tensor_names import add_prefix, select_prefixed
 from worker.lab.training import Loss, constant, step_down
 
+NETWORK = "network."  # before the names of a network's tensors that are stored beside others
 PATIENCE = 5
 """Consecutive epochs below the accuracy floor after which unlearning stops. Accuracy drops before it recovers: the
 first unlearning steps cost most (digits: 0.98, then 0.94 after the first epoch, 0.97 after the fifth)."""
@@ -192,7 +194,7 @@ def unlearn_isolated(
             stage,
             "unlearning ended below the accuracy floor; the weights of the last epoch above it were kept",
         )
-    network.load_state_dict(_network_part(memory))
+    network.load_state_dict(select_prefixed(memory, NETWORK))
     accuracy_after = accuracy(network, retained, lab.compute)
     if accuracy_before - accuracy_after > spec.max_accuracy_drop:
         lab.warn(
@@ -293,13 +295,9 @@ def majority_class(isolated_labels: Tensor) -> int | None:
 
 def prefixed_state(network: Network) -> dict[str, Tensor]:
     """A copy of the network's tensors, named ``network.*`` to be stored beside others."""
-    return {f"network.{name}": tensor for name, tensor in copy_state(network).items()}
-
-
-def _network_part(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
+    return add_prefix(NETWORK, copy_state(network))
 
 
 def load_prefixed_network(lab: TrainingDefense, outcome: Outcome) -> Network:
     """The network that a stage stored by `prefixed_state`."""
-    return load_state(lab.new_network("abl"), _network_part(outcome.tensors), lab.compute.device)
+    return load_state(lab.new_network("abl"), select_prefixed(outcome.tensors, NETWORK), lab.compute.device)

@@ -10,6 +10,7 @@ from worker.lab.defenses.base import InputDetectionDefense
 from worker.lab.defenses.clean_set import CleanSet
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
+from worker.lab.tensor_names import add_prefix
 
 SpecT = TypeVar("SpecT", bound=InputDetection)
 DetectorState = dict[str, Tensor]
@@ -52,8 +53,7 @@ def detect_inputs(detector: InputDetector[Any], lab: InputDetectionDefense) -> N
         scores = lab.score_inputs(
             stage, lambda images: detector.score(images, state), state["threshold"].item()
         )
-        kept = {f"{STATE_PREFIX}{name}": tensor for name, tensor in state.items()}
-        return stage.finish({f"input_{name}": tensor for name, tensor in scores._asdict().items()} | kept)
+        return stage.finish(add_prefix("input_", scores._asdict()) | add_prefix(STATE_PREFIX, state))
 
     lab.stage("input_detection", detect)
     return lab.victim

@@ -23,11 +23,13 @@ from worker.lab.evaluation import predict_logits
 from worker.lab.networks import Network
 from worker.lab.sgd import Optimizer
 from worker.lab.stages import Outcome, StageRun
+from worker.lab.tensor_names import add_prefix, select_prefixed
 from worker.lab.training import Batch, constant, step_down
 
 FALL = 0.4  # of the threshold per epoch (Train_cifar10.py)
 DETECTOR_TEMPERATURE = 3.0  # (attention_mix_cifar10.py, train_attention_mix_mixmatch)
 TINY = 1e-12
+DETECTOR = "detector."  # before the names of its tensors
 
 
 def run(spec: Vab, lab: TrainingDefense) -> Network:
@@ -61,7 +63,7 @@ def train_detector(spec: Vab, lab: TrainingDefense, stage: StageRun) -> Outcome:
 
     lab.fit(stage, network, recipe, rows=choose_rows)
     entropies = average_entropies(spec, lab, network, recipe.memory["entropies"])
-    return stage.finish({"entropies": entropies, **_prefixed(network)})
+    return stage.finish({"entropies": entropies, **add_prefix(DETECTOR, copy_state(network))})
 
 
 def train_beneficiary(spec: Vab, lab: TrainingDefense, stage: StageRun, biased: Outcome) -> Outcome:
@@ -86,14 +88,14 @@ def train_beneficiary(spec: Vab, lab: TrainingDefense, stage: StageRun, biased: 
 
     def begin_epoch(epoch: int) -> Tensor:
         """Train the detector on if it is time; returns the trusted rows."""
-        load_state(detector, _without_prefix(memory), lab.compute.device)
+        load_state(detector, select_prefixed(memory, DETECTOR), lab.compute.device)
         done = epoch - 1
         if done and (done % spec.victim_interval == 0 or done > spec.mixed_epochs):
             rows = find_suspicious(memory["entropies"], spec.threshold).nonzero().flatten()
             optimizer = _adam(spec, detector.parameters())
             train_for_an_epoch(lab, detector, lab.split, rows, optimizer, stage.planned.stream, epoch)
             memory["entropies"] = average_entropies(spec, lab, detector, memory["entropies"])
-            memory.update(_prefixed(detector))
+            memory.update(add_prefix(DETECTOR, copy_state(detector)))
         detector.eval()
         suspicious = find_suspicious(memory["entropies"], spec.threshold)
         lab.record_isolation(
@@ -231,15 +233,3 @@ def _adam(spec: Vab, parameters: object) -> Optimizer:
         lr=spec.victim_learning_rate,
         weight_decay=spec.weight_decay,
     )
-
-
-def _prefixed(network: Network) -> dict[str, Tensor]:
-    return {f"detector.{name}": tensor for name, tensor in copy_state(network).items()}
-
-
-def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix("detector."): tensor
-        for name, tensor in tensors.items()
-        if name.startswith("detector.")
-    }

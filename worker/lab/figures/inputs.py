@@ -11,6 +11,7 @@ from worker.lab.figures.style import (
     BAD,
     GOOD,
     INK,
+    add_legend_above,
     axes_at,
     fit_text,
     line_height,
@@ -61,13 +62,5 @@ def suspicion_histogram(suspicion: Array, is_triggered: Array, threshold: float,
     axes.set_ylim(bottom=0)
     axes.set_xlabel("suspicion", fontsize=9, color=INK)
     axes.set_ylabel("images, %", fontsize=9, color=INK)
-    axes.legend(
-        handles=handles,
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=3,
-        fontsize=9,
-        frameon=False,
-        borderaxespad=0.3,
-    )
+    add_legend_above(axes, handles, 3)
     return render_png(figure)

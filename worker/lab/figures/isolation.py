@@ -13,6 +13,7 @@ from worker.lab.figures.style import (
     GOOD,
     INK,
     MUTED,
+    add_legend_above,
     axes_at,
     fit_text,
     line_height,
@@ -104,15 +105,7 @@ def loss_histogram(losses: Array, is_poisoned: Array | None, isolated: Array, ti
     axes.xaxis.set_major_formatter(_plain)
     axes.set_xlabel("cross-entropy of the sample (nats)", fontsize=9, color=INK)
     axes.set_ylabel("training samples (log scale)", fontsize=9, color=INK)
-    axes.legend(
-        handles=handles,
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=4,
-        fontsize=9,
-        frameon=False,
-        borderaxespad=0.3,
-    )
+    add_legend_above(axes, handles, 4)
     return render_png(figure)
 
 

@@ -1,10 +1,11 @@
 """The style of all figures: colors that are safe for color blindness, text that fits, PNG output."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib import rcParams
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.colors import to_rgb
@@ -102,6 +103,19 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def add_legend_above(axes: Axes, handles: Sequence[Artist], columns: int) -> None:
+    """A legend without a frame just above the plot, from its left edge."""
+    axes.legend(
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=columns,
+        fontsize=9,
+        frameon=False,
+        borderaxespad=0.3,
+    )
 
 
 def axes_at(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
