@@ -178,7 +178,7 @@ def run(spec: ExperimentSpec, work: Path, data_dir: Path) -> tuple[dict[str, Any
 
 
 def row_of_few(classes: int, seeds: list[int]) -> str:
-    """The table row of clean data with every set of so many neighboring digits, over all seeds."""
+    """The table row of clean data with every set of ``classes`` neighboring digits, over all seeds."""
     whole = load_whole_dataset(Digits(), WORK)
     before: list[float] = []
     after: list[float] = []

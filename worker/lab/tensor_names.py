@@ -1,4 +1,4 @@
-"""Several sets of named tensors in one, told apart by the beginnings of their names."""
+"""Several sets of named tensors in one dictionary, distinguished by a prefix of their names."""
 
 from collections.abc import Mapping
 

@@ -92,8 +92,8 @@ class Blind(DirtyLabelAttack):
     )
     history_epochs: float = field(
         1.28,
-        "Batches of that mean; until there are so many the second loss is not used. The authors' 1,000 batches of 64 "
-        "images of CIFAR-10. Used only with loss_threshold.",
+        "Length of the window of that mean. The second loss is not used before the window is full. The authors have "
+        "1,000 batches of 64 images of CIFAR-10. Used only with loss_threshold.",
         unit="epochs",
         source=BLIND_CODE,
         gt=0,

@@ -51,7 +51,7 @@ class Pdb(CleanSetDefense):
     )
     shift: int = field(
         1,
-        "The target of the defender's backdoor is the class so many after the true one, the first after the last.",
+        "Distance from the true class to the class that the defender's backdoor assigns, counted cyclically.",
         unit="classes",
         source=CODE,
         ge=1,

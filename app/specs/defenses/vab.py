@@ -24,7 +24,7 @@ _PRESETS = {
 
 
 class Vab(Defense):
-    """V&B (Zhu et al., 2023b): one model is given up to the poison, and shows the other which samples to trust."""
+    """V&B (Zhu et al., 2023b): one model learns the poison, and shows the other which samples to trust."""
 
     needs_spatial_maps: ClassVar[bool] = True
 

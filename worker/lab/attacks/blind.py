@@ -38,7 +38,7 @@ class BlindAttack(Attack[Blind]):
         network = lab.new_network("blind")
         pattern, shown = self._draw_pattern(lab.compute.device)
         batches = -(-len(lab.train) // lab.recipe.batch_size)
-        # The last losses on clean images; infinite before there are so many. Part of checkpoints, as they decide.
+        # The last losses on clean images, infinite until the window is full; kept in checkpoints.
         history = torch.full((max(1, round(self.spec.history_epochs * batches)),), torch.inf)
         memory = {"history": history.to(lab.compute.device)}
 

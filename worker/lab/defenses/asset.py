@@ -2,7 +2,7 @@
 
 A new model learns to tell nothing about clean images: the variance of its logits on the clean set is minimized. In
 turn its loss on suspects of the training set is maximized. What the two leave is a high loss on poison and a low one
-on the rest. The suspects of a batch are found anew: a small network learns, on the victim's features, to tell the
+on the rest. The suspects are found again in every batch: a small network learns, on the victim's features, to tell the
 batch from clean images, and the outliers of its output are suspects (ASSET_demo.ipynb, cell 8).
 
 The features are those before pooling. Adam moves every weight alike, so what a step does to the small network's output

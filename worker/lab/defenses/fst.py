@@ -1,7 +1,7 @@
 """Feature shift tuning (Min et al. 2023).
 
-The last layer is drawn anew, and the whole network is fine-tuned with ``L + alpha <w, w0>``, where ``w`` are the
-weights of the last layer and ``w0`` the victim's, under the constraint that ``w`` has the norm of ``w0``
+The last layer starts from random weights, and the whole network is fine-tuned with ``L + alpha <w, w0>``, where ``w``
+are the weights of the last layer and ``w0`` the victim's, under the constraint that ``w`` has the norm of ``w0``
 (algorithm 1). The inner product drives the layer away from the victim's, so that the features shift as well.
 """
 

@@ -1,7 +1,7 @@
 """V&B, the victim and the beneficiary (Zhu et al. 2023b).
 
 Two models are trained in turn. The first, here called the detector, learns the samples of which it is surest, among
-which the poison is, and is given up to the backdoor. The second learns the other samples, those of high entropy, mixed
+which the poison is, and so it learns the backdoor. The second learns the other samples, those of high entropy, mixed
 by its own attention; later also the images of the suspicious ones, with the detector's predictions taken off all
 targets.
 """
