@@ -12,10 +12,9 @@ from pathlib import Path
 import pynvml
 
 from app.specs.placement import CPU, GPU
+from worker.lab.host_memory import read_memory
 
 NAME_CHARACTERS = 200
-MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
-KIBIBYTE = 2**10
 
 
 @dataclass(frozen=True)
@@ -75,20 +74,13 @@ class MemoryWatch:
             with suppress(pynvml.NVMLError):  # not supported for a MIG instance
                 memory = pynvml.nvmlDeviceGetMemoryInfo(self._handle)
                 total, used = int(memory.total), int(memory.used)
-        return {"device_total": total, "device_used": used} | host_memory()
-
-
-def host_memory() -> dict[str, int | None]:
-    """Total and used bytes of this machine, or of its container if that has a lower limit."""
-    try:
-        lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
-        total, free = (int(lines[key].split()[0]) * KIBIBYTE for key in ("MemTotal", "MemAvailable"))
-    except (OSError, KeyError, ValueError):
-        return {"host_total": None, "host_used": None}
-    limit, used = (_number(CGROUP / name) for name in ("memory.max", "memory.current"))
-    if limit is not None and used is not None and limit < total:
-        return {"host_total": limit, "host_used": used}
-    return {"host_total": total, "host_used": total - free}
+        host = read_memory()
+        return {
+            "device_total": total,
+            "device_used": used,
+            "host_total": host and host.total,
+            "host_used": host and host.used,
+        }
 
 
 def _list_gpus() -> list[Gpu]:
@@ -102,13 +94,6 @@ def _list_gpus() -> list[Gpu]:
         ]
     except pynvml.NVMLError:
         return []
-
-
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):  # "max" means no limit
-        return None
 
 
 def _cpu_name() -> str:

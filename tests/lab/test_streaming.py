@@ -24,6 +24,7 @@ from worker.lab.data.importing import import_dataset
 from worker.lab.data.space import Space
 from worker.lab.data.streamed import StreamedImages, count_levels
 from worker.lab.experiment import run_experiment
+from worker.lab.host_memory import Memory
 from worker.lab.local import FolderStore
 
 ONE_OF_EACH_KIND = ["all_to_all", "wanet", "input_aware", "adaptive_blend", "poison_frogs", "tact"]
@@ -103,7 +104,7 @@ def test_a_dataset_that_is_large_for_the_machine_is_streamed(
     size = (tmp_path / "imported/large.safetensors").stat().st_size
     named = Imported(key="large")
     for memory, expected in ((3 * size, torch.Tensor), (3 * size - 3, StreamedImages)):
-        monkeypatch.setattr(streamed_module, "host_memory", lambda memory=memory: memory)
+        monkeypatch.setattr(streamed_module, "read_memory", lambda memory=memory: Memory(memory, 0))
         whole = load_whole_dataset(named, tmp_path)
         assert isinstance(whole.train.images, expected)
     monkeypatch.setattr(files, "_INTACT", set())
@@ -129,7 +130,7 @@ def test_an_import_that_is_large_for_the_machine_is_made_on_disk(
     stored = [import_dataset(tmp_path / "set.npz", tmp_path, key="a", built_in=None, **arguments)]
     on_disk: list[object] = []
     memmap = np.memmap
-    monkeypatch.setattr(space, "host_memory", lambda: 1000)
+    monkeypatch.setattr(space, "read_memory", lambda: Memory(1000, 0))
     monkeypatch.setattr(
         np, "memmap", lambda *args, **named: on_disk.append(named["shape"]) or memmap(*args, **named)
     )
@@ -168,7 +169,7 @@ def check_flat(folder: Path, share: float) -> None:
 def run_measured(folder: Path) -> None:
     """Print the most memory of its own that this process has during a run on the small set, and on the large one."""
     torch.set_num_threads(1)
-    streamed_module.host_memory = space.host_memory = lambda: 2**23  # everything is streamed
+    streamed_module.read_memory = space.read_memory = lambda: Memory(2**23, 0)  # everything is streamed
     for key in ("small", "large"):
         document = {
             "dataset": {"name": "imported", "key": key},

@@ -3,10 +3,12 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pynvml
 import pytest
 
 from worker import device
+from worker.lab import host_memory
 
 GPUS = [
     SimpleNamespace(uuid="GPU-aaaaaaaa-1111", name="NVIDIA H100 80GB HBM3", total=81559 * 2**20, used=2**30),
@@ -75,12 +77,28 @@ def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> No
     assert device.find_device().kind == "cpu"
 
 
+@pytest.mark.parametrize(
+    ("membership", "folder", "files"),
+    [
+        ("0::/\n", "", ("memory.max", "memory.current")),
+        ("0::/slurm/job\n", "slurm", ("memory.max", "memory.current")),  # the group above has the limit
+        ("5:cpu:/a\n4:memory:/job\n0::/\n", "memory/job", ("memory.limit_in_bytes", "memory.usage_in_bytes")),
+        ("4:memory:/docker/1f3d\n", "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")),
+    ],
+)
 def test_the_memory_limit_of_a_container_is_respected(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    membership: str, folder: str, files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "memory.max").write_text("1048576\n")
-    (tmp_path / "memory.current").write_text("4096\n")
-    monkeypatch.setattr(device, "CGROUP", tmp_path)
-    assert device.host_memory() == {"host_total": 1048576, "host_used": 4096}
-    (tmp_path / "memory.max").write_text("max\n")
-    assert (device.host_memory()["host_total"] or 0) > 1048576
+    (tmp_path / "cgroup").write_text(membership)
+    monkeypatch.setattr(host_memory, "MEMBERSHIP", tmp_path / "cgroup")
+    monkeypatch.setattr(host_memory, "GROUPS", tmp_path / "groups")
+    limit, used = (tmp_path / "groups" / folder / name for name in files)
+    limit.parent.mkdir(parents=True)
+    limit.write_text("1048576\n")
+    used.write_text("4096\n")
+    assert host_memory.read_memory() == (1048576, 4096)
+    for unlimited in ("max\n", "9223372036854771712\n"):
+        limit.write_text(unlimited)
+        memory = host_memory.read_memory()
+        assert memory
+        assert memory.total == psutil.virtual_memory().total

@@ -9,28 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worker.lab.contracts import LabError
+from worker.lab.host_memory import read_memory
 
 MOST_BYTES = 2**40
 """Default of the largest accepted decoded dataset, in bytes."""
 IN_MEMORY_SHARE = 1 / 8
 """Share of this machine's memory above which a new array is put on disk, if there is a folder for it."""
-_MEMINFO, _CGROUP_LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
-
-
-def host_memory() -> int | None:
-    """Bytes of memory of this machine, or of its container if that has a lower limit; None if unknown."""
-    sizes = []
-    for read in (_read_total, lambda: int(_CGROUP_LIMIT.read_text())):
-        try:
-            sizes.append(read())
-        except (OSError, ValueError, LookupError):  # another system, or no limit
-            continue
-    return min(sizes, default=None)
-
-
-def _read_total() -> int:
-    lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
-    return int(lines["MemTotal"].split()[0]) * 1024
 
 
 @dataclass(frozen=True)
@@ -45,8 +29,8 @@ class Space:
 
         Raises LabError if the disk is full.
         """
-        size, total = int(np.prod(shape, dtype=object)), host_memory()
-        if self.folder is None or total is None or size <= IN_MEMORY_SHARE * total:
+        size, memory = int(np.prod(shape, dtype=object)), read_memory()
+        if self.folder is None or memory is None or size <= IN_MEMORY_SHARE * memory.total:
             return np.empty(shape, np.uint8)
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self.folder) as file:

@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from worker.lab.data.space import Space, host_memory
+from worker.lab.data.space import Space
+from worker.lab.host_memory import read_memory
 
 LARGEST_SHARE = 1 / 3
 """Share of a memory above which images are streamed: beside the clean images there are their poisoned copies."""
@@ -212,7 +213,9 @@ def collect_like(images: Images, count: int, parts: Iterable[Tensor]) -> Images:
 def exceeds_memory(size: int, device: torch.device) -> bool:
     """Whether images of ``size`` bytes are too large to be kept in the memory of ``device``."""
     if device.type == "cuda":
-        total: int | None = torch.cuda.get_device_properties(device).total_memory
+        total: int = torch.cuda.get_device_properties(device).total_memory
+    elif memory := read_memory():
+        total = memory.total
     else:
-        total = host_memory()
-    return total is not None and size > LARGEST_SHARE * total
+        return False
+    return size > LARGEST_SHARE * total
