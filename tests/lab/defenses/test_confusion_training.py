@@ -33,6 +33,7 @@ def test_the_lowest_losses_are_kept_and_some_of_every_class() -> None:
     losses, labels = torch.arange(20.0), torch.arange(20) // 10
     assert keep_samples(losses, labels, 0.2, 5).tolist() == [0, 1, 2, 3, 10, 11]
     assert keep_samples(losses, labels, 0.2, 50).tolist() == [0, 1, 2, 3]
+    assert keep_samples(losses, labels, 0.01, 50).tolist() == [0, 1]
 
 
 def test_two_clusters_are_compared_with_the_one_of_the_others() -> None:

@@ -185,7 +185,7 @@ def class_frequencies(labels: Tensor, classes: int) -> Tensor:
 
 def keep_samples(losses: Tensor, labels: Tensor, share: float, one_in: int) -> Tensor:
     """Rows of the lowest losses, and of each class at least one in ``one_in`` samples [cf:510-541]."""
-    kept = lowest(losses, int(share * len(losses)))
+    kept = lowest(losses, max(2, int(share * len(losses))))  # batch normalization cannot train on one
     for label in labels.unique():
         rows = (labels == label).nonzero().flatten()
         kept[rows[lowest(losses[rows], len(rows) // one_in)]] = True
