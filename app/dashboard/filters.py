@@ -35,6 +35,7 @@ METRICS = {
     "true_negatives": "True negatives",
     "false_negatives": "False negatives",
     "pseudo_label_accuracy": "Pseudo-label accuracy",
+    "clean_subset_purity": "Purity of the clean subset",
     "target_class_found": "Target class found",
     "wrong_classes_flagged": "Wrong classes flagged",
     "anomaly_index": "Anomaly index",

@@ -9,6 +9,7 @@ from app.specs.defenses.abl_plus import AblPlus
 from app.specs.defenses.asd import Asd
 from app.specs.defenses.base import Defense
 from app.specs.defenses.cbd import Cbd
+from app.specs.defenses.confusion import ConfusionTraining
 from app.specs.defenses.dbd import Dbd
 from app.specs.defenses.detection import ActivationClustering, NeuralCleanse, SpectralSignatures, Strip
 from app.specs.defenses.input_detection import IbdPsc, ScaleUp, SentiNet, StripInputs, Teco
@@ -20,6 +21,7 @@ from app.specs.defenses.purification import Asset, Beatrix, CognitiveDistillatio
 from app.specs.defenses.reconstructive import Rnp
 from app.specs.defenses.repair import Anp, FinePruning, FineTuning, FtSam, IBau, Mcr, Nad
 from app.specs.defenses.sensitivity import DBr, DSt
+from app.specs.defenses.sifting import MetaSift
 from app.specs.defenses.tuning import FeTuning, Fst
 from app.specs.defenses.unlearning import Npd, Sau
 from app.specs.defenses.vab import Vab
@@ -59,6 +61,8 @@ _BUILT_IN = (
     | CognitiveDistillation
     | SentiNet
     | Asset
+    | MetaSift
+    | ConfusionTraining
     | Nab
     | Cbd
     | Dbd

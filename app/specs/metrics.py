@@ -29,6 +29,7 @@ OF_STAGES = (
     "true_negatives",
     "false_negatives",
     "pseudo_label_accuracy",
+    "clean_subset_purity",
     "target_class_found",
     "wrong_classes_flagged",
     "anomaly_index",

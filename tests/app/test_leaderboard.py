@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from app.data.catalog import service as catalog
+from app.results.leaderboard.published import published
 from app.specs.defenses.repair import Nad
 from app.specs.metrics import summarize
 from tests.app.conftest import Service
@@ -110,7 +112,7 @@ def test_published_numbers_are_marked_and_name_their_source(service: Service) ->
     assert by_source["benchmark", "badnets", "undefended"]["attack_success_rate"] == pytest.approx(
         0.95, abs=1e-3
     )
-    assert set(found["sources"]) == {"abl_paper", "benchmark"}
+    assert set(found["sources"]) == {"abl_paper", "benchmark", "rnp_code"}
     assert board(service, dataset="cifar10", poisoning_rate=0.01)["published"] == []
     text = service.http.get("/v1/leaderboard", params={"dataset": "cifar10", "format": "markdown"}).text
     assert "sig (published: abl_paper, wide_resnet_16_1)" in text
@@ -123,6 +125,15 @@ def test_published_numbers_are_fractions(service: Service, dataset: str) -> None
     for cell in found:
         assert 0 <= cell["clean_accuracy"] <= 1
         assert 0 <= cell["attack_success_rate"] <= 1
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "gtsrb"])
+def test_published_cells_name_methods_that_exist_and_have_a_victim(dataset: str) -> None:
+    cells = published(dataset, None)
+    assert {cell.attack for cell in cells} <= set(catalog.names("attack"))
+    assert {cell.defense for cell in cells} <= {"undefended", *catalog.names("defenses")}
+    victims = {(cell.attack, cell.source) for cell in cells if cell.defense == "undefended"}
+    assert {(cell.attack, cell.source) for cell in cells} == victims
 
 
 def test_the_front_holds_what_nothing_beats_in_both(service: Service, made: list[dict[str, Any]]) -> None:

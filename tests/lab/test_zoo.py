@@ -65,6 +65,8 @@ FIRST_STEPS = {
     "dbd": {"feature_epochs": 1, "head_epochs": 1, "mixmatch_epochs": 1, "mixmatch_steps": 1},
     "d_st": {**SHORT["d_st"], "suspected_ratio": 0.1},
     "d_br": {**SHORT["d_br"], "suspected_ratio": 0.1},
+    "meta_sift": {**SHORT["meta_sift"], "sifters": 1},
+    "confusion_training": {"epochs": 1, "confusion_steps": 1},
     "asd": {"growth_epochs": 1, "loss_epochs": 0, "meta_epochs": 1, "mixmatch_steps": 1},
 }
 """Every defense with as little training as it allows."""

@@ -255,6 +255,8 @@ class Report:
             self.unscored.setdefault((arm, seed), set()).update(scores)
         else:
             columns["is_poisoned"] = truth.int()
+        if (kept := outcome.tensors.get("kept")) is not None:
+            columns["kept"] = torch.zeros_like(labels).index_fill(0, kept.cpu(), 1).int()
         if losses is not None:
             columns["loss"] = losses.cpu()
         order = suspicion.argsort(descending=True, stable=True)

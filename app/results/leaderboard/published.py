@@ -12,8 +12,13 @@ from app.specs.metrics import defense_effectiveness
 SOURCES = {
     "abl_paper": "Li et al. 2021, Anti-Backdoor Learning: Training Clean Models on Poisoned Data, NeurIPS. "
     "CIFAR-10, WRN-16-1; 'Dynamic' is listed as input_aware and 'FC' as poison_frogs. Quoted, not re-measured.",
-    "benchmark": "Public leaderboard of BackdoorBench (Wu et al. 2022), PreActResNet18, poisoning rate 0.1. "
-    "One run a cell; its triggers and schedules differ from ours in detail. Quoted, not re-measured.",
+    "benchmark": "Public leaderboard of BackdoorBench (Wu et al. 2022), PreActResNet18, poisoning rate 0.1: "
+    "static/data/results.csv of its site (github.com/backdoorbench/backdoorbench.github.io at b98eab4, June 2025), and "
+    "its pages for cells that the file lacks. 'SSBA' is listed as issba. One run a cell; its triggers and schedules "
+    "differ from ours in detail. Quoted, not re-measured.",
+    "rnp_code": "Li et al. 2023, Reconstructive Neuron Pruning for Backdoor Defense, ICML: the log in the README of "
+    "their code (github.com/bboylyg/RNP at 4af9901), at its threshold of 0.2. CIFAR-10, ResNet-18, 500 clean images. "
+    "One run. Quoted, not re-measured.",
 }
 NUMBERS = ("poisoning_rate", "clean_accuracy", "attack_success_rate")
 

@@ -62,18 +62,20 @@ EntropyThreshold = Literal["normal_fit", "quantile"]
 RETRAINING_EPOCHS = 30  # for progress only; the retraining itself uses the experiment's number
 
 
-def follow_up() -> Any:
-    return field(
+class Detection(Defense):
+    """Base class of detections that flag samples."""
+
+    kind: ClassVar[Kind] = "detection"
+    then: Then = field(
         "purge_and_retrain",
         "What follows detection. purge_and_retrain: train a new model on the samples that were not flagged, with the "
         "experiment's recipe. nothing: keep the victim.",
         source=TRAN,
     )
 
-
-def detection_stages(defense: Defense, then: Then) -> list[tuple[str, dict[str, Any], int]]:
-    detection = ("detection", defense.fields("then"), 1)
-    return [detection] if then == "nothing" else [detection, ("retrain", {}, RETRAINING_EPOCHS)]
+    def stages(self) -> list[tuple[str, dict[str, Any], int]]:
+        detection = ("detection", self.fields("then"), 1)
+        return [detection] if self.then == "nothing" else [detection, ("retrain", {}, RETRAINING_EPOCHS)]
 
 
 def overlays_field() -> Any:
@@ -118,10 +120,9 @@ def entropy_threshold_field() -> Any:
     )
 
 
-class SpectralSignatures(Defense):
+class SpectralSignatures(Detection):
     """Spectral signatures (Tran et al., 2018): in each class, flag the outliers along the top singular direction."""
 
-    kind: ClassVar[Kind] = "detection"
     name: Literal["spectral_signatures"] = "spectral_signatures"
     presets = _SPECTRAL_PRESETS
     preset: Literal["recommended", "toolbox"] = preset_field(_SPECTRAL_PRESETS, "recommended")
@@ -142,16 +143,11 @@ class SpectralSignatures(Defense):
         gt=0,
         le=0.5,
     )
-    then: Then = follow_up()
-
-    def stages(self) -> list[tuple[str, dict[str, Any], int]]:
-        return detection_stages(self, self.then)
 
 
-class ActivationClustering(Defense):
+class ActivationClustering(Detection):
     """Activation clustering (Chen et al., 2018): split each class into two feature clusters, flag anomalous ones."""
 
-    kind: ClassVar[Kind] = "detection"
     name: Literal["activation_clustering"] = "activation_clustering"
     presets = _CLUSTERING_PRESETS
     preset: Literal["recommended", "paper", "benchmark"] = preset_field(_CLUSTERING_PRESETS, "recommended")
@@ -190,19 +186,17 @@ class ActivationClustering(Defense):
         gt=0,
         le=1000,
     )
-    then: Then = follow_up()
 
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:
-        stages = detection_stages(self, self.then)
+        stages = super().stages()
         if self.analysis != "exclusionary_reclassification":
             return stages
         return [("reclassification", self.fields_with("components"), RETRAINING_EPOCHS), *stages]
 
 
-class Strip(HeldOutDefense):
+class Strip(Detection, HeldOutDefense):
     """STRIP (Gao et al., 2019): flag images whose prediction does not change when other images are overlaid."""
 
-    kind: ClassVar[Kind] = "detection"
     name: Literal["strip"] = "strip"
     presets = STRIP_PRESETS
     preset: Literal["recommended", "benchmark"] = preset_field(STRIP_PRESETS, "recommended")
@@ -210,10 +204,6 @@ class Strip(HeldOutDefense):
     overlay_weight: float = overlay_weight_field()
     false_positive_rate: float = false_positive_rate_field()
     threshold: EntropyThreshold = entropy_threshold_field()
-    then: Then = follow_up()
-
-    def stages(self) -> list[tuple[str, dict[str, Any], int]]:
-        return detection_stages(self, self.then)
 
 
 class NeuralCleanse(HeldOutDefense):

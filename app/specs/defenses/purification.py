@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 from app.specs.base import Preset, field, preset_field
-from app.specs.defenses.base import BENCHMARK, CleanSetDefense, Defense, Kind
-from app.specs.defenses.detection import TOOLBOX, Then, detection_stages, follow_up
+from app.specs.defenses.base import BENCHMARK, CleanSetDefense
+from app.specs.defenses.detection import TOOLBOX, Detection
 from app.specs.facts import DatasetFacts
 
 BOX = "THUYimingLi/BackdoorBox"
@@ -55,10 +55,9 @@ _ASSET_PRESETS = {
 }
 
 
-class Flare(Defense):
+class Flare(Detection):
     """FLARE (Hou et al., 2025): cluster the samples by their least likely activation in each batch-norm layer."""
 
-    kind: ClassVar[Kind] = "detection"
     needs_batch_norm: ClassVar[bool] = True
     name: Literal["flare"] = "flare"
     presets = _FLARE_PRESETS
@@ -103,10 +102,6 @@ class Flare(Defense):
         ge=1,
         le=10000,
     )
-    then: Then = follow_up()
-
-    def stages(self) -> list[tuple[str, dict[str, Any], int]]:
-        return detection_stages(self, self.then)
 
     def unfit(self, facts: DatasetFacts) -> Iterator[tuple[str, Any, str]]:
         if 2 * self.min_cluster_size > facts.train_size:
@@ -114,10 +109,9 @@ class Flare(Defense):
             yield "min_cluster_size", self.min_cluster_size, f"at most {most}, half of the training images"
 
 
-class Scan(CleanSetDefense):
+class Scan(Detection, CleanSetDefense):
     """SCAn (Tang et al., 2021): flag the smaller part of classes that two means explain far better than one does."""
 
-    kind: ClassVar[Kind] = "detection"
     name: Literal["scan"] = "scan"
     presets = _SCAN_PRESETS
     preset: Literal["authors", "toolbox"] = preset_field(_SCAN_PRESETS, "authors")
@@ -129,16 +123,11 @@ class Scan(CleanSetDefense):
         gt=0,
         le=1000,
     )
-    then: Then = follow_up()
-
-    def stages(self) -> list[tuple[str, dict[str, Any], int]]:
-        return detection_stages(self, self.then)
 
 
-class Spectre(Defense):
+class Spectre(Detection):
     """SPECTRE (Hayase et al., 2021): whiten by a robust covariance, flag the highest quantum entropy scores."""
 
-    kind: ClassVar[Kind] = "detection"
     name: Literal["spectre"] = "spectre"
     presets = _SPECTRE_PRESETS
     preset: Literal["toolbox", "benchmark"] = preset_field(_SPECTRE_PRESETS, "toolbox")
@@ -157,16 +146,11 @@ class Spectre(Defense):
         "class.",
         source=f"{TOOLBOX}; {BENCHMARK}",
     )
-    then: Then = follow_up()
-
-    def stages(self) -> list[tuple[str, dict[str, Any], int]]:
-        return detection_stages(self, self.then)
 
 
-class Beatrix(CleanSetDefense):
+class Beatrix(Detection, CleanSetDefense):
     """Beatrix (Ma et al., 2023): flag samples whose channels go together as in no clean image of their class."""
 
-    kind: ClassVar[Kind] = "detection"
     needs_spatial_maps: ClassVar[bool] = True
     name: Literal["beatrix"] = "beatrix"
     presets = _BEATRIX_PRESETS
@@ -193,16 +177,11 @@ class Beatrix(CleanSetDefense):
         gt=0,
         le=1000,
     )
-    then: Then = follow_up()
-
-    def stages(self) -> list[tuple[str, dict[str, Any], int]]:
-        return detection_stages(self, self.then)
 
 
-class CognitiveDistillation(CleanSetDefense):
+class CognitiveDistillation(Detection, CleanSetDefense):
     """Cognitive distillation (Huang et al., 2023): flag images of which a small part suffices for the prediction."""
 
-    kind: ClassVar[Kind] = "detection"
     name: Literal["cognitive_distillation"] = "cognitive_distillation"
     presets = _DISTILLATION_PRESETS
     preset: Literal["authors", "benchmark"] = preset_field(_DISTILLATION_PRESETS, "authors")
@@ -228,17 +207,15 @@ class CognitiveDistillation(CleanSetDefense):
         gt=0,
         le=100,
     )
-    then: Then = follow_up()
 
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:
-        detection, *retraining = detection_stages(self, self.then)
+        detection, *retraining = super().stages()
         return [(*detection[:2], self.steps), *retraining]
 
 
-class Asset(CleanSetDefense):
+class Asset(Detection, CleanSetDefense):
     """ASSET (Pan et al., 2023): flag high losses of a model made blind to clean images and wrong on suspects."""
 
-    kind: ClassVar[Kind] = "detection"
     needs_spatial_maps: ClassVar[bool] = True
     name: Literal["asset"] = "asset"
     presets = _ASSET_PRESETS
@@ -268,7 +245,3 @@ class Asset(CleanSetDefense):
         ge=1,
         le=10000,
     )
-    then: Then = follow_up()
-
-    def stages(self) -> list[tuple[str, dict[str, Any], int]]:
-        return detection_stages(self, self.then)

@@ -45,6 +45,8 @@ SHORT: dict[str, Spec] = {
     "cognitive_distillation": {"steps": 2},
     "sentinet": {"backgrounds": 4},
     "asset": {"steps": 2, "separation_steps": 2},
+    "meta_sift": {"sifters": 2, "warm_up_steps": 1, "steps": 1, "then": "nothing"},
+    "confusion_training": {"epochs": 1, "confusion_steps": 3},
     "nab": {"isolation_epochs": 2, "ranking_window": 1, "labelling_epochs": 2},
     "cbd": {"biased_epochs": 1, "epochs": 2},
     "dbd": {"feature_epochs": 1, "head_epochs": 1, "mixmatch_epochs": 2, "mixmatch_steps": 2},

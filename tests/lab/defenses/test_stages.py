@@ -46,11 +46,19 @@ def test_variants_share_equal_stages() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["ft_sam", "mcr", "anp", "rnp", "i_bau", "neural_cleanse", "nab", "asset", "dbd", "asd", "vab"],
+    [
+        *("ft_sam", "mcr", "anp", "rnp", "i_bau", "neural_cleanse", "nab", "asset", "meta_sift"),
+        *("confusion_training", "dbd", "asd", "vab"),
+    ],
 )
 def test_an_interrupted_run_ends_in_the_same_numbers(name: str) -> None:
     """Also where Adam's moments, masks, a perturbation or trigger costs are kept between epochs."""
-    longer = {"i_bau": {"rounds": 3, "steps": 12}, "asset": {"steps": 6}}
+    longer = {
+        "i_bau": {"rounds": 3, "steps": 12},
+        "asset": {"steps": 6},
+        "meta_sift": {"sifters": 1, "warm_up_steps": 6, "steps": 6},
+        "confusion_training": {"epochs": 2, "confusion_steps": 10, "batch_size": 128, "then": "nothing"},
+    }
     fields = SHORT[name] | longer.get(name, {})
     whole = spec(BADNETS, {"name": name, **fields}, epochs=EPOCHS) | FEW
     expected = experiment(whole, store=STORE, checkpoint_seconds=1e9)

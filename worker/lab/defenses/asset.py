@@ -28,6 +28,7 @@ from worker.lab.compute import Compute
 from worker.lab.data.streamed import Images
 from worker.lab.defenses.base import DetectionDefense
 from worker.lab.defenses.detection import finish_detection, retrain_without_flagged
+from worker.lab.defenses.perceptron import apply_layers, make_layers
 from worker.lab.defenses.repair import copy_network
 from worker.lab.evaluation import sample_losses
 from worker.lab.networks import Network
@@ -86,31 +87,20 @@ class Separator:
     """The small network of a batch, with a sigmoid for its output."""
 
     def __init__(self, inputs: int, generator: torch.Generator) -> None:
-        def layer(size: int, outputs: int) -> tuple[Tensor, Tensor]:
-            bound = size**-0.5  # torch's own for linear layers
-            weight, bias = (
-                (2 * bound * torch.rand(*shape, device=generator.device, generator=generator) - bound)
-                for shape in ((outputs, size), (outputs,))
-            )
-            return weight.requires_grad_(), bias.requires_grad_()
-
-        self.layers = [layer(inputs, HIDDEN), layer(HIDDEN, HIDDEN), layer(HIDDEN, 1)]
+        self.layers = make_layers((inputs, HIDDEN, HIDDEN, 1), generator)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Outputs ``[n]`` of features ``[n, D]``."""
-        for weight, bias in self.layers[:-1]:
-            x = F.linear(x, weight, bias).relu()
-        return F.linear(x, *self.layers[-1]).sigmoid()[:, 0]
+        return apply_layers(self.layers, x)
 
     def separate(self, batch: Tensor, clean: Tensor, steps: int) -> None:
         """Learn 1 for ``batch`` ``[n, D]`` and 0 for ``clean`` ``[m, D]``, in turn, each with moments of its own."""
-        parameters = [tensor for layer in self.layers for tensor in layer]
         rate = SEPARATION_RATE * FEATURES / batch.shape[1]
-        goals = [(x, goal, Adam(parameters, rate)) for x, goal in ((batch, 1.0), (clean, 0.0))]
+        goals = [(x, goal, Adam(self.layers, rate)) for x, goal in ((batch, 1.0), (clean, 0.0))]
         for _ in range(steps):
             for x, goal, adam in goals:
                 loss = (self(x) - goal).square().mean()
-                adam.descend(torch.autograd.grad(loss, parameters))
+                adam.descend(torch.autograd.grad(loss, self.layers))
 
 
 class Offset:

@@ -136,6 +136,13 @@ class TrainingDefense(Defense):
         values = self._harness.score(suspicion, isolated)
         self.record(run, epoch, {n: v for n, v in values.items() if final or n.startswith("isolation_")})
 
+    def record_clean_subset(self, run: StageRun, epoch: int, suspicion: Tensor, kept: Tensor) -> None:
+        """Record how much of a subset, rows ``kept`` ``[K]``, is clean, and the AUROC of ``suspicion`` ``[N]``."""
+        values = self._harness.score(suspicion, kept)
+        if "isolation_precision" in values:
+            purity = {"clean_subset_purity": 1 - values["isolation_precision"]}
+            self.record(run, epoch, purity | {"isolation_auroc": values["isolation_auroc"]})
+
     def record_before_unlearning(self, run: StageRun, epoch: int, network: Network) -> None:
         """Record accuracy and attack success of ``network``, which is about to be unlearned."""
         self.record(run, epoch, self._harness.before_unlearning(network))
