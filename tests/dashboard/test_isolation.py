@@ -23,8 +23,18 @@ BELIEF = {
         "poisoned": True,
         "target_class": 3,
         "poisoning_rate": 0.2,
-        "accused_class": 3,
-        "removal_test": {"known": 0.07, "known_held_out": 0.93, "dominance": 0.98},
+        "target_classes": [3],
+        "not_judged": [],
+        "removal_tests": [
+            {
+                "images": 4,
+                "sign": "dominance",
+                "poison": True,
+                "label": 3,
+                "known": 0.07,
+                "known_held_out": 0.93,
+            }
+        ],
     },
     "truth": {"poisoned": True, "target_class": 0, "poisoning_rate": 0.2},
 }

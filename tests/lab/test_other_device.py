@@ -17,7 +17,7 @@ from tests.lab.other_device import MixedDevicesError, other_device
 from worker.lab import figures
 from worker.lab.compute import Compute, choose_compute
 from worker.lab.contracts import CanceledError, NonFiniteLossError
-from worker.lab.defenses import abl, abl_plus, removal, sorting
+from worker.lab.defenses import abl, abl_plus, removal, signs
 from worker.lab.experiment import run_experiment
 from worker.lab.interactive import predict
 
@@ -216,23 +216,12 @@ def test_abl_without_a_majority_class_and_with_costly_unlearning(monkeypatch: py
 
 
 @pytest.mark.usefixtures("device")
-@pytest.mark.parametrize("by_strangeness", [True, False])
-def test_every_stage_of_abl_plus(by_strangeness: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A class is flagged, by the sorting rounds or in spite of them, and the flagged samples have to be unlearned."""
-    really = abl_plus.predicts_flagged_label
-
-    def always(*arguments: Any) -> bool:
-        really(*arguments)
-        return True
-
-    monkeypatch.setattr(sorting.ClassEvidence, "flagged", True)
-    monkeypatch.setattr(sorting.ClassEvidence, "separates_members", by_strangeness)
-    # Few samples are left after one epoch; the removal test is to run, and to confirm.
-    everything: Any = lambda flagged, *_: removal.Split(flagged, flagged, ~flagged)  # noqa: E731
-    monkeypatch.setattr(abl_plus, "split_class", everything)
-    monkeypatch.setattr(removal.Removal, "proves_poison", True)
-    monkeypatch.setattr(abl_plus, "predicts_flagged_label", always)
-    monkeypatch.setattr(abl_plus, "POISON_THRESHOLD", 0.0)  # one epoch gives no high probabilities
+def test_every_stage_of_abl_plus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class is divided and found to be poisoned, and the poison has to be unlearned."""
+    monkeypatch.setattr(signs, "BIMODAL", 0.0)
+    monkeypatch.setattr(signs, "MIN_MEMBERS", 2)
+    monkeypatch.setattr(removal.Removal, "is_unexplained", True)
+    monkeypatch.setattr(abl_plus, "MISSED", -1.0)
     done = twice(spec(ATTACKS["badnets"], {"name": "abl_plus", **SHORT["abl_plus"]}))
     assert ("abl_plus", 0, "isolated_accuracy") in done.points
 

@@ -68,12 +68,12 @@ async function showBelief() {
       ["Truth", format(truth[field])],
     ]);
   }
-  const removal = believes.removal_test;
-  if (removal) {
-    const accused = className(believes.accused_class);
+  for (const test of believes.removal_tests ?? []) {
+    const where = `${test.images} images of ${className(test.label)}`;
+    const found = test.poison ? "poison" : "not poison";
     const rows = [
-      [`Accused images of ${accused} that models trained without them give that label`, removal.known],
-      [`Other images of ${accused} that the same models have not seen, either`, removal.known_held_out],
+      [`${where} that a model trained without them gives that label: ${found}`, test.known],
+      [`Other images of ${className(test.label)} that the same model has not seen`, test.known_held_out],
     ];
     for (const [question, share] of rows) {
       appendRow(el("belief"), question, [

@@ -1,63 +1,136 @@
 """The removal test of `abl_plus`, on hand-computed predictions."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from worker.lab.defenses.removal import Removal, judge_removal, split_class
+from worker.lab.defenses.removal import (
+    Removal,
+    Split,
+    effective_number,
+    find_poisoned,
+    judge_removals,
+    split_class,
+)
+
+POISON = Removal(label=3, known=0.0, known_held_out=1.0, foreign=0.5, variety=6.0, dominance=0.9, held_out=30)
+CLEAN_SIDE = replace(POISON, foreign=0.02, variety=1.0, dominance=0.1)
+KNOWN = replace(POISON, known=0.9)
 
 
-def test_recognition_is_the_mean_over_models() -> None:
-    flagged = [torch.tensor([0, 1, 1, 1]), torch.tensor([0, 0, 1, 2])]
-    held_out = [torch.tensor([0, 0]), torch.tensor([0, 2])]
-    removal = judge_removal(flagged, held_out, 0, 0.9)
-    assert removal == Removal(pytest.approx(3 / 8), pytest.approx(3 / 4), 0.9)
+def mask(*rows: int) -> torch.Tensor:
+    chosen = torch.zeros(10, dtype=torch.bool)
+    chosen[list(rows)] = True
+    return chosen
+
+
+def test_the_flagged_and_the_held_out_are_compared_and_what_is_surely_foreign_counted() -> None:
+    labels = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 2, 2])
+    predicted = torch.tensor([1, 2, 1, 0, 0, 1, 1, 1, 2, 2])
+    chances = torch.tensor([0.9, 0.9, 0.3, 0.9, 0.9, 0.9, 0.8, 0.8, 0.95, 0.95])
+    dominance = torch.tensor([0.9, 0.8, 0.7, 0.75, 0.1, 0.2, 0.0, 0.0, 0.0, 0.0])
+    split = Split(0, mask(0, 1, 2, 3, 4, 5), mask(0, 1, 2, 3), mask(4, 5), mask())
+    (removal,) = judge_removals([split], labels, predicted, chances, dominance)
+    # Row 0 is given class 1 more surely than its members are, row 1 class 2 less surely, and row 2 is not sure at all.
+    assert removal == Removal(
+        label=0,
+        known=pytest.approx(1 / 4),
+        known_held_out=pytest.approx(1 / 2),
+        foreign=pytest.approx(1 / 4),
+        variety=1.0,
+        dominance=1.0,
+        held_out=2,
+    )
+
+
+def test_members_of_another_divided_class_are_genuine_only_if_held_out() -> None:
+    labels = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
+    predicted = torch.ones(10, dtype=torch.int64)
+    chances = torch.tensor([0.7, 0.7, 0.7, 0.7, 0.7, 0.9, 0.9, 0.9, 0.9, 0.6])
+    first = Split(0, labels == 0, mask(0, 1), mask(2), mask(3))
+    second = Split(1, labels == 1, mask(5, 6, 7), mask(9), mask(8))
+    removals = judge_removals([first, second], labels, predicted, chances, chances)
+    assert removals[0].foreign == 1.0  # surer than row 9, the only genuine member of class 1
+    # The tenth percentile of all of class 1 is 0.72.
+    assert judge_removals([first], labels, predicted, chances, chances)[0].foreign == 0.0
 
 
 @pytest.mark.parametrize(
-    ("known", "known_held_out", "dominance", "proved"),
+    ("known", "known_held_out", "held_out", "unexplained"),
     [
-        (0.0, 1.0, 1.0, True),
-        (0.49, 1.0, 0.7, True),
-        (0.5, 1.0, 1.0, False),
-        (1.0, 1.0, 1.0, False),
-        (0.4, 0.7, 1.0, False),
-        (0.0, 0.0, 1.0, False),
-        (0.0, 1.0, 0.5, False),  # the others dominate: these may be the clean ones
+        (0.0, 1.0, 30, True),
+        (0.49, 1.0, 30, True),
+        (0.5, 1.0, 30, False),
+        (0.4, 0.7, 30, False),
+        (0.0, 0.0, 30, False),
+        (0.0, 1.0, 4, False),
+        (0.0, 1.0, 5, True),
     ],
 )
-def test_poison_is_recognized_less_than_half_as_often_and_dominates(
-    known: float, known_held_out: float, dominance: float, proved: bool
+def test_what_is_recognized_less_than_half_as_often_is_unexplained(
+    known: float, known_held_out: float, held_out: int, unexplained: bool
 ) -> None:
-    assert Removal(known, known_held_out, dominance).proves_poison is proved
+    removal = replace(POISON, known=known, known_held_out=known_held_out, held_out=held_out)
+    assert removal.is_unexplained is unexplained
+    assert removal.is_foreign(10) is unexplained
 
 
-def test_flagged_held_out_and_doubtful_members_are_not_trained_on() -> None:
+def test_the_unexplained_is_foreign_if_many_classes_claim_it_or_if_it_dominates() -> None:
+    undominant, unclaimed = replace(POISON, dominance=0.5), replace(POISON, foreign=0.0)
+    assert undominant.is_foreign(10)
+    assert unclaimed.is_foreign(10)
+    assert not replace(unclaimed, dominance=0.85).is_foreign(10)
+    # A clean class with a second kind of members that looks like one other class.
+    assert not replace(undominant, variety=1.0).is_foreign(10)
+    assert replace(undominant, variety=1.0).is_foreign(4)  # of three other classes one is a third
+
+
+def test_one_side_of_a_class_is_poison() -> None:
+    assert find_poisoned([POISON], [CLEAN_SIDE], 10) == [POISON]
+    assert find_poisoned([CLEAN_SIDE], [POISON], 10) == [POISON]  # most of the class may be poison
+    assert find_poisoned([KNOWN], [KNOWN], 10) == []
+    assert find_poisoned([CLEAN_SIDE], [CLEAN_SIDE], 10) == []
+    claimed_too = replace(POISON, dominance=0.2)
+    assert find_poisoned([claimed_too], [POISON], 10) == [POISON]
+    other = replace(POISON, label=5)
+    assert find_poisoned([POISON, other], [CLEAN_SIDE, CLEAN_SIDE], 10) == [POISON, other]
+
+
+def test_two_classes_are_not_judged() -> None:
+    assert find_poisoned([POISON], [CLEAN_SIDE], 2) == []
+    assert find_poisoned([POISON], [CLEAN_SIDE], 3) == [POISON]
+
+
+def test_many_unexplained_sides_confirm_each_other() -> None:
+    """In an all-to-all attack each class's poison comes from one class, and is not dominant."""
+    alike = [replace(POISON, label=label, foreign=0.05, variety=1.0, dominance=0.4) for label in range(10)]
+    assert find_poisoned(alike[:5], [KNOWN] * 5, 10) == alike[:5]
+    assert find_poisoned(alike[:4], [KNOWN] * 4, 10) == []
+    assert find_poisoned(alike[:2], [KNOWN] * 2, 4) == []  # half of four classes is too few
+
+
+def test_the_model_of_the_test_sees_neither_the_flagged_nor_what_is_near_or_held_out() -> None:
     labels = torch.arange(200) % 2
     labels[1] = 2
     flagged = torch.zeros(200, dtype=torch.bool)
     flagged[::4] = True  # half of class 0
-    suspicion = torch.linspace(0, 1, 200)
-    split = split_class(flagged, suspicion, labels, 0, seed=0)
-    assert split is not None
+    doubt = torch.linspace(0, 1, 200)
+    split = split_class(0, flagged, doubt, labels, seed=0)
+    assert torch.equal(split.members, labels == 0)
     assert int(split.held_out.sum()) == 13  # a quarter of 50
-    assert not (split.held_out & (flagged | (labels != 0))).any()
-    assert split.kept[labels != 0].all()
-    kept = split.kept & (labels == 0)
-    assert int(kept.sum()) == 19  # of the 37 that are left, the more suspicious half is not kept
-    left_out = (labels == 0) & ~flagged & ~split.held_out & ~kept
-    assert suspicion[kept].max() < suspicion[left_out].min()
-    again, other = (split_class(flagged, suspicion, labels, 0, seed=seed) for seed in (0, 1))
-    assert again is not None
-    assert other is not None
+    assert int(split.near.sum()) == 25
+    assert not (split.flagged & (split.held_out | split.near)).any()
+    assert torch.equal(
+        split.kept, split.members & ~split.flagged & ~split.held_out & (doubt < doubt[split.near].min())
+    )
+    again, other = (split_class(0, flagged, doubt, labels, seed=seed) for seed in (0, 1))
     assert torch.equal(again.held_out, split.held_out)
     assert not torch.equal(other.held_out, split.held_out)
 
 
-def test_too_few_members_or_classes_to_say_anything() -> None:
-    labels, suspicion = torch.cat([torch.zeros(40), torch.tensor([1.0, 2.0])]).long(), torch.zeros(42)
-    flagged = torch.arange(42) < 24
-    assert split_class(flagged, suspicion, labels, 0, seed=0) is None  # a quarter of 16
-    assert split_class(flagged & False, suspicion, labels, 0, seed=0) is None
-    few = torch.arange(42) < 1
-    assert split_class(few, suspicion, labels, 0, seed=0) is not None
-    assert split_class(few, suspicion, labels.clamp(max=1), 0, seed=0) is None
+def test_the_effective_number_is_that_of_equally_frequent_values() -> None:
+    assert effective_number(torch.tensor([1, 1, 2, 2, 5, 5])) == pytest.approx(3)
+    assert effective_number(torch.tensor([4])) == pytest.approx(1)
+    assert 1 < effective_number(torch.tensor([1, 1, 1, 2])) < 2
+    assert effective_number(torch.tensor([], dtype=torch.int64)) == 0

@@ -1,9 +1,12 @@
-"""The removal test: is what was flagged in a class foreign to it? Models that never saw the flagged samples say so.
+"""The removal test: is a part of a class foreign to it? A model that never saw that part says so.
 
-Several models are trained without the flagged samples of the class, and without some of its other members, which are
-held out. A clean member that is left out is still given its label, because the rest of the class explains it. A
-mislabeled or perturbed one is not: nothing but the poison itself taught its label. Held-out members show how often the
-same models recognize genuine ones.
+It is trained without the part, and without some of the class's other members, which are held out. A clean member that
+is left out is still given its label, because the rest of the class explains it. A mislabeled or perturbed one is not:
+nothing but the poison itself taught its label. Held-out members show how often the same model recognizes genuine ones.
+
+Where the poison is what was kept, the clean part is not recognized either. The two differ in what the model says
+instead: poison made from images of many classes is given these classes, and is as sure a case as genuine members are;
+and a trigger outlasts other images that are added to it.
 """
 
 import math
@@ -14,96 +17,172 @@ from torch import Tensor
 
 from worker.lab.compute import derive_seed
 from worker.lab.defenses.base import TrainingDefense
-from worker.lab.evaluation import predict_classes
+from worker.lab.defenses.signs import auroc_or_half
+from worker.lab.evaluation import predict_logits
 from worker.lab.stages import Outcome, StageRun
 
+MIN_CLASSES = 3  # with two, poison and what it was made from fill both
 HELD_OUT_SHARE = 0.25  # of the members that are not flagged
 MIN_HELD_OUT = 5  # fewer say little about how often genuine members are recognized
-MIN_CLASSES = 3  # with two, poison and what it was made from fill both, and either half may look foreign
-MAX_KNOWN_RATIO = 0.5  # of the flagged members' recognition to that of held-out ones; poison is below it
-MIN_DOMINANCE = (
-    0.67  # digits, seeds 100 and 101: at most 0.54 where the clean side was flagged, else at least 0.79
-)
-
-
-@dataclass(frozen=True)
-class Removal:
-    """What models that never saw them say about flagged and about held-out members of a class."""
-
-    known: float
-    """Share of the flagged members that are given their label, the mean over models; in [0, 1]."""
-    known_held_out: float
-    """The same of the held-out members."""
-    dominance: float
-    """Probability that a flagged member keeps its label more surely than another member of the class when other images
-    are added to it, as a trigger makes it do."""
-
-    @property
-    def proves_poison(self) -> bool:
-        """Whether flagged members are recognized clearly less often than genuine ones, and are the dominant side.
-
-        Without the second condition clean members would be confirmed where most of the rest is poison.
-        """
-        return self.known < MAX_KNOWN_RATIO * self.known_held_out and self.dominance >= MIN_DOMINANCE
-
-    def __str__(self) -> str:
-        return (
-            f"models that were trained without them give {self.known:.0%} of them that label, and "
-            f"{self.known_held_out:.0%} of the other images of the class that they have not seen; the probability that "
-            f"one keeps its label under overlays more surely than another image of the class is {self.dominance:.2f}"
-        )
+MAX_KNOWN_RATIO = 0.5
+"""Of the flagged members' recognition to that of held-out ones; poison is below it."""
+SURE = 0.1
+"""Quantile of the probabilities of genuine members: what is surer is surely of the class that it is given."""
+MIN_FOREIGN = 0.1
+"""Share of flagged members that are surely of other classes."""
+MIN_VARIETY = 3.0
+"""Other classes that these are given. A clean class may have a second kind that resembles one other class."""
+MIN_DOMINANCE = 0.9
+"""In place of the two above: a perturbed image is still of its own class, so other classes do not claim it."""
+WIDESPREAD = 0.5
+"""Of the classes: so many that are unexplained confirm each other, as in an all-to-all attack."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Parts of the training set, bool ``[N]`` each, on the CPU. Some members of the class are in none of them."""
+    """Parts of a class, bool ``[N]`` each, on the CPU."""
 
+    label: int
+    members: Tensor
+    """The whole class."""
     flagged: Tensor
     held_out: Tensor
-    kept: Tensor
-    """What the models are trained on."""
+    """A quarter of the others."""
+    near: Tensor
+    """The half of the others that is nearest to the flagged. Some of it may be poison that was missed, which would
+    teach the model the trigger, and it would recognize the flagged by it."""
+
+    @property
+    def kept(self) -> Tensor:
+        """Members that the model of the test is trained on."""
+        return self.members & ~(self.flagged | self.held_out | self.near)
 
 
-def split_class(flagged: Tensor, suspicion: Tensor, labels: Tensor, label: int, seed: int) -> Split | None:
-    """Divide class ``label``, of which some members are ``flagged``, bool ``[N]``.
+def split_class(label: int, flagged: Tensor, doubt: Tensor, labels: Tensor, seed: int) -> Split:
+    """Divide class ``label`` of ``labels`` ``[N]``, some members of which are ``flagged``, bool ``[N]``.
 
-    A quarter of the others, drawn by the seed, is held out. Of the rest the more suspicious half is left out as well,
-    by ``suspicion`` ``[N]``:
-    poison that was not flagged would teach the models the trigger, and they would recognize the flagged by it. None if
-    too few images or classes are left to say anything.
+    The others are nearer the higher their ``doubt`` ``[N]``; those that are held out are drawn by the seed.
     """
-    others = ((labels == label) & ~flagged).nonzero().flatten()
+    members = labels == label
+    others = (members & ~flagged).nonzero().flatten()
+    held_out, near = torch.zeros_like(flagged), torch.zeros_like(flagged)
     generator = torch.Generator().manual_seed(derive_seed("removal", seed))
-    shuffled = others[torch.randperm(len(others), generator=generator)]
-    count = math.ceil(HELD_OUT_SHARE * len(others))
-    held_out, doubtful = (torch.zeros_like(flagged) for _ in range(2))
-    held_out[shuffled[:count]] = True
-    rest = shuffled[count:]
-    doubtful[rest[suspicion[rest].argsort(descending=True, stable=True)[: len(rest) // 2]]] = True
-    if not flagged.any() or count < MIN_HELD_OUT or len(labels.unique()) < MIN_CLASSES:
-        return None
-    return Split(flagged, held_out, ~flagged & ~held_out & ~doubtful)
+    drawn = torch.randperm(len(others), generator=generator)[: math.ceil(HELD_OUT_SHARE * len(others))]
+    held_out[others[drawn]] = True
+    near[others[doubt[others].argsort(descending=True, stable=True)[: len(others) // 2]]] = True
+    return Split(label, members, flagged, held_out, near)
 
 
-def train_without(lab: TrainingDefense, stage: StageRun, split: Split, epochs: int) -> Outcome:
-    """Train a model on what is kept.
+def train_without(lab: TrainingDefense, stage: StageRun, splits: list[Split]) -> Outcome:
+    """Train a model by the experiment's recipe on what no split leaves out.
 
-    Leaves its predictions for the flagged and for the held-out members, int64 ``[A]`` and ``[H]``.
+    What is kept of a class is repeated to the size that the class had, so that the model knows it as well as others.
+    Leaves its predictions, int64 ``[N]``, and their probabilities ``[N]``.
     """
-    network = lab.new_network(stage.planned.kind)
-    recipe = replace(lab.recipe, epochs=epochs, memory={})
-    lab.fit(stage, network, recipe, rows=split.kept.nonzero().flatten().to(lab.labels.device))
-    predicted = predict_classes(network, lab.images, lab.compute).cpu()
-    return stage.finish({"flagged": predicted[split.flagged], "held_out": predicted[split.held_out]})
+    untouched = torch.ones(len(lab.labels), dtype=torch.bool)
+    rows = []
+    for split in splits:
+        kept = split.kept.nonzero().flatten()
+        rows.append(kept.repeat(max(1, round(int(split.members.sum()) / max(1, len(kept))))))
+        untouched &= ~split.members
+    network = lab.new_network("victim")
+    lab.fit(
+        stage, network, replace(lab.recipe, memory={}), rows=torch.cat([untouched.nonzero().flatten(), *rows])
+    )
+    chances, predicted = predict_logits(network, lab.images, lab.compute).softmax(1).max(1)
+    return stage.finish({"predicted": predicted.cpu(), "chances": chances.cpu()})
 
 
-def judge_removal(flagged: list[Tensor], held_out: list[Tensor], label: int, dominance: float) -> Removal:
-    """Compare how often models give the class ``label`` to its flagged and to its held-out members.
+@dataclass(frozen=True)
+class Removal:
+    """What a model that never saw them says about the flagged and the held-out members of a class."""
 
-    The models' predictions are int64 ``[A]`` and ``[H]``, a pair of tensors for each model.
+    label: int
+    known: float
+    """Share of the flagged members that are given their label."""
+    known_held_out: float
+    """The same of the held-out members."""
+    foreign: float
+    """Share of the flagged members that are given another label as surely as held-out members are given theirs."""
+    variety: float
+    """Effective number of labels that these are given."""
+    dominance: float
+    """Probability that a flagged member keeps its label more surely than another member when images are added to it."""
+    held_out: int
+    """How many members were held out."""
+
+    @property
+    def is_unexplained(self) -> bool:
+        """Whether the rest of the class does not explain the flagged members."""
+        return self.held_out >= MIN_HELD_OUT and self.known < MAX_KNOWN_RATIO * self.known_held_out
+
+    def is_foreign(self, classes: int) -> bool:
+        """Whether they are also the foreign side of the class, of ``classes`` in all."""
+        varied = self.variety >= min(MIN_VARIETY, (classes - 1) / 3)
+        return self.is_unexplained and (
+            (self.foreign >= MIN_FOREIGN and varied) or self.dominance >= MIN_DOMINANCE
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"a model that was trained without them gives {self.known:.0%} of them that label, and "
+            f"{self.known_held_out:.0%} of the other images of the class that it has not seen; {self.foreign:.0%} are "
+            f"surely of other classes ({self.variety:.1f} of them), and the probability that one keeps its label under "
+            f"overlays more surely than another image of the class is {self.dominance:.2f}"
+        )
+
+
+def judge_removals(
+    splits: list[Split], labels: Tensor, predicted: Tensor, chances: Tensor, dominance: Tensor
+) -> list[Removal]:
+    """The numbers of the test for each split; all tensors are ``[N]``, see `train_without` and `measure_signs`."""
+    right = predicted == labels
+    genuine = (
+        right.clone()
+    )  # of a divided class only held-out members are surely unseen and not of the flagged kind
+    for split in splits:
+        genuine &= split.held_out | ~split.members
+    # How surely genuine members of a class are given it; above any probability where there are none.
+    sure = torch.full((int(max(labels.max(), predicted.max())) + 1,), 2.0)
+    for label in labels[genuine].unique().tolist():
+        sure[label] = chances[genuine & (labels == label)].quantile(SURE)
+
+    def share(part: Tensor, of: Tensor) -> float:
+        return part[of].double().mean().item() if of.any() else 0.0
+
+    def judge(split: Split) -> Removal:
+        foreign = split.flagged & ~right & (chances >= sure[predicted])
+        return Removal(
+            label=split.label,
+            known=share(right, split.flagged),
+            known_held_out=share(right, split.held_out),
+            foreign=share(foreign, split.flagged),
+            variety=effective_number(predicted[foreign]),
+            dominance=auroc_or_half(dominance[split.members], split.flagged[split.members]),
+            held_out=int(split.held_out.sum()),
+        )
+
+    return [judge(split) for split in splits]
+
+
+def find_poisoned(smaller: list[Removal], larger: list[Removal], classes: int) -> list[Removal]:
+    """The sides that are poison; both lists have a removal for each divided class, in the same order.
+
+    At most one side of a class is: where both seem foreign, the one that dominates more.
     """
+    if classes < MIN_CLASSES:
+        return []
+    unexplained = [removal for removal in smaller if removal.is_unexplained]
+    if len(unexplained) >= max(MIN_CLASSES, WIDESPREAD * classes):
+        return unexplained
+    poisoned = []
+    for sides in zip(smaller, larger, strict=True):
+        foreign = [side for side in sides if side.is_foreign(classes)]
+        poisoned += sorted(foreign, key=lambda side: side.dominance)[-1:]
+    return poisoned
 
-    def known(by_model: list[Tensor]) -> float:
-        return torch.stack([(predicted == label).double().mean() for predicted in by_model]).mean().item()
 
-    return Removal(known(flagged), known(held_out), dominance)
+def effective_number(values: Tensor) -> float:
+    """Effective number of different ``values`` ``[n]``: the exponential of the entropy of their shares; 0 if none."""
+    shares = values.unique(return_counts=True)[1].double() / max(1, len(values))
+    return float(torch.exp(-(shares * shares.log()).sum())) if len(values) else 0.0

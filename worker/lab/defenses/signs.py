@@ -1,4 +1,4 @@
-"""Per-sample signs of poison that `abl_plus` computes, and statistics on them."""
+"""Signs of poison that a model trained on everything shows, and how far each of them divides a class in two."""
 
 from dataclasses import dataclass
 
@@ -6,33 +6,86 @@ import torch
 from torch import Tensor
 
 from worker.lab.defenses import abl
-from worker.lab.evaluation import auroc
+from worker.lab.defenses.base import TrainingDefense
+from worker.lab.defenses.detection import predict_superimposed
+from worker.lab.defenses.flare import least_likelihoods
+from worker.lab.defenses.spectral_signatures import project_on_top_direction
+from worker.lab.evaluation import auroc, extract_features, extract_with
+from worker.lab.networks import Network
+from worker.lab.stages import StageRun
 
+OVERLAYS = 8  # images that are added to each sample, one at a time
 MIN_MEMBERS = 50  # smaller classes look bimodal by chance
+BIMODAL = 0.78  # separability above which a class is divided; a uniform distribution has 0.75
+
+
+def measure_signs(lab: TrainingDefense, stage: StageRun, network: Network) -> dict[str, Tensor]:
+    """The signs by name, ``[N]`` each, on the CPU.
+
+    - ``dominance``: the mean probability of the label with another training image added (STRIP, Gao et al. 2019, but
+      for the label instead of the entropy). A trigger outlasts what is added to it.
+    - ``unlikelihood``: minus the log-likelihood of the least likely activation of each layer, under the statistics of
+      its batch normalization, summed over layers (FLARE, Hou et al. 2025). Left out where there is none.
+    - ``projection``: that of the features on the class's direction of largest variance (spectral signatures, Tran et
+      al. 2018). Which end is poison is not known.
+    """
+    labels = lab.labels
+    dominance = torch.zeros(len(labels), device=labels.device)
+    for log_probabilities in predict_superimposed(lab, stage, network, lab.images, lab.images, OVERLAYS):
+        dominance += log_probabilities.gather(1, labels[:, None]).flatten().exp() / OVERLAYS
+    signs = {"dominance": dominance}
+    if any(isinstance(layer, torch.nn.BatchNorm2d) for layer in network.modules()):
+        likelihoods = extract_with(network, least_likelihoods(network), lab.images, lab.compute)
+        signs["unlikelihood"] = -likelihoods.sum(1)
+    features = extract_features(network, lab.images, lab.compute)
+    signs["projection"] = projection = torch.zeros_like(dominance)
+    for label in labels.unique():
+        members = labels == label
+        projection[members] = project_on_top_direction(features[members]).float()
+    return {name: sign.cpu() for name, sign in signs.items()}
 
 
 @dataclass(frozen=True)
-class Signs:
-    """Two suspicion scores of every sample, ``[N]`` each, in [0, 1]; 1 is the most suspicious."""
+class Division:
+    """A class that one sign divides in two."""
 
-    speed: Tensor
-    dominance: Tensor
-
-    def of(self, rows: Tensor) -> "Signs":
-        return Signs(self.speed[rows], self.dominance[rows])
+    label: int
+    sign: str
+    separability: float
+    values: Tensor
+    """The sign, ``[N]``."""
+    high: Tensor
+    """Members of the class above Otsu's threshold, bool ``[N]``."""
+    low: Tensor
+    """The other members."""
 
     @property
-    def mean(self) -> Tensor:
-        return (self.speed + self.dominance) / 2
+    def smaller(self) -> Tensor:
+        return self.high if self.high.sum() <= self.low.sum() else self.low
 
-    def bimodality(self, members: Tensor) -> float:
-        """Otsu's (1979) separability of the mean of both signs over a class (bool ``[N]``), in [0, 1].
+    @property
+    def larger(self) -> Tensor:
+        return self.low if self.high.sum() <= self.low.sum() else self.high
 
-        0 if the class has fewer than `MIN_MEMBERS` members.
-        """
+    def doubt(self, flagged: Tensor) -> Tensor:
+        """How near the members are to the side ``flagged``, ``[N]``; higher is nearer."""
+        return self.values if torch.equal(flagged, self.high) else -self.values
+
+
+def divide_classes(signs: dict[str, Tensor], labels: Tensor) -> list[Division]:
+    """The classes that some sign divides in two, each by its most separable sign. Small classes are not judged."""
+    divisions = []
+    for label in labels.unique().tolist():
+        members = labels == label
         if int(members.sum()) < MIN_MEMBERS:
-            return 0.0
-        return separability(self.mean[members])
+            continue
+        by_sign = {name: separability(values[members]) for name, values in signs.items()}
+        name = max(by_sign, key=by_sign.__getitem__)
+        if by_sign[name] >= BIMODAL:
+            values = signs[name]
+            high = members & (values > otsu_threshold(values[members]))
+            divisions.append(Division(label, name, by_sign[name], values, high, members & ~high))
+    return divisions
 
 
 def otsu_threshold(values: Tensor) -> float:
@@ -68,13 +121,6 @@ def separability(values: Tensor) -> float:
 def unit_ranks(values: Tensor) -> Tensor:
     """Ranks scaled to [0, 1]; 1 is the highest."""
     return abl.smoothed_ranks([values]).float()
-
-
-def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's rank correlation; 0 for fewer than three values."""
-    if len(a) < 3:
-        return 0.0
-    return float(torch.corrcoef(torch.stack([unit_ranks(a), unit_ranks(b)]))[0, 1])
 
 
 def auroc_or_half(scores: Tensor, positive: Tensor) -> float:

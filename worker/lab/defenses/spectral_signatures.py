@@ -20,12 +20,17 @@ OUTLIER_VARIANCE = (
 )
 
 
-def outlier_scores(points: Tensor) -> Tensor:
-    """Squared projections ``[n]`` of centered ``[n, D]`` on their top right singular vector."""
+def project_on_top_direction(points: Tensor) -> Tensor:
+    """Projections ``[n]`` of centered ``[n, D]`` on their top right singular vector, whose sign is arbitrary."""
     centered = points.double() - points.double().mean(0)
-    # The top right singular vector is the top eigenvector of the small D x D matrix; its sign cancels in the square.
+    # The top right singular vector is the top eigenvector of the small D x D matrix.
     direction: Tensor = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -1]
-    return (centered @ direction).square().float()
+    return centered @ direction
+
+
+def outlier_scores(points: Tensor) -> Tensor:
+    """Squared projections ``[n]`` of ``[n, D]`` on their top direction."""
+    return project_on_top_direction(points).square().float()
 
 
 def flagged_per_class(spec: SpectralSignatures, size: int, samples: int) -> int:
