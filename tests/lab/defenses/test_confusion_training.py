@@ -55,6 +55,7 @@ def test_lengths_follow_the_round() -> None:
     assert kinds[-3:] == ["confusion_6", "detection", "retrain"]
 
 
+@pytest.mark.long  # five seconds; tests/lab/defenses/test_every_defense.py runs the method, too
 def test_badnets_is_found_on_digits() -> None:
     short = {"epochs": 6, "confusion_steps": 40, "learning_rate": 0.03, "last_confusion_learning_rate": 0.003}
     done = defended(BADNETS, {"name": "confusion_training", "then": "nothing", **short})
