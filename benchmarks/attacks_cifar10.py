@@ -59,6 +59,14 @@ class Row(NamedTuple):
     attack: str
     fields: dict[str, Any]
     changes: Mapping[str, dict[str, Any]] = MappingProxyType({})
+    shown: str = ""
+    """What the page says of fields that are long."""
+
+
+def pixels(near: int, far: int) -> dict[str, Any]:
+    """Fields of `k_way`: white pixels at the crossings of two rows and two columns."""
+    places = [(row, column) for row in (near, far) for column in (near, far)]
+    return {"triggers": [{"name": "single_pixel", "row": row, "column": column} for row, column in places]}
 
 
 ATTACKS = (
@@ -92,17 +100,37 @@ ATTACKS = (
     Row("tact", {}),
     Row("tact", {"preset": "toolbox"}),
     Row("ftrojan", {}),
+    Row("ftrojan", {"magnitude": 100}),
     Row("ctrl", {}),
     Row("ctrl", {"preset": "benchmark"}),
     Row("k_way", {}),
     Row("k_way", {"preset": "toolbox"}),
+    Row("k_way", pixels(8, 23), shown="pixels in rows and columns 8 and 23"),
     Row("multi_target", {}),
     Row("narcissus", {"surrogate_epochs": 20}),
     Row("sleeper_agent", {"surrogate_epochs": 20}),
     *(Row("witches_brew", {**BREW, "target_image": index}) for index in TARGET_IMAGES),
 )
 NO_AUGMENTATION = {"training": {"augmentation": {"crop_padding": 0, "flip": False}}}
-FACTORS: tuple[tuple[Row, str], ...] = ()
+FACTORS = (
+    (Row("ftrojan", {}, NO_AUGMENTATION), "no augmentation"),
+    (
+        Row("ftrojan", {}, {"training": {"batch_size": 32, "learning_rate": 0.025}}),
+        "batches of 32 and a quarter of the learning rate: four times as many steps",
+    ),
+    (Row("ftrojan", {"magnitude": 100}), "magnitude 100 instead of 30"),
+    (Row("k_way", pixels(2, -3), NO_AUGMENTATION), "pixels 2 from the edges, no augmentation"),
+    (Row("k_way", pixels(8, 23)), "pixels in rows and columns 8 and 23"),
+    (Row("k_way", pixels(4, -5)), "pixels 4 from the edges"),
+    (
+        Row("adaptive_blend", {"poisoning_rate": 0.015, "cover_rate": 0.015}),
+        "the source's number of images: 150 poisoned and 150 cover samples, a rate of 0.015",
+    ),
+    (Row("adaptive_blend", {"poisoning_rate": 0.05, "cover_rate": 0.05}), "a rate of 0.05"),
+    (Row("adaptive_patch", {"poisoning_rate": 0.05, "cover_rate": 0.1}), "a rate of 0.05, cover samples 0.1"),
+    (Row("tact", {"size": 8, "margin": 3}), "a patch as large as the toolbox's: 8 x 8, 3 from the edges"),
+    (Row("tact", {}, NO_AUGMENTATION), "no augmentation"),
+)
 """One-factor experiments on attacks that do not succeed, and what is changed."""
 HEAD = """# Attacks on 10,000 images of CIFAR-10
 
@@ -124,7 +152,8 @@ epochs than its defaults, because they are twenty times the victim's size.
 | attack | changed fields | seeds | clean accuracy | change | attack success | cross-trigger | seconds | published |
 |---|---|---|---|---|---|---|---|---|
 """
-NOTES = ""
+BY_HAND = "\n## Reasons, and what was measured before\n"
+"""The heading of the page's last part, which is written by hand and kept."""
 FACTORS_HEAD = """
 One-factor experiments on attacks that do not succeed at their source's setting (seed 100, not reported above):
 
@@ -252,18 +281,18 @@ def write() -> None:
     )
     if missing:
         text += f"\nNot measured: {', '.join(missing)}.\n"
-    text += NOTES + write_factors() + STEALTH_HEAD
+    text += write_factors() + STEALTH_HEAD
     for row, found in rows:
         ours = [answer["undefended"] for answer in found.values()]
         cells = " | ".join(mean(ours, metric) for metric in STEALTH)
         text += f"| {row.attack} | {describe(row)} | {cells} |\n"
-    TABLE.parent.mkdir(parents=True, exist_ok=True)
-    TABLE.write_text(text)
+    written = TABLE.read_text() if TABLE.is_file() else ""
+    TABLE.write_text(text + "".join(written.partition(BY_HAND)[1:]))
 
 
 def describe(row: Row) -> str:
     """The fields that differ from the defaults."""
-    return ", ".join(f"{key} {value}" for key, value in row.fields.items()) or "none"
+    return row.shown or ", ".join(f"{key} {value}" for key, value in row.fields.items()) or "none"
 
 
 def write_factors() -> str:
