@@ -99,6 +99,7 @@ ATTACKS = (
     Row("adaptive_patch", {}),
     Row("tact", {}),
     Row("tact", {"preset": "toolbox"}),
+    Row("tact", {"size": 8, "margin": 3}),
     Row("ftrojan", {}),
     Row("ftrojan", {"magnitude": 100}),
     Row("ctrl", {}),
@@ -127,9 +128,9 @@ FACTORS = (
         "the source's number of images: 150 poisoned and 150 cover samples, a rate of 0.015",
     ),
     (Row("adaptive_blend", {"poisoning_rate": 0.05, "cover_rate": 0.05}), "a rate of 0.05"),
+    (Row("adaptive_blend", {"poisoning_rate": 0.1, "cover_rate": 0.1}), "a rate of 0.1"),
     (Row("adaptive_patch", {"poisoning_rate": 0.05, "cover_rate": 0.1}), "a rate of 0.05, cover samples 0.1"),
-    (Row("tact", {"size": 8, "margin": 3}), "a patch as large as the toolbox's: 8 x 8, 3 from the edges"),
-    (Row("tact", {}, NO_AUGMENTATION), "no augmentation"),
+    (Row("tact", {"size": 8, "margin": 3}), "a patch as large as the toolbox's, 8 x 8, 3 from the edges"),
 )
 """One-factor experiments on attacks that do not succeed, and what is changed."""
 HEAD = """# Attacks on 10,000 images of CIFAR-10
