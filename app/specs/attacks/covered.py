@@ -30,9 +30,10 @@ _TACT_PRESETS = {
         {},
     ),
     "toolbox": Preset(
-        "rates and classes of the toolbox for CIFAR-10.",
-        TACT,
-        {"poisoning_rate": 0.003, "cover_rate": 0.003, "cover_classes": (5, 7)},
+        "rates, classes, and size and place of the patch of the toolbox for CIFAR-10; a checkerboard in place of its "
+        "picture.",
+        f"{TACT}; triggers/trojan_square_32.png",
+        {"poisoning_rate": 0.003, "cover_rate": 0.003, "cover_classes": (5, 7), "size": 8, "margin": 3},
     ),
 }
 _ADAPTIVE_BLEND_PRESETS = {

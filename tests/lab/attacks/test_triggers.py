@@ -389,6 +389,15 @@ def test_k_way_of_the_toolbox_has_its_four_pixels():
     assert (triggered != 9).any(0).sum() == 4
 
 
+def test_tact_of_the_toolbox_covers_the_place_of_its_picture():
+    made = attack(facts(channels=3, height=32, width=32), name="tact", preset="toolbox")
+    triggered = made.trigger({})(torch.full((1, 3, 32, 32), 9, dtype=torch.uint8))[0]
+    rows, columns = (triggered != 9).any(0).nonzero(as_tuple=True)
+    # triggers/mask_trojan_square_32.png is white there.
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (21, 28, 21, 28)
+    assert len(rows) == 8 * 8
+
+
 def test_multi_target_chooses_trigger_and_target_by_the_image():
     made = attack(
         facts(), name="multi_target", triggers=[PIXEL | {"target_class": 3}, SQUARE | {"target_class": 5}]
