@@ -42,6 +42,19 @@ was written once, after that.
 | attack | clean accuracy before | after | attack success before | after | found | AUROC |
 |---|---|---|---|---|---|---|
 """
+NOTES = """
+## Failures
+
+Blend, dirty-label SIG, two of three low-frequency triggers and hidden triggers under class 0 are not found, though the
+ranking by dominance separates them (AUROC 0.94 to 0.99): no sign divides the class with a separability of 0.78, so that
+nothing is tested. The same attacks on class 3 are found, but for one hidden trigger. The earlier method of this name,
+with 6 to 8 trainings, found them, and not all-to-all attacks. Refool is found on one seed of six. WaNet's and
+`input_aware`'s poison lies among the clean images in all three signs; Poison Frogs puts no images of other classes
+under a label. Wherever nothing is found the model is the undefended one, with a warning.
+
+Where low-frequency poison is found (seed 2), the accuracy falls by 7.5 points, and by 5.9 and 3.4 points on two seeds
+of Blend under class 3: images that the test does not recognize are left out, and clean ones are among them.
+"""
 AGAIN = ("badnets", "blend", "refool", "sig", "wanet", "hidden_trigger")
 OTHERS: tuple[tuple[str, dict[str, Any], list[int]], ...] = (
     ("none", {}, list(range(20, 26))),
@@ -84,7 +97,7 @@ def main() -> int:
     for name, fields in CELLS:
         text += row(name, fields, seeds)
         print(f"{name}: done", file=sys.stderr)
-    text += OTHERS_HEAD
+    text += NOTES + OTHERS_HEAD
     for name, fields, others in OTHERS:
         text += row(name, fields, others)
         print(f"{name}, other seeds: done", file=sys.stderr)
