@@ -49,7 +49,7 @@ FIRST_STEPS = {
         "first_learning_rate": 0.01,
     },  # those of its authors need a trained network
     "mcr": {"tuning_steps": 1, "steps": 1},
-    "ft_sam": {"steps": 1},
+    "ft_sam": {"steps": 1, "learning_rate": 0.001},  # its default needs a trained network, on VGG-19-BN
     "anp": {"steps": 1},
     "i_bau": {"rounds": 1, "steps": 1},
     "rnp": {"unlearning_steps": 1, "recovering_steps": 1},
