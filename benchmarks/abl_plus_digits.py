@@ -49,7 +49,7 @@ Blend, dirty-label SIG, two of three low-frequency triggers and hidden triggers 
 ranking by dominance separates them (AUROC 0.94 to 0.99): no sign divides the class with a separability of 0.78, so that
 nothing is tested. The same attacks on class 3 are found, but for one hidden trigger. The earlier method of this name,
 with 6 to 8 trainings, found them, and not all-to-all attacks. Refool is found on one seed of six. WaNet's and
-`input_aware`'s poison lies among the clean images in all three signs; Poison Frogs puts no images of other classes
+`input_aware`'s poison is mixed with the clean images in all three signs; Poison Frogs puts no images of other classes
 under a label. Wherever nothing is found the model is the undefended one, with a warning.
 
 Where low-frequency poison is found (seed 2), the accuracy falls by 7.5 points, and by 5.9 and 3.4 points on two seeds

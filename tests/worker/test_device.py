@@ -82,7 +82,7 @@ def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> No
     [
         ("0::/\n", "", ("memory.max", "memory.current")),
         ("0::/slurm/job\n", "slurm", ("memory.max", "memory.current")),  # the group above has the limit
-        ("5:cpu:/a\n4:memory:/job\n0::/\n", "memory/job", ("memory.limit_in_bytes", "memory.usage_in_bytes")),
+        ("4:cpu,memory:/job\n0::/\n", "memory/job", ("memory.limit_in_bytes", "memory.usage_in_bytes")),
         ("4:memory:/docker/1f3d\n", "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")),
     ],
 )

@@ -22,7 +22,7 @@ def read_memory() -> Memory | None:
         total, free = (int(lines[key].split()[0]) * KIBIBYTE for key in ("MemTotal", "MemAvailable"))
     except (OSError, ValueError, LookupError):
         return None
-    # The machine is last, so that a group that is as large as it, or has no limit (2**63 in version 1), is not.
+    # A group without a limit has one of nearly 2**63 in version 1, more than any machine.
     return min((*_read_groups(), Memory(total, total - free)), key=lambda memory: memory.total)
 
 
@@ -45,7 +45,8 @@ def _list_groups() -> Iterator[tuple[Path, str, str]]:
         lines = [line.split(":", 2) for line in MEMBERSHIP.read_text().splitlines()]
     except OSError:
         lines = []
-    paths = {controllers: path for _, controllers, path in lines}
+    # Version 1 may have several controllers in one hierarchy ("cpu,memory"); version 2 names none.
+    paths = {controller: path for _, controllers, path in lines for controller in controllers.split(",")}
     for root, controllers, limit, used in (
         (GROUPS, "", "memory.max", "memory.current"),
         (GROUPS / "memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),

@@ -69,11 +69,11 @@ async function showBelief() {
     ]);
   }
   for (const test of believes.removal_tests ?? []) {
-    const where = `${test.images} images of ${className(test.label)}`;
-    const found = test.poison ? "poison" : "not poison";
+    const name = className(test.label);
+    const found = test.poison ? "found to be poison" : "not found to be poison";
     const rows = [
-      [`${where} that a model trained without them gives that label: ${found}`, test.known],
-      [`Other images of ${className(test.label)} that the same model has not seen`, test.known_held_out],
+      [`${test.images} images of ${name}, ${found}: recognized by a model trained without them`, test.known],
+      [`Other images of ${name} that this model has not seen: recognized by it`, test.known_held_out],
     ];
     for (const [question, share] of rows) {
       appendRow(el("belief"), question, [

@@ -13,10 +13,9 @@ class AblPlus(Defense):
     A model is trained on everything. Signs that it shows (whether a sample keeps its label under other images, how
     unlikely its activations are, its place among the features of its class) divide a poisoned class in two. Two more
     models, each of which never saw one of the two sides, are asked about it: the clean members of a class explain each
-    other, poison is explained by nothing but itself. What is poison by this test is left out of a final training, or
-    trained on against its label, and
-    unlearned as in `abl` if its backdoor was learned all the same. If nothing is, the first model is the result, as if
-    undefended.
+    other, poison is explained by nothing but itself. If a side is poison by this test, a final model is trained against
+    the label on half of it and without the rest of it, and unlearns it as in `abl` if it learned the backdoor all the
+    same. If no side is, the first model is the result, as if undefended.
     """
 
     name: Literal["abl_plus"] = "abl_plus"

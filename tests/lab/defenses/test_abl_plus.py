@@ -91,7 +91,7 @@ def test_clean_classes_that_are_divided_are_refuted(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_small_class_is_not_judged_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(abl_plus, "MIN_MEMBERS", 145)
+    monkeypatch.setattr(signs, "MIN_MEMBERS", 145)
     recorder = defended(NOTHING, SPEC, store=MemoryStore())
     belief = believes(recorder)
     assert 0 < len(belief["not_judged"]) < 10
@@ -143,7 +143,8 @@ def test_a_class_is_divided_by_its_most_separable_sign() -> None:
     assert division.doubt(division.larger)[division.smaller].argmax() == 0
 
 
-def test_small_classes_are_not_divided() -> None:
-    labels = torch.tensor([0] * 49 + [1] * 50)
-    values = (torch.arange(99) % 2).double()
-    assert [division.label for division in divide_classes({"sign": values}, labels)] == [1]
+def test_small_classes_and_two_classes_are_not_divided() -> None:
+    labels = torch.tensor([0] * 49 + [1] * 50 + [2] * 50)
+    values = (torch.arange(149) % 2).double()
+    assert [division.label for division in divide_classes({"sign": values}, labels)] == [1, 2]
+    assert divide_classes({"sign": values}, labels.clamp(min=1)) == []

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from worker.lab.defenses.removal import (
+    ClassParts,
     Removal,
-    Split,
     effective_number,
     find_poisoned,
     judge_removals,
@@ -30,7 +30,7 @@ def test_the_flagged_and_the_held_out_are_compared_and_what_is_surely_foreign_co
     predicted = torch.tensor([1, 2, 1, 0, 0, 1, 1, 1, 2, 2])
     chances = torch.tensor([0.9, 0.9, 0.3, 0.9, 0.9, 0.9, 0.8, 0.8, 0.95, 0.95])
     dominance = torch.tensor([0.9, 0.8, 0.7, 0.75, 0.1, 0.2, 0.0, 0.0, 0.0, 0.0])
-    split = Split(0, mask(0, 1, 2, 3, 4, 5), mask(0, 1, 2, 3), mask(4, 5), mask())
+    split = ClassParts(0, mask(0, 1, 2, 3, 4, 5), mask(0, 1, 2, 3), mask(4, 5), mask())
     (removal,) = judge_removals([split], labels, predicted, chances, dominance)
     # Row 0 is given class 1 more surely than its members are, row 1 class 2 less surely, and row 2 is not sure at all.
     assert removal == Removal(
@@ -48,8 +48,8 @@ def test_members_of_another_divided_class_are_genuine_only_if_held_out() -> None
     labels = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
     predicted = torch.ones(10, dtype=torch.int64)
     chances = torch.tensor([0.7, 0.7, 0.7, 0.7, 0.7, 0.9, 0.9, 0.9, 0.9, 0.6])
-    first = Split(0, labels == 0, mask(0, 1), mask(2), mask(3))
-    second = Split(1, labels == 1, mask(5, 6, 7), mask(9), mask(8))
+    first = ClassParts(0, labels == 0, mask(0, 1), mask(2), mask(3))
+    second = ClassParts(1, labels == 1, mask(5, 6, 7), mask(9), mask(8))
     removals = judge_removals([first, second], labels, predicted, chances, chances)
     assert removals[0].foreign == 1.0  # surer than row 9, the only genuine member of class 1
     # The tenth percentile of all of class 1 is 0.72.
@@ -95,11 +95,6 @@ def test_one_side_of_a_class_is_poison() -> None:
     assert find_poisoned([claimed_too], [POISON], 10) == [POISON]
     other = replace(POISON, label=5)
     assert find_poisoned([POISON, other], [CLEAN_SIDE, CLEAN_SIDE], 10) == [POISON, other]
-
-
-def test_two_classes_are_not_judged() -> None:
-    assert find_poisoned([POISON], [CLEAN_SIDE], 2) == []
-    assert find_poisoned([POISON], [CLEAN_SIDE], 3) == [POISON]
 
 
 def test_many_unexplained_sides_confirm_each_other() -> None:

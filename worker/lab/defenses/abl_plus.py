@@ -1,7 +1,7 @@
 """ABL+: isolates poison by a test instead of a rate, and changes nothing where the test finds none.
 
-ABL (Li et al. 2021) isolates a fixed share of the samples, and so unlearns clean ones where there is no poison or where
-its loss does not fall first. Here isolation is a question about every class:
+ABL (Li et al. 2021) isolates a fixed share of the samples. Where there is no poison, or where its loss does not fall
+first, the samples that it unlearns are clean. Here isolation is a question about every class:
 
 1. *Divide.* A model is trained on everything, as if undefended. Poison and clean members of a class differ in some sign
    that it shows (`signs`), so that the sign is bimodal in a poisoned class.
@@ -9,7 +9,7 @@ its loss does not fall first. Here isolation is a question about every class:
    clean members of a class explain each other; poison is explained by nothing but itself.
 3. *Leave out.* The final model is trained without the poison, and without members that are near it and that the model
    of the test does not recognize; on half of the poison it is trained against its label. If it learned the backdoor all
-   the same, the poison is unlearned as in ABL. If there is no poison, the model of the first step is the result.
+   the same, the poison is unlearned as in ABL. If no poison is found, the result is the model of step 1.
 """
 
 from collections.abc import Callable
@@ -22,15 +22,22 @@ from app.specs.defenses.abl_plus import AblPlus
 from worker.lab.defenses import abl
 from worker.lab.defenses.base import TrainingDefense
 from worker.lab.defenses.removal import (
-    MIN_CLASSES,
+    ClassParts,
     Removal,
-    Split,
     find_poisoned,
     judge_removals,
     split_class,
     train_without,
 )
-from worker.lab.defenses.signs import MIN_MEMBERS, Division, divide_classes, measure_signs, unit_ranks
+from worker.lab.defenses.signs import (
+    MIN_CLASSES,
+    MIN_MEMBERS,
+    Division,
+    divide_classes,
+    find_judged,
+    measure_signs,
+    unit_ranks,
+)
 from worker.lab.evaluation import accuracy
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
@@ -46,7 +53,7 @@ class Examined:
     """One side of a divided class, and what the removal test says about it."""
 
     division: Division
-    split: Split
+    parts: ClassParts
     removal: Removal
     recognized: Tensor
     """Samples that the model of the test gives the class's label, bool ``[N]``."""
@@ -54,14 +61,13 @@ class Examined:
 
 def run(spec: AblPlus, lab: TrainingDefense) -> Network:
     """Divide, remove, and leave out."""
-    first = lab.stage("scout", lambda stage: train_first(lab, stage))
-    signs = select_prefixed(first.tensors, SIGN, torch.device("cpu"))
+    scouted = lab.stage("scout", lambda stage: train_scout(lab, stage))
+    signs = select_prefixed(scouted.tensors, SIGN, torch.device("cpu"))
     divisions = divide_classes(signs, lab.labels.cpu())
     smaller = examine(lab, "smaller_sides", signs, divisions, lambda division: division.smaller)
     larger = examine(lab, "larger_sides", signs, divisions, lambda division: division.larger)
-    found = find_poisoned(
-        [side.removal for side in smaller], [side.removal for side in larger], len(lab.labels.unique())
-    )
+    classes = len(lab.labels.unique())
+    found = find_poisoned([side.removal for side in smaller], [side.removal for side in larger], classes)
     proved = [side for side in smaller + larger if side.removal in found]
     verdict = lab.stage(
         "verdict", lambda stage: reach_verdict(lab, stage, signs, divisions, smaller + larger, proved)
@@ -77,10 +83,10 @@ def run(spec: AblPlus, lab: TrainingDefense) -> Network:
             abl.unlearn_isolated(spec.abl, lab, stage, verdict, trained) if backdoored else stage.finish({})
         ),
     )
-    return abl.load_prefixed_network(lab, unlearned if backdoored else trained if proved else first)
+    return abl.load_prefixed_network(lab, unlearned if backdoored else trained if proved else scouted)
 
 
-def train_first(lab: TrainingDefense, stage: StageRun) -> Outcome:
+def train_scout(lab: TrainingDefense, stage: StageRun) -> Outcome:
     """Train on everything, by the experiment's recipe, and measure the signs."""
     network = lab.new_network("victim")
     lab.fit(stage, network, replace(lab.recipe, memory={}))
@@ -97,15 +103,15 @@ def examine(
 ) -> list[Examined]:
     """The removal test of one ``side`` of each divided class, with one model for all; the stage is called ``kind``."""
     labels = lab.labels.cpu()
-    splits = [split_class(d.label, side(d), d.doubt(side(d)), labels, lab.seed) for d in divisions]
-    tested = lab.stage(kind, lambda stage: train_without(lab, stage, splits) if splits else stage.finish({}))
-    if not splits:
+    parts = [split_class(d.label, side(d), d.doubt(side(d)), labels, lab.seed) for d in divisions]
+    tested = lab.stage(kind, lambda stage: train_without(lab, stage, parts) if parts else stage.finish({}))
+    if not parts:
         return []
     predicted, chances = tested.tensors["predicted"].cpu(), tested.tensors["chances"].cpu()
-    removals = judge_removals(splits, labels, predicted, chances, signs["dominance"])
+    removals = judge_removals(parts, labels, predicted, chances, signs["dominance"])
     return [
-        Examined(division, split, removal, predicted == split.label)
-        for division, split, removal in zip(divisions, splits, removals, strict=True)
+        Examined(division, of_class, removal, predicted == of_class.label)
+        for division, of_class, removal in zip(divisions, parts, removals, strict=True)
     ]
 
 
@@ -127,28 +133,28 @@ def reach_verdict(
     for side in examined:
         found = "poison" if side in proved else "not confirmed"
         lab.recorder.log(
-            f"class {names[side.split.label]!r}, {int(side.split.flagged.sum())} of {int(side.split.members.sum())} "
+            f"class {names[side.parts.label]!r}, {int(side.parts.flagged.sum())} of {int(side.parts.members.sum())} "
             f"images by {side.division.sign} (separability {side.division.separability:.2f}): {found}; {side.removal}"
         )
     for side in proved:
-        isolated |= side.split.flagged
-        members = side.split.members
+        isolated |= side.parts.flagged
+        members = side.parts.members
         # Every member of a poisoned class ranks above every other sample.
-        suspicion[members] = 0.5 + 0.5 * unit_ranks(side.division.doubt(side.split.flagged)[members])
-    targets = [side.split.label for side in proved]
-    if len(labels.unique()) < MIN_CLASSES:
-        lab.warn(stage, f"fewer than {MIN_CLASSES} classes cannot be judged")
-    small = [label for label in labels.unique().tolist() if (labels == label).sum() < MIN_MEMBERS]
-    if small:
-        lab.warn(stage, f"{len(small)} classes with fewer than {MIN_MEMBERS} images cannot be judged")
-    if not divisions:
-        lab.warn(stage, "no class looks poisoned; the model is trained on everything, as if undefended")
-    elif not proved:
-        suspects = ", ".join(repr(names[division.label]) for division in divisions)
+        suspicion[members] = 0.5 + 0.5 * unit_ranks(side.division.doubt(side.parts.flagged)[members])
+    targets = [side.parts.label for side in proved]
+    not_judged = sorted(set(labels.tolist()) - set(find_judged(labels)))
+    if not_judged:
         lab.warn(
             stage,
-            f"some images of {suspects} look like poison, which the removal test does not confirm; the model is "
-            "trained on everything, as if undefended",
+            f"{len(not_judged)} classes cannot be judged: at least {MIN_CLASSES} classes, and {MIN_MEMBERS} images of "
+            "a class, are needed",
+        )
+    if not proved:
+        suspects = ", ".join(repr(names[division.label]) for division in divisions)
+        why = f"some images of {suspects} look like poison, which the removal test does not confirm"
+        lab.warn(
+            stage,
+            f"{why if divisions else 'no class looks poisoned'}; the model is trained on everything, as if undefended",
         )
     rows = isolated.nonzero().flatten()
     lab.record_isolation(stage, 1, suspicion, rows)
@@ -157,9 +163,9 @@ def reach_verdict(
         "target_class": targets[0] if len(targets) == 1 else None,
         "target_classes": sorted(targets),
         "poisoning_rate": len(rows) / len(labels),
-        "not_judged": small,
+        "not_judged": not_judged,
         "removal_tests": [
-            {"images": int(side.split.flagged.sum()), "sign": side.division.sign, "poison": side in proved}
+            {"images": int(side.parts.flagged.sum()), "sign": side.division.sign, "poison": side in proved}
             | asdict(side.removal)
             for side in examined
         ],
@@ -192,12 +198,12 @@ def train_final(lab: TrainingDefense, stage: StageRun, proved: list[Examined]) -
     penalized, left_out = (torch.zeros(len(lab.labels), dtype=torch.bool) for _ in range(2))
     halves: list[Tensor] = []
     for side in proved:
-        rows = side.split.flagged.nonzero().flatten()
-        order = rows[side.division.doubt(side.split.flagged)[rows].argsort(descending=True, stable=True)]
+        rows = side.parts.flagged.nonzero().flatten()
+        order = rows[side.division.doubt(side.parts.flagged)[rows].argsort(descending=True, stable=True)]
         penalized[order[: len(order) // 2]] = True
         halves.append(order[len(order) // 2 :])
         left_out[halves[-1]] = True
-        left_out |= side.split.near & ~side.recognized
+        left_out |= side.parts.near & ~side.recognized
     network = lab.new_network("victim")
     on_device = penalized.to(lab.labels.device)
     recipe = replace(lab.recipe, memory={}, loss=lambda losses, rows: margin_loss(losses, on_device[rows]))
@@ -207,7 +213,7 @@ def train_final(lab: TrainingDefense, stage: StageRun, proved: list[Examined]) -
         known = accuracy(network, lab.split.rows(half.to(lab.labels.device)), lab.compute)
         lab.recorder.log(
             f"the final model gives {known:.1%} of the poison of class "
-            f"{lab.facts.class_names[side.split.label]!r} that it was not trained on that label"
+            f"{lab.facts.class_names[side.parts.label]!r} that it was not trained on that label"
         )
         backdoored |= known > side.removal.known + MISSED
     return stage.finish(abl.prefixed_state(network), backdoored=backdoored)

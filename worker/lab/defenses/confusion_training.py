@@ -31,27 +31,15 @@ from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 from worker.lab.training import NO_AUGMENT, Batch, Recipe, constant, train
 
-KEPT = (
-    1 / 2,
-    1 / 5,
-    1 / 25,
-    1 / 50,
-    1 / 100,
-)  # shares of all samples that each round but the last keeps [config.py]
-WEIGHTS = (
-    20,
-    20,
-    20,
-    30,
-    30,
-    15,
-)  # lambda of each round: that of wrong labels beside one of the samples [config.py]
-MOMENTA, WEIGHT_DECAY = (
-    (0.9, 0.7),
-    1e-4,
-)  # of the training and of the steps on wrong labels [config.py; cf:267]
+KEPT = (1 / 2, 1 / 5, 1 / 25, 1 / 50, 1 / 100)
+"""Shares of all samples that each round but the last keeps [config.py]."""
+WEIGHTS = (20, 20, 20, 30, 30, 15)
+"""lambda of each round: that of wrong labels beside one of the samples [config.py]."""
+MOMENTA, WEIGHT_DECAY = (0.9, 0.7), 1e-4
+"""Of the training and of the steps on wrong labels [config.py; cf:267]."""
 INTERVAL = 2  # every second step is on wrong labels alone [config.py, batch_factors]
-LEAST_OF_CLASS = (50, 50, 50, 50, 100)  # of each class at least one in so many is kept [cf:528]
+MIN_KEPT_OF_CLASS = (50, 50, 50, 50, 100)
+"""Each round keeps at least one in this many samples of every class [cf:528]."""
 RARE = 0.001  # added to the share of a class [ct:132]
 RIDGE = 0.001  # [cf:190]
 
@@ -64,7 +52,7 @@ def run(spec: ConfusionTraining, lab: DetectionDefense) -> Network:
         trained, confused = run_round(spec, lab, n, trained, rows)
         if n < ROUNDS:
             losses = confused.tensors["losses"].to(lab.labels.device)
-            rows = keep_samples(losses, lab.labels, KEPT[n - 1], LEAST_OF_CLASS[n - 1])
+            rows = keep_samples(losses, lab.labels, KEPT[n - 1], MIN_KEPT_OF_CLASS[n - 1])
     detection = lab.stage("detection", lambda stage: detect(spec, lab, stage, confused))
     return retrain_without_flagged(lab, spec.then, detection)
 

@@ -5,8 +5,8 @@ is left out is still given its label, because the rest of the class explains it.
 nothing but the poison itself taught its label. Held-out members show how often the same model recognizes genuine ones.
 
 Where the poison is what was kept, the clean part is not recognized either. The two differ in what the model says
-instead: poison made from images of many classes is given these classes, and is as sure a case as genuine members are;
-and a trigger outlasts other images that are added to it.
+instead: poison made from images of many classes is given these classes as surely as their genuine members are; and a
+trigger outlasts other images that are added to it.
 """
 
 import math
@@ -21,7 +21,6 @@ from worker.lab.defenses.signs import auroc_or_half
 from worker.lab.evaluation import predict_logits
 from worker.lab.stages import Outcome, StageRun
 
-MIN_CLASSES = 3  # with two, poison and what it was made from fill both
 HELD_OUT_SHARE = 0.25  # of the members that are not flagged
 MIN_HELD_OUT = 5  # fewer say little about how often genuine members are recognized
 MAX_KNOWN_RATIO = 0.5
@@ -34,12 +33,13 @@ MIN_VARIETY = 3.0
 """Other classes that these are given. A clean class may have a second kind that resembles one other class."""
 MIN_DOMINANCE = 0.9
 """In place of the two above: a perturbed image is still of its own class, so other classes do not claim it."""
-WIDESPREAD = 0.5
-"""Of the classes: so many that are unexplained confirm each other, as in an all-to-all attack."""
+MIN_WIDESPREAD, WIDESPREAD = 3, 0.5
+"""Number and share of the classes that confirm each other if all of them have an unexplained side, as in an all-to-all
+attack."""
 
 
 @dataclass(frozen=True)
-class Split:
+class ClassParts:
     """Parts of a class, bool ``[N]`` each, on the CPU."""
 
     label: int
@@ -58,7 +58,7 @@ class Split:
         return self.members & ~(self.flagged | self.held_out | self.near)
 
 
-def split_class(label: int, flagged: Tensor, doubt: Tensor, labels: Tensor, seed: int) -> Split:
+def split_class(label: int, flagged: Tensor, doubt: Tensor, labels: Tensor, seed: int) -> ClassParts:
     """Divide class ``label`` of ``labels`` ``[N]``, some members of which are ``flagged``, bool ``[N]``.
 
     The others are nearer the higher their ``doubt`` ``[N]``; those that are held out are drawn by the seed.
@@ -70,21 +70,21 @@ def split_class(label: int, flagged: Tensor, doubt: Tensor, labels: Tensor, seed
     drawn = torch.randperm(len(others), generator=generator)[: math.ceil(HELD_OUT_SHARE * len(others))]
     held_out[others[drawn]] = True
     near[others[doubt[others].argsort(descending=True, stable=True)[: len(others) // 2]]] = True
-    return Split(label, members, flagged, held_out, near)
+    return ClassParts(label, members, flagged, held_out, near)
 
 
-def train_without(lab: TrainingDefense, stage: StageRun, splits: list[Split]) -> Outcome:
-    """Train a model by the experiment's recipe on what no split leaves out.
+def train_without(lab: TrainingDefense, stage: StageRun, parts: list[ClassParts]) -> Outcome:
+    """Train a model by the experiment's recipe on what is kept of some classes, and on all others.
 
     What is kept of a class is repeated to the size that the class had, so that the model knows it as well as others.
     Leaves its predictions, int64 ``[N]``, and their probabilities ``[N]``.
     """
     untouched = torch.ones(len(lab.labels), dtype=torch.bool)
     rows = []
-    for split in splits:
-        kept = split.kept.nonzero().flatten()
-        rows.append(kept.repeat(max(1, round(int(split.members.sum()) / max(1, len(kept))))))
-        untouched &= ~split.members
+    for of_class in parts:
+        kept = of_class.kept.nonzero().flatten()
+        rows.append(kept.repeat(max(1, round(int(of_class.members.sum()) / max(1, len(kept))))))
+        untouched &= ~of_class.members
     network = lab.new_network("victim")
     lab.fit(
         stage, network, replace(lab.recipe, memory={}), rows=torch.cat([untouched.nonzero().flatten(), *rows])
@@ -133,15 +133,14 @@ class Removal:
 
 
 def judge_removals(
-    splits: list[Split], labels: Tensor, predicted: Tensor, chances: Tensor, dominance: Tensor
+    parts: list[ClassParts], labels: Tensor, predicted: Tensor, chances: Tensor, dominance: Tensor
 ) -> list[Removal]:
-    """The numbers of the test for each split; all tensors are ``[N]``, see `train_without` and `measure_signs`."""
+    """The numbers of the test for each class; all tensors are ``[N]``, see `train_without` and `measure_signs`."""
     right = predicted == labels
-    genuine = (
-        right.clone()
-    )  # of a divided class only held-out members are surely unseen and not of the flagged kind
-    for split in splits:
-        genuine &= split.held_out | ~split.members
+    genuine = right.clone()
+    # Of a divided class only held-out members are surely unseen and not of the flagged kind.
+    for of_class in parts:
+        genuine &= of_class.held_out | ~of_class.members
     # How surely genuine members of a class are given it; above any probability where there are none.
     sure = torch.full((int(max(labels.max(), predicted.max())) + 1,), 2.0)
     for label in labels[genuine].unique().tolist():
@@ -150,19 +149,19 @@ def judge_removals(
     def share(part: Tensor, of: Tensor) -> float:
         return part[of].double().mean().item() if of.any() else 0.0
 
-    def judge(split: Split) -> Removal:
-        foreign = split.flagged & ~right & (chances >= sure[predicted])
+    def judge(of_class: ClassParts) -> Removal:
+        foreign = of_class.flagged & ~right & (chances >= sure[predicted])
         return Removal(
-            label=split.label,
-            known=share(right, split.flagged),
-            known_held_out=share(right, split.held_out),
-            foreign=share(foreign, split.flagged),
+            label=of_class.label,
+            known=share(right, of_class.flagged),
+            known_held_out=share(right, of_class.held_out),
+            foreign=share(foreign, of_class.flagged),
             variety=effective_number(predicted[foreign]),
-            dominance=auroc_or_half(dominance[split.members], split.flagged[split.members]),
-            held_out=int(split.held_out.sum()),
+            dominance=auroc_or_half(dominance[of_class.members], of_class.flagged[of_class.members]),
+            held_out=int(of_class.held_out.sum()),
         )
 
-    return [judge(split) for split in splits]
+    return [judge(of_class) for of_class in parts]
 
 
 def find_poisoned(smaller: list[Removal], larger: list[Removal], classes: int) -> list[Removal]:
@@ -170,10 +169,8 @@ def find_poisoned(smaller: list[Removal], larger: list[Removal], classes: int) -
 
     At most one side of a class is: where both seem foreign, the one that dominates more.
     """
-    if classes < MIN_CLASSES:
-        return []
     unexplained = [removal for removal in smaller if removal.is_unexplained]
-    if len(unexplained) >= max(MIN_CLASSES, WIDESPREAD * classes):
+    if len(unexplained) >= max(MIN_WIDESPREAD, WIDESPREAD * classes):
         return unexplained
     poisoned = []
     for sides in zip(smaller, larger, strict=True):

@@ -15,6 +15,7 @@ from worker.lab.networks import Network
 from worker.lab.stages import StageRun
 
 OVERLAYS = 8  # images that are added to each sample, one at a time
+MIN_CLASSES = 3  # with two, poison and what it was made from fill both
 MIN_MEMBERS = 50  # smaller classes look bimodal by chance
 BIMODAL = 0.78  # separability above which a class is divided; a uniform distribution has 0.75
 
@@ -72,13 +73,17 @@ class Division:
         return self.values if torch.equal(flagged, self.high) else -self.values
 
 
+def find_judged(labels: Tensor) -> list[int]:
+    """The classes that can be judged: none if there are too few, and none that is too small."""
+    classes, sizes = labels.unique(return_counts=True)
+    return classes[sizes >= MIN_MEMBERS].tolist() if len(classes) >= MIN_CLASSES else []
+
+
 def divide_classes(signs: dict[str, Tensor], labels: Tensor) -> list[Division]:
-    """The classes that some sign divides in two, each by its most separable sign. Small classes are not judged."""
+    """The classes that some sign divides in two, each by its most separable sign."""
     divisions = []
-    for label in labels.unique().tolist():
+    for label in find_judged(labels):
         members = labels == label
-        if int(members.sum()) < MIN_MEMBERS:
-            continue
         by_sign = {name: separability(values[members]) for name, values in signs.items()}
         name = max(by_sign, key=by_sign.__getitem__)
         if by_sign[name] >= BIMODAL:
