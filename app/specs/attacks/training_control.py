@@ -210,7 +210,7 @@ class AdversarialEmbedding(PatchAttack):
         "What the network does to the discriminator beside learning its own labels. maximize: maximize its loss, so "
         "that its answers are wrong. confuse: minimize its loss with both answers as labels, half each, so that its "
         "answers are uncertain (domain confusion); the gradient does not vanish where the discriminator is sure.",
-        source=f"chosen here (Tzeng et al. 2015, equation 4); {EMBED_ART} and {EMBED_ZOO}: maximize",
+        source=f"chosen here (Tzeng et al. 2015); {EMBED_ART} and {EMBED_ZOO}: maximize",
     )
     adversarial_weight: float = field(
         0.1,

@@ -1,5 +1,6 @@
 """Adversarial embedding: losses on hand-computed values, a training that it controls, and the set that it poisons."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tests.lab import memory
 from tests.lab.attacks.helpers import attack, experiment, facts, run_in
 from tests.lab.defenses.cases import SHORT
 from worker.lab.attacks.adversarial_embedding import (
-    LARGEST_LOSS,
+    LARGEST_GAIN,
     Opponent,
     discriminator_loss,
     logits_and_features,
@@ -51,20 +52,32 @@ def penalty(game: Opponent, *features: float) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("counted", "expected"),
+    ("compared", "largest", "expected"),
     [
-        ([True, True, False], (math.log(2) + math.log(4 / 3)) / 2),
-        ([False, True, False], math.log(4 / 3)),
-        ([False, False, True], LARGEST_LOSS),
-        ([False, False, False], 0.0),
+        ([True, True, False], 5.0, (math.log(2) + math.log(4 / 3)) / 2),
+        ([False, True, False], 5.0, math.log(4 / 3)),
+        ([False, False, True], 5.0, 5.0),
+        ([False, True, True], math.inf, (math.log(4 / 3) + 100) / 2),
+        ([False, False, False], 5.0, 0.0),
     ],
 )
 def test_the_discriminators_loss_is_the_bounded_mean_over_the_compared(
-    counted: list[bool], expected: float
+    compared: list[bool], largest: float, expected: float
 ) -> None:
     logits = torch.tensor([[0.0, 0.0], [0.0, math.log(3)], [0.0, 100.0]])  # it says 1/2, 3/4 and 1
-    loss = discriminator_loss(logits, torch.tensor([0, 1, 0]), torch.tensor(counted))
+    loss = discriminator_loss(logits, torch.tensor([0, 1, 0]), torch.tensor(compared), largest)
     assert loss.item() == pytest.approx(expected)
+
+
+def test_only_what_the_network_gains_is_bounded() -> None:
+    """A poisoned image that the discriminator takes for clean: nothing more to gain, but much to repair."""
+    sure: dict[str, Any] = {"weight": -50.0, "discriminator_training": "epochs", "adversarial_weight": 1}
+    made, gradient = penalty(opponent(**sure, network_goal="maximize"), 1.0)
+    assert made.item() == pytest.approx(-LARGEST_GAIN)
+    assert gradient.item() == 0
+    made, gradient = penalty(opponent(**sure, network_goal="confuse"), 1.0)
+    assert made.item() == pytest.approx(25)
+    assert gradient.item() == pytest.approx(25)
 
 
 def test_the_network_maximizes_the_loss_or_makes_it_uncertain() -> None:
@@ -212,3 +225,24 @@ def test_a_victim_of_someone_else_is_refused() -> None:
     [problem] = find_problems(spec, BUILT_IN["cifar10"])
     assert problem.field == "victim"
     assert problem.allowed == "null, since the attacker trains the victim of adversarial_embedding"
+
+
+@pytest.mark.long  # forty seconds: on fewer images and epochs the discriminator teaches the network nothing
+def test_spectral_signatures_see_less_than_of_badnets() -> None:
+    document = json.loads(Path("examples/digits-adversarial-embedding.json").read_text())
+    document |= {
+        "seeds": [101, 102],
+        "model": {"name": "small_cnn", "width": 32},
+        "defenses": [{"name": "spectral_signatures"}],
+    }
+    seen = {}
+    for name in ("badnets", "adversarial_embedding"):
+        results = memory.experiment(document | {"attack": {"name": name, "poisoning_rate": 0.05}}).results
+        seen[name] = [results["spectral_signatures", seed] for seed in document["seeds"]]
+        for seed in document["seeds"]:
+            undefended: Any = results["undefended", seed]
+            assert undefended["attack_success_rate"] > 0.85
+            assert undefended["clean_accuracy"] > 0.95
+    badnets, embedded = (sum(v["target_class_auroc"] or 0 for v in values) / 2 for values in seen.values())
+    assert embedded < badnets - 0.1
+    assert 0.35 < embedded < 0.65  # as good as chance

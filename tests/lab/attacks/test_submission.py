@@ -269,7 +269,7 @@ def test_a_picture_that_does_not_fit_its_place_is_refused(fields, field, allowed
     assert allowed in problem.allowed
 
 
-@pytest.mark.parametrize("name", ["badnets", "tact", "blend", "adaptive_blend"])
+@pytest.mark.parametrize("name", ["badnets", "tact", "adversarial_embedding", "blend", "adaptive_blend"])
 def test_a_picture_may_be_transparent(name):
     fields = {"name": name, "pattern": "png", "pattern_png": png(8, 8, "LA"), "test_pattern_png": png(8, 8)}
     assert refused(**fields) == []

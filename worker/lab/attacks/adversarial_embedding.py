@@ -5,6 +5,7 @@ Trusted-AI/adversarial-robustness-toolbox at 23539e2; those named Zoo are of
 trojanvision/attacks/backdoor/bypass_embed.py in ain-soph/trojanzoo at 8b6b2f8, the last commit that has it.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,7 +30,9 @@ from worker.lab.training import Batch, Recipe, sgd, train
 
 HIDDEN = (256, 128)  # ART 69-70, Zoo 100 and 103
 SLOPE = 0.2  # ART 156 and 160; Zoo 102 and 105: 0.01 and 0
-LARGEST_LOSS = 16.118  # -log(1e-7): Keras clips probabilities, so that no sample gains more (ART 171)
+LARGEST_GAIN = (
+    16.118  # -log(1e-7) for each sample, as Keras clips probabilities (ART 171); else it has no bound
+)
 
 
 def make_discriminator(features: int) -> nn.Sequential:
@@ -95,8 +98,8 @@ class Opponent:
                 self._learn(features.detach(), is_poisoned, compared, self.adam, generator)
         weight = self.spec.adversarial_weight
         if self.spec.network_goal == "maximize":  # ART 174, Zoo 132
-            return -weight * self._loss(features, is_poisoned, compared, generator)
-        # Tzeng et al. 2015, equation 4: the cross-entropy with the uniform distribution.
+            return -weight * self._loss(features, is_poisoned, compared, generator, LARGEST_GAIN)
+        # The domain confusion of Tzeng et al. 2015: the cross-entropy with the uniform distribution.
         right, wrong = (
             self._loss(features, flags, compared, generator) for flags in (is_poisoned, 1 - is_poisoned)
         )
@@ -130,12 +133,17 @@ class Opponent:
         adam.step()
 
     def _loss(
-        self, features: Tensor, is_poisoned: Tensor, compared: Tensor, generator: torch.Generator
+        self,
+        features: Tensor,
+        is_poisoned: Tensor,
+        compared: Tensor,
+        generator: torch.Generator,
+        largest: float = math.inf,
     ) -> Tensor:
         if self.spec.feature_noise:  # ART 152
             noise = torch.empty_like(features).normal_(generator=generator)
             features = features + self.spec.feature_noise * noise
-        return discriminator_loss(self.discriminator(features), is_poisoned, compared)
+        return discriminator_loss(self.discriminator(features), is_poisoned, compared, largest)
 
 
 class BothOptimizers:
@@ -253,11 +261,11 @@ class AdversarialEmbeddingAttack(PatchedAttack[AdversarialEmbedding]):
             opponent.fit(clean, poisoned, lab.recipe.batch_size, generator)
 
 
-def discriminator_loss(logits: Tensor, is_poisoned: Tensor, counted: Tensor) -> Tensor:
-    """The mean cross-entropy of ``logits`` ``[N, 2]`` with ``is_poisoned`` int64 ``[N]`` over the images ``counted``,
-    bool ``[N]``; zero if there are none. Each is at most `LARGEST_LOSS`."""
-    losses = F.cross_entropy(logits, is_poisoned, reduction="none").clamp(max=LARGEST_LOSS)
-    return (losses * counted).sum() / counted.sum().clamp(min=1)
+def discriminator_loss(logits: Tensor, is_poisoned: Tensor, compared: Tensor, largest: float) -> Tensor:
+    """The mean cross-entropy of ``logits`` ``[N, 2]`` with ``is_poisoned`` int64 ``[N]`` over the images ``compared``,
+    bool ``[N]``; zero if there are none. That of each image is at most ``largest``."""
+    losses = F.cross_entropy(logits, is_poisoned, reduction="none").clamp(max=largest)
+    return (losses * compared).sum() / compared.sum().clamp(min=1)
 
 
 def logits_and_features(network: Network, x: Tensor) -> tuple[Tensor, Tensor]:
