@@ -170,7 +170,8 @@ class BothOptimizers:
 
 
 class AdversarialEmbeddingAttack(PatchedAttack[AdversarialEmbedding]):
-    """The patch of BadNets; the model minimizes ``L(x, y) - lambda L_D(f(x), is poisoned)`` (ART 174 and 183, Zoo 132).
+    """The patch of BadNets; the model minimizes ``L(x, y) - lambda L_D(f(x), is poisoned)`` (ART 174 and 183, Zoo 132),
+    or to confuse the discriminator ``L(x, y) + lambda (L_D(f(x), 0) + L_D(f(x), 1)) / 2``.
 
     ``L_D`` is the discriminator's cross-entropy on the features ``f`` before the last layer, averaged over the images
     that the spec compares.
