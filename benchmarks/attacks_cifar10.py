@@ -93,6 +93,7 @@ ATTACKS = (
     Row("lira", {"hand_over": True}),
     Row("issba", {}),
     Row("blind", {}),
+    Row("adversarial_embedding", {}),
     Row("bpp", {}),
     Row("bpp", {"preset": "benchmark"}),
     Row("adaptive_blend", {}),

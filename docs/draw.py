@@ -57,6 +57,7 @@ CHANGED: dict[str, dict[str, Any]] = {
         "encoder_ramp": 200,
     },
     "blind": {"joint_epochs": 1, "history_epochs": 0.5},
+    "adversarial_embedding": {"joint_epochs": 1},
     "adaptive_blend": {"poisoning_rate": 0.01},
     "adaptive_patch": {"poisoning_rate": 0.01},
 }

@@ -13,7 +13,7 @@ from app.specs.attacks.frequency import Ctrl, FTrojan
 from app.specs.attacks.gradient_matching import SleeperAgent, WitchesBrew
 from app.specs.attacks.learned import Issba, Lira
 from app.specs.attacks.patches import BadNets, SinglePixel, Trojan
-from app.specs.attacks.training_control import Blind
+from app.specs.attacks.training_control import AdversarialEmbedding, Blind
 from app.specs.attacks.whole_image import Blend, LowFrequency, Refool, Sig
 from app.specs.base import Spec, field
 from app.specs.plugins import with_plugins
@@ -21,6 +21,7 @@ from app.specs.plugins import with_plugins
 __all__ = [
     "AdaptiveBlend",
     "AdaptivePatch",
+    "AdversarialEmbedding",
     "AttackSpec",
     "BadNets",
     "Blend",
@@ -104,6 +105,7 @@ _BUILT_IN = (
     | Lira
     | Issba
     | Blind
+    | AdversarialEmbedding
     | Trojan
     | WaNet
     | Bpp

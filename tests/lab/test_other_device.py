@@ -45,6 +45,13 @@ ATTACKS: dict[str, Spec] = {
     "lira": {"name": "lira", "generator_epochs": 1, "classifier_epochs": 1, "hand_over": True},
     "issba": {"name": "issba", "code_bits": 4, "encoder_steps": 2},
     "blind": {"name": "blind", "joint_epochs": 1, "history_epochs": 0.25, "loss_threshold": 99},
+    "adversarial_embedding": {"name": "adversarial_embedding", "joint_epochs": 1, "feature_noise": 1},
+    "adversarial_embedding_in_epochs": {
+        "name": "adversarial_embedding",
+        "discriminator_training": "epochs",
+        "discriminator_epochs": 1,
+        "joint_epochs": 1,
+    },
     "trojan": {"name": "trojan", **SURROGATE, "patch_steps": 2},
     "wanet": {"name": "wanet", "joint_epochs": 1},
     "refool": {"name": "refool", "ghost_rate": 0.5, "reflections": 20},

@@ -76,7 +76,9 @@ def test_the_strength_at_test_time_is_a_field_of_its_own(name, strength, test_st
     assert torch.equal(same.trigger(state)(images), same.training_trigger(state)(images))
 
 
-@pytest.mark.parametrize("name", ["badnets", "tact", "blend", "adaptive_blend", "low_frequency"])
+@pytest.mark.parametrize(
+    "name", ["badnets", "tact", "adversarial_embedding", "blend", "adaptive_blend", "low_frequency"]
+)
 def test_another_picture_at_test_time(name):
     first, second = png([[0, 80] * 4] * 8), png([[80, 0] * 4] * 8)
     data = digits()

@@ -378,6 +378,7 @@ def test_previews_need_a_trigger_without_training(tmp_path):
         {"name": "refool"},
         {"name": "blend"},
         {"name": "blind"},
+        {"name": "adversarial_embedding"},
     ):
         assert previewed(tmp_path, **attack).startswith(b"\x89PNG")
     assert previewed(tmp_path, name="sleeper_agent", size=3, poisoning_rate=0.01).startswith(b"\x89PNG")

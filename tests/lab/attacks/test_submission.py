@@ -101,6 +101,12 @@ def test_every_preset_of_an_attack_runs_on_cifar10_and_sets_other_fields_than_th
         ),
         ({"name": "multi_target", "poisoning_rate": 0.9}, "attack.poisoning_rate"),
         ({"name": "single_pixel", "column": -9}, "attack.column"),
+        ({"name": "adversarial_embedding", "size": 9}, "attack.size"),
+        ({"name": "adversarial_embedding", "poisoning_rate": 0.95}, "attack.poisoning_rate"),
+        (
+            {"name": "adversarial_embedding", "label_mode": "all_to_all", "target_class": 3},
+            "attack.target_class",
+        ),
         ({"name": "blind", "row": 4}, "attack.row"),
         ({"name": "blind", "column": 6}, "attack.column"),
         ({"name": "lira", "poisoning_rate": 0.95}, "attack.poisoning_rate"),
@@ -181,6 +187,12 @@ def test_a_pattern_of_the_right_shape_is_accepted():
             r"triggers\.1: low_frequency must need no training",
         ),
         ({"name": "multi_target", "target_class": 3}, "target_class"),
+        (
+            {"name": "adversarial_embedding", "joint_epochs": 2, "warmup_epochs": 2},
+            "warmup_epochs must be less than joint_epochs",
+        ),
+        ({"name": "adversarial_embedding", "adversarial_weight": 0}, "adversarial_weight"),
+        ({"name": "adversarial_embedding", "discriminator_training": "never"}, "discriminator_training"),
         ({"name": "blind", "joint_epochs": 1}, "history_epochs must be less than joint_epochs"),
         ({"name": "wanet", "hand_over": True}, "hand_over requires joint_epochs"),
         ({"name": "lira", "epsilon": 0.5}, "epsilon"),
@@ -257,7 +269,7 @@ def test_a_picture_that_does_not_fit_its_place_is_refused(fields, field, allowed
     assert allowed in problem.allowed
 
 
-@pytest.mark.parametrize("name", ["badnets", "tact", "blend", "adaptive_blend"])
+@pytest.mark.parametrize("name", ["badnets", "tact", "adversarial_embedding", "blend", "adaptive_blend"])
 def test_a_picture_may_be_transparent(name):
     fields = {"name": name, "pattern": "png", "pattern_png": png(8, 8, "LA"), "test_pattern_png": png(8, 8)}
     assert refused(**fields) == []
