@@ -1,10 +1,9 @@
-"""Signs of poison that a model trained on everything shows, and how far each of them divides a class in two."""
-
-from dataclasses import dataclass
+"""Signs of poison that a model trained on everything shows, and one made of them that divides each class in two."""
 
 import torch
 from torch import Tensor
 
+from worker.lab.data.datasets import Split
 from worker.lab.defenses import abl
 from worker.lab.defenses.base import TrainingDefense
 from worker.lab.defenses.detection import predict_superimposed
@@ -17,11 +16,11 @@ from worker.lab.stages import StageRun
 OVERLAYS = 8  # images that are added to each sample, one at a time
 MIN_CLASSES = 3  # with two, poison and what it was made from fill both
 MIN_MEMBERS = 50  # smaller classes look bimodal by chance
-BIMODAL = 0.78  # separability above which a class is divided; a uniform distribution has 0.75
+BIMODAL = 0.72  # separability above which a class is divided; a normal distribution has 0.64
 
 
-def measure_signs(lab: TrainingDefense, stage: StageRun, network: Network) -> dict[str, Tensor]:
-    """The signs by name, ``[N]`` each, on the CPU.
+def measure_signs(lab: TrainingDefense, stage: StageRun, network: Network, split: Split) -> dict[str, Tensor]:
+    """The signs by name of the samples of ``split``, which ``network`` was trained on; ``[N]`` each, on the CPU.
 
     - ``dominance``: the mean probability of the label with another training image added (STRIP, Gao et al. 2019, but
       for the label instead of the entropy). A trigger outlasts what is added to it.
@@ -30,47 +29,20 @@ def measure_signs(lab: TrainingDefense, stage: StageRun, network: Network) -> di
     - ``projection``: that of the features on the class's direction of largest variance (spectral signatures, Tran et
       al. 2018). Which end is poison is not known.
     """
-    labels = lab.labels
+    images, labels = split.images, split.labels
     dominance = torch.zeros(len(labels), device=labels.device)
-    for log_probabilities in predict_superimposed(lab, stage, network, lab.images, lab.images, OVERLAYS):
+    for log_probabilities in predict_superimposed(lab, stage, network, images, images, OVERLAYS):
         dominance += log_probabilities.gather(1, labels[:, None]).flatten().exp() / OVERLAYS
     signs = {"dominance": dominance}
     if any(isinstance(layer, torch.nn.BatchNorm2d) for layer in network.modules()):
-        likelihoods = extract_with(network, least_likelihoods(network), lab.images, lab.compute)
+        likelihoods = extract_with(network, least_likelihoods(network), images, lab.compute)
         signs["unlikelihood"] = -likelihoods.sum(1)
-    features = extract_features(network, lab.images, lab.compute)
+    features = extract_features(network, images, lab.compute)
     signs["projection"] = projection = torch.zeros_like(dominance)
     for label in labels.unique():
         members = labels == label
         projection[members] = project_on_top_direction(features[members]).float()
     return {name: sign.cpu() for name, sign in signs.items()}
-
-
-@dataclass(frozen=True)
-class Division:
-    """A class that one sign divides in two."""
-
-    label: int
-    sign: str
-    separability: float
-    values: Tensor
-    """The sign, ``[N]``."""
-    high: Tensor
-    """Members of the class above Otsu's threshold, bool ``[N]``."""
-    low: Tensor
-    """The other members."""
-
-    @property
-    def smaller(self) -> Tensor:
-        return self.high if self.high.sum() <= self.low.sum() else self.low
-
-    @property
-    def larger(self) -> Tensor:
-        return self.low if self.high.sum() <= self.low.sum() else self.high
-
-    def doubt(self, flagged: Tensor) -> Tensor:
-        """How near the members are to the side ``flagged``, ``[N]``; higher is nearer."""
-        return self.values if torch.equal(flagged, self.high) else -self.values
 
 
 def find_judged(labels: Tensor) -> list[int]:
@@ -79,18 +51,21 @@ def find_judged(labels: Tensor) -> list[int]:
     return classes[sizes >= MIN_MEMBERS].tolist() if len(classes) >= MIN_CLASSES else []
 
 
-def divide_classes(signs: dict[str, Tensor], labels: Tensor) -> list[Division]:
-    """The classes that some sign divides in two, each by its most separable sign."""
-    divisions = []
-    for label in find_judged(labels):
+def combine_signs(signs: dict[str, Tensor], labels: Tensor) -> Tensor:
+    """One sign for the ``signs``, ``[N]`` each, of samples with ``labels`` ``[N]``; which end is poison is not known.
+
+    In each class, the coordinate of the standardized signs along their first principal component: poison that differs
+    in several signs is farther from the clean members in it than in any one of them.
+    """
+    combined = torch.zeros(len(labels), dtype=torch.double)
+    for label in labels.unique():
         members = labels == label
-        by_sign = {name: separability(values[members]) for name, values in signs.items()}
-        name = max(by_sign, key=by_sign.__getitem__)
-        if by_sign[name] >= BIMODAL:
-            values = signs[name]
-            high = members & (values > otsu_threshold(values[members]))
-            divisions.append(Division(label, name, by_sign[name], values, high, members & ~high))
-    return divisions
+        values = torch.stack([sign[members].double() for sign in signs.values()], dim=1)
+        # A sign that is the same for all members says nothing.
+        standardized = (values - values.mean(0)) / values.std(0, correction=0).clamp(min=1e-9)
+        component = torch.linalg.eigh(standardized.T @ standardized).eigenvectors[:, -1]
+        combined[members] = standardized @ component
+    return combined.float()
 
 
 def otsu_threshold(values: Tensor) -> float:
