@@ -42,8 +42,8 @@ class AblPlus(Defense):
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:
         *_, unlearning = self.abl.stages()
         return [
-            # Not a field: what an earlier version of the method stored lacks the combined sign.
-            ("scout", {"signs": "combined"}, 30),
+            # Not a field: what an earlier version of the method stored has another sign.
+            ("scout", {"signs": "sharpened"}, 30),
             ("smaller_sides", {}, 30),
             ("larger_sides", {}, 30),
             ("power", {}, 30),
