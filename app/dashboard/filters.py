@@ -64,6 +64,7 @@ STAGES = {
     "scout": "train on everything",
     "smaller_sides": "train without the smaller sides",
     "larger_sides": "train without the larger sides",
+    "power": "train with decoys",
     "verdict": "judge both sides",
     "retraining": "retrain",
     "unlearning": "unlearn suspects",

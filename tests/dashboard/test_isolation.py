@@ -25,10 +25,13 @@ BELIEF = {
         "poisoning_rate": 0.2,
         "target_classes": [3],
         "not_judged": [],
+        "power": [
+            {"trigger": "patch", "share": 1 / 3, "noticed": True},
+            {"trigger": "warp", "share": 0.1, "noticed": False},
+        ],
         "removal_tests": [
             {
                 "images": 4,
-                "sign": "dominance",
                 "poison": True,
                 "label": 3,
                 "known": 0.07,

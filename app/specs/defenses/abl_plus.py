@@ -10,12 +10,13 @@ from app.specs.defenses.base import Defense
 class AblPlus(Defense):
     """A method of this project: finds poison without a clean set and without the rate, target class or trigger.
 
-    A model is trained on everything. Signs that it shows (whether a sample keeps its label under other images, how
-    unlikely its activations are, its place among the features of its class) divide a poisoned class in two. Two more
-    models, each of which never saw one of the two sides, are asked about it: the clean members of a class explain each
-    other, poison is explained by nothing but itself. If a side is poison by this test, a final model is trained against
-    the label on half of it and without the rest of it, and unlearns it as in `abl` if it learned the backdoor all the
-    same. If no side is, the first model is the result, as if undefended.
+    A model is trained on everything. Three signs that it shows (whether a sample keeps its label under other images,
+    how unlikely its activations are, its place among the features of its class) together divide a poisoned class in
+    two. Two more models, each of which never saw one of the two sides, are asked about it: the clean members of a class
+    explain each other, poison is explained by nothing but itself. If a side is poison by this test, a final model is
+    trained against the label on half of it and without the rest of it, and unlearns it as in `abl` if it learned the
+    backdoor all the same. If no side is, the first model is the result, as if undefended. Another model is trained with
+    decoys, triggers of the defense's own, and says which of them would have been noticed in this set.
     """
 
     name: Literal["abl_plus"] = "abl_plus"
@@ -41,9 +42,11 @@ class AblPlus(Defense):
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:
         *_, unlearning = self.abl.stages()
         return [
-            ("scout", {}, 30),
+            # Not a field: what an earlier version of the method stored has another sign.
+            ("scout", {"signs": "sharpened"}, 30),
             ("smaller_sides", {}, 30),
             ("larger_sides", {}, 30),
+            ("power", {}, 30),
             ("verdict", {}, 1),
             ("training", {}, 30),
             unlearning,

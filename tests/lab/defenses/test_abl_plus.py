@@ -9,9 +9,10 @@ import torch
 
 from tests.lab.defenses.cases import BADNETS, NOTHING, defended, number
 from tests.lab.memory import MemoryRecorder, MemoryStore
-from worker.lab.defenses import abl_plus, signs
+from worker.lab.defenses import abl_plus, removal, signs
 from worker.lab.defenses.abl_plus import MARGIN, margin_loss
-from worker.lab.defenses.signs import divide_classes, otsu_threshold, separability
+from worker.lab.defenses.removal import split_classes
+from worker.lab.defenses.signs import combine_signs, otsu_threshold, separability, sharpen
 
 SPEC = {"name": "abl_plus"}
 BLEND = {"name": "blend", "target_class": 3}
@@ -38,6 +39,14 @@ def test_finds_and_leaves_out_the_poison(attack: dict[str, object], target: int)
     assert belief["poisoning_rate"] == pytest.approx(belief["truth"]["poisoning_rate"], abs=0.01)
     poison = next(test for test in belief["removal_tests"] if test["poison"])
     assert poison["known"] < poison["known_held_out"] / 2
+    assert [(decoy["trigger"], round(decoy["share"], 1)) for decoy in belief["power"]] == [
+        ("patch", 0.3),
+        ("blend", 0.3),
+        ("warp", 0.3),
+        ("patch", 0.1),
+        ("blend", 0.1),
+    ]  # ten classes take five of the six
+    assert any(decoy["noticed"] for decoy in belief["power"])
 
 
 @pytest.mark.long  # ten classes are divided, and the poison of each is left out: a quarter of a minute
@@ -60,7 +69,7 @@ def test_unlearns_the_poison_if_the_final_model_knows_it(monkeypatch: pytest.Mon
 
 @pytest.mark.long  # a quarter of a minute, for a worse case of the first test
 def test_missed_poison_is_outvoted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signs, "otsu_threshold", lambda values: float(values.double().quantile(0.8)))
+    monkeypatch.setattr(removal, "otsu_threshold", lambda values: float(values.double().quantile(0.8)))
     recorder = defended(BADNETS, SPEC, store=MemoryStore())
     assert number(recorder, "abl_plus", "isolation_recall") <= 0.5
     assert number(recorder, "abl_plus", "attack_success_rate") <= 0.1
@@ -76,11 +85,12 @@ def test_leaves_clean_data_alone() -> None:
     assert belief["truth"] == nothing
     assert belief | nothing == belief
     assert belief["target_classes"] == belief["not_judged"] == []
-    assert any("as if undefended" in warning for warning in recorder.warnings)
+    (warning,) = (warning for warning in recorder.warnings if "as if undefended" in warning)
+    assert "it would have noticed: patch on 33%" in warning
 
 
 def test_clean_classes_that_are_divided_are_refuted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signs, "BIMODAL", 0.0)
+    monkeypatch.setattr(removal, "BIMODAL", 0.0)
     recorder = defended(NOTHING, SPEC, store=MemoryStore())
     loss = number(recorder, "clean", "clean_accuracy") - number(recorder, "abl_plus", "clean_accuracy")
     assert loss <= 0.02
@@ -128,23 +138,57 @@ def test_separability_is_that_of_known_distributions() -> None:
     assert separability(torch.ones(5)) == 0.0
 
 
-def test_a_class_is_divided_by_its_most_separable_sign() -> None:
+def test_the_signs_of_each_class_are_combined_so_that_they_divide_it() -> None:
+    labels = torch.arange(400) % 2
+    poisoned = (labels == 1) & (torch.arange(400) % 8 == 1)
+    noise = torch.randn(3, 400, generator=torch.Generator().manual_seed(0))
+    # Each sign shifts poison by three of its deviations, in its own direction and units.
+    shift = 3 * poisoned
+    signs = {
+        "up": noise[0] + shift,
+        "down": 100 * (noise[1] - shift),
+        "third": noise[2] + shift,
+        "same": torch.ones(400),
+    }
+    combined = combine_signs(signs, labels)
+    alone = separability((noise[0] + shift)[labels == 1])
+    assert separability(combined[labels == 1]) > alone + 0.05
+    assert separability(combined[labels == 0]) < 0.75
+    assert combined[labels == 0].mean().item() == pytest.approx(0, abs=1e-4)  # each class has its own origin
+
+
+def test_a_division_across_the_largest_variance_is_found() -> None:
+    draw = torch.Generator().manual_seed(0)
+    high = torch.arange(300) % 3 == 0
+    along = torch.randn(300, generator=draw, dtype=torch.double)
+    across = 0.05 * torch.randn(300, generator=draw, dtype=torch.double) + 0.6 * high
+    # Most of the variance, which both signs share, has nothing to do with the two groups.
+    values = torch.stack([along, along + 3 * across], dim=1)
+    assert separability(values[:, 1]) < 0.75
+    sharp = sharpen(values, values[:, 1])
+    assert separability(sharp) > 0.85
+    found = sharp > otsu_threshold(sharp)
+    assert torch.equal(found, high) or torch.equal(~found, high)
+
+
+def test_a_class_is_divided_where_its_sign_is_bimodal() -> None:
     labels = torch.arange(400) % 4
-    spread = torch.linspace(0, 1, 400)
-    poisoned = (labels == 2) & (spread > 0.7)
-    divisions = divide_classes({"flat": spread, "sharp": spread + 5 * poisoned}, labels)
-    assert [(division.label, division.sign) for division in divisions] == [(2, "sharp")]
-    (division,) = divisions
-    assert division.separability > 0.95
-    assert torch.equal(division.smaller, poisoned)
-    assert torch.equal(division.larger, (labels == 2) & ~poisoned)
+    spread = torch.special.ndtri((torch.arange(400) + 0.5) / 400)
+    poisoned = (labels == 2) & (spread > 0.5)
+    sign = spread + 5 * poisoned
+    (smaller,), (larger,) = (split_classes(sign, labels, 0, smaller=side) for side in (True, False))
+    assert smaller.label == larger.label == 2
+    assert torch.equal(smaller.flagged, poisoned)
+    assert torch.equal(larger.flagged, (labels == 2) & ~poisoned)
     # What is nearest to a side is its neighbor across the threshold, at either end.
-    assert division.doubt(division.smaller)[division.larger].argmax() == int(division.larger.sum()) - 1
-    assert division.doubt(division.larger)[division.smaller].argmax() == 0
+    assert smaller.near[larger.flagged].nonzero().max() == int(larger.flagged.sum()) - 1
+    assert larger.near[smaller.flagged].nonzero().min() == 0
+    # The other end of the sign is the same division.
+    assert torch.equal(split_classes(-sign, labels, 0, smaller=True)[0].flagged, poisoned)
 
 
 def test_small_classes_and_two_classes_are_not_divided() -> None:
     labels = torch.tensor([0] * 49 + [1] * 50 + [2] * 50)
     values = (torch.arange(149) % 2).double()
-    assert [division.label for division in divide_classes({"sign": values}, labels)] == [1, 2]
-    assert divide_classes({"sign": values}, labels.clamp(min=1)) == []
+    assert [parts.label for parts in split_classes(values, labels, 0, smaller=True)] == [1, 2]
+    assert split_classes(values, labels.clamp(min=1), 0, smaller=True) == []

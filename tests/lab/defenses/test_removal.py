@@ -30,7 +30,7 @@ def test_the_flagged_and_the_held_out_are_compared_and_what_is_surely_foreign_co
     predicted = torch.tensor([1, 2, 1, 0, 0, 1, 1, 1, 2, 2])
     chances = torch.tensor([0.9, 0.9, 0.3, 0.9, 0.9, 0.9, 0.8, 0.8, 0.95, 0.95])
     dominance = torch.tensor([0.9, 0.8, 0.7, 0.75, 0.1, 0.2, 0.0, 0.0, 0.0, 0.0])
-    split = ClassParts(0, mask(0, 1, 2, 3, 4, 5), mask(0, 1, 2, 3), mask(4, 5), mask())
+    split = ClassParts(0, mask(0, 1, 2, 3, 4, 5), mask(0, 1, 2, 3), mask(4, 5), mask(), dominance)
     (removal,) = judge_removals([split], labels, predicted, chances, dominance)
     # Row 0 is given class 1 more surely than its members are, row 1 class 2 less surely, and row 2 is not sure at all.
     assert removal == Removal(
@@ -48,8 +48,8 @@ def test_members_of_another_divided_class_are_genuine_only_if_held_out() -> None
     labels = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
     predicted = torch.ones(10, dtype=torch.int64)
     chances = torch.tensor([0.7, 0.7, 0.7, 0.7, 0.7, 0.9, 0.9, 0.9, 0.9, 0.6])
-    first = ClassParts(0, labels == 0, mask(0, 1), mask(2), mask(3))
-    second = ClassParts(1, labels == 1, mask(5, 6, 7), mask(9), mask(8))
+    first = ClassParts(0, labels == 0, mask(0, 1), mask(2), mask(3), chances)
+    second = ClassParts(1, labels == 1, mask(5, 6, 7), mask(9), mask(8), chances)
     removals = judge_removals([first, second], labels, predicted, chances, chances)
     assert removals[0].foreign == 1.0  # surer than row 9, the only genuine member of class 1
     # The tenth percentile of all of class 1 is 0.72.
@@ -83,26 +83,41 @@ def test_the_unexplained_is_foreign_if_many_classes_claim_it_or_if_it_dominates(
     assert not replace(unclaimed, dominance=0.85).is_foreign(10)
     # A clean class with a second kind of members that looks like one other class.
     assert not replace(undominant, variety=1.0).is_foreign(10)
-    assert replace(undominant, variety=1.0).is_foreign(4)  # of three other classes one is a third
+    assert replace(undominant, variety=1.6).is_foreign(3)  # of two other classes, both
+    assert not replace(undominant, variety=1.4).is_foreign(3)
 
 
 def test_one_side_of_a_class_is_poison() -> None:
-    assert find_poisoned([POISON], [CLEAN_SIDE], 10) == [POISON]
-    assert find_poisoned([CLEAN_SIDE], [POISON], 10) == [POISON]  # most of the class may be poison
-    assert find_poisoned([KNOWN], [KNOWN], 10) == []
-    assert find_poisoned([CLEAN_SIDE], [CLEAN_SIDE], 10) == []
-    claimed_too = replace(POISON, dominance=0.2)
-    assert find_poisoned([claimed_too], [POISON], 10) == [POISON]
+    assert find_poisoned([POISON, CLEAN_SIDE], 10) == [POISON]
+    assert find_poisoned([CLEAN_SIDE, POISON], 10) == [POISON]  # most of the class may be poison
+    assert find_poisoned([KNOWN, KNOWN], 10) == []
+    assert find_poisoned([CLEAN_SIDE, CLEAN_SIDE], 10) == []
     other = replace(POISON, label=5)
-    assert find_poisoned([POISON, other], [CLEAN_SIDE, CLEAN_SIDE], 10) == [POISON, other]
+    assert find_poisoned([POISON, other, CLEAN_SIDE, replace(CLEAN_SIDE, label=5)], 10) == [POISON, other]
+
+
+def test_of_two_foreign_sides_the_one_with_more_evidence_is_poison() -> None:
+    # 0.5 of the flagged are surely of six other classes: five sixths of them are not of the most frequent one.
+    assert POISON.evidence == pytest.approx(0.9 + 0.5 * 5 / 6)
+    assert replace(POISON, foreign=0.0, variety=0.0).evidence == pytest.approx(0.9)
+    less_dominant, less_varied = replace(POISON, dominance=0.8), replace(POISON, variety=3.5)
+    for weaker in (less_dominant, less_varied):
+        assert find_poisoned([POISON, weaker], 10) == find_poisoned([weaker, POISON], 10) == [POISON]
+    # Warped images of all classes: neither side dominates.
+    warped = replace(POISON, foreign=0.41, variety=4.6, dominance=0.48)
+    rest = replace(POISON, foreign=0.21, variety=3.6, dominance=0.52)
+    assert find_poisoned([rest, warped], 10) == [warped]
 
 
 def test_many_unexplained_sides_confirm_each_other() -> None:
     """In an all-to-all attack each class's poison comes from one class, and is not dominant."""
     alike = [replace(POISON, label=label, foreign=0.05, variety=1.0, dominance=0.4) for label in range(10)]
-    assert find_poisoned(alike[:5], [KNOWN] * 5, 10) == alike[:5]
-    assert find_poisoned(alike[:4], [KNOWN] * 4, 10) == []
-    assert find_poisoned(alike[:2], [KNOWN] * 2, 4) == []  # half of four classes is too few
+    known = [replace(KNOWN, label=label) for label in range(10)]
+    assert find_poisoned(alike[:5] + known, 10) == alike[:5]
+    assert find_poisoned(alike[:4] + known, 10) == []
+    assert find_poisoned(alike[:2] + known[:4], 4) == []  # half of four classes is too few
+    clean = [replace(removal, known=0.1) for removal in alike]
+    assert find_poisoned(alike[:5] + clean[:5], 10) == alike[:5]  # smaller sides come first
 
 
 def test_the_model_of_the_test_sees_neither_the_flagged_nor_what_is_near_or_held_out() -> None:

@@ -3,8 +3,8 @@
 ABL (Li et al. 2021) isolates a fixed share of the samples. Where there is no poison, or where its loss does not fall
 first, the samples that it unlearns are clean. Here isolation is a question about every class:
 
-1. *Divide.* A model is trained on everything, as if undefended. Poison and clean members of a class differ in some sign
-   that it shows (`signs`), so that the sign is bimodal in a poisoned class.
+1. *Divide.* A model is trained on everything, as if undefended. Poison and clean members of a class differ in what it
+   shows; one sign made of that (`signs`) is bimodal in a poisoned class.
 2. *Remove.* Two models, each of which never saw one side of the divided classes, are asked about it (`removal`). The
    clean members of a class explain each other; poison is explained by nothing but itself.
 3. *Leave out.* The final model is trained without the poison, and without members that are near it and that the model
@@ -12,8 +12,8 @@ first, the samples that it unlearns are clean. Here isolation is a question abou
    the same, the poison is unlearned as in ABL. If no poison is found, the result is the model of step 1.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,19 +21,19 @@ from torch import Tensor
 from app.specs.defenses.abl_plus import AblPlus
 from worker.lab.defenses import abl
 from worker.lab.defenses.base import TrainingDefense
+from worker.lab.defenses.power import measure_power
 from worker.lab.defenses.removal import (
     ClassParts,
     Removal,
     find_poisoned,
     judge_removals,
-    split_class,
+    split_classes,
     train_without,
 )
 from worker.lab.defenses.signs import (
     MIN_CLASSES,
     MIN_MEMBERS,
-    Division,
-    divide_classes,
+    combine_signs,
     find_judged,
     measure_signs,
     unit_ranks,
@@ -41,36 +41,47 @@ from worker.lab.defenses.signs import (
 from worker.lab.evaluation import accuracy
 from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
-from worker.lab.tensor_names import add_prefix, select_prefixed
 
-SIGN = "sign."  # before the names of the signs that are stored beside the first model
 MARGIN = 4.0  # nats by which the log-odds of the label are reduced below zero on penalized poison: to 1.8 %
-MISSED = 0.1  # by which the final model knows the isolated samples better than the test's if it learned the backdoor
+MISSED = 0.1  # share of the poison that the final model gives its label if it learned the backdoor
 
 
 @dataclass(frozen=True, eq=False)
 class Examined:
-    """One side of a divided class, and what the removal test says about it."""
+    """One side of a class, and what the removal test says about it."""
 
-    division: Division
     parts: ClassParts
     removal: Removal
     recognized: Tensor
     """Samples that the model of the test gives the class's label, bool ``[N]``."""
 
+    @property
+    def unexplained(self) -> Tensor:
+        """The flagged members that it does not recognize, bool ``[N]``; the others are mostly clean."""
+        return self.parts.flagged & ~self.recognized
+
 
 def run(spec: AblPlus, lab: TrainingDefense) -> Network:
     """Divide, remove, and leave out."""
     scouted = lab.stage("scout", lambda stage: train_scout(lab, stage))
-    signs = select_prefixed(scouted.tensors, SIGN, torch.device("cpu"))
-    divisions = divide_classes(signs, lab.labels.cpu())
-    smaller = examine(lab, "smaller_sides", signs, divisions, lambda division: division.smaller)
-    larger = examine(lab, "larger_sides", signs, divisions, lambda division: division.larger)
-    classes = len(lab.labels.unique())
-    found = find_poisoned([side.removal for side in smaller], [side.removal for side in larger], classes)
-    proved = [side for side in smaller + larger if side.removal in found]
+    sign, dominance = (scouted.tensors[name].cpu() for name in ("sign", "dominance"))
+    labels = lab.labels.cpu()
+    examined = [
+        side
+        for kind in ("smaller_sides", "larger_sides")
+        for side in examine(
+            lab, kind, split_classes(sign, labels, lab.seed, smaller="smaller" in kind), dominance
+        )
+    ]
+    poisoned = find_poisoned([side.removal for side in examined], len(labels.unique()))
+    proved = [side for side in examined if side.removal in poisoned]
+    isolated = torch.zeros_like(labels, dtype=torch.bool)
+    for side in proved:
+        isolated |= side.unexplained
+    accused = [side.parts.label for side in proved]
+    power = lab.stage("power", lambda stage: measure_power(lab, stage, isolated, accused)).facts["power"]
     verdict = lab.stage(
-        "verdict", lambda stage: reach_verdict(lab, stage, signs, divisions, smaller + larger, proved)
+        "verdict", lambda stage: reach_verdict(lab, stage, dominance, examined, proved, isolated, power)
     )
     trained = lab.stage(
         "training", lambda stage: train_final(lab, stage, proved) if proved else stage.finish({})
@@ -90,57 +101,49 @@ def train_scout(lab: TrainingDefense, stage: StageRun) -> Outcome:
     """Train on everything, by the experiment's recipe, and measure the signs."""
     network = lab.new_network("victim")
     lab.fit(stage, network, replace(lab.recipe, memory={}))
-    signs = measure_signs(lab, stage, network)
-    return stage.finish(abl.prefixed_state(network) | add_prefix(SIGN, signs))
+    signs = measure_signs(lab, stage, network, lab.split)
+    combined = {"sign": combine_signs(signs, lab.labels.cpu()), "dominance": signs["dominance"]}
+    return stage.finish(abl.prefixed_state(network) | combined)
 
 
-def examine(
-    lab: TrainingDefense,
-    kind: str,
-    signs: dict[str, Tensor],
-    divisions: list[Division],
-    side: Callable[[Division], Tensor],
-) -> list[Examined]:
-    """The removal test of one ``side`` of each divided class, with one model for all; the stage is called ``kind``."""
-    labels = lab.labels.cpu()
-    parts = [split_class(d.label, side(d), d.doubt(side(d)), labels, lab.seed) for d in divisions]
+def examine(lab: TrainingDefense, kind: str, parts: list[ClassParts], dominance: Tensor) -> list[Examined]:
+    """The removal test of some ``parts``, with one model for all; the stage is called ``kind``."""
     tested = lab.stage(kind, lambda stage: train_without(lab, stage, parts) if parts else stage.finish({}))
     if not parts:
         return []
     predicted, chances = tested.tensors["predicted"].cpu(), tested.tensors["chances"].cpu()
-    removals = judge_removals(parts, labels, predicted, chances, signs["dominance"])
+    removals = judge_removals(parts, lab.labels.cpu(), predicted, chances, dominance)
     return [
-        Examined(division, of_class, removal, predicted == of_class.label)
-        for division, of_class, removal in zip(divisions, parts, removals, strict=True)
+        Examined(of_class, removal, predicted == of_class.label)
+        for of_class, removal in zip(parts, removals, strict=True)
     ]
 
 
 def reach_verdict(
     lab: TrainingDefense,
     stage: StageRun,
-    signs: dict[str, Tensor],
-    divisions: list[Division],
+    dominance: Tensor,
     examined: list[Examined],
     proved: list[Examined],
+    isolated: Tensor,
+    power: list[dict[str, Any]],
 ) -> Outcome:
-    """Isolate the sides that are poison; warn if none is.
+    """Report what is poison, ``isolated`` bool ``[N]``, and what would have been noticed; warn if nothing is poison.
 
     Leaves ``isolated`` rows, ``suspicion`` ``[N]``, and the defense's belief in its facts.
     """
     labels, names = lab.labels.cpu(), lab.facts.class_names
-    isolated = torch.zeros_like(labels, dtype=torch.bool)
-    suspicion = 0.5 * unit_ranks(signs["dominance"])
+    suspicion = 0.5 * unit_ranks(dominance)
     for side in examined:
         found = "poison" if side in proved else "not confirmed"
         lab.recorder.log(
             f"class {names[side.parts.label]!r}, {int(side.parts.flagged.sum())} of {int(side.parts.members.sum())} "
-            f"images by {side.division.sign} (separability {side.division.separability:.2f}): {found}; {side.removal}"
+            f"images: {found}; {side.removal}"
         )
     for side in proved:
-        isolated |= side.parts.flagged
         members = side.parts.members
         # Every member of a poisoned class ranks above every other sample.
-        suspicion[members] = 0.5 + 0.5 * unit_ranks(side.division.doubt(side.parts.flagged)[members])
+        suspicion[members] = 0.5 + 0.5 * unit_ranks(side.parts.doubt[members])
     targets = [side.parts.label for side in proved]
     not_judged = sorted(set(labels.tolist()) - set(find_judged(labels)))
     if not_judged:
@@ -150,11 +153,20 @@ def reach_verdict(
             "a class, are needed",
         )
     if not proved:
-        suspects = ", ".join(repr(names[division.label]) for division in divisions)
+        suspects = ", ".join(
+            repr(names[label]) for label in dict.fromkeys(side.parts.label for side in examined)
+        )
         why = f"some images of {suspects} look like poison, which the removal test does not confirm"
+        noticed, missed = (
+            ", ".join(
+                f"{decoy['trigger']} on {decoy['share']:.0%}" for decoy in power if decoy["noticed"] is answer
+            )
+            for answer in (True, False)
+        )
         lab.warn(
             stage,
-            f"{why if divisions else 'no class looks poisoned'}; the model is trained on everything, as if undefended",
+            f"{why if examined else 'no class looks poisoned'}; the model is trained on everything, as if undefended. "
+            f"Of decoys in other classes, it would have noticed: {noticed or 'none'}; not: {missed or 'none'}",
         )
     rows = isolated.nonzero().flatten()
     lab.record_isolation(stage, 1, suspicion, rows)
@@ -164,9 +176,9 @@ def reach_verdict(
         "target_classes": sorted(targets),
         "poisoning_rate": len(rows) / len(labels),
         "not_judged": not_judged,
+        "power": power,
         "removal_tests": [
-            {"images": int(side.parts.flagged.sum()), "sign": side.division.sign, "poison": side in proved}
-            | asdict(side.removal)
+            {"images": int(side.parts.flagged.sum()), "poison": side in proved} | asdict(side.removal)
             for side in examined
         ],
     }
@@ -192,18 +204,17 @@ def train_final(lab: TrainingDefense, stage: StageRun, proved: list[Examined]) -
 
     The half of the poison that is farthest from the rest of its class is trained on with the margin loss: without it a
     model still confuses some images with the class once they carry the trigger, and poison that was missed teaches it
-    the backdoor. The other half is left out. Leaves in its facts whether the model is ``backdoored``: whether it gives
-    that half its label more often than the model of the test does, which saw none of the poison.
+    the backdoor. The other half is left out, and the whole flagged side with it. Leaves in its facts whether the model
+    is ``backdoored``: whether it gives that half its label, unlike the model of the test, which saw none of the poison.
     """
     penalized, left_out = (torch.zeros(len(lab.labels), dtype=torch.bool) for _ in range(2))
     halves: list[Tensor] = []
     for side in proved:
-        rows = side.parts.flagged.nonzero().flatten()
-        order = rows[side.division.doubt(side.parts.flagged)[rows].argsort(descending=True, stable=True)]
+        rows = side.unexplained.nonzero().flatten()
+        order = rows[side.parts.doubt[rows].argsort(descending=True, stable=True)]
         penalized[order[: len(order) // 2]] = True
         halves.append(order[len(order) // 2 :])
-        left_out[halves[-1]] = True
-        left_out |= side.parts.near & ~side.recognized
+        left_out |= (side.parts.flagged & ~penalized) | (side.parts.near & ~side.recognized)
     network = lab.new_network("victim")
     on_device = penalized.to(lab.labels.device)
     recipe = replace(lab.recipe, memory={}, loss=lambda losses, rows: margin_loss(losses, on_device[rows]))
@@ -213,7 +224,7 @@ def train_final(lab: TrainingDefense, stage: StageRun, proved: list[Examined]) -
         known = accuracy(network, lab.split.rows(half.to(lab.labels.device)), lab.compute)
         lab.recorder.log(
             f"the final model gives {known:.1%} of the poison of class "
-            f"{lab.facts.class_names[side.parts.label]!r} that it was not trained on that label"
+            f"{lab.facts.class_names[side.parts.label]!r} that was left out that label"
         )
-        backdoored |= known > side.removal.known + MISSED
+        backdoored |= known > MISSED
     return stage.finish(abl.prefixed_state(network), backdoored=backdoored)

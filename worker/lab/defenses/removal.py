@@ -17,7 +17,7 @@ from torch import Tensor
 
 from worker.lab.compute import derive_seed
 from worker.lab.defenses.base import TrainingDefense
-from worker.lab.defenses.signs import auroc_or_half
+from worker.lab.defenses.signs import BIMODAL, auroc_or_half, find_judged, otsu_threshold, separability
 from worker.lab.evaluation import predict_logits
 from worker.lab.stages import Outcome, StageRun
 
@@ -52,17 +52,34 @@ class ClassParts:
     """The half of the others that is nearest to the flagged. Some of it may be poison that was missed, which would
     teach the model the trigger, and it would recognize the flagged by it."""
 
+    doubt: Tensor
+    """How near members are to the flagged ones, ``[N]``; higher is nearer."""
+
     @property
     def kept(self) -> Tensor:
         """Members that the model of the test is trained on."""
         return self.members & ~(self.flagged | self.held_out | self.near)
 
 
-def split_class(label: int, flagged: Tensor, doubt: Tensor, labels: Tensor, seed: int) -> ClassParts:
-    """Divide class ``label`` of ``labels`` ``[N]``, some members of which are ``flagged``, bool ``[N]``.
+def split_classes(sign: Tensor, labels: Tensor, seed: int, *, smaller: bool) -> list[ClassParts]:
+    """Divide each class that ``sign`` ``[N]`` divides in two at Otsu's threshold, and flag the ``smaller`` side.
 
-    The others are nearer the higher their ``doubt`` ``[N]``; those that are held out are drawn by the seed.
+    ``labels`` int64 ``[N]``; the ``seed`` draws the members that are held out.
     """
+    parts = []
+    for label in find_judged(labels):
+        members = labels == label
+        if separability(sign[members]) < BIMODAL:
+            continue
+        high = members & (sign > otsu_threshold(sign[members]))
+        flag_high = (int(high.sum()) <= int(members.sum()) / 2) == smaller
+        flagged = high if flag_high else members & ~high
+        parts.append(split_class(label, flagged, sign if flag_high else -sign, labels, seed))
+    return parts
+
+
+def split_class(label: int, flagged: Tensor, doubt: Tensor, labels: Tensor, seed: int) -> ClassParts:
+    """The parts of class ``label`` of ``labels`` ``[N]`` if some of its members are ``flagged``, bool ``[N]``."""
     members = labels == label
     others = (members & ~flagged).nonzero().flatten()
     held_out, near = torch.zeros_like(flagged), torch.zeros_like(flagged)
@@ -70,7 +87,7 @@ def split_class(label: int, flagged: Tensor, doubt: Tensor, labels: Tensor, seed
     drawn = torch.randperm(len(others), generator=generator)[: math.ceil(HELD_OUT_SHARE * len(others))]
     held_out[others[drawn]] = True
     near[others[doubt[others].argsort(descending=True, stable=True)[: len(others) // 2]]] = True
-    return ClassParts(label, members, flagged, held_out, near)
+    return ClassParts(label, members, flagged, held_out, near, doubt)
 
 
 def train_without(lab: TrainingDefense, stage: StageRun, parts: list[ClassParts]) -> Outcome:
@@ -112,13 +129,19 @@ class Removal:
     """How many members were held out."""
 
     @property
+    def evidence(self) -> float:
+        """How much speaks for this side rather than the other: dominance, and the share that is surely of other
+        classes than the most frequent of them (taking these to be equally frequent)."""
+        return self.dominance + (self.foreign * (1 - 1 / self.variety) if self.variety else 0.0)
+
+    @property
     def is_unexplained(self) -> bool:
         """Whether the rest of the class does not explain the flagged members."""
         return self.held_out >= MIN_HELD_OUT and self.known < MAX_KNOWN_RATIO * self.known_held_out
 
     def is_foreign(self, classes: int) -> bool:
         """Whether they are also the foreign side of the class, of ``classes`` in all."""
-        varied = self.variety >= min(MIN_VARIETY, (classes - 1) / 3)
+        varied = self.variety >= min(MIN_VARIETY, classes / 2)
         return self.is_unexplained and (
             (self.foreign >= MIN_FOREIGN and varied) or self.dominance >= MIN_DOMINANCE
         )
@@ -164,19 +187,17 @@ def judge_removals(
     return [judge(of_class) for of_class in parts]
 
 
-def find_poisoned(smaller: list[Removal], larger: list[Removal], classes: int) -> list[Removal]:
-    """The sides that are poison; both lists have a removal for each divided class, in the same order.
+def find_poisoned(removals: list[Removal], classes: int) -> list[Removal]:
+    """Those of the ``removals`` whose flagged members are poison, in a set of ``classes`` classes.
 
-    At most one side of a class is: where both seem foreign, the one that dominates more.
+    At most one side of a class is, that with more evidence; in a widespread attack, the one that comes first.
     """
-    unexplained = [removal for removal in smaller if removal.is_unexplained]
-    if len(unexplained) >= max(MIN_WIDESPREAD, WIDESPREAD * classes):
-        return unexplained
-    poisoned = []
-    for sides in zip(smaller, larger, strict=True):
-        foreign = [side for side in sides if side.is_foreign(classes)]
-        poisoned += sorted(foreign, key=lambda side: side.dominance)[-1:]
-    return poisoned
+    unexplained = [removal for removal in removals if removal.is_unexplained]
+    first = {removal.label: removal for removal in reversed(unexplained)}
+    if len(first) >= max(MIN_WIDESPREAD, WIDESPREAD * classes):
+        return [removal for removal in unexplained if removal is first[removal.label]]
+    strongest = {removal.label: removal for removal in sorted(unexplained, key=lambda side: side.evidence)}
+    return [removal for removal in strongest.values() if removal.is_foreign(classes)]
 
 
 def effective_number(values: Tensor) -> float:

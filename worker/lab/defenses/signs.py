@@ -1,10 +1,9 @@
-"""Signs of poison that a model trained on everything shows, and how far each of them divides a class in two."""
-
-from dataclasses import dataclass
+"""Signs of poison that a model trained on everything shows, and one made of them that divides each class in two."""
 
 import torch
 from torch import Tensor
 
+from worker.lab.data.datasets import Split
 from worker.lab.defenses import abl
 from worker.lab.defenses.base import TrainingDefense
 from worker.lab.defenses.detection import predict_superimposed
@@ -17,11 +16,13 @@ from worker.lab.stages import StageRun
 OVERLAYS = 8  # images that are added to each sample, one at a time
 MIN_CLASSES = 3  # with two, poison and what it was made from fill both
 MIN_MEMBERS = 50  # smaller classes look bimodal by chance
-BIMODAL = 0.78  # separability above which a class is divided; a uniform distribution has 0.75
+BIMODAL = 0.73  # separability above which a class is divided
+MOST_STEPS = 10  # of `sharpen`, which ends sooner
+RIDGE = 1e-3  # of the variance, added to it where signs are collinear
 
 
-def measure_signs(lab: TrainingDefense, stage: StageRun, network: Network) -> dict[str, Tensor]:
-    """The signs by name, ``[N]`` each, on the CPU.
+def measure_signs(lab: TrainingDefense, stage: StageRun, network: Network, split: Split) -> dict[str, Tensor]:
+    """The signs by name of the samples of ``split``, which ``network`` was trained on; ``[N]`` each, on the CPU.
 
     - ``dominance``: the mean probability of the label with another training image added (STRIP, Gao et al. 2019, but
       for the label instead of the entropy). A trigger outlasts what is added to it.
@@ -30,47 +31,20 @@ def measure_signs(lab: TrainingDefense, stage: StageRun, network: Network) -> di
     - ``projection``: that of the features on the class's direction of largest variance (spectral signatures, Tran et
       al. 2018). Which end is poison is not known.
     """
-    labels = lab.labels
+    images, labels = split.images, split.labels
     dominance = torch.zeros(len(labels), device=labels.device)
-    for log_probabilities in predict_superimposed(lab, stage, network, lab.images, lab.images, OVERLAYS):
+    for log_probabilities in predict_superimposed(lab, stage, network, images, images, OVERLAYS):
         dominance += log_probabilities.gather(1, labels[:, None]).flatten().exp() / OVERLAYS
     signs = {"dominance": dominance}
     if any(isinstance(layer, torch.nn.BatchNorm2d) for layer in network.modules()):
-        likelihoods = extract_with(network, least_likelihoods(network), lab.images, lab.compute)
+        likelihoods = extract_with(network, least_likelihoods(network), images, lab.compute)
         signs["unlikelihood"] = -likelihoods.sum(1)
-    features = extract_features(network, lab.images, lab.compute)
+    features = extract_features(network, images, lab.compute)
     signs["projection"] = projection = torch.zeros_like(dominance)
     for label in labels.unique():
         members = labels == label
         projection[members] = project_on_top_direction(features[members]).float()
     return {name: sign.cpu() for name, sign in signs.items()}
-
-
-@dataclass(frozen=True)
-class Division:
-    """A class that one sign divides in two."""
-
-    label: int
-    sign: str
-    separability: float
-    values: Tensor
-    """The sign, ``[N]``."""
-    high: Tensor
-    """Members of the class above Otsu's threshold, bool ``[N]``."""
-    low: Tensor
-    """The other members."""
-
-    @property
-    def smaller(self) -> Tensor:
-        return self.high if self.high.sum() <= self.low.sum() else self.low
-
-    @property
-    def larger(self) -> Tensor:
-        return self.low if self.high.sum() <= self.low.sum() else self.high
-
-    def doubt(self, flagged: Tensor) -> Tensor:
-        """How near the members are to the side ``flagged``, ``[N]``; higher is nearer."""
-        return self.values if torch.equal(flagged, self.high) else -self.values
 
 
 def find_judged(labels: Tensor) -> list[int]:
@@ -79,18 +53,44 @@ def find_judged(labels: Tensor) -> list[int]:
     return classes[sizes >= MIN_MEMBERS].tolist() if len(classes) >= MIN_CLASSES else []
 
 
-def divide_classes(signs: dict[str, Tensor], labels: Tensor) -> list[Division]:
-    """The classes that some sign divides in two, each by its most separable sign."""
-    divisions = []
-    for label in find_judged(labels):
+def combine_signs(signs: dict[str, Tensor], labels: Tensor) -> Tensor:
+    """One sign for the ``signs``, ``[N]`` each, of samples with ``labels`` ``[N]``; which end is poison is not known.
+
+    In each class it is the most separable of what `sharpen` finds, starting from every sign and from the first
+    principal component of the standardized signs.
+    """
+    combined = torch.zeros(len(labels), dtype=torch.double)
+    for label in labels.unique():
         members = labels == label
-        by_sign = {name: separability(values[members]) for name, values in signs.items()}
-        name = max(by_sign, key=by_sign.__getitem__)
-        if by_sign[name] >= BIMODAL:
-            values = signs[name]
-            high = members & (values > otsu_threshold(values[members]))
-            divisions.append(Division(label, name, by_sign[name], values, high, members & ~high))
-    return divisions
+        values = torch.stack([sign[members].double() for sign in signs.values()], dim=1)
+        # A sign that is the same for all members says nothing.
+        values = (values - values.mean(0)) / values.std(0, correction=0).clamp(min=1e-9)
+        component = values @ torch.linalg.eigh(values.T @ values).eigenvectors[:, -1]
+        found = [sharpen(values, start) for start in (*values.T, component)]
+        combined[members] = max(found, key=separability)
+    return combined.float()
+
+
+def sharpen(values: Tensor, start: Tensor) -> Tensor:
+    """A combination of the columns of ``values`` ``[n, k]`` that divides the samples further than ``start`` ``[n]``.
+
+    Otsu's threshold and Fisher's (1936) linear discriminant of its two sides in turn, while the separability grows: as
+    in linear discriminant analysis with k-means (Ding and Li 2007), for two clusters.
+    """
+    identity = torch.eye(values.shape[1], dtype=values.dtype)
+    for _ in range(MOST_STEPS):
+        high = start > otsu_threshold(start)
+        sides = [values[high], values[~high]]
+        if min(map(len, sides)) < 2:
+            break
+        means = [side.mean(0) for side in sides]
+        within = sum((side - mean).T @ (side - mean) for side, mean in zip(sides, means, strict=True))
+        direction = torch.linalg.solve(within / len(values) + RIDGE * identity, means[0] - means[1])
+        sharper = values @ direction
+        if separability(sharper) <= separability(start):
+            break
+        start = sharper
+    return start
 
 
 def otsu_threshold(values: Tensor) -> float:
