@@ -10,6 +10,8 @@ import csv
 import json
 import math
 import os
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ DATA = Path(os.environ.get("BDLAB_DATA_DIR", ROOT / "var" / "data"))
 
 SHOWN, SIDE, GAP, MARGIN, HEAD = 4, 96, 2, 92, 22  # images a row; the rest in pixels
 STRENGTHENED = 5
+COLUMNS = 4  # panels a row
 CIFAR10 = {"name": "cifar10", "train_size": 2000, "test_size": 200}
 ON_DIGITS = ("input_aware", "lira", "issba")  # their networks take long on CIFAR-10
 ATTACKS = [name for name in catalog.names("attack") if name not in ("none", "given")]
@@ -62,21 +65,25 @@ CHANGED: dict[str, dict[str, Any]] = {
     "adaptive_patch": {"poisoning_rate": 0.01},
 }
 """Fields that are not at their defaults, by attack."""
-REPAIR = ("fine_tuning", "fine_pruning", "nad", "mcr", "ft_sam", "anp", "i_bau")
-DETECTION = ("spectral_signatures", "activation_clustering", "strip")
 TRAINING = ("abl", "abl_plus", "nab")
+REPAIR = ("fine_tuning", "fine_pruning", "nad", "mcr", "ft_sam", "anp", "i_bau")
+DETECTIONS = {
+    kind: [entry.name for entry in catalog.catalog(DATA).defenses if entry.kind == kind]
+    for kind in ("detection", "input_detection")
+}
+WITHOUT_SCORES = ("neural_cleanse",)
+"""Detections that name classes instead of samples; no histogram is drawn."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draw the figures of the guides.")
-    parser.add_argument("what", nargs="*", help="names of attacks, or `defenses`; default: everything")
-    asked = parser.parse_args().what or [*ATTACKS, "defenses"]
+    parser.add_argument(
+        "what", nargs="*", help="names of attacks, `defenses`, or `detections`; default: everything"
+    )
+    asked = parser.parse_args().what or [*ATTACKS, "defenses", "detections"]
     torch.set_num_threads(1)
     for name in asked:
-        if name == "defenses":
-            draw_defenses()
-        else:
-            draw_attack(name)
+        {"defenses": draw_defenses, "detections": draw_detections}.get(name, partial(draw_attack, name))()
         print(name)
 
 
@@ -167,25 +174,36 @@ def board(blocks: list[tuple[str, Tensor, Tensor]]) -> Image.Image:
 
 
 def draw_defenses() -> None:
-    """Curves of training and repair defenses, histograms of suspicion of detection defenses."""
-    names = (*TRAINING, *REPAIR, *DETECTION)
-    spec = ExperimentSpec.model_validate({"defenses": [{"name": name} for name in names]})
-    folder = compute(spec, "defenses")
+    """Curves of training and repair defenses."""
+    folder = compute_defenses("defenses", [*TRAINING, *REPAIR])
     points = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    grid("training", TRAINING, lambda axes, name: curves(axes, name, points))
-    grid("repair", REPAIR, lambda axes, name: curves(axes, name, points))
-    grid(
-        "detection", DETECTION, lambda axes, name: histogram(axes, folder / "seed-0" / name / "detection.csv")
+    for title, names in (("training", TRAINING), ("repair", REPAIR)):
+        grid(title, names, partial(curves, points=points))
+
+
+def draw_detections() -> None:
+    """Histograms of suspicion of both kinds of detections."""
+    folder = (
+        compute_defenses("detections", [name for names in DETECTIONS.values() for name in names]) / "seed-0"
     )
+    for kind, file, truth in (
+        ("detection", "detection.csv", "is_poisoned"),
+        ("input_detection", "inputs.csv", "is_triggered"),
+    ):
+        names = [name for name in DETECTIONS[kind] if name not in WITHOUT_SCORES]
+        grid(kind, names, partial(histogram, folder=folder, file=file, truth=truth))
 
 
-def grid(name: str, defenses: tuple[str, ...], draw: Any) -> None:
-    """Draw one panel for each of ``defenses``, three per row."""
-    columns = 4 if len(defenses) > 3 else 3
-    rows = -(-len(defenses) // columns)
-    width, height = 230 * columns + 30, 190 * rows + 20
-    figure = new_figure(width, height)
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+def compute_defenses(name: str, defenses: list[str]) -> Path:
+    """Run ``defenses`` on digits; return the folder with their results."""
+    return compute(ExperimentSpec.model_validate({"defenses": [{"name": one} for one in defenses]}), name)
+
+
+def grid(name: str, defenses: Sequence[str], draw: Callable[[Axes, str], None]) -> None:
+    """Draw one panel for each of ``defenses``, four per row."""
+    rows = -(-len(defenses) // COLUMNS)
+    figure = new_figure(230 * COLUMNS + 30, 190 * rows + 50)
+    axes = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
     for panel, defense in zip(axes, defenses, strict=False):
         draw(panel, defense)
         panel.set_title(defense, fontsize=10, color=INK)
@@ -193,11 +211,8 @@ def grid(name: str, defenses: tuple[str, ...], draw: Any) -> None:
     for panel in axes[len(defenses) :]:
         panel.axis("off")
     handles, labels = axes[0].get_legend_handles_labels()
-    if len(axes) > len(defenses):
-        axes[-1].legend(handles, labels, fontsize=9, loc="center", frameon=False)
-    else:
-        axes[0].legend(fontsize=8, frameon=False)
-    figure.tight_layout(pad=0.6)
+    figure.legend(handles, labels, fontsize=9, loc="upper center", ncols=2, frameon=False)
+    figure.tight_layout(pad=0.6, rect=(0, 0, 1, 1 - 30 / (190 * rows + 50)))
     (IMAGES / "defenses" / f"{name}.png").write_bytes(render_png(figure))
 
 
@@ -215,14 +230,17 @@ def curves(axes: Axes, name: str, points: list[dict[str, Any]]) -> None:
     axes.set_xlabel("epoch", fontsize=8, color=MUTED)
 
 
-def histogram(axes: Axes, path: Path) -> None:
-    """Plot histograms of suspicion of clean and of poisoned samples, each normalized to one."""
-    with path.open() as file:
-        rows = list(csv.DictReader(file))
+def histogram(axes: Axes, name: str, folder: Path, file: str, truth: str) -> None:
+    """Plot histograms of the suspicion of images for which ``truth`` is false and true, each normalized to one.
+
+    Both are columns of the ``file`` of the arm ``name``.
+    """
+    with (folder / name / file).open() as opened:
+        rows = list(csv.DictReader(opened))
     suspicion = np.array([float(row["suspicion"]) for row in rows])
-    is_poisoned = np.array([row["is_poisoned"] in ("1", "True", "true") for row in rows])
+    is_true = np.array([row[truth] in ("1", "True", "true") for row in rows])
     edges = np.linspace(suspicion.min(), np.quantile(suspicion, 0.998), 31)
-    for chosen, label, color in ((~is_poisoned, "clean", GOOD), (is_poisoned, "poisoned", BAD)):
+    for chosen, label, color in ((~is_true, "clean", GOOD), (is_true, truth.removeprefix("is_"), BAD)):
         values = suspicion[chosen].clip(None, edges[-1])
         axes.hist(
             values, edges, weights=np.full(len(values), 1 / len(values)), alpha=0.6, color=color, label=label
