@@ -83,10 +83,14 @@ async function showBelief() {
     }
   }
   for (const decoy of believes.power ?? []) {
-    appendRow(el("belief"), `A ${decoy.trigger} on ${percent(decoy.share)} of a class would be noticed here`, [
-      ["Estimate", decoy.noticed ? "yes" : "no"],
-      ["Truth", "–"],
-    ]);
+    appendRow(
+      el("belief"),
+      `A ${decoy.trigger} on ${percent(decoy.share)} of a class would be noticed here`,
+      [
+        ["Estimate", decoy.noticed ? "yes" : "no"],
+        ["Truth", "–"],
+      ],
+    );
   }
   el("belief").hidden = false;
 }
