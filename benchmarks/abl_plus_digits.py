@@ -40,22 +40,19 @@ on these cells before; that they missed Blend and others under class 0 was known
 on the tuning seeds.
 
 `found`: the classes in which the defense finds poison (the target is class 0; `-`: none). `AUROC`: that of its ranking.
+`decoys`: how many of the decoys in other classes it would have noticed, in all seeds.
 
-| attack | clean accuracy before | after | attack success before | after | found | AUROC |
-|---|---|---|---|---|---|---|
+| attack | clean accuracy before | after | attack success before | after | found | AUROC | decoys |
+|---|---|---|---|---|---|---|---|
 """
 NOTES = """
 ## Failures
 
-Blend, dirty-label SIG, two of three low-frequency triggers and hidden triggers under class 0 are not found, though the
-ranking by dominance separates them (AUROC 0.94 to 0.99): no sign divides the class with a separability of 0.78, so that
-nothing is tested. The same attacks on class 3 are found, but for one hidden trigger. The earlier method of this name,
-with 6 to 8 trainings, found them, and not all-to-all attacks. Refool is found on one seed of six. WaNet's and
-`input_aware`'s poison is mixed with the clean images in all three signs; Poison Frogs puts no images of other classes
-under a label. Wherever nothing is found the model is the undefended one, with a warning.
-
-Where low-frequency poison is found (seed 2), the accuracy falls by 7.5 points, and by 5.9 and 3.4 points on two seeds
-of Blend under class 3: images that the test does not recognize are left out, and clean ones are among them.
+Under class 0, dirty-label SIG is not found on two of three seeds, and on the third one 56 % of its poison is isolated.
+Of Blend's poison on seed 0 it is 69 %. Refool is not found on two seeds; on the third one the wrong side of the class
+is taken for poison (precision 0.31): the accuracy falls by 7.8 points and most of the attack stays. WaNet's poison is
+mixed with the clean images of its class. Wherever nothing is found the model is the undefended one, with a warning that
+says which decoys would have been noticed.
 """
 AGAIN = ("badnets", "blend", "refool", "sig", "wanet", "hidden_trigger")
 OTHERS: tuple[tuple[str, dict[str, Any], list[int]], ...] = (
@@ -72,8 +69,8 @@ OTHERS_HEAD = """
 
 Clean data with seeds 20 to 31, and attacks on class 3 with seeds 20 to 22.
 
-| attack | clean accuracy before | after | attack success before | after | found | AUROC |
-|---|---|---|---|---|---|---|
+| attack | clean accuracy before | after | attack success before | after | found | AUROC | decoys |
+|---|---|---|---|---|---|---|---|
 """
 FEW_CLASSES = (2, 3, 5)
 FEW_HEAD = """
@@ -140,6 +137,8 @@ def cells(name: str, fields: dict[str, Any], spec: ExperimentSpec, work: Path, d
         cell(after, "attack_success_rate"),
         " / ".join(c or "-" for c in accused),
         auroc(after),
+        f"{sum(decoy['noticed'] for belief in believes for decoy in belief['power'])} of "
+        f"{sum(len(belief['power']) for belief in believes)}",
     ]
     return "| " + " | ".join(cells) + " |\n"
 

@@ -62,9 +62,9 @@ FIRST_STEPS = {
     "neural_cleanse": {"epochs": 1, "anomaly_threshold": 0.1, "unlearning_epochs": 1, "success": 0.01},
     "nab": {
         "isolation_epochs": 1,
-        "isolation_learning_rate": 0.01,  # at its default VGG-19-BN diverges on so few images
         "ranking_window": 1,
         "labelling_epochs": 1,
+        "labelling_learning_rate": 0.001,  # at its default VGG-19-BN diverges on seven images
     },
     "cbd": {"biased_epochs": 1, "epochs": 1},
     "dbd": {"feature_epochs": 1, "head_epochs": 1, "mixmatch_epochs": 1, "mixmatch_steps": 1},
