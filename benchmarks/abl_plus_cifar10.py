@@ -39,8 +39,8 @@ defaults; SIG is clean-label and poisons half of its class. Each cell has seeds 
 
 `found`: the classes in which the defense finds poison (the target is class 0; `-`: none). `AUROC`: that of its ranking.
 `decoys`: how many of the decoys in other classes it would have noticed, in all seeds.
-Rules and constants were set on digits (seeds 100 to 102, target classes 0, 3 and 5); that classes are divided was looked
-at on target class 5 here, seed 100.
+Rules and constants were set on digits (seeds 100 to 102, target classes 0, 3 and 5); that classes are divided was
+looked at on target class 5 here, seed 100.
 
 | attack | clean accuracy before | after | attack success before | after | found | AUROC | decoys |
 |---|---|---|---|---|---|---|---|
