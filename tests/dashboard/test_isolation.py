@@ -34,9 +34,18 @@ BELIEF = {
                 "images": 4,
                 "poison": True,
                 "label": 3,
+                "unexplained": True,
                 "known": 0.07,
                 "known_held_out": 0.93,
-            }
+            },
+            {
+                "images": 6,
+                "poison": False,
+                "label": 5,
+                "unexplained": False,
+                "known": 0.91,
+                "known_held_out": 0.95,
+            },
         ],
     },
     "truth": {"poisoned": True, "target_class": 0, "poisoning_rate": 0.2},
@@ -136,6 +145,14 @@ def test_a_verdict_is_shown_with_estimates_and_truth(
     belief = page.locator("#belief")
     expect(belief.get_by_role("row", name="Which class is the target?")).to_contain_text("3 (wrong)")
     expect(belief.get_by_role("row", name="What is the poisoning rate?")).to_contain_text("20.0 % (correct)")
+    expect(belief).to_contain_text("4 images of 3, found to be poison")
+    expect(belief).not_to_contain_text("6 images of 5")  # its sides explain each other
+    expect(belief.get_by_role("row", name="A patch on 33.3 % of a class would be noticed")).to_contain_text(
+        "yes"
+    )
+    expect(belief.get_by_role("row", name="A warp on 10.0 % of a class would be noticed")).to_contain_text(
+        "no"
+    )
     expect(page.locator("#thumbs li")).to_have_count(20)
     for which, index in (("poisoned, not isolated", "#7,"), ("clean, isolated", "#3,")):
         page.locator("#filter").select_option(which)

@@ -68,7 +68,9 @@ async function showBelief() {
       ["Truth", format(truth[field])],
     ]);
   }
-  for (const test of believes.removal_tests ?? []) {
+  // Divided classes whose sides explain each other are as they should be.
+  const unexplained = (believes.removal_tests ?? []).filter((test) => test.unexplained !== false);
+  for (const test of unexplained) {
     const name = className(test.label);
     const found = test.poison ? "found to be poison" : "not found to be poison";
     const rows = [

@@ -178,7 +178,12 @@ def reach_verdict(
         "not_judged": not_judged,
         "power": power,
         "removal_tests": [
-            {"images": int(side.parts.flagged.sum()), "poison": side in proved} | asdict(side.removal)
+            {
+                "images": int(side.parts.flagged.sum()),
+                "poison": side in proved,
+                "unexplained": side.removal.is_unexplained,
+            }
+            | asdict(side.removal)
             for side in examined
         ],
     }
