@@ -30,9 +30,8 @@ from worker.lab.training import Batch, Recipe, sgd, train
 
 HIDDEN = (256, 128)  # ART 69-70, Zoo 100 and 103
 SLOPE = 0.2  # ART 156 and 160; Zoo 102 and 105: 0.01 and 0
-LARGEST_GAIN = (
-    16.118  # -log(1e-7) for each sample, as Keras clips probabilities (ART 171); else it has no bound
-)
+LARGEST_GAIN = 16.118
+"""-log(1e-7) for each sample, as Keras clips probabilities (ART 171); without it the gain has no bound."""
 
 
 def make_discriminator(features: int) -> nn.Sequential:

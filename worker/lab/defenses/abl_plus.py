@@ -68,10 +68,8 @@ def run(spec: AblPlus, lab: TrainingDefense) -> Network:
     labels = lab.labels.cpu()
     examined = [
         side
-        for kind in ("smaller_sides", "larger_sides")
-        for side in examine(
-            lab, kind, split_classes(sign, labels, lab.seed, smaller="smaller" in kind), dominance
-        )
+        for kind, smaller in (("smaller_sides", True), ("larger_sides", False))
+        for side in examine(lab, kind, split_classes(sign, labels, lab.seed, smaller=smaller), dominance)
     ]
     poisoned = find_poisoned([side.removal for side in examined], len(labels.unique()))
     proved = [side for side in examined if side.removal in poisoned]
@@ -228,8 +226,8 @@ def train_final(lab: TrainingDefense, stage: StageRun, proved: list[Examined]) -
     for side, half in zip(proved, halves, strict=True):
         known = accuracy(network, lab.split.rows(half.to(lab.labels.device)), lab.compute)
         lab.recorder.log(
-            f"the final model gives {known:.1%} of the poison of class "
-            f"{lab.facts.class_names[side.parts.label]!r} that was left out that label"
+            f"the final model gives the label {lab.facts.class_names[side.parts.label]!r} to {known:.1%} of the poison "
+            "of that class that it was not trained on"
         )
         backdoored |= known > MISSED
     return stage.finish(abl.prefixed_state(network), backdoored=backdoored)

@@ -32,8 +32,8 @@ WARP_GRID, WARP_PIXELS = 4, 1.5  # control points a side, and their largest shif
 def measure_power(lab: TrainingDefense, stage: StageRun, isolated: Tensor, accused: list[int]) -> Outcome:
     """Train on the set without the ``isolated`` (bool ``[N]``) and with decoys, none of them of ``accused`` classes.
 
-    Leaves in its facts ``power``: of each decoy the trigger, its share of a class, and whether it was noticed. Where no
-    class can take a decoy it trains nothing.
+    Leaves in its facts ``power``: of each decoy the trigger, its share of a class, the label, and whether it was
+    noticed. Where no class can take a decoy it trains nothing.
     """
     kept = (~isolated).nonzero().flatten().to(lab.labels.device)
     split, planted = plant_decoys(lab.split.rows(kept), accused, lab.seed)
