@@ -221,8 +221,8 @@ class Settings(BaseSettings):
     )
     worker_threads: int = Field(
         0,
-        description="CPU threads of a training worker; 0 leaves the choice to torch. Waiting threads sleep, "
-        "unless `OMP_WAIT_POLICY` says otherwise.",
+        description="CPU threads of a training worker; 0 leaves the choice to torch. Waiting threads spin for a moment "
+        "and then sleep, unless `OMP_WAIT_POLICY` or `GOMP_SPINCOUNT` says otherwise.",
         ge=0,
     )
     retention: Annotated[RetentionPolicy | None, NoDecode] = Field(

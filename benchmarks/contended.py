@@ -1,6 +1,6 @@
-"""Training time on all processors, alone and with CPU contention, by the wait policy of OpenMP threads.
+"""Training time on all processors, alone and with CPU contention, by how long waiting OpenMP threads spin.
 
-``python benchmarks/contended.py``; three minutes on two processors. Workers use ``passive``.
+``python benchmarks/contended.py``; one minute on two processors. Workers use 1,000 turns.
 """
 
 import multiprocessing
@@ -13,15 +13,23 @@ WORK = """
 import tempfile, time
 from pathlib import Path
 from app.specs.experiment import ExperimentSpec
-from worker.lab.experiment import run
+from worker.lab.experiment import run_experiment
 from worker.lab.local import FolderRecorder, FolderStore
-spec = ExperimentSpec.model_validate({"training": {"epochs": 8}})
+spec = ExperimentSpec.model_validate({"training": {"epochs": 40}})
 with tempfile.TemporaryDirectory() as folder:
     start = time.perf_counter()
-    run(spec, FolderRecorder(Path(folder)), FolderStore(Path(folder) / "stages"), data_dir=Path(), device="cpu")
+    stages = FolderStore(Path(folder) / "stages")
+    run_experiment(spec, FolderRecorder(Path(folder)), stages, data_dir=Path(), device="cpu")
     print(f"{time.perf_counter() - start:.1f} s")
 """
 NICENESS = 10  # a worker's
+POLICIES = (
+    {"OMP_WAIT_POLICY": "PASSIVE"},
+    {"GOMP_SPINCOUNT": "300"},
+    {"GOMP_SPINCOUNT": "1000"},
+    {"GOMP_SPINCOUNT": "10000"},
+    {"OMP_WAIT_POLICY": "ACTIVE"},
+)
 
 
 def main() -> None:
@@ -29,10 +37,10 @@ def main() -> None:
         busy = multiprocessing.Process(target=spin, daemon=True)
         if beside != "alone":
             busy.start()
-        for policy in ("passive", "active"):
+        for policy in POLICIES:
             done = subprocess.run(
                 [sys.executable, "-c", WORK],
-                env={**os.environ, "OMP_WAIT_POLICY": policy},
+                env=os.environ | policy,
                 preexec_fn=lambda: os.nice(NICENESS),
                 capture_output=True,
                 text=True,

@@ -16,7 +16,7 @@ from app.specs.experiment import ATTACK, CLEAN, UNDEFENDED, ExperimentSpec
 from app.specs.facts import STANDARD_SHA256
 from app.specs.training import Precision
 
-LAB_VERSION = 7
+LAB_VERSION = 8
 """Increase this when the same spec and seed would give different numbers, even in their last bits. Finished stages are
 then computed again, on the same random streams."""
 STREAM_VERSION = 1

@@ -16,7 +16,10 @@ from app.specs.training import Precision
 EVALUATION_BATCH = 1024  # images
 CACHED_PIXELS = 128 * 32 * 32  # of one forward pass, so that its activations fit into a CPU's cache
 MOST_FLOATS = 2**25  # values of several images, 128 MiB
-CHANNELS_LAST_SIDE = 16  # smallest side, in pixels, from which channels-last pays on a CPU
+LAYOUT = (
+    torch.channels_last
+)  # of networks and images: tensor cores and vector units prefer it (benchmarks/layout.py)
+BFLOAT16_SIDE = 16  # smallest side of images, in pixels, from which bfloat16 pays on a CPU
 
 
 class Shaped(Protocol):
@@ -38,16 +41,9 @@ class Compute:
     def precision(self) -> Precision:
         return "bfloat16" if self.bfloat16 else "float32"
 
-    def layout(self, images: Shaped) -> torch.memory_format:
-        """Channels-last, which tensor cores and vector units prefer; for tiny images on a CPU the contiguous layout,
-        which is faster there (benchmarks/layout.py)."""
-        if self.device.type == "cpu" and min(images.shape[-2:]) < CHANNELS_LAST_SIDE:
-            return torch.contiguous_format
-        return torch.channels_last
-
     def to_input(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 images as networks take them: float in [0, 1], in the device's preferred layout."""
-        return images.to(torch.float32, memory_format=self.layout(images)).div_(255)
+        """uint8 images as networks take them: float in [0, 1], channels-last."""
+        return images.to(torch.float32, memory_format=LAYOUT).div_(255)
 
     def evaluation_batch(self, images: Shaped) -> int:
         """Images ``[N, C, H, W]`` per forward pass in evaluation; fewer on a CPU, see `CACHED_PIXELS`."""
@@ -80,9 +76,7 @@ def choose_precision(device: str, precision: Literal["auto", Precision], shape: 
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         return "bfloat16"
     return (
-        "bfloat16"
-        if min(shape.height, shape.width) >= CHANNELS_LAST_SIDE and has_native_bfloat16()
-        else "float32"
+        "bfloat16" if min(shape.height, shape.width) >= BFLOAT16_SIDE and has_native_bfloat16() else "float32"
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from app.specs.training import FineTuning, TrainingSpec
 from worker.lab import graphs
-from worker.lab.compute import seeded_generator, seeded_global_generator
+from worker.lab.compute import LAYOUT, seeded_generator, seeded_global_generator
 from worker.lab.contracts import NonFiniteLossError
 from worker.lab.data.augment import Augment
 from worker.lab.data.streamed import Images, iterate_batches
@@ -177,7 +177,7 @@ def train(
     Raises NonFiniteLossError after restoring the network to the end of the last finite epoch.
     """
     device = run.compute.device
-    network.to(device=device).to(memory_format=run.compute.layout(images))  # type: ignore[call-overload]
+    network.to(device=device).to(memory_format=LAYOUT)  # type: ignore[call-overload]
     if recipe.head_only:
         network.requires_grad_(False)
         network.head.requires_grad_(True)

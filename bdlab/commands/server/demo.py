@@ -33,7 +33,7 @@ def demo(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Attack a model and defend it, end to end: about a minute on two cores, no download, no GPU."""
+    """Attack a model and defend it, end to end: half a minute on two cores, no download, no GPU."""
     from app.settings import Settings
 
     folder = Settings().home_dir / "demo"

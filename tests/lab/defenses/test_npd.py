@@ -63,8 +63,9 @@ def test_targets_are_the_most_likely_other_classes_and_are_avoided() -> None:
 
 
 def test_npd_weakens_a_backdoor_and_its_checkpoint_has_the_layer() -> None:
-    done = defended(BADNETS, {"name": "npd", "clean_ratio": 0.2, "warm_up_steps": 20, "steps": 100})
+    done = defended(BADNETS, {"name": "npd", "clean_ratio": 0.2, "warm_up_steps": 50, "steps": 200})
     assert number(done, "undefended", "attack_success_rate") > 0.95
+    # On seeds 0 to 4 it is 0.11 to 0.64, at an accuracy of at least 0.87.
     assert number(done, "npd", "attack_success_rate") < 0.85
     assert number(done, "npd", "clean_accuracy") > 0.8
     tensors = load(done.files["seed-0/npd/model.safetensors"])
