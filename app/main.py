@@ -1,4 +1,4 @@
-"""The control plane as an ASGI application: ``uvicorn app.main:create_app --factory --no-proxy-headers``."""
+"""The control plane as an ASGI application: ``python -m app.operations.server``."""
 
 import re
 from collections.abc import AsyncIterator

@@ -57,7 +57,7 @@ A = "/api/2.0/mlflow"
 SHARED_DOOR = """
 import signal, socket, subprocess, sys
 door = socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=1000)
-command = [sys.executable, "-m", "app.operations.server", str(door.fileno())]
+command = [sys.executable, "-m", "app.operations.server", "--fd", str(door.fileno())]
 processes = [subprocess.Popen(command, pass_fds=[door.fileno()]) for _ in range(int(sys.argv[2]))]
 signal.signal(signal.SIGTERM, lambda *_: [one.terminate() for one in processes])
 for one in processes:

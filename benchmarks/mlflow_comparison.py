@@ -247,7 +247,7 @@ def serve_ours(folder: Path) -> Iterator[Ours]:
     schema.upgrade(settings.database)
     log = folder / "bdlab.log"
     with socket.create_server(("127.0.0.1", 0)) as door:
-        command = [sys.executable, "-m", "app.operations.server", str(door.fileno())]
+        command = [sys.executable, "-m", "app.operations.server", "--fd", str(door.fileno())]
         environment = {**os.environ, "BDLAB_HOME": str(settings.home)}
         with running(command, log, pass_fds=[door.fileno()], env=environment) as process:
             port = door.getsockname()[1]

@@ -90,7 +90,7 @@ def main() -> int:
             while not embedded_broker.is_ready(settings):
                 time.sleep(0.05)
             api = subprocess.Popen(
-                [sys.executable, "-m", "app.operations.server", str(listener.fileno())],
+                [sys.executable, "-m", "app.operations.server", "--fd", str(listener.fileno())],
                 pass_fds=(listener.fileno(),),
                 env=os.environ
                 | {"BDLAB_HOME": str(settings.home_dir), "BDLAB_DATABASE_URL": options.database},

@@ -15,7 +15,7 @@ from tests.servers import free_ports
 
 PATTERNS = {
     "migration": "bdlab migrate",
-    "api": "app.main:create_app",
+    "api": "app.operations.server",
     "relay": "app.operations.relay",
     "worker": "bdlab worker$",
     "interactive": "bdlab worker interactive$",

@@ -1,32 +1,31 @@
-"""The API process under `bdlab up`: uvicorn on an inherited listening socket.
+"""The API process: uvicorn on an address, or on a listening socket that is inherited.
 
-The supervisor keeps the socket open, so clients wait while the API restarts instead of being refused.
+`bdlab up` keeps its socket open, so clients wait while the API restarts instead of being refused.
 """
 
+import argparse
 import asyncio
 import gc
 import socket
-import sys
-from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http import auto
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 SHUTDOWN_SECONDS = 3
 HEADER_SECONDS = 10.0
 """How long the headers of a request may take to arrive."""
-_Protocol: Any = auto.AutoHTTPProtocol
 
 
-class TimedProtocol(_Protocol):  # type: ignore[misc]  # uvicorn chooses its base when it is imported
+class TimedProtocol(H11Protocol):
     """Closes connections whose next request does not arrive in time; uvicorn limits only the pause between two.
 
-    A client that sends a byte now and then would otherwise hold a connection forever.
+    A client that sends a byte now and then would otherwise hold a connection forever. h11 refuses headers of more than
+    64 KiB; httptools, which uvicorn prefers where it is installed, keeps headers without end.
     """
 
     _timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._limit_headers()
 
@@ -52,12 +51,18 @@ class TimedProtocol(_Protocol):  # type: ignore[misc]  # uvicorn chooses its bas
 
 
 def main() -> None:
-    """Serve until SIGTERM on the inherited file descriptor in ``sys.argv``; open streams then get seconds to end."""
-    descriptor = int(sys.argv[1])
+    """Serve until SIGTERM; open streams then get seconds to end."""
+    parser = argparse.ArgumentParser(prog="python -m app.operations.server", description="Serve the API.")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
+    parser.add_argument("--fd", type=int, help="an inherited listening socket, in place of host and port")
+    options = parser.parse_args()
     gc.disable()
     config = uvicorn.Config(
         "app.main:create_app",
         factory=True,
+        host=options.host,
+        port=options.port,
         http=TimedProtocol,
         access_log=False,
         proxy_headers=False,  # uvicorn would believe every process of this machine; see BDLAB_PROXIES
@@ -66,7 +71,8 @@ def main() -> None:
     config.load()
     gc.freeze()  # what was imported is never freed, so the collector need not traverse it
     gc.enable()
-    uvicorn.Server(config).run(sockets=[socket.socket(fileno=descriptor)])
+    sockets = None if options.fd is None else [socket.socket(fileno=options.fd)]
+    uvicorn.Server(config).run(sockets=sockets)
 
 
 if __name__ == "__main__":

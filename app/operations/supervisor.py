@@ -116,7 +116,7 @@ class ProcessTree:
             self._forked("checks", [WORKER, "checks"], niceness),
         ]
         self.relay = self._forked("relay", [RELAY])
-        self.api = self._forked("api", [API, str(listener)], descriptors=(listener,))
+        self.api = self._forked("api", [API, "--fd", str(listener)], descriptors=(listener,))
 
     @property
     def children(self) -> list[Child]:

@@ -136,7 +136,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     log = home / "log"
     with socket.create_server(("127.0.0.1", 0)) as listener, log.open("wb") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "app.operations.server", str(listener.fileno())],
+            [sys.executable, "-m", "app.operations.server", "--fd", str(listener.fileno())],
             env=os.environ | given,
             pass_fds=[listener.fileno()],
             stderr=errors,
@@ -287,10 +287,11 @@ def test_headers_that_drip_are_given_up(tmp_path: Path, monkeypatch: pytest.Monk
         assert is_served(second)
         began = time.monotonic()
         dripping.sendall(whole[:-2])
+        drops = iter(whole)
         while time.monotonic() < began + 1.3:
-            for connection in (dripping, second):
+            for connection, drop in ((dripping, b"X"), (second, bytes([next(drops)]))):
                 with suppress(OSError):  # closed meanwhile
-                    connection.sendall(b"X")
+                    connection.sendall(drop)
             assert service.http.get("/healthz").status_code == 200
             time.sleep(0.1)
         for connection in (silent, dripping, second):
@@ -305,6 +306,32 @@ def test_headers_that_drip_are_given_up(tmp_path: Path, monkeypatch: pytest.Monk
         time.sleep(1.1)
         slow.sendall(whole)
         assert is_served(slow), "the pause between two requests has another limit"
+
+
+@pytest.mark.parametrize("line", [b"", b"A: b\r\n"], ids=["one header", "many headers"])
+def test_headers_without_end_are_refused(line: bytes, tmp_path: Path) -> None:
+    """The first request of a connection, a later one, and one that is sent before the answer to another."""
+    whole = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    endless = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + (line and b"x\r\n")
+    with serve(Settings(home=tmp_path), http=server.TimedProtocol) as service:
+        for before in (b"", whole, whole * 2):
+            with connect(service.url) as connection:
+                connection.sendall(before + endless)
+                sent, answer = 0, b""
+                with suppress(ConnectionResetError, BrokenPipeError):
+                    while sent < 2**20 and b" 400 " not in answer:
+                        sent += connection.send((line or b"x") * 4096)
+                        if select.select([connection], [], [], 0.01)[0]:
+                            answer += (piece := connection.recv(65536))
+                            if not piece:
+                                break
+                assert sent < 2**20, "taken without end"
+                assert not answer or b" 400 " in answer
+        fits = b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 5_000 + b"\r\n"
+        with connect(service.url) as connection:
+            connection.sendall(fits)
+            assert is_served(connection)
+        assert service.http.get("/healthz").status_code == 200
 
 
 def is_served(connection: socket.socket) -> bool:

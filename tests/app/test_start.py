@@ -96,7 +96,7 @@ def test_a_lease_shorter_than_the_heartbeat(refused: Refused) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["-m", "app.operations.relay"], ["-m", "worker"], ["-m", "uvicorn", "--factory", "app.main:create_app"]],
+    [["-m", "app.operations.relay"], ["-m", "worker"], ["-m", "app.operations.server"]],
     ids=lambda words: words[-1],
 )
 def test_a_part_that_is_started_alone(words: list[str]) -> None:
