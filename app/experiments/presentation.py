@@ -26,18 +26,18 @@ def present(
     experiments: Sequence[Experiment],
     fields: Collection[str] = ALL,
     *,
-    new: bool = False,
+    in_sweeps: bool = True,
 ) -> list[ExperimentItem]:
     """The experiments with their attempts, summaries and sweeps: a query for each of the three that is in ``fields``.
 
     Without them in ``fields`` these three are empty, and the spec is as it was stored.
-    ``new``: they were just submitted and belong to no sweep, so nothing has to be queried.
+    Not ``in_sweeps``: none of them was submitted by a sweep or study, so that this is not queried.
     """
     ids = [experiment.id for experiment in experiments]
     tried = [experiment.id for experiment in experiments if experiment.attempt]
     attempts = repository.attempts(session, tried) if tried and "attempts" in fields else {}
     summaries = repository.summaries(session, tried) if tried and "summary" in fields else {}
-    sweeps = repository.sweeps(session, ids) if not new and "sweep" in fields else {}
+    sweeps = repository.sweeps(session, ids) if in_sweeps and "sweep" in fields else {}
     return [
         _one(e, "spec" in fields, attempts.get(e.id, ()), summaries.get(e.id, {}), sweeps.get(e.id))
         for e in experiments

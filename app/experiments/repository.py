@@ -27,7 +27,8 @@ _VERSION_KEY = select(
     select(func.max(Event.id)).where(Event.experiment_id == Experiment.id).scalar_subquery(),
     select(func.min(SweepExperiment.sweep_id))
     .where(SweepExperiment.experiment_id == Experiment.id, SweepExperiment.made)
-    .scalar_subquery(),
+    .scalar_subquery()
+    .label("sweep_id"),
     Experiment.status,
     Experiment.attempt,
     Experiment.attempts_left,
@@ -64,14 +65,14 @@ class Filters:
     text: str | None = None
 
 
-def version_key(session: Session, experiment_id: str) -> tuple[Any, ...] | None:
+def version_key(session: Session, experiment_id: str) -> Row[*tuple[Any, ...]] | None:
     """Changes whenever a field of `ExperimentOut` changes; None if the session's owner has no such experiment.
 
-    Fields that are not part of the key change only in a transaction that writes an event.
+    Fields that are not part of the key change only in a transaction that writes an event. Its ``sweep_id`` is None if
+    the experiment was not submitted by a sweep or study.
     """
     parameters = {"id": experiment_id, "owner": session.info.get(OWNER)}
-    row = session.connection().execute(_VERSION_KEY, parameters).one_or_none()
-    return None if row is None else tuple(row)
+    return session.connection().execute(_VERSION_KEY, parameters).one_or_none()
 
 
 def page(

@@ -41,7 +41,7 @@ def submit(context: Context, spec: ExperimentSpec, key: str | None) -> tuple[dic
     planned = plan_experiment(context, spec)
 
     def make(session: Session) -> ExperimentOut:
-        return present(session, create(session, [planned], context.settings.max_attempts), new=True)[0]
+        return present(session, create(session, [planned], context.settings.max_attempts), in_sweeps=False)[0]
 
     return once(context, key, digest(spec), ExperimentOut, make)
 
@@ -96,7 +96,8 @@ def poll(context: Context, experiment_id: str) -> Answer:
         if version is not None and (answer := context.poll_cache.get(experiment_id, version)) is not None:
             return answer
         experiment = require_experiment(session, experiment_id)
-        answer = Answer.of(present(session, [experiment])[0].model_dump_json())
+        in_sweep = version is None or version.sweep_id is not None
+        answer = Answer.of(present(session, [experiment], in_sweeps=in_sweep)[0].model_dump_json())
     return context.poll_cache.store(experiment_id, version, answer)
 
 

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, String, Text
+from sqlalchemy import BigInteger, ForeignKey, Index, String, Text, select
 from sqlalchemy.orm import Mapped, Session, mapped_column, relationship
 
 from app.core.database import Base, BigId, Json, UtcDateTime, new_id, utcnow
@@ -196,3 +196,9 @@ class WorkerHeartbeat(Base):
 def require_experiment(session: Session, experiment_id: str) -> Experiment:
     """The experiment. Raises NotFoundError."""
     return require(session.get(Experiment, experiment_id), "experiment", experiment_id)
+
+
+def check_experiment(session: Session, experiment_id: str) -> None:
+    """Raises NotFoundError if there is no such experiment; cheaper than reading it."""
+    found = session.scalar(select(Experiment.id).where(Experiment.id == experiment_id))
+    require(found, "experiment", experiment_id)

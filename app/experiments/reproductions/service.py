@@ -18,7 +18,7 @@ from app.experiments.reproductions.schemas import ReproductionOut, ReproductionR
 from app.experiments.schemas import ExperimentOut
 from app.specs.base import digest
 from app.specs.status import TERMINAL
-from app.tables.experiments import SUCCEEDED, Experiment, require_experiment
+from app.tables.experiments import SUCCEEDED, Experiment, check_experiment, require_experiment
 from app.tables.reproductions import Reproduction
 
 
@@ -40,7 +40,7 @@ def reproduce(context: Context, experiment_id: str, key: str | None) -> tuple[di
     def make(session: Session) -> ExperimentOut:
         (experiment,) = create(session, [planned], context.settings.max_attempts)
         session.add(Reproduction(experiment_id=experiment.id, original_id=experiment_id))
-        return present(session, [experiment], new=True)[0]
+        return present(session, [experiment], in_sweeps=False)[0]
 
     return once(context, key, digest(["reproduce", experiment_id]), ExperimentOut, make)
 
@@ -88,7 +88,7 @@ def reproduction(context: Context, experiment_id: str) -> ReproductionOut:
 def reproductions(context: Context, experiment_id: str) -> Reproductions:
     """The reproductions of an experiment."""
     with context.database.reading() as session:
-        require_experiment(session, experiment_id)
+        check_experiment(session, experiment_id)
         rows = repository.of(session, experiment_id)
     return Reproductions(
         reproductions=[

@@ -8,7 +8,7 @@ from app.core.errors import GoneError, RangeError, require
 from app.results.artifacts import repository
 from app.results.artifacts.schemas import ArtifactOut, Artifacts
 from app.tables.artifacts import Artifact
-from app.tables.experiments import require_experiment
+from app.tables.experiments import check_experiment
 
 _RANGE = re.compile(r"bytes=\s*(\d*)-(\d*)\s*", re.ASCII)
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
@@ -27,7 +27,7 @@ def list_artifacts(
 ) -> Artifacts:
     """The files of an experiment. Raises NotFoundError."""
     with context.database.reading() as session:
-        require_experiment(session, experiment_id)
+        check_experiment(session, experiment_id)
         rows = repository.list_artifacts(session, experiment_id, kind, arm, seed)
     return Artifacts(artifacts=[_present(row) for row in rows])
 

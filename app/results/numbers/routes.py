@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query, Response
 
 from app.core.context import Ctx
 from app.core.openapi import problems
+from app.core.routing import as_json
 from app.core.table_responses import FormatQuery
 from app.results.numbers import service
 from app.results.numbers.schemas import Metrics, Results
@@ -29,7 +30,7 @@ def results(experiment_id: str, context: Ctx, format: FormatQuery = None, accept
     return respond(document, format, accept, experiment_id, lambda people: service.as_table(document, people))
 
 
-@router.get("/metrics", summary="Training curves", responses=problems(404, 422))
+@router.get("/metrics", summary="Training curves", response_model=Metrics, responses=problems(404, 422))
 def metrics(
     experiment_id: str,
     context: Ctx,
@@ -39,6 +40,6 @@ def metrics(
     points: Annotated[
         int | None, Query(ge=2, le=100_000, description="Maximum number of points of each curve")
     ] = None,
-) -> Metrics:
+) -> Response:
     """Time series by arm, seed and name, downsampled evenly to `points`; the first and last point are kept."""
-    return service.metrics(context, experiment_id, arm, seed, name, points)
+    return as_json(service.metrics(context, experiment_id, arm, seed, name, points))

@@ -10,7 +10,7 @@ from app.results.numbers import repository
 from app.results.numbers.schemas import Aggregate, ArmResults, Metrics, Results, Series
 from app.specs.metrics import METRICS
 from app.specs.stored import StoredSpec
-from app.tables.experiments import require_experiment
+from app.tables.experiments import check_experiment, require_experiment
 
 
 def results(context: Context, experiment_id: str) -> Results:
@@ -80,7 +80,7 @@ def metrics(
 ) -> Metrics:
     """Time series, each downsampled to at most ``max_points``. Raises NotFoundError."""
     with context.database.reading() as session:
-        require_experiment(session, experiment_id)
+        check_experiment(session, experiment_id)
         rows = repository.points(session, experiment_id, arm, seed, name, max_points)
     series = []
     for (of_arm, of_seed, of_name), group in groupby(rows, key=lambda row: tuple(row[:3])):
