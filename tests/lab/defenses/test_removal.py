@@ -109,6 +109,14 @@ def test_of_two_foreign_sides_the_one_with_more_evidence_is_poison() -> None:
     assert find_poisoned([rest, warped], 10) == [warped]
 
 
+def test_no_side_is_poison_if_the_one_with_more_evidence_is_explained() -> None:
+    """As for reflections, part of which was divided from the rest, which still teaches them."""
+    reflections = replace(KNOWN, dominance=0.86, foreign=0.0, variety=0.0)
+    rest = replace(POISON, foreign=0.27, variety=4.5, dominance=0.14)
+    assert rest.is_foreign(10)
+    assert find_poisoned([reflections, rest], 10) == []
+
+
 def test_many_unexplained_sides_confirm_each_other() -> None:
     """In an all-to-all attack each class's poison comes from one class, and is not dominant."""
     alike = [replace(POISON, label=label, foreign=0.05, variety=1.0, dominance=0.4) for label in range(10)]

@@ -190,13 +190,14 @@ def judge_removals(
 def find_poisoned(removals: list[Removal], classes: int) -> list[Removal]:
     """Those of the ``removals`` whose flagged members are poison, in a set of ``classes`` classes.
 
-    At most one side of a class is, that with more evidence; in a widespread attack, the one that comes first.
+    At most one side of a class is, that with more evidence; none, if the rest of the class explains that side: then it
+    is not poison alone, or not poison, and the other side less so. In a widespread attack, the first unexplained side is.
     """
     unexplained = [removal for removal in removals if removal.is_unexplained]
     first = {removal.label: removal for removal in reversed(unexplained)}
     if len(first) >= max(MIN_WIDESPREAD, WIDESPREAD * classes):
         return [removal for removal in unexplained if removal is first[removal.label]]
-    strongest = {removal.label: removal for removal in sorted(unexplained, key=lambda side: side.evidence)}
+    strongest = {removal.label: removal for removal in sorted(removals, key=lambda side: side.evidence)}
     return [removal for removal in strongest.values() if removal.is_foreign(classes)]
 
 
