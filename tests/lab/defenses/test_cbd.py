@@ -28,4 +28,4 @@ def test_the_backdoor_is_not_learned() -> None:
     done = defended(BADNETS, {"name": "cbd"})
     assert number(done, "undefended", "attack_success_rate") > 0.95
     assert number(done, "cbd", "attack_success_rate") < 0.1
-    assert number(done, "cbd", "clean_accuracy") > 0.8
+    assert number(done, "cbd", "clean_accuracy") > 0.7
