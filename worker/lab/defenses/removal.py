@@ -190,8 +190,9 @@ def judge_removals(
 def find_poisoned(removals: list[Removal], classes: int) -> list[Removal]:
     """Those of the ``removals`` whose flagged members are poison, in a set of ``classes`` classes.
 
-    At most one side of a class is, that with more evidence; none, if the rest of the class explains that side: then it
-    is not poison alone, or not poison, and the other side less so. In a widespread attack, the first unexplained side is.
+    At most one side of a class is: the one with more evidence. If the rest of the class explains that side, neither is:
+    divided poison explains its other part, and then the clean members are what is left unexplained. In a widespread
+    attack it is the first unexplained side.
     """
     unexplained = [removal for removal in removals if removal.is_unexplained]
     first = {removal.label: removal for removal in reversed(unexplained)}
