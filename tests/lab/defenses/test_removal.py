@@ -117,15 +117,17 @@ def test_no_side_is_poison_if_the_one_with_more_evidence_is_explained() -> None:
     assert find_poisoned([reflections, rest], 10) == []
 
 
-def test_many_unexplained_sides_confirm_each_other() -> None:
+def test_classes_of_two_kinds_confirm_each_other() -> None:
     """In an all-to-all attack each class's poison comes from one class, and is not dominant."""
     alike = [replace(POISON, label=label, foreign=0.05, variety=1.0, dominance=0.4) for label in range(10)]
+    clean = [replace(removal, known=0.1, dominance=0.6) for removal in alike]
     known = [replace(KNOWN, label=label) for label in range(10)]
-    assert find_poisoned(alike[:5] + known, 10) == alike[:5]
-    assert find_poisoned(alike[:4] + known, 10) == []
-    assert find_poisoned(alike[:2] + known[:4], 4) == []  # half of four classes is too few
-    clean = [replace(removal, known=0.1) for removal in alike]
     assert find_poisoned(alike[:5] + clean[:5], 10) == alike[:5]  # smaller sides come first
+    assert find_poisoned(alike[:6] + clean[:5], 10) == alike[:6]
+    assert find_poisoned(alike[:4] + clean[:4], 10) == []
+    assert find_poisoned(alike[:2] + clean[:2], 4) == []  # half of four classes is too few
+    # One side that its class does not explain, in many classes, are hard images: those with triggers of other images.
+    assert find_poisoned(alike + known, 10) == []
 
 
 def test_the_model_of_the_test_sees_neither_the_flagged_nor_what_is_near_or_held_out() -> None:

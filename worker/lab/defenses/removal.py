@@ -34,8 +34,8 @@ MIN_VARIETY = 3.0
 MIN_DOMINANCE = 0.9
 """In place of the two above: a perturbed image is still of its own class, so other classes do not claim it."""
 MIN_WIDESPREAD, WIDESPREAD = 3, 0.5
-"""Number and share of the classes that confirm each other if all of them have an unexplained side, as in an all-to-all
-attack."""
+"""Number and share of the classes that confirm each other if neither side of any of them explains the other, as in an
+all-to-all attack."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,8 @@ def find_poisoned(removals: list[Removal], classes: int) -> list[Removal]:
     """
     unexplained = [removal for removal in removals if removal.is_unexplained]
     first = {removal.label: removal for removal in reversed(unexplained)}
-    if len(first) >= max(MIN_WIDESPREAD, WIDESPREAD * classes):
+    of_two_kinds = [removal for removal in unexplained if removal is not first[removal.label]]
+    if len(of_two_kinds) >= max(MIN_WIDESPREAD, WIDESPREAD * classes):
         return [removal for removal in unexplained if removal is first[removal.label]]
     strongest = {removal.label: removal for removal in sorted(removals, key=lambda side: side.evidence)}
     return [removal for removal in strongest.values() if removal.is_foreign(classes)]
