@@ -48,12 +48,16 @@ that five classes were accused, wrongly but for one, on two seeds of `input_awar
 NOTES = """
 ## Failures
 
-Under class 0, dirty-label SIG is not found on two of three seeds, and on the third one about half of its poison is
-isolated. Of Blend's poison on seed 0 it is two thirds. Refool, hidden triggers and Poison Frogs are not found: part of
-the first one's poison is divided from the rest and explains it, and the others put few or no images of other classes
-under a label. The poison of WaNet and of `input_aware` is mixed with the clean images of its class, but for one seed of
-WaNet. Wherever nothing is found the model is the undefended one, with a warning that says which decoys would have been
-noticed.
+- Under class 0, dirty-label SIG is not found on two of three seeds, and on the third one about half of its poison is
+  isolated. Of Blend's poison on seed 0 it is two thirds.
+- Refool, hidden triggers and Poison Frogs are not found: part of the first one's poison is divided from the rest and
+  explains it, and the others put few or no images of other classes under a label.
+- The poison of WaNet and of `input_aware` is mixed with the clean images of its class, but for one seed of WaNet. The
+  cross samples of `input_aware`, which have their own labels and triggers of other images, lead to accusations: on one
+  seed the target class is found with part of its poison, and on one a clean class is taken for poisoned. The accuracy
+  falls by 10 and 5 points, and the attack stays.
+
+Wherever nothing is found the model is the undefended one, with a warning that says which decoys would have been noticed.
 """
 AGAIN = ("badnets", "blend", "refool", "sig", "wanet", "hidden_trigger")
 OTHERS: tuple[tuple[str, dict[str, Any], list[int]], ...] = (
