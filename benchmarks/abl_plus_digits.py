@@ -48,8 +48,8 @@ that five classes were accused, wrongly but for one, on two seeds of `input_awar
 NOTES = """
 ## Failures
 
-- Under class 0, dirty-label SIG is not found on two of three seeds, and on the third one about half of its poison is
-  isolated. Of Blend's poison on seed 0 it is two thirds.
+- Under class 0, dirty-label SIG is not found on two of three seeds, and on the third one 62 % of its poison is
+  isolated. Of Blend's poison on seed 0 it is 73 %.
 - Refool, hidden triggers and Poison Frogs are not found: part of the first one's poison is divided from the rest and
   explains it, and the others put few or no images of other classes under a label.
 - The poison of WaNet and of `input_aware` is mixed with the clean images of its class, but for one seed of WaNet. The
