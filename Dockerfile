@@ -28,7 +28,7 @@ USER bdlab
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
-CMD ["python", "-m", "app.operations.server", "--host", "0.0.0.0"]
+CMD ["python", "-m", "app.operations.server", "--host", "0.0.0.0", "--port", "8000"]
 
 FROM base AS worker
 COPY --from=worker-environment /opt/venv /opt/venv
