@@ -34,10 +34,10 @@ Clean accuracy and attack success rate before and after the defense `abl_plus`, 
 `python benchmarks/abl_plus_digits.py` on {date}: {processor}, one
 thread, Python {python}, torch {torch}. The attacks with their fields, the victim and its recipe are those of
 [attacks-digits](attacks-digits.md); `abl_plus` is at its defaults. Each cell has seeds {seeds} in this order, in
-percent. The method was tuned on seeds 100 to 103, with target classes 0, 3 and 5, other rates, and on few classes. Earlier
-versions of it were measured on these cells before. Known when it was changed on the tuning seeds: that two earlier
-divisions of the classes missed Blend and others under class 0; that the wrong side of Refool's class was removed; and
-that five classes were accused, wrongly but for one, on two seeds of `input_aware`.
+percent. The method was tuned on seeds 100 to 103, with target classes 0, 3 and 5, other rates, and on few classes.
+Earlier versions of it were measured on these cells before. Known when it was changed on the tuning seeds: that two
+earlier divisions of the classes missed Blend and others under class 0; that the wrong side of Refool's class was removed;
+and that five classes were accused, wrongly but for one, on two seeds of `input_aware`.
 
 `found`: the classes in which the defense finds poison (the target is class 0; `-`: none). `AUROC`: that of its ranking.
 `decoys`: how many of the decoys in other classes it would have noticed, in all seeds.
@@ -57,7 +57,8 @@ NOTES = """
   seed the target class is found with part of its poison, and on one a clean class is taken for poisoned. The accuracy
   falls by 10 and 5 points, and the attack stays.
 
-Wherever nothing is found the model is the undefended one, with a warning that says which decoys would have been noticed.
+Wherever nothing is found the model is the undefended one, with a warning that says which decoys would have been
+noticed.
 """
 AGAIN = ("badnets", "blend", "refool", "sig", "wanet", "hidden_trigger")
 OTHERS: tuple[tuple[str, dict[str, Any], list[int]], ...] = (
