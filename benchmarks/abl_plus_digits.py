@@ -36,8 +36,8 @@ thread, Python {python}, torch {torch}. The attacks with their fields, the victi
 [attacks-digits](attacks-digits.md); `abl_plus` is at its defaults. Each cell has seeds {seeds} in this order, in
 percent. The method was tuned on seeds 100 to 103, with target classes 0, 3 and 5, other rates, and on few classes.
 Earlier versions of it were measured on these cells before. Known when it was changed on the tuning seeds: that two
-earlier divisions of the classes missed Blend and others under class 0; that the wrong side of Refool's class was removed;
-and that five classes were accused, wrongly but for one, on two seeds of `input_aware`.
+earlier divisions of the classes missed Blend and others under class 0; that the wrong side of Refool's class was
+removed; and that five classes were accused, wrongly but for one, on two seeds of `input_aware`.
 
 `found`: the classes in which the defense finds poison (the target is class 0; `-`: none). `AUROC`: that of its ranking.
 `decoys`: how many of the decoys in other classes it would have noticed, in all seeds.
