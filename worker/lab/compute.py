@@ -16,9 +16,8 @@ from app.specs.training import Precision
 EVALUATION_BATCH = 1024  # images
 CACHED_PIXELS = 128 * 32 * 32  # of one forward pass, so that its activations fit into a CPU's cache
 MOST_FLOATS = 2**25  # values of several images, 128 MiB
-LAYOUT = (
-    torch.channels_last
-)  # of networks and images: tensor cores and vector units prefer it (benchmarks/layout.py)
+LAYOUT = torch.channels_last
+"""Of networks and images: tensor cores and vector units prefer it (benchmarks/layout.py)."""
 BFLOAT16_SIDE = 16  # smallest side of images, in pixels, from which bfloat16 pays on a CPU
 
 
