@@ -72,7 +72,7 @@ CASES = (
 
 
 SHOWN = ("badnets", "blend, alpha 0.1", "blend, alpha 0.2", "sig", "wanet", "input_aware")
-HEAD = """# Why ABL finds some poison and not other
+HEAD = """# Why ABL isolates the poison of some attacks and not of others
 
 ABL isolates the samples that are learned first. Measured with `python benchmarks/abl_why.py` on {date}: {processor},
 one thread, Python {python}, torch {torch}; 10,000 images of CIFAR-10, `small_cnn`, seed {seeds}, 20 epochs of isolation
@@ -92,8 +92,7 @@ to.
 NOTES = """
 ![Losses of poison and of clean samples with the same label, by epoch](../images/abl-why/losses.png)
 
-*Median and the middle 80 % by epoch; the dotted line is gamma. Where the orange line lies below the blue one, the
-poison has the lower loss.*
+*Median and middle 80 % of the losses after each epoch. Dotted: gamma.*
 
 ## Blend
 
@@ -114,23 +113,23 @@ trigger is strong; whether unlearning fails for other reasons was not measured h
 
 ## The input-aware attack
 
-Its poison has a lower mean loss than the clean images of its class from the first epoch to the last, and yet none
-of the isolated samples is poison. The mean misleads: the poison's loss is never as low as that of the easiest clean
-images. A tenth of all clean samples is below 0.03, a tenth of the poison below 0.09, and isolation takes the lowest
-1 %. What the poison lacks are the hard samples: its band is narrow. In its own class the ranks say nothing (AUROC
-0.51).
+The mean loss of its poison is below that of the clean images of its class in 17 of 20 epochs, and yet none of the
+isolated samples is poison. The mean misleads: the poison's loss is never as low as that of the easiest clean
+images. After 20 epochs a tenth of all clean samples is below 0.03, a tenth of the poison below 0.09, and isolation
+takes the lowest 1 %. The poison has fewer hard samples, which lowers its mean. In its own class the ranks say
+nothing (AUROC 0.51).
 
 Two properties of the attack may explain it; they are not separated here. Every image has a trigger of its own, so
-there is no single feature whose weight a few steps can raise until all poison is certain, as for a patch. And the
-cross samples carry triggers of other images under their own labels, so that the model must not be certain of a
-trigger alone. The command's last row, with a tenth of the cross samples, would tell more of the second.
+the model cannot fit all poison by one feature within a few steps, as it does for a patch. And the cross samples
+carry triggers of other images under their own labels, so the model must not trust a trigger alone. The command also
+measures a tenth of the cross samples; that run was not finished for this page.
 
-SIG and WaNet fail for other reasons. SIG's clean-label poison, a tenth of its class, is learned late: its loss is
-below that of its class at the end, but easy images of other classes are lower still. WaNet's poison has the higher
-loss throughout. For these, the end of the ranking that ABL does not look at, or a ranking within each class, holds
-more (see [abl_plus](../defenses/training.md#abl_plus)).
+SIG and WaNet fail for other reasons. SIG's clean-label poison, a tenth of its class, is learned late: at the end
+its loss is below that of its class, but easy images of other classes are lower still. WaNet's poison has the higher
+loss in every epoch, so the end of the ranking that ABL does not look at holds more of it: within its class, the
+AUROC from that end is 0.785.
 
-One seed, one network, a fifth of CIFAR-10: the mechanisms, not the numbers, are what carries over.
+One seed, one network, a fifth of CIFAR-10: the mechanisms carry over, the numbers need not.
 """
 
 

@@ -199,6 +199,6 @@ def require_experiment(session: Session, experiment_id: str) -> Experiment:
 
 
 def check_experiment(session: Session, experiment_id: str) -> None:
-    """Raises NotFoundError if there is no such experiment; cheaper than reading it."""
+    """Check that an experiment exists, without reading the whole row. Raises NotFoundError."""
     found = session.scalar(select(Experiment.id).where(Experiment.id == experiment_id))
     require(found, "experiment", experiment_id)
