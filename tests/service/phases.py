@@ -49,8 +49,18 @@ def log(stack: Stack, experiment_id: str) -> str:
 
 def states(stack: Stack, experiment_id: str) -> list[str]:
     """Every state that the experiment was in, in order."""
-    page = stack.get(f"/v1/experiments/{experiment_id}/events", after=0, limit=1000)
-    return [event["data"]["status"] for event in page["events"] if event["type"] == "state"]
+    return [event["data"]["status"] for event in events(stack, experiment_id) if event["type"] == "state"]
+
+
+def events(stack: Stack, experiment_id: str) -> list[dict[str, Any]]:
+    """Every event of the experiment, in order."""
+    found: list[dict[str, Any]] = []
+    while True:
+        after = found[-1]["id"] if found else 0
+        page = stack.get(f"/v1/experiments/{experiment_id}/events", after=after, limit=1000)["events"]
+        if not page:
+            return found
+        found += page
 
 
 def curves(stack: Stack, experiment_id: str) -> dict[tuple[str, str], list[tuple[int, float | None]]]:
@@ -89,8 +99,7 @@ def assert_completed_once(stack: Stack, experiment_id: str) -> None:
     for name, points in curves(stack, experiment_id).items():
         steps = [step for step, _ in points]
         assert steps == sorted(set(steps)), name
-    events = stack.get(f"/v1/experiments/{experiment_id}/events", after=0, limit=1000)["events"]
-    names = [event["data"]["name"] for event in events if event["type"] == "artifact"]
+    names = [e["data"]["name"] for e in events(stack, experiment_id) if e["type"] == "artifact"]
     assert {name for name in names if names.count(name) > 1} <= {"manifest.json"}
     for artifact in stack.get(f"/v1/experiments/{experiment_id}/artifacts")["artifacts"]:
         content = stack.client.get(artifact["content"])

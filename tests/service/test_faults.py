@@ -15,6 +15,7 @@ import redis
 
 from app.core.broker import Broker
 from app.settings import Settings
+from app.specs.status import TERMINAL
 from tests.conftest import Stack
 from tests.processes import alive, descendants
 from tests.service.phases import STAGES, assert_completed_once, log, wait_for_phase
@@ -35,7 +36,7 @@ def reference(body: dict[str, Any], folder: Path) -> Any:
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         check=True,
         capture_output=True,
-        timeout=120,
+        timeout=300,
     )
     return json.loads((folder / "out" / "results.json").read_text())
 
@@ -67,6 +68,52 @@ def test_a_run_whose_worker_is_killed_in_every_stage_ends_in_the_same_numbers(
     assert last == "succeeded"
     assert log(own_stack, experiment_id).count("resumed from a checkpoint") >= len(STAGES)
     assert numbers(own_stack.results(experiment_id)) == numbers(reference(body, tmp_path))
+
+
+TRAINED: dict[str, dict[str, Any]] = {
+    "abl_plus": {},
+    "nab": {"isolation_epochs": 40, "ranking_window": 1, "labelling_epochs": 80},
+    "cbd": {"biased_epochs": 40, "epochs": 40},
+    "dbd": {"feature_epochs": 20, "head_epochs": 40, "mixmatch_epochs": 5, "mixmatch_steps": 5},
+    "d_st": {"biased_epochs": 40, "tuning_epochs": 20, "feature_epochs": 20, "head_epochs": 40},
+    "d_br": {"biased_epochs": 40, "tuning_epochs": 20, "rounds": 20, "least_steps": 4},
+    "asd": {"growth_epochs": 4, "loss_epochs": 2, "meta_epochs": 2, "mixmatch_steps": 5},
+    "pdb": {"epochs": 40},
+    "vab": {"victim_epochs": 20, "mixed_epochs": 5, "suppressed_epochs": 5},
+}
+"""Every defense that trains on the poisoned set, with stages that are short and can still be met."""
+
+
+@pytest.mark.long  # 24 kills, each followed by the start of a worker: four minutes
+def test_every_defense_that_trains_resumes_where_its_worker_was_killed(
+    new_stack: Callable[..., Stack], tmp_path: Path
+) -> None:
+    stack = new_stack(BDLAB_MAX_ATTEMPTS="100", BDLAB_LEASE_SECONDS="2")
+    defenses = [{"name": name, **fields} for name, fields in TRAINED.items()]
+    body = spec(seed=18, epochs=40, images=300, reference=False, defenses=defenses)
+    experiment_id = stack.submit(body)
+    killed: list[tuple[str, str]] = []
+
+    def meet_a_stage() -> tuple[str, str] | str | None:
+        """A stage that is being computed and was not killed yet, or "ended"."""
+        experiment = stack.experiment(experiment_id)
+        progress = experiment["progress"]
+        if experiment["status"] in TERMINAL:
+            return "ended"
+        met = progress.get("arm"), progress.get("stage")
+        running = experiment["status"] == "running" and (progress.get("epoch") or 0) >= 1
+        return met if running and met[0] in TRAINED and met not in killed else None
+
+    while (met := stack.eventually(meet_a_stage, 240, "it does not go on")) != "ended":
+        lost = len(stack.experiment(experiment_id)["attempts"])
+        os.kill(stack.training_pid(), signal.SIGKILL)
+        stack.eventually(
+            lambda lost=lost: len(stack.experiment(experiment_id)["attempts"]) > lost, 30, "no new attempt"
+        )
+        killed.append(met)
+    assert_completed_once(stack, experiment_id)
+    assert {arm for arm, _ in killed} == set(TRAINED), killed
+    assert numbers(stack.results(experiment_id)) == numbers(reference(body, tmp_path))
 
 
 def test_the_embedded_broker_keeps_its_messages(own_stack: Stack) -> None:
