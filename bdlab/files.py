@@ -70,7 +70,7 @@ def read_image(data: bytes) -> "NDArray[np.uint8]":
 
 def require_worker() -> None:
     """Raises MissingPackageError unless models can be loaded."""
-    for module in ("safetensors.torch", "worker.lab.experiment"):
+    for module in ("safetensors.torch", "worker.lab.networks.loading"):
         optional_import(module, WORKER)
 
 
@@ -85,7 +85,7 @@ def load_network(
     from safetensors.torch import load  # noqa: PLC0415
 
     from app.specs.model import ModelSpec  # noqa: PLC0415
-    from worker.lab.experiment import load_model  # noqa: PLC0415
+    from worker.lab.networks.loading import load_model  # noqa: PLC0415
 
     length = int.from_bytes(data[:LENGTH_BYTES], "little")
     metadata = json.loads(data[LENGTH_BYTES : LENGTH_BYTES + length])["__metadata__"]

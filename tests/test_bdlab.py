@@ -152,7 +152,7 @@ def test_the_python_examples_run(
 def test_what_is_missing_is_named(client: Client, ids: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("pandas", "polars"):
         monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setitem(sys.modules, "worker.lab.experiment", None)
+    monkeypatch.setitem(sys.modules, "worker.lab.networks.loading", None)
     with pytest.raises(MissingPackageError, match=r'pip install "backdoor-lab\[frames\]"'):
         client.results_frame(ids[0])
     with pytest.raises(MissingPackageError, match='pip install "polars"'):

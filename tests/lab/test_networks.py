@@ -6,10 +6,10 @@ from torch import Tensor
 
 from app.specs.facts import BUILT_IN
 from app.specs.model import ModelSpec, PreActResNet18, ResNet18, SmallCnn, WideResNet16x1
-from worker.lab.experiment import load_model
 from worker.lab.networks import build_network
 from worker.lab.networks._torchvision import torchvision_models
 from worker.lab.networks.checkpoints import find_variant, rename_tensors, shapes_of
+from worker.lab.networks.loading import load_model
 
 CIFAR, DIGITS = BUILT_IN["cifar10"], BUILT_IN["digits"]
 OWN = {"mean", "std"}

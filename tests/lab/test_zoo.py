@@ -29,9 +29,10 @@ from tests.lab.memory import MemoryRecorder, MemoryStore
 from worker.lab.contracts import SpecError
 from worker.lab.data import files
 from worker.lab.defenses.i_bau import hypergradient_objective
-from worker.lab.experiment import load_model, run_experiment
+from worker.lab.experiment import run_experiment
 from worker.lab.networks import Network, architectures, build_network
 from worker.lab.networks.checkpoints import find_variant, match_names, shapes_of
+from worker.lab.networks.loading import load_model
 from worker.lab.networks.traced import TracedNetwork
 from worker.lab.training import Batch
 

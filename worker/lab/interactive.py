@@ -26,7 +26,7 @@ from worker.lab.data.datasets import Dataset, draw_subset, load_whole_dataset
 from worker.lab.defenses import make_detector
 from worker.lab.defenses.input_detection import DetectorState, InputDetector
 from worker.lab.evaluation import TestSet, predict_logits
-from worker.lab.experiment import load_model
+from worker.lab.networks.loading import load_model
 from worker.lab.training import Recipe
 
 PREVIEW_IMAGES = 8

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import worker.lab.experiment
+import worker.lab.seed_run
 from app.specs.dataset import Digits
 from tests.lab.defenses.cases import ALL, BADNETS, Spec, spec
 from tests.lab.memory import DIGITS_ONLY, MemoryRecorder, MemoryStore, experiment
@@ -63,7 +64,7 @@ def run_all() -> Done:
         return defend(spec, lab)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker.lab.experiment, "defend", watch)
+        patch.setattr(worker.lab.seed_run, "defend", watch)
         recorder = experiment(EVERY, store=store, checkpoint_seconds=1e9)
     assert not recorder.failures
     assert len(handed) == len(EVERY["defenses"])
@@ -83,7 +84,7 @@ def without_labels(files: dict[str, bytes]) -> dict[str, bytes]:
 def test_neither_test_images_nor_flags_change_a_defended_model(
     plain: Done, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draw, poison = worker.lab.experiment.draw_subset, worker.lab.experiment.build_poisoned_set
+    draw, poison = worker.lab.experiment.draw_subset, worker.lab.seed_run.build_poisoned_set
 
     def turned(*arguments: Any) -> Dataset:
         data = draw(*arguments)
@@ -94,7 +95,7 @@ def test_neither_test_images_nor_flags_change_a_defended_model(
         return dataclasses.replace(poisoned, is_poisoned=~poisoned.is_poisoned)
 
     monkeypatch.setattr(worker.lab.experiment, "draw_subset", turned)
-    monkeypatch.setattr(worker.lab.experiment, "build_poisoned_set", lying)
+    monkeypatch.setattr(worker.lab.seed_run, "build_poisoned_set", lying)
     changed = run_all()
     assert changed.weights == plain.weights
     assert changed.recorder.results != plain.recorder.results  # the changes were seen by what measures

@@ -13,7 +13,7 @@ from worker.lab.compute import choose_compute
 from worker.lab.data.datasets import load_dataset as load_data
 from worker.lab.defenses import nab
 from worker.lab.evaluation import accuracy
-from worker.lab.experiment import load_model
+from worker.lab.networks.loading import load_model
 
 
 def test_the_stamp_undoes_the_trigger_also_in_the_stored_checkpoint() -> None:

@@ -11,8 +11,8 @@ from app.specs.facts import BUILT_IN
 from app.specs.model import PreActResNet18, SmallCnn
 from tests.lab.defenses.cases import BADNETS, defended, number
 from worker.lab.defenses.npd import avoidance, find_targets, perturb
-from worker.lab.experiment import load_model
 from worker.lab.networks import Network, build_network
+from worker.lab.networks.loading import load_model
 from worker.lab.networks.polarized import PolarizedNetwork
 
 DIGITS = BUILT_IN["digits"]
