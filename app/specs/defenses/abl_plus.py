@@ -42,11 +42,11 @@ class AblPlus(Defense):
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:
         *_, unlearning = self.abl.stages()
         return [
-            # Not a field: what an earlier version of the method stored has another sign.
+            # Not fields: what earlier versions of the method stored has another sign and accuses other sides.
             ("scout", {"signs": "sharpened"}, 30),
             ("smaller_sides", {}, 30),
             ("larger_sides", {}, 30),
-            ("power", {}, 30),
+            ("power", {"accused": "dominant or claimed"}, 30),
             ("verdict", {}, 1),
             ("training", {}, 30),
             unlearning,

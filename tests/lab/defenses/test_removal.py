@@ -14,8 +14,8 @@ from worker.lab.defenses.removal import (
     split_class,
 )
 
-POISON = Removal(label=3, known=0.0, known_held_out=1.0, foreign=0.5, variety=6.0, dominance=0.9, held_out=30)
-CLEAN_SIDE = replace(POISON, foreign=0.02, variety=1.0, dominance=0.1)
+POISON = Removal(label=3, known=0.0, known_held_out=1.0, foreign=0.5, variety=6.0, dominance=0.98, held_out=30)
+CLEAN_SIDE = replace(POISON, foreign=0.02, variety=1.0, dominance=0.02)
 KNOWN = replace(POISON, known=0.9)
 
 
@@ -73,18 +73,16 @@ def test_what_is_recognized_less_than_half_as_often_is_unexplained(
 ) -> None:
     removal = replace(POISON, known=known, known_held_out=known_held_out, held_out=held_out)
     assert removal.is_unexplained is unexplained
-    assert removal.is_foreign(10) is unexplained
+    assert find_poisoned([removal], 10) == [removal] * unexplained
 
 
-def test_the_unexplained_is_foreign_if_many_classes_claim_it_or_if_it_dominates() -> None:
-    undominant, unclaimed = replace(POISON, dominance=0.5), replace(POISON, foreign=0.0)
-    assert undominant.is_foreign(10)
-    assert unclaimed.is_foreign(10)
-    assert not replace(unclaimed, dominance=0.85).is_foreign(10)
+def test_the_flagged_are_foreign_if_many_classes_claim_them() -> None:
+    assert POISON.is_foreign(10)
+    assert not replace(POISON, foreign=0.09).is_foreign(10)
     # A clean class with a second kind of members that looks like one other class.
-    assert not replace(undominant, variety=1.0).is_foreign(10)
-    assert replace(undominant, variety=1.6).is_foreign(3)  # of two other classes, both
-    assert not replace(undominant, variety=1.4).is_foreign(3)
+    assert not replace(POISON, variety=1.0).is_foreign(10)
+    assert replace(POISON, variety=1.6).is_foreign(3)  # of two other classes, both
+    assert not replace(POISON, variety=1.4).is_foreign(3)
 
 
 def test_one_side_of_a_class_is_poison() -> None:
@@ -96,25 +94,36 @@ def test_one_side_of_a_class_is_poison() -> None:
     assert find_poisoned([POISON, other, CLEAN_SIDE, replace(CLEAN_SIDE, label=5)], 10) == [POISON, other]
 
 
-def test_of_two_foreign_sides_the_one_with_more_evidence_is_poison() -> None:
-    # 0.5 of the flagged are surely of six other classes: five sixths of them are not of the most frequent one.
-    assert POISON.evidence == pytest.approx(0.9 + 0.5 * 5 / 6)
-    assert replace(POISON, foreign=0.0, variety=0.0).evidence == pytest.approx(0.9)
-    less_dominant, less_varied = replace(POISON, dominance=0.8), replace(POISON, variety=3.5)
-    for weaker in (less_dominant, less_varied):
-        assert find_poisoned([POISON, weaker], 10) == find_poisoned([weaker, POISON], 10) == [POISON]
-    # Warped images of all classes: neither side dominates.
-    warped = replace(POISON, foreign=0.41, variety=4.6, dominance=0.48)
-    rest = replace(POISON, foreign=0.21, variety=3.6, dominance=0.52)
-    assert find_poisoned([rest, warped], 10) == [warped]
+def test_a_side_that_dominates_is_poison_whether_or_not_other_classes_claim_it() -> None:
+    perturbed = replace(POISON, foreign=0.0, variety=0.0)
+    assert find_poisoned([CLEAN_SIDE, perturbed], 10) == [perturbed]
+    assert find_poisoned([CLEAN_SIDE, replace(perturbed, dominance=0.9)], 10) == []
+    # Clean members may resemble other classes more than the poison does.
+    claimed = replace(POISON, foreign=0.6, dominance=0.02)
+    assert find_poisoned([claimed, perturbed], 10) == [perturbed]
 
 
-def test_no_side_is_poison_if_the_one_with_more_evidence_is_explained() -> None:
+def test_if_no_side_dominates_the_one_that_more_classes_claim_is_poison() -> None:
+    # 0.41 of the flagged are surely of 4.6 other classes: so much of them is not of the most frequent one.
+    warped = replace(POISON, foreign=0.41, variety=4.6, dominance=0.32)
+    assert warped.claimed == pytest.approx(0.41 * 3.6 / 4.6)
+    assert replace(warped, foreign=0.0, variety=0.0).claimed == 0
+    fewer, less_varied = (
+        replace(warped, dominance=0.68, **change) for change in ({"foreign": 0.21}, {"variety": 2.1})
+    )
+    for rest in (fewer, less_varied):
+        assert find_poisoned([rest, warped], 10) == find_poisoned([warped, rest], 10) == [warped]
+
+
+def test_where_one_side_is_explained_the_other_is_poison_only_if_it_dominates() -> None:
     """As for reflections, part of which was divided from the rest, which still teaches them."""
-    reflections = replace(KNOWN, dominance=0.86, foreign=0.0, variety=0.0)
-    rest = replace(POISON, foreign=0.27, variety=4.5, dominance=0.14)
+    reflections = replace(KNOWN, dominance=0.77, foreign=0.03, variety=2.0)
+    rest = replace(POISON, foreign=0.18, variety=7.6, dominance=0.23)
     assert rest.is_foreign(10)
     assert find_poisoned([reflections, rest], 10) == []
+    # All of the poison and some clean members, which the other clean members explain.
+    mixed = replace(rest, dominance=1.0)
+    assert find_poisoned([replace(reflections, dominance=0.0), mixed], 10) == [mixed]
 
 
 def test_classes_of_two_kinds_confirm_each_other() -> None:

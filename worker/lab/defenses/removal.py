@@ -31,7 +31,7 @@ MIN_FOREIGN = 0.1
 """Share of flagged members that are surely of other classes."""
 MIN_VARIETY = 3.0
 """Other classes that these are given. A clean class may have a second kind that resembles one other class."""
-MIN_DOMINANCE = 0.9
+MIN_DOMINANCE = 0.95
 """In place of the two above: a perturbed image is still of its own class, so other classes do not claim it."""
 MIN_WIDESPREAD, WIDESPREAD = 3, 0.5
 """Number and share of the classes that confirm each other if neither side of any of them explains the other, as in an
@@ -129,22 +129,19 @@ class Removal:
     """How many members were held out."""
 
     @property
-    def evidence(self) -> float:
-        """How much speaks for this side rather than the other: dominance, and the share that is surely of other
-        classes than the most frequent of them (taking these to be equally frequent)."""
-        return self.dominance + (self.foreign * (1 - 1 / self.variety) if self.variety else 0.0)
-
-    @property
     def is_unexplained(self) -> bool:
         """Whether the rest of the class does not explain the flagged members."""
         return self.held_out >= MIN_HELD_OUT and self.known < MAX_KNOWN_RATIO * self.known_held_out
 
+    @property
+    def claimed(self) -> float:
+        """Share of the flagged members that is surely of other classes than the most frequent of these (taking them to
+        be equally frequent)."""
+        return self.foreign * (1 - 1 / self.variety) if self.variety else 0.0
+
     def is_foreign(self, classes: int) -> bool:
-        """Whether they are also the foreign side of the class, of ``classes`` in all."""
-        varied = self.variety >= min(MIN_VARIETY, classes / 2)
-        return self.is_unexplained and (
-            (self.foreign >= MIN_FOREIGN and varied) or self.dominance >= MIN_DOMINANCE
-        )
+        """Whether other classes claim the flagged members, and enough of them, of ``classes`` in all."""
+        return self.foreign >= MIN_FOREIGN and self.variety >= min(MIN_VARIETY, classes / 2)
 
     def __str__(self) -> str:
         return (
@@ -190,17 +187,23 @@ def judge_removals(
 def find_poisoned(removals: list[Removal], classes: int) -> list[Removal]:
     """Those of the ``removals`` whose flagged members are poison, in a set of ``classes`` classes.
 
-    At most one side of a class is: the one with more evidence. If the rest of the class explains that side, neither is:
-    divided poison explains its other part, and then the clean members are what is left unexplained. In a widespread
+    Poison is what the rest of its class does not explain, and it dominates; or neither side of the class explains the
+    other, and it is the one that more classes claim. (Where one side is explained, the other has two kinds: if poison
+    is divided, one part of it explains the other, and what is left unexplained are the clean members.) In a widespread
     attack it is the first unexplained side.
     """
-    unexplained = [removal for removal in removals if removal.is_unexplained]
-    first = {removal.label: removal for removal in reversed(unexplained)}
-    of_two_kinds = [removal for removal in unexplained if removal is not first[removal.label]]
+    sides: dict[int, list[Removal]] = {}
+    for removal in removals:
+        if removal.is_unexplained:
+            sides.setdefault(removal.label, []).append(removal)
+    of_two_kinds = [of_class for of_class in sides.values() if len(of_class) > 1]
     if len(of_two_kinds) >= max(MIN_WIDESPREAD, WIDESPREAD * classes):
-        return [removal for removal in unexplained if removal is first[removal.label]]
-    strongest = {removal.label: removal for removal in sorted(removals, key=lambda side: side.evidence)}
-    return [removal for removal in strongest.values() if removal.is_foreign(classes)]
+        return [of_class[0] for of_class in sides.values()]
+    # The dominances of a class's two sides add up to 1, so at most one side dominates.
+    poisoned = [r for of_class in sides.values() for r in of_class if r.dominance >= MIN_DOMINANCE]
+    accused = {removal.label for removal in poisoned}
+    claimed = [max(of_class, key=lambda side: side.claimed) for of_class in of_two_kinds]
+    return poisoned + [side for side in claimed if side.label not in accused and side.is_foreign(classes)]
 
 
 def effective_number(values: Tensor) -> float:
