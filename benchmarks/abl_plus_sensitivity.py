@@ -45,7 +45,7 @@ OF_VERDICT: tuple[tuple[str, ModuleType, tuple[float, ...]], ...] = (
     ("SURE", removal, (0.02, 0.05, 0.1, 0.2, 0.3)),
     ("MIN_FOREIGN", removal, (0.02, 0.05, 0.1, 0.15, 0.2)),
     ("MIN_VARIETY", removal, (1.0, 2.0, 3.0, 4.0, 5.0)),
-    ("MIN_DOMINANCE", removal, (0.85, 0.9, 0.95, 0.98, 1.01)),
+    ("MIN_DOMINANCE", removal, (0.8, 0.85, 0.9, 0.95, 1.01)),
     ("WIDESPREAD", removal, (0.3, 0.4, 0.5, 0.7, 1.01)),
     ("MIN_WIDESPREAD", removal, (1, 2, 3, 5)),
     ("MIN_HELD_OUT", removal, (1, 3, 5, 10, 20)),

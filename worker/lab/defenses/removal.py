@@ -31,7 +31,7 @@ MIN_FOREIGN = 0.1
 """Share of flagged members that are surely of other classes."""
 MIN_VARIETY = 3.0
 """Other classes that these are given. A clean class may have a second kind that resembles one other class."""
-MIN_DOMINANCE = 0.95
+MIN_DOMINANCE = 0.9
 """In place of the two above: a perturbed image is still of its own class, so other classes do not claim it."""
 MIN_WIDESPREAD, WIDESPREAD = 3, 0.5
 """Number and share of the classes that confirm each other if neither side of any of them explains the other, as in an
