@@ -14,7 +14,9 @@ from worker.lab.defenses.removal import (
     split_class,
 )
 
-POISON = Removal(label=3, known=0.0, known_held_out=1.0, foreign=0.5, variety=6.0, dominance=0.98, held_out=30)
+POISON = Removal(
+    label=3, known=0.0, known_held_out=1.0, foreign=0.5, variety=6.0, dominance=0.98, held_out=30
+)
 CLEAN_SIDE = replace(POISON, foreign=0.02, variety=1.0, dominance=0.02)
 KNOWN = replace(POISON, known=0.9)
 
@@ -103,16 +105,20 @@ def test_a_side_that_dominates_is_poison_whether_or_not_other_classes_claim_it()
     assert find_poisoned([claimed, perturbed], 10) == [perturbed]
 
 
-def test_if_no_side_dominates_the_one_that_more_classes_claim_is_poison() -> None:
+def test_of_two_unexplained_sides_the_one_that_leads_in_dominance_and_claims_is_poison() -> None:
     # 0.41 of the flagged are surely of 4.6 other classes: so much of them is not of the most frequent one.
     warped = replace(POISON, foreign=0.41, variety=4.6, dominance=0.32)
     assert warped.claimed == pytest.approx(0.41 * 3.6 / 4.6)
     assert replace(warped, foreign=0.0, variety=0.0).claimed == 0
-    fewer, less_varied = (
-        replace(warped, dominance=0.68, **change) for change in ({"foreign": 0.21}, {"variety": 2.1})
-    )
-    for rest in (fewer, less_varied):
+    # A lead in claims may outweigh one in dominance, and the other way round.
+    dominant = replace(warped, dominance=0.68)
+    for rest in (replace(dominant, foreign=0.1), replace(dominant, variety=1.2)):
         assert find_poisoned([rest, warped], 10) == find_poisoned([warped, rest], 10) == [warped]
+    perturbed = replace(warped, dominance=0.84, foreign=0.35)
+    rest = replace(warped, dominance=0.16, foreign=0.45)
+    assert find_poisoned([rest, perturbed], 10) == find_poisoned([perturbed, rest], 10) == [perturbed]
+    # The stronger side is not foreign, and the other is not asked.
+    assert find_poisoned([replace(perturbed, foreign=0.09), rest], 10) == []
 
 
 def test_where_one_side_is_explained_the_other_is_poison_only_if_it_dominates() -> None:

@@ -187,10 +187,10 @@ def judge_removals(
 def find_poisoned(removals: list[Removal], classes: int) -> list[Removal]:
     """Those of the ``removals`` whose flagged members are poison, in a set of ``classes`` classes.
 
-    Poison is what the rest of its class does not explain, and it dominates; or neither side of the class explains the
-    other, and it is the one that more classes claim. (Where one side is explained, the other has two kinds: if poison
-    is divided, one part of it explains the other, and what is left unexplained are the clean members.) In a widespread
-    attack it is the first unexplained side.
+    Poison is what the rest of its class does not explain, and it dominates. Where neither side of a class explains the
+    other and none dominates, the stronger one is poison if it is foreign. (Where one side is explained, the other has
+    two kinds: if poison is divided, one part of it explains the other, and what is left unexplained are the clean
+    members.) In a widespread attack it is the first unexplained side.
     """
     sides: dict[int, list[Removal]] = {}
     for removal in removals:
@@ -199,11 +199,25 @@ def find_poisoned(removals: list[Removal], classes: int) -> list[Removal]:
     of_two_kinds = [of_class for of_class in sides.values() if len(of_class) > 1]
     if len(of_two_kinds) >= max(MIN_WIDESPREAD, WIDESPREAD * classes):
         return [of_class[0] for of_class in sides.values()]
-    # The dominances of a class's two sides add up to 1, so at most one side dominates.
-    poisoned = [r for of_class in sides.values() for r in of_class if r.dominance >= MIN_DOMINANCE]
-    accused = {removal.label for removal in poisoned}
-    claimed = [max(of_class, key=lambda side: side.claimed) for of_class in of_two_kinds]
-    return poisoned + [side for side in claimed if side.label not in accused and side.is_foreign(classes)]
+    poisoned = []
+    for of_class in sides.values():
+        # The dominances of two sides add up to 1, so at most one dominates.
+        dominant = [side for side in of_class if side.dominance >= MIN_DOMINANCE]
+        if dominant:
+            poisoned += dominant
+        elif len(of_class) > 1 and (stronger := choose_stronger(*of_class)).is_foreign(classes):
+            poisoned.append(stronger)
+    return poisoned
+
+
+def choose_stronger(one: Removal, other: Removal) -> Removal:
+    """Of the two sides of a class, the one with more of the dominance and of what other classes claim together.
+
+    Each of the two adds up to 1 over both sides: dominances do, and claims are divided by their sum.
+    """
+    claims = one.claimed + other.claimed
+    lead = one.dominance - other.dominance + ((one.claimed - other.claimed) / claims if claims else 0.0)
+    return one if lead >= 0 else other
 
 
 def effective_number(values: Tensor) -> float:
