@@ -81,12 +81,13 @@ mostly clean is accused, poisoned and clean ones.
 |---|---|---|---|---|---|
 """
 NOTES = """
-The shares `MAX_KNOWN_RATIO`, `SURE`, `MIN_FOREIGN` and `WIDESPREAD` may be changed by a fifth either way, and more, at
-the cost of three sets in 52 at most. What keeps clean classes from being accused is `MIN_VARIETY`: with 1 a clean class
-that resembles one other class is taken for poison in 13 poisoned sets and two clean ones. Without the rule of dominance
-(1.01) clean-label attacks are missed, without that of widespread attacks (1.01) all-to-all ones. `MIN_HELD_OUT` decides
-whether a class can be judged of which little but the poison is left; a clean-label attack that poisons 80 % of its
-class, as here on digits, leaves seven images to hold out.
+
+The shares `MAX_KNOWN_RATIO`, `SURE`, `MIN_FOREIGN` and `WIDESPREAD` may be changed by a fifth either way, and more,
+at the cost of three sets in 52 at most. What keeps clean classes from being accused is `MIN_VARIETY`: with 1 a
+clean class that resembles one other class is taken for poison in 24 poisoned sets and four clean ones. Without the
+rule of dominance (1.01) clean-label attacks are missed, without that of widespread attacks (1.01) all-to-all ones.
+`MIN_HELD_OUT` decides whether a class can be judged of which little but the poison is left; a clean-label attack
+that poisons 80 % of its class, as here on digits, leaves seven images to hold out.
 """
 RETRAINED_HEAD = """
 ## Constants that change what is trained
