@@ -39,8 +39,9 @@ defaults; SIG is clean-label and poisons half of its class. Each cell has seeds 
 
 `found`: the classes in which the defense finds poison (the target is class 0; `-`: none). `AUROC`: that of its ranking.
 `decoys`: how many of the decoys in other classes it would have noticed, in all seeds.
-Rules and constants were set on digits (seeds 100 to 103, target classes 0, 3 and 5); that classes are divided was
-looked at on target class 5 here, seed 100.
+Rules and constants were set on digits (seeds 100 to 103, target classes 0, 3 and 5); that classes are divided, and SIG,
+were looked at on target class 5 here, seed 100. Seen here before the sides of a class were weighed as they are now: by
+claims alone SIG's clean side was accused.
 
 | attack | clean accuracy before | after | attack success before | after | found | AUROC | decoys |
 |---|---|---|---|---|---|---|---|
@@ -49,8 +50,13 @@ NOTES = """
 WaNet, which takes hold only in part here, is not found: no sign divides its class. All five decoys would have been
 noticed in that set, a warp among them: the attacker's trigger need not be like a decoy. In the all-to-all set the
 poison of all ten classes is found; neither side of nine of them explains the other. The accuracy falls by 2 points
-there, where a tenth of the images is left out or trained on against its label. Not measured: seeds 1 and 2, other
-rates, GTSRB, and all of CIFAR-10.
+there, where a tenth of the images is left out or trained on against its label.
+
+On seed 100, with SIG on class 5, a clean class is accused as well: half of its images dominate the other half, with a
+probability of 0.98, more than the poison of SIG does with 0.91. Accuracy and attack success go from 72.0 / 85.5 to
+66.3 / 0.0.
+
+Not measured: seeds 1 and 2, other rates, GTSRB, and all of CIFAR-10.
 """
 
 

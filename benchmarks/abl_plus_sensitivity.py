@@ -81,7 +81,6 @@ mostly clean is accused, poisoned and clean ones.
 |---|---|---|---|---|---|
 """
 NOTES = """
-
 The shares `MAX_KNOWN_RATIO`, `SURE`, `MIN_FOREIGN` and `WIDESPREAD` may be changed by a fifth either way, and more,
 at the cost of three sets in 52 at most. What keeps clean classes from being accused is `MIN_VARIETY`: with 1 a
 clean class that resembles one other class is taken for poison in 24 poisoned sets and four clean ones. Without the
