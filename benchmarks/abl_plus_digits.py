@@ -50,13 +50,13 @@ NOTES = """
 ## Failures
 
 - Under class 0, dirty-label SIG is not found, and of Blend's poison on seed 0 73 % is isolated. Under class 3 (below)
-  both are found whole.
+  both are found, and nothing of the attack is left.
 - Under class 0, Refool, hidden triggers and Poison Frogs are not found: part of the first one's poison is divided from
   the rest and explains it, and the others put few or no images of other classes under a label.
 - The poison of WaNet and of `input_aware` is mixed with the clean images of its class, but for WaNet under class 3 and
   on one seed under class 0. The cross samples of `input_aware`, which have their own labels and triggers of other
   images, lead to accusations: on one seed the target class is found with part of its poison, and on one a clean class
-  is taken for poisoned. The accuracy falls by 9 and 5 points, and the attack stays.
+  is taken for poisoned. The accuracy falls by 9 and 5 points, and half or all of the attack is left.
 
 Wherever nothing is found the model is the undefended one, with a warning that says which decoys would have been
 noticed.

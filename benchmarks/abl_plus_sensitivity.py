@@ -1,4 +1,4 @@
-"""How much the results of `abl_plus` depend on each of its constants, on digits with seeds that it was tuned on.
+"""How much the results of `abl_plus` depend on its constants, on digits with seeds that it was tuned on.
 
 ``python benchmarks/abl_plus_sensitivity.py`` writes docs/results/abl-plus-sensitivity.md; an hour on one idle core.
 Finished stages are cached under var/, so that it can be interrupted. Constants of the verdict are changed without any
@@ -64,7 +64,7 @@ RETRAINED = ("none", "badnets", "blend", "low_frequency", "sig", "wanet")
 RETRAINED_SEEDS = (100, 101)
 HEAD = """# The constants of abl_plus
 
-How much the results of [`abl_plus`](../defenses/training.md#abl_plus) depend on each of its constants. Measured with
+How much the results of [`abl_plus`](../defenses/training.md#abl_plus) depend on its constants. Measured with
 `python benchmarks/abl_plus_sensitivity.py` on {date}: {processor}, one thread, Python {python}, torch {torch}. Digits,
 victim, recipe and attacks as in [abl-plus-digits.md](abl-plus-digits.md), with the seeds that the method was tuned on,
 {seeds}, without `input_aware`; so this page says how sharp the choices are, not how well the method does. One
@@ -81,12 +81,13 @@ mostly clean is accused, poisoned and clean ones.
 |---|---|---|---|---|---|
 """
 NOTES = """
-The shares `MAX_KNOWN_RATIO`, `SURE`, `MIN_FOREIGN` and `WIDESPREAD` may be changed by a fifth either way, and more,
-at the cost of three sets in 52 at most. What keeps clean classes from being accused is `MIN_VARIETY`: with 1 a
-clean class that resembles one other class is taken for poison in 24 poisoned sets and four clean ones. Without the
-rule of dominance (1.01) clean-label attacks are missed, without that of widespread attacks (1.01) all-to-all ones.
+The shares `MAX_KNOWN_RATIO`, `SURE`, `MIN_FOREIGN` and `WIDESPREAD` may be changed by a fifth either way, at the
+cost of three sets in 52 at most. What keeps clean classes from being accused is `MIN_VARIETY`: with 1 a clean class
+that resembles one other class is taken for poison in 24 poisoned sets and four clean ones. Without the rule of
+dominance (1.01) clean-label attacks are missed, without that of widespread attacks (1.01) all-to-all ones.
 `MIN_HELD_OUT` decides whether a class can be judged of which little but the poison is left; a clean-label attack
-that poisons 80 % of its class, as here on digits, leaves seven images to hold out.
+that poisons 80 % of its class, as here on digits, leaves seven images to hold out. `MIN_WIDESPREAD` changes nothing
+here.
 """
 RETRAINED_HEAD = """
 ## Constants that change what is trained
@@ -136,7 +137,7 @@ def main() -> int:
     )
     for name, module, values in OF_VERDICT:
         for value in values:
-            with constant(module, name, value) as mark:
+            with change_constant(module, name, value) as mark:
                 ours = [judge(case) for case in attacked]
                 wrong = sum(judge(case).wrong for case in clean)
             recall = 100 * sum(verdict.recall for verdict in ours) / len(ours)
@@ -145,7 +146,8 @@ def main() -> int:
     text += NOTES
     if options.verdict_only:
         text += (
-            f"\nNot measured: {', '.join(f'`{name}`' for name, *_ in OF_TRAINING)}, which need new models.\n"
+            f"\nNot measured: {', '.join(f'`{name}`' for name, *_ in OF_TRAINING)}, which need new models; nor those "
+            "of the decoys.\n"
         )
     else:
         text += RETRAINED_HEAD.format(
@@ -235,7 +237,7 @@ def judge(case: Case) -> Verdict:
 
 
 @contextmanager
-def constant(module: ModuleType, name: str, value: float) -> Iterator[str]:
+def change_constant(module: ModuleType, name: str, value: float) -> Iterator[str]:
     """Change a constant of ``module``. Yields what marks the value that is in use."""
     before = getattr(module, name)
     setattr(module, name, value)
@@ -247,7 +249,7 @@ def constant(module: ModuleType, name: str, value: float) -> Iterator[str]:
 
 def retrained_row(name: str, module: ModuleType, value: float) -> str:
     """The row of a constant that changes what is trained: the whole defense is run again."""
-    with constant(module, name, value) as mark:
+    with change_constant(module, name, value) as mark:
         # Keys of stages do not name constants, so each value has a folder of its own.
         root = WORK if mark else WORK / f"{name}-{value:g}"
         lost, successes, found, accused = [], [], [], []

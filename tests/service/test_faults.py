@@ -94,7 +94,7 @@ def test_every_defense_that_trains_resumes_where_its_worker_was_killed(
     experiment_id = stack.submit(body)
     killed: list[tuple[str, str]] = []
 
-    def meet_a_stage() -> tuple[str, str] | str | None:
+    def find_stage_to_kill() -> tuple[str, str] | str | None:
         """A stage that is being computed and was not killed yet, or "ended"."""
         experiment = stack.experiment(experiment_id)
         progress = experiment["progress"]
@@ -104,11 +104,13 @@ def test_every_defense_that_trains_resumes_where_its_worker_was_killed(
         running = experiment["status"] == "running" and (progress.get("epoch") or 0) >= 1
         return met if running and met[0] in TRAINED and met not in killed else None
 
-    while (met := stack.eventually(meet_a_stage, 240, "it does not go on")) != "ended":
-        lost = len(stack.experiment(experiment_id)["attempts"])
+    while (met := stack.eventually(find_stage_to_kill, 240, "it does not go on")) != "ended":
+        before = len(stack.experiment(experiment_id)["attempts"])
         os.kill(stack.training_pid(), signal.SIGKILL)
         stack.eventually(
-            lambda lost=lost: len(stack.experiment(experiment_id)["attempts"]) > lost, 30, "no new attempt"
+            lambda before=before: len(stack.experiment(experiment_id)["attempts"]) > before,
+            30,
+            "no new attempt",
         )
         killed.append(met)
     assert_completed_once(stack, experiment_id)
