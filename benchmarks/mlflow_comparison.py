@@ -2,8 +2,9 @@
 
 Both are servers of one process on SQLite, with the same number of runs and of points. Every request is sent to one and
 then to the other, so that other load on the machine affects both alike. Prints a Markdown table: medians of what the
-client waits, their ratio, the servers' processor time per request, and the size of the responses. MLflow (the whole
-package, not mlflow-skinny) is best installed in an environment of its own; --mlflow names its command.
+client waits, their ratio, the servers' processor time per request, and the size of the responses. A second table is the
+least that the service's packages cost, asked in the same turns (`_floor`). MLflow (the whole package, not
+mlflow-skinny) is best installed in an environment of its own; --mlflow names its command.
 
     python benchmarks/mlflow_comparison.py --mlflow PATH [--runs 120] [--points 300] [--repeat 100]
 """
@@ -185,6 +186,20 @@ class Theirs(Side):
         }
 
 
+class Floor(Side):
+    """FastAPI and uvicorn with the fewest statements, on the service's database."""
+
+    def questions(self, ids: list[str]) -> dict[str, Callable[[int], Ask]]:
+        def get(path: str, **headers: str) -> Ask:
+            return lambda: self.http.ask("GET", path, **headers)
+
+        return {
+            "get": lambda n: get(f"/experiments/{ids[-1 - n % len(ids)]}"),
+            "history of a metric": lambda n: get(f"/experiments/{ids[n % len(ids)]}/metrics?name=train_loss"),
+            "poll, unchanged": lambda _: get("/unchanged", **{"If-None-Match": '"tag"'}),
+        }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mlflow", default="mlflow", help="Path of the mlflow command")
@@ -196,18 +211,26 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bdlab-mlflow-")))
         ours = stack.enter_context(serve_ours(folder))
         theirs = stack.enter_context(serve_theirs(folder, options.mlflow))
+        floor = stack.enter_context(serve_floor(folder, ours.settings.database))
         describe(options)
         random.seed(0)
         for number in range(options.runs):
             spec, accuracy = make_spec(number), random.uniform(0.5, 1.0)
             ours.run(spec, options.points, accuracy)
             theirs.run(spec, options.points, accuracy)
-        questions = {side: side.questions() for side in (ours, theirs)}
+        questions: dict[Side, dict[str, Callable[[int], Ask]]] = {
+            ours: ours.questions(),
+            theirs: theirs.questions(),
+            floor: floor.questions(ours.ids),
+        }
         for question in questions[ours]:
             for number in range(options.repeat):
-                for side in (ours, theirs):
-                    side.measure(question, questions[side][question](number))
-        report(ours, theirs)
+                for side, asked in questions.items():
+                    if question in asked:
+                        side.measure(question, asked[question](number))
+        report("bdlab", ours, theirs)
+        report("least", floor, theirs)
+        print(f"load average at the end: {os.getloadavg()[0]:.1f}")
 
 
 def make_spec(number: int) -> dict[str, Any]:
@@ -272,6 +295,17 @@ def serve_theirs(folder: Path, mlflow: str) -> Iterator[Theirs]:
         yield Theirs(process, port)
 
 
+@contextmanager
+def serve_floor(folder: Path, database: str) -> Iterator[Floor]:
+    port, log = free_port(), folder / "floor.log"
+    environment = {**os.environ, "FLOOR_DATABASE": database, "FLOOR_PORT": str(port)}
+    with running(
+        [sys.executable, str(Path(__file__).with_name("_floor.py"))], log, env=environment
+    ) as process:
+        wait(process, port, "/unchanged", log)
+        yield Floor(process, port)
+
+
 def describe(options: argparse.Namespace) -> None:
     now = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     print(
@@ -286,9 +320,9 @@ def describe(options: argparse.Namespace) -> None:
     print(f"{options.runs} runs of {options.points} points; {options.repeat} requests per question\n")
 
 
-def report(ours: Side, theirs: Side) -> None:
+def report(name: str, ours: Side, theirs: Side) -> None:
     print(
-        "| request | bdlab ms | MLflow ms | ratio | bdlab processor ms | MLflow | ratio | bdlab kB | MLflow |"
+        f"| request | {name} ms | MLflow ms | ratio | {name} processor ms | MLflow | ratio | {name} kB | MLflow |"
     )
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     for question, seconds in ours.seconds.items():
@@ -297,7 +331,7 @@ def report(ours: Side, theirs: Side) -> None:
         sizes = [side.sizes[question] / 1000 for side in (ours, theirs)]
         cells = [f"{a:.2f} | {b:.2f} | {b / a:.1f}" for a, b in (waited, spent)]
         print(f"| {question} | {' | '.join(cells)} | {sizes[0]:.1f} | {sizes[1]:.1f} |")
-    print(f"\nload average at the end: {os.getloadavg()[0]:.1f}")
+    print()
 
 
 if __name__ == "__main__":
