@@ -1,8 +1,9 @@
 """Attacks on 10,000 images of CIFAR-10, undefended: clean accuracy, attack success, and visibility of the trigger.
 
 ``python benchmarks/attacks_cifar10.py`` writes docs/results/attacks-cifar10.md; two hours per seed on one idle core.
-CIFAR-10 must be under var/data (`make data` or `bdlab data fetch cifar10`). What is finished is kept under var/; the
-page has all of it and names the rest. So an interrupted run goes on where it stopped, and ``--only`` runs single rows.
+CIFAR-10 must be under var/data (`make data` or `bdlab data fetch cifar10`). The numbers of what is finished are in
+docs/results/attacks-cifar10.jsonl, its models under var/; the page has all of it and names the rest. So an interrupted
+run goes on where it stopped, and ``--only`` runs single rows.
 """
 
 import argparse
@@ -18,16 +19,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _heading import making
+from _numbers import Numbers
 from attacks_digits import COLUMNS, ROOT, STEALTH, cell, mean
 
 from app.results.leaderboard.published import published
-from app.specs.experiment import ATTACK, UNDEFENDED, ExperimentSpec
+from app.specs.experiment import ATTACK, CLEAN, UNDEFENDED, ExperimentSpec
 from app.specs.stages import LAB_VERSION
 from worker.lab.experiment import run_experiment
 from worker.lab.local import FolderRecorder, FolderStore
 from worker.lab.manifest import MANIFEST_NAME
 
 TABLE = ROOT / "docs" / "results" / "attacks-cifar10.md"
+NUMBERS = Numbers(TABLE)
 WORK = ROOT / "var" / "cifar10-subset"
 DATA_DIR = Path(os.environ.get("BDLAB_DATA_DIR", ROOT / "var" / "data"))
 DATASET = {"name": "cifar10", "train_size": 10_000}
@@ -150,14 +153,15 @@ FACTORS = (
 HEAD = """# Attacks on 10,000 images of CIFAR-10
 
 Clean accuracy and success of the attacks without a defense, how long they take to prepare, and how visible their
-triggers are. Measured with `python benchmarks/attacks_cifar10.py --seeds {seeds}`, the last row on {date}: {processor},
-one thread, Python {python}, torch {torch}. 10,000 training images (class proportions kept) and all 10,000 test images;
-`small_cnn`; {epochs} epochs in bfloat16, the rest of the recipe at its defaults. Each cell has one number per seed of
-its row, accuracies and success in percent. The clean model's accuracy is {clean}; the change is against the clean model
-of the same seed. Fields are at their defaults, except for those in the second column. Seconds are those of everything
-that the attack computes before the victim is trained, a surrogate included, on a machine that also ran other programs;
-with an idle core they are fewer. The published numbers are clean accuracy / attack success of a PreActResNet-18 on all
-of CIFAR-10, from BackdoorBench's leaderboard (Wu et al. 2022).
+triggers are. Measured with `python benchmarks/attacks_cifar10.py --seeds {seeds}` and lab version {lab_version}, the
+last row on {date}: {processor}, one thread, Python {python}, torch {torch}; the numbers are in
+[attacks-cifar10.jsonl](attacks-cifar10.jsonl). 10,000 training images (class proportions kept) and all 10,000 test
+images; `small_cnn`; {epochs} epochs in bfloat16, the rest of the recipe at its defaults. Each cell has one number per
+seed of its row, accuracies and success in percent. The clean model's accuracy is {clean}; the change is against the
+clean model of the same seed. Fields are at their defaults, except for those in the second column. Seconds are those of
+everything that the attack computes before the victim is trained, a surrogate included, on a machine that also ran other
+programs; with an idle core they are fewer. The published numbers are clean accuracy / attack success of a
+PreActResNet-18 on all of CIFAR-10, from BackdoorBench's leaderboard (Wu et al. 2022).
 
 A network of this size on a fifth of the set is far from the published 91 to 95 % accuracy; this page shows whether an
 attack works. Hidden trigger and Poison Frogs have their sources' threat model: the victim is fine-tuned from the
@@ -199,9 +203,9 @@ def main() -> int:
         for row, seed in rows:
             if options.only is None or row.attack in options.only:
                 measure(row, seed)
-                write()
-    write()
-    print(TABLE.read_text())
+                TABLE.write_text(page())
+    TABLE.write_text(page())
+    print(page())
     return 0
 
 
@@ -220,8 +224,9 @@ def make_spec(row: Row, seed: int) -> ExperimentSpec:
 
 
 def measure(row: Row, seed: int) -> None:
-    """Run the experiment of a row and seed, unless it is finished."""
-    if find_finished(row, seed):
+    """Run the experiment of a row and seed and store its numbers, unless they are there."""
+    finished = find_finished(row, seed)
+    if finished and finished["lab_version"] == LAB_VERSION:
         return
     spec = make_spec(row, seed)
     recorder = FolderRecorder(WORK / spec.spec_hash[:12])
@@ -229,27 +234,30 @@ def measure(row: Row, seed: int) -> None:
         run_experiment(spec, recorder, FolderStore(WORK / "stages"), data_dir=DATA_DIR, device="cpu")
     finally:
         recorder.close()
-    answer = find_finished(row, seed)
-    assert answer is not None
-    success = cell([answer["undefended"]], "attack_success_rate")
+    manifest = json.loads((recorder.folder / MANIFEST_NAME).read_text())
+    arms = {arm["arm"]: arm["seeds"][0] for arm in manifest["results"]["arms"]}
+    # What the attack computes first, and the poisoned set itself.
+    seconds = sum(stage["seconds"] for stage in manifest["stages"] if stage["arm"] in (ATTACK, None))
+    facts = {"made": making([seed]), "lab_version": LAB_VERSION, "seconds": seconds}
+    NUMBERS.store(name_of(row, seed), facts | {"arms": arms})
+    success = cell([arms.get(UNDEFENDED, {})], "attack_success_rate")
     print(f"{row.attack} {row.fields}, seed {seed}: {success}", file=sys.stderr, flush=True)
 
 
+def name_of(row: Row, seed: int) -> str:
+    """The key of a row and seed in the file of numbers, which people can read, too."""
+    fields = "" if row.attack == "none" else f" {describe(row)}"
+    return f"{row.attack}{fields}, seed {seed}, {make_spec(row, seed).spec_hash[:12]}"
+
+
 def find_finished(row: Row, seed: int) -> dict[str, Any] | None:
-    """The results of each arm of a row and seed, and ``seconds`` of the preparation; None if it was not run."""
-    spec = make_spec(row, seed)
-    path = WORK / spec.spec_hash[:12] / MANIFEST_NAME
-    if not path.is_file():
+    """The results of each arm of a row and seed, its seconds, and how it was made; None if it was not run."""
+    document = NUMBERS.find(name_of(row, seed))
+    if document is None:
         return None
-    manifest = json.loads(path.read_text())
-    if (manifest["spec_hash"], manifest["code"]["lab_version"]) != (spec.spec_hash, LAB_VERSION):
-        return None
-    answer = {arm["arm"]: arm["seeds"][0] for arm in manifest["results"]["arms"]}
+    arms = document.pop("arms")
     # Without poison there is only a clean arm.
-    answer.setdefault("undefended", answer.get("clean"))
-    # What the attack computes first, and the poisoned set itself.
-    seconds = sum(stage["seconds"] for stage in manifest["stages"] if stage["arm"] in (ATTACK, None))
-    return answer | {"seconds": seconds, "date": manifest["ended_at"][:10]}
+    return document | arms | {UNDEFENDED: arms.get(UNDEFENDED, arms.get(CLEAN))}
 
 
 def find_answers(row: Row) -> dict[int, dict[str, Any]]:
@@ -258,23 +266,20 @@ def find_answers(row: Row) -> dict[int, dict[str, Any]]:
     return {seed: answer for seed, answer in answers.items() if answer is not None}
 
 
-def write() -> None:
-    """Write the page of everything that is finished."""
+def page() -> str:
+    """The page of everything that is finished, and the part that is written by hand."""
     answers = {number: find_answers(row) for number, row in enumerate(ATTACKS)}
     measured = [answer for found in answers.values() for answer in found.values()]
-    if not measured:
-        return
     cleans = {
         seed: answer["clean"]
         for number, found in answers.items()
         for seed, answer in found.items()
         if not ATTACKS[number].changes
     }
+    newest = max((answer["made"] for answer in measured), key=lambda made: made["date"])
     text = HEAD.format(
-        **(
-            making(SEEDS)
-            | {"seeds": " ".join(map(str, SEEDS)), "date": max(answer["date"] for answer in measured)}
-        ),
+        **newest | {"seeds": " ".join(map(str, SEEDS))},
+        lab_version=", ".join(map(str, sorted({answer["lab_version"] for answer in measured}))),
         epochs=TRAINING["epochs"],
         clean=cell([clean for _, clean in sorted(cleans.items())], "clean_accuracy"),
     )
@@ -290,13 +295,15 @@ def write() -> None:
         seeds = ", ".join(map(str, found))
         text += f"| {row.attack} | {describe(row)} | {seeds} | {accuracy} | {lost} | {success} | {crossed} |"
         text += f" {seconds} | {PUBLISHED.get(row.attack, '-')} |\n"
+    attacked = {row.attack for i, row in enumerate(ATTACKS) if answers[i]}
     for name in ONE_IMAGE:
         text += hits(name, [answers[i] for i, row in enumerate(ATTACKS) if row.attack == name])
     missing = dict.fromkeys(
-        f"`{row.attack}`" + ("" if row.attack in ONE_IMAGE else f" ({describe(row)})")
+        f"`{row.attack}` ({describe(row)})"
         for i, row in enumerate(ATTACKS)
-        if not answers[i]
+        if not answers[i] and row.attack not in ONE_IMAGE
     )
+    missing |= {f"`{name}`": None for name in ONE_IMAGE if name not in attacked}
     if missing:
         text += f"\nNot measured: {', '.join(missing)}.\n"
     text += write_factors() + STEALTH_HEAD
@@ -304,8 +311,7 @@ def write() -> None:
         ours = [answer["undefended"] for answer in found.values()]
         cells = " | ".join(mean(ours, metric) for metric in STEALTH)
         text += f"| {row.attack} | {describe(row)} | {cells} |\n"
-    written = TABLE.read_text() if TABLE.is_file() else ""
-    TABLE.write_text(text + "".join(written.partition(BY_HAND)[1:]))
+    return text + "".join(TABLE.read_text().partition(BY_HAND)[1:])
 
 
 def describe(row: Row) -> str:

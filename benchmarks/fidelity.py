@@ -2,7 +2,8 @@
 
 ``python benchmarks/fidelity.py`` writes docs/results/fidelity.md: all 50,000 images of CIFAR-10, `wide_resnet_16_1`,
 BadNets with the 3x3 grid at a rate of 0.1, one seed. The repairs that were measured took up to a quarter of an hour
-each on one core that supports bfloat16. It can be interrupted: finished rows and stages are kept under var/fidelity.
+each on one core that supports bfloat16. It can be interrupted: the numbers of finished rows are in
+docs/results/fidelity.jsonl, stages under var/fidelity.
 
 ``--victim FILE`` starts from a model instead of training one, such as the one that the ABL authors publish (their
 weight/backdoored_model/WRN-16-1-gridTrigger-targetLB0.tar as safetensors, with ``mean`` 0 and ``std`` 1, since it is
@@ -24,8 +25,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _heading import making
+from _numbers import Numbers
 
 from app.specs.experiment import ExperimentSpec
+from app.specs.stages import LAB_VERSION
 from worker.lab.experiment import run_experiment
 from worker.lab.local import FolderRecorder, FolderStore
 
@@ -35,8 +38,8 @@ WORK = ROOT / "var" / "fidelity"
 DATA_DIR = Path(os.environ.get("BDLAB_DATA_DIR", ROOT / "var" / "data"))
 START, END = "<!-- table -->", "<!-- end of table -->"
 MADE = (
-    "Measured with `python benchmarks/fidelity.py` on {date}: {processor}, one thread, Python {python}, "
-    "torch {torch}."
+    "Measured with `python benchmarks/fidelity.py`: {processor}, one thread, Python {python}, torch {torch}. The "
+    "numbers are in [fidelity.jsonl](fidelity.jsonl)."
 )
 NO_ID = "0" * 8 + "-0000-4000-8000-" + "0" * 12
 """The victim's id in a spec; the file is given to the lab directly."""
@@ -102,6 +105,11 @@ class Setting(NamedTuple):
     device: str = "cpu"
     work: Path = WORK
 
+    @property
+    def numbers(self) -> Numbers:
+        """Those of the page; what was changed for tuning, or measured elsewhere, has a file of its own in ``work``."""
+        return Numbers(PAGE if self == Setting(self.victim) else self.work / "rows")
+
 
 def spec_of(row: Row, setting: Setting) -> ExperimentSpec:
     """The experiment of one row; all rows share the victim's stage."""
@@ -118,33 +126,33 @@ def spec_of(row: Row, setting: Setting) -> ExperimentSpec:
     )
 
 
-def result_file(row: Row, setting: Setting) -> Path:
-    """Where the numbers of a row are kept."""
+def key_of(row: Row, setting: Setting) -> str:
+    """The name of a row in the file of numbers."""
     stem = setting.victim.stem if setting.victim else "trained"
-    return setting.work / f"{stem}-{spec_of(row, setting).spec_hash[:12]}.json"
+    return f"{row.name}, {stem}, {spec_of(row, setting).spec_hash[:12]}"
 
 
 def compute(row: Row, setting: Setting) -> dict[str, Any]:
-    """The numbers of both arms; from var/fidelity if they were computed before."""
-    where = result_file(row, setting)
-    if not where.is_file():
-        recorder = FolderRecorder(setting.work / where.stem, sys.stderr)
-        store = FolderStore(setting.work / "stages")
+    """The numbers of both arms, from the file of numbers if they were computed before."""
+    key = key_of(row, setting)
+    document = setting.numbers.find(key)
+    if document is None:
+        recorder = FolderRecorder(setting.work / key.rpartition(" ")[2], sys.stderr)
         try:
             result = run_experiment(
                 spec_of(row, setting),
                 recorder,
-                store,
+                FolderStore(setting.work / "stages"),
                 data_dir=DATA_DIR,
                 device=setting.device,
                 victim=setting.victim,
             )
         finally:
             recorder.close()
-        numbers = {arm["arm"]: arm["seeds"][0] for arm in result["arms"]}
-        facts = {"made": making([0]), "warnings": recorder.notes}
-        where.write_text(json.dumps({"arms": numbers} | facts, indent=1))
-    arms: dict[str, Any] = json.loads(where.read_text())["arms"]
+        document = {"arms": {arm["arm"]: arm["seeds"][0] for arm in result["arms"]}}
+        facts = {"made": making([0]), "lab_version": LAB_VERSION, "warnings": recorder.notes}
+        setting.numbers.store(key, facts | document)
+    arms: dict[str, Any] = document["arms"]
     return arms
 
 
@@ -155,27 +163,30 @@ def pair(values: dict[str, Any]) -> str:
 
 def table(setting: Setting, rows: Sequence[Row] = ROWS) -> list[str]:
     """How the computed rows were made, the rows, and a sentence about the others."""
-    found = {
-        row: json.loads(result_file(row, setting).read_text())
-        for row in rows
-        if result_file(row, setting).is_file()
-    }
-    made = sorted({MADE.format(**document["made"]) for document in found.values()})
+    stored = setting.numbers.read()
+    found = {row: stored[key] for row in rows if (key := key_of(row, setting)) in stored}
+    made = {MADE.format(**document["made"]): None for document in found.values()}
     lines = [
         *made,
         "",
-        "| defense (preset) | before | after | robust accuracy | DER | published | source |",
-        "|---|---|---|---|---|---|---|",
+        "| defense (preset) | before | after | robust accuracy | DER | published | source | date |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row, document in found.items():
         before, after = document["arms"]["undefended"], document["arms"][row.defense]
         robust, rating = after["robust_accuracy"], after["defense_effectiveness"]
         lines.append(
             f"| {row.name} | {pair(before)} | {pair(after)} | {100 * robust:.1f} | {rating:.2f} "
-            f"| {row.published or '-'} | {row.source} |"
+            f"| {row.published or '-'} | {row.source} | {document['made']['date']} |"
         )
     missing = [row.name for row in rows if row not in found]
     return lines + (["", f"Not measured yet: {', '.join(missing)}."] if missing else [])
+
+
+def page(setting: Setting) -> str:
+    """The page with a new table; the rest of it is written by hand."""
+    head, _, rest = PAGE.read_text().partition(START)
+    return "\n".join([head + START, *table(setting), END]) + rest.partition(END)[2]
 
 
 def main() -> int:
@@ -208,9 +219,7 @@ def main() -> int:
             arms = compute(row, setting)
             print(f"{row.name}: {pair(arms['undefended'])} -> {pair(arms[row.defense])}", flush=True)
     if not options.no_page and setting == Setting(options.victim):
-        head, _, rest = PAGE.read_text().partition(START)
-        tail = rest.partition(END)[2]
-        PAGE.write_text("\n".join([head + START, *table(setting), END]) + tail)
+        PAGE.write_text(page(setting))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The measurements for the day that a GPU is there: every part of the script runs, as far as it can without one."""
+"""Benchmarks fit the code, pages fit their numbers, and the script for a GPU runs as far as it can without one."""
 
 import subprocess
 import sys
@@ -21,6 +21,52 @@ def test_every_benchmark_still_fits_the_code_that_it_imports() -> None:
     code = f"import sys; sys.path.insert(0, 'benchmarks')\nfor name in {names}: __import__(name)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+PAGES = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "benchmarks")
+import attacks_cifar10, fidelity, precision
+published = fidelity.Setting(Path("abl-authors.safetensors"))
+for path, text in (
+    (attacks_cifar10.TABLE, attacks_cifar10.page()),
+    (fidelity.PAGE, fidelity.page(published)),
+    (precision.TABLE, precision.page()),
+):
+    print(path.name, path.read_text() == text)
+"""
+
+
+def test_pages_are_what_their_files_of_numbers_say() -> None:
+    """Without it, a row that is edited on a page is lost when the next one is measured."""
+    done = subprocess.run(
+        [sys.executable, "-c", PAGES], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [
+        "attacks-cifar10.md",
+        "True",
+        "fidelity.md",
+        "True",
+        "precision.md",
+        "True",
+    ]
+
+
+def test_numbers_are_replaced_by_key_and_kept_in_order(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nsys.path.insert(0, 'benchmarks')\nfrom _numbers import Numbers\n"
+        f"numbers = Numbers(Path({str(tmp_path / 'page.md')!r}))\n"
+        "print(numbers.find('a'))\n"
+        "for key, value in (('b', 1), ('a', 2), ('b', 3)): numbers.store(key, {'value': value})\n"
+        "print(numbers.read(), numbers.find('b'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["None", "{'a': {'value': 2}, 'b': {'value': 3}} {'value': 3}"], (
+        done.stderr
+    )
+    assert len((tmp_path / "page.jsonl").read_text().splitlines()) == 2
 
 
 @pytest.mark.long  # a minute: trains eighteen cells and two victims

@@ -61,9 +61,7 @@ def unlearn(spec: Rnp, lab: RepairDefense, stage: StageRun) -> Outcome:
         len(fit),
         epochs=1,
         learning_rate=spec.unlearning_learning_rate,
-        schedule=step_down(
-            10 / 21, 20 / 21
-        ),  # after 10 and 20 of at most 21 epochs (authors' main.py, schedule)
+        schedule=STEPS,
         batch_size=spec.batch_size,
         weight_decay=spec.weight_decay,
     )
