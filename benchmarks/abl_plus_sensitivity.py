@@ -57,7 +57,6 @@ OF_TRAINING: tuple[tuple[str, ModuleType, tuple[float, ...]], ...] = (
     ("RIDGE", signs, (1e-4, 1e-3, 1e-2)),
     ("HELD_OUT_SHARE", removal, (0.15, 0.25, 0.4)),
     ("MARGIN", abl_plus, (2.0, 4.0, 8.0)),
-    ("MISSED", abl_plus, (0.05, 0.1, 0.2)),
 )
 """Constants that change what is trained or tested, and their values."""
 RETRAINED = ("none", "badnets", "blend", "low_frequency", "sig", "wanet")
@@ -88,6 +87,11 @@ dominance (1.01) clean-label attacks are missed, without that of widespread atta
 `MIN_HELD_OUT` decides whether a class can be judged of which little but the poison is left; a clean-label attack
 that poisons 80 % of its class, as here on digits, leaves seven images to hold out. `MIN_WIDESPREAD` changes nothing
 here.
+
+Before, poison was unlearned as in `abl` if the final model still gave a tenth of it its label; now there is a warning.
+On these seeds that is one of the 36 sets in which poison is found (WaNet, seed 101): attack success is 26.5 % instead
+of 21.9 % without it. With half of what is found withheld from the method (BadNets, single pixel, Blend and trojan,
+seeds 100 and 101) nothing was ever unlearned.
 """
 RETRAINED_HEAD = """
 ## Constants that change what is trained

@@ -70,7 +70,7 @@ def defense(name: str, epochs: int) -> dict[str, Any]:
     ranking = {"isolation_epochs": isolation, "ranking_window": isolation // 2}
     lengths: dict[str, dict[str, Any]] = {
         "abl": {**ranking, "finetune_epochs": epochs, "unlearning_epochs": 2},
-        "abl_plus": {"unlearning_epochs": 2},
+        "abl_plus": {},
         "anp": {"steps": 500},
     }
     return {"name": name, **lengths.get(name, {})}

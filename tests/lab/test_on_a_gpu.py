@@ -21,7 +21,7 @@ SPEC = {
     "attack": {"name": "badnets"},
     "defenses": [
         {"name": "abl", **EPOCHS, "finetune_epochs": 4, "unlearning_epochs": 3},
-        {"name": "abl_plus", "unlearning_epochs": 3},
+        {"name": "abl_plus"},
         {"name": "fine_tuning", "steps": 160, "batch_size": 128},
         {"name": "ft_sam", "steps": 160, "batch_size": 128},
     ],

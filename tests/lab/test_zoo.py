@@ -40,7 +40,7 @@ CIFAR = BUILT_IN["cifar10"]
 FIRST_STEPS = {
     "abl": {"isolation_epochs": 1, "ranking_window": 1, "finetune_epochs": 1, "unlearning_epochs": 1},
     **SHORT,
-    "abl_plus": {"unlearning_epochs": 1},
+    "abl_plus": {},
     "fine_tuning": {"steps": 1},
     "fine_pruning": {"steps": 1, "max_accuracy_drop": 1.0},
     "nad": {

@@ -2,8 +2,6 @@
 
 from typing import Any, Literal
 
-from app.specs.base import field
-from app.specs.defenses.abl import OWN_TUNING, Abl
 from app.specs.defenses.base import Defense
 
 
@@ -14,40 +12,21 @@ class AblPlus(Defense):
     how unlikely its activations are, its place among the features of its class) together divide a poisoned class in
     two. Two more models, each of which never saw one of the two sides, are asked about it: the clean members of a class
     explain each other, poison is explained by nothing but itself. If a side is poison by this test, a final model is
-    trained against the label on half of it and without the rest of it, and unlearns it as in `abl` if it learned the
-    backdoor all the same. If no side is, the first model is the result, as if undefended. Another model is trained with
-    decoys, triggers of the defense's own, and says which of them would have been noticed in this set.
+    trained against the label on half of it and without the rest of it. If no side is, the first model is the result, as
+    if undefended. Another model is trained with decoys, triggers of the defense's own, and says which of them would
+    have been noticed in this set. There is nothing to set: every model is trained by the experiment's recipe.
     """
 
     name: Literal["abl_plus"] = "abl_plus"
-    unlearning_epochs: int = field(
-        10,
-        "Maximum length of unlearning, if the final model has a backdoor from poison that was missed.",
-        unit="epochs",
-        source=OWN_TUNING,
-        ge=0,
-        le=500,
-    )
-    unlearning_learning_rate: float = field(
-        5e-4, "Constant learning rate of unlearning, as in `abl`.", source=OWN_TUNING, gt=0, le=1
-    )
-
-    @property
-    def abl(self) -> Abl:
-        """The part shared with `abl` in its steady form."""
-        return Abl(
-            unlearning_epochs=self.unlearning_epochs, unlearning_learning_rate=self.unlearning_learning_rate
-        )
 
     def stages(self) -> list[tuple[str, dict[str, Any], int]]:
-        *_, unlearning = self.abl.stages()
         return [
-            # Not fields: what earlier versions of the method stored has another sign and accuses other sides.
+            # Not fields: what earlier versions of the method stored has another sign, accuses other sides, or was
+            # followed by unlearning.
             ("scout", {"signs": "sharpened"}, 30),
             ("smaller_sides", {}, 30),
             ("larger_sides", {}, 30),
             ("power", {"accused": "dominant or claimed"}, 30),
             ("verdict", {}, 1),
-            ("training", {}, 30),
-            unlearning,
+            ("training", {"unlearned": False}, 30),
         ]

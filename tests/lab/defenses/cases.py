@@ -13,7 +13,7 @@ NOTHING: Spec = {"name": "none"}
 
 # The shortest form of every defense, for tests that do not need good numbers.
 SHORT: dict[str, Spec] = {
-    "abl_plus": {"unlearning_epochs": 1},
+    "abl_plus": {},
     "fine_tuning": {"steps": 8},
     "fine_pruning": {"steps": 8},
     "nad": {"teacher_steps": 4, "steps": 8},

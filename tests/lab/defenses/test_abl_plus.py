@@ -48,6 +48,7 @@ def test_finds_and_leaves_out_the_poison(attack: dict[str, object], target: int)
         ("blend", 0.1),
     ]  # ten classes take five of the six
     assert any(decoy["noticed"] for decoy in belief["power"])
+    assert not recorder.warnings
 
 
 @pytest.mark.long  # ten classes are divided, and the poison of each is left out: a quarter of a minute
@@ -60,12 +61,13 @@ def test_finds_the_poison_of_every_class() -> None:
     assert len(belief["target_classes"]) >= 8
 
 
-def test_unlearns_the_poison_if_the_final_model_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(abl_plus, "MISSED", -1.0)  # any final model seems to
+def test_warns_if_the_final_model_knows_the_poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        abl_plus, "margin_loss", lambda losses, penalized: losses.mean()
+    )  # teaches half of it
     recorder = defended(BADNETS, SPEC, store=MemoryStore())
-    assert ("abl_plus", 0, "isolated_accuracy") in recorder.points
-    assert number(recorder, "abl_plus", "attack_success_rate") <= 0.05
-    assert number(recorder, "abl_plus", "clean_accuracy") >= 0.93
+    assert number(recorder, "abl_plus", "attack_success_rate") >= 0.9
+    assert any("it may still have the backdoor" in warning for warning in recorder.warnings)
 
 
 @pytest.mark.long  # a quarter of a minute, for a worse case of the first test

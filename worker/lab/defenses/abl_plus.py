@@ -8,8 +8,8 @@ first, the samples that it unlearns are clean. Here isolation is a question abou
 2. *Remove.* Two models, each of which never saw one side of the divided classes, are asked about it (`removal`). The
    clean members of a class explain each other; poison is explained by nothing but itself.
 3. *Leave out.* The final model is trained without the poison, and without members that are near it and that the model
-   of the test does not recognize; on half of the poison it is trained against its label. If it learned the backdoor all
-   the same, the poison is unlearned as in ABL. If no poison is found, the result is the model of step 1.
+   of the test does not recognize; on half of the poison it is trained against its label, in place of ABL's unlearning.
+   If no poison is found, the result is the model of step 1.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -43,7 +43,9 @@ from worker.lab.networks import Network
 from worker.lab.stages import Outcome, StageRun
 
 MARGIN = 4.0  # nats by which the log-odds of the label are reduced below zero on penalized poison: to 1.8 %
-MISSED = 0.1  # share of the poison that the final model gives its label if it learned the backdoor
+MISSED = (
+    0.1  # more of the poison that the final model was not trained on gets its label where it has the backdoor
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,21 +80,14 @@ def run(spec: AblPlus, lab: TrainingDefense) -> Network:
         isolated |= side.unexplained
     accused = [side.parts.label for side in proved]
     power = lab.stage("power", lambda stage: measure_power(lab, stage, isolated, accused)).facts["power"]
-    verdict = lab.stage(
+    lab.stage(
         "verdict", lambda stage: reach_verdict(lab, stage, dominance, examined, proved, isolated, power)
     )
+    # Planned in any case, and left empty where nothing is poison.
     trained = lab.stage(
         "training", lambda stage: train_final(lab, stage, proved) if proved else stage.finish({})
     )
-    # Planned in any case, and left empty where the backdoor was not learned.
-    backdoored = bool(proved) and bool(trained.facts["backdoored"])
-    unlearned = lab.stage(
-        "unlearning",
-        lambda stage: (
-            abl.unlearn_isolated(spec.abl, lab, stage, verdict, trained) if backdoored else stage.finish({})
-        ),
-    )
-    return abl.load_prefixed_network(lab, unlearned if backdoored else trained if proved else scouted)
+    return abl.load_prefixed_network(lab, trained if proved else scouted)
 
 
 def train_scout(lab: TrainingDefense, stage: StageRun) -> Outcome:
@@ -207,8 +202,8 @@ def train_final(lab: TrainingDefense, stage: StageRun, proved: list[Examined]) -
 
     The half of the poison that is farthest from the rest of its class is trained on with the margin loss: without it a
     model still confuses some images with the class once they carry the trigger, and poison that was missed teaches it
-    the backdoor. The other half is left out, and the whole flagged side with it. Leaves in its facts whether the model
-    is ``backdoored``: whether it gives that half its label, unlike the model of the test, which saw none of the poison.
+    the backdoor. The other half is left out, and the whole flagged side with it. Warns if the model gives that half its
+    label, unlike the model of the test, which saw none of the poison: then it has learned the backdoor all the same.
     """
     penalized, left_out = (torch.zeros(len(lab.labels), dtype=torch.bool) for _ in range(2))
     halves: list[Tensor] = []
@@ -222,12 +217,14 @@ def train_final(lab: TrainingDefense, stage: StageRun, proved: list[Examined]) -
     on_device = penalized.to(lab.labels.device)
     recipe = replace(lab.recipe, memory={}, loss=lambda losses, rows: margin_loss(losses, on_device[rows]))
     lab.fit(stage, network, recipe, rows=(~left_out).nonzero().flatten())
-    backdoored = False
     for side, half in zip(proved, halves, strict=True):
         known = accuracy(network, lab.split.rows(half.to(lab.labels.device)), lab.compute)
-        lab.recorder.log(
+        result = (
             f"the final model gives the label {lab.facts.class_names[side.parts.label]!r} to {known:.1%} of the poison "
             "of that class that it was not trained on"
         )
-        backdoored |= known > MISSED
-    return stage.finish(abl.prefixed_state(network), backdoored=backdoored)
+        if known > MISSED:
+            lab.warn(stage, f"{result}: it may still have the backdoor, from poison that was missed")
+        else:
+            lab.recorder.log(result)
+    return stage.finish(abl.prefixed_state(network))
