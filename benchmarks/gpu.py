@@ -23,13 +23,12 @@ import pynvml
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-import cifar10_gpu
 import fidelity
 import gpu_training
 from _heading import making
 from defenses_digits import arms, mean
 
-from app.specs.experiment import CLEAN, UNDEFENDED
+from app.specs.experiment import CLEAN, UNDEFENDED, ExperimentSpec
 from worker.device import find_device
 from worker.lab.local import write_atomically
 
@@ -108,8 +107,7 @@ def compare(options: argparse.Namespace, steps: Steps, page: Page) -> None:
     epochs = QUICK["training"]["epochs"] if options.quick else options.epochs
     for seed in SEEDS:
         for name in DEFENSES:
-            given = cifar10_gpu.spec("BadNets", (name,), epochs).model_dump(mode="json")
-            given["seeds"] = [seed]
+            given = make_spec(name, epochs) | {"seeds": [seed]}
             if options.quick:
                 given |= QUICK
                 given["defenses"] = [shorten(defense) for defense in given["defenses"]]
@@ -133,6 +131,28 @@ def compare(options: argparse.Namespace, steps: Steps, page: Page) -> None:
             ]
             head = ["arm", "mean", *(f"seed {seed}" for seed in SEEDS)]
             page.show(f"Seven arms, three seeds, BadNets, {epochs} epochs", table(head, rows))
+
+
+def make_spec(defense: str, epochs: int) -> dict[str, Any]:
+    """BadNets and one defense, on all of CIFAR-10 with a ResNet-18 that trains for few epochs."""
+    isolation = max(4, 3 * epochs // 4)
+    lengths: dict[str, dict[str, Any]] = {
+        "abl": {
+            "isolation_epochs": isolation,
+            "ranking_window": isolation // 2,
+            "finetune_epochs": epochs,
+            "unlearning_epochs": 2,
+        },
+        "anp": {"steps": 500},
+    }
+    document = {
+        "dataset": {"name": "cifar10"},
+        "model": {"name": "resnet18"},
+        "attack": {"name": "badnets"},
+        "defenses": [{"name": defense} | lengths.get(defense, {})],
+        "training": {"epochs": epochs, "batch_size": 256, "learning_rate": 0.2, "schedule": "one_cycle"},
+    }
+    return ExperimentSpec.model_validate(document).model_dump(mode="json")
 
 
 def outcome(seeds: list[dict[str, Any]]) -> str:
