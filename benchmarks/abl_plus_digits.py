@@ -127,17 +127,24 @@ def row(name: str, fields: dict[str, Any], seeds: list[int]) -> str:
             "seeds": seeds,
         }
     )
-    return cells(name, fields, spec, WORK, WORK)
-
-
-def cells(name: str, fields: dict[str, Any], spec: ExperimentSpec, work: Path, data_dir: Path) -> str:
-    """The table row of ``spec``, whose only defense is `abl_plus`; its stages are cached under ``work``."""
-    answer, believes = run(spec, work, data_dir)
+    answer, believes = run(spec, WORK, WORK)
     before, after = (arm["seeds"] for arm in answer["arms"])
-    accused = ["".join(map(str, belief["target_classes"])) for belief in believes]
+    return show_row(label_of(name, fields), before, after, believes)
+
+
+def label_of(name: str, fields: dict[str, Any]) -> str:
+    """The attack and its form."""
     mode = fields.get("label_mode") or ("dirty label" if fields.get("clean_label") is False else "")
+    return f"{name}, {mode}" if mode else name
+
+
+def show_row(
+    label: str, before: list[dict[str, Any]], after: list[dict[str, Any]], believes: list[dict[str, Any]]
+) -> str:
+    """The table row of an attack, from the numbers and beliefs of each of its seeds."""
+    accused = ["".join(map(str, belief["target_classes"])) for belief in believes]
     cells = [
-        f"{name}, {mode}" if mode else name,
+        label,
         cell(before, "clean_accuracy"),
         cell(after, "clean_accuracy"),
         cell(before, "attack_success_rate"),
