@@ -177,7 +177,7 @@ def row_of_few(classes: int, seeds: list[int]) -> str:
     believes: list[dict[str, Any]] = []
     for first in range(len(whole.facts.class_names) - classes + 1):
         key = f"digits-{first}-{first + classes - 1}"
-        save_digits(whole, range(first, first + classes), WORK / "imported" / f"{key}.safetensors")
+        save_classes(whole, range(first, first + classes), WORK / "imported" / f"{key}.safetensors")
         spec = ExperimentSpec.model_validate(
             {
                 "dataset": {"name": "imported", "key": key},
@@ -202,8 +202,8 @@ def row_of_few(classes: int, seeds: list[int]) -> str:
     return "| " + " | ".join(cells) + " |\n"
 
 
-def save_digits(whole: Dataset, chosen: range, path: Path) -> None:
-    """Write the images of some digits as an imported dataset."""
+def save_classes(whole: Dataset, chosen: range, path: Path) -> None:
+    """Write the images of some classes as an imported dataset."""
 
     def of(split: Split) -> tuple[Any, Any]:
         rows = (split.labels >= chosen.start) & (split.labels < chosen.stop)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _heading import making
-from abl_plus_digits import CELLS, save_digits
+from abl_plus_digits import CELLS, save_classes
 from attacks_digits import MODEL, ROOT, TRAINING
 
 from app.specs.dataset import Digits
@@ -181,7 +181,7 @@ def make_specs() -> Iterator[ExperimentSpec]:
     for classes in FEW_CLASSES:
         for first in range(len(whole.facts.class_names) - classes + 1):
             key = f"digits-{first}-{first + classes - 1}"
-            save_digits(whole, range(first, first + classes), WORK / "imported" / f"{key}.safetensors")
+            save_classes(whole, range(first, first + classes), WORK / "imported" / f"{key}.safetensors")
             yield make_spec({"name": "none"}, SEEDS[:2], dataset={"name": "imported", "key": key})
 
 
