@@ -26,7 +26,7 @@ class AblPlus(Defense):
             ("scout", {"signs": "sharpened"}, 30),
             ("smaller_sides", {}, 30),
             ("larger_sides", {}, 30),
-            ("power", {"accused": "dominant or claimed"}, 30),
+            ("power", {"accused": "dominant and learned, or claimed"}, 30),
             ("verdict", {}, 1),
             ("training", {"unlearned": False}, 30),
         ]

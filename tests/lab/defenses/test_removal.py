@@ -105,6 +105,16 @@ def test_a_side_that_dominates_is_poison_whether_or_not_other_classes_claim_it()
     assert find_poisoned([claimed, perturbed], 10) == [perturbed]
 
 
+def test_a_side_that_dominates_is_poison_only_if_unseen_members_of_it_are_recognized() -> None:
+    """As for SIG on dogs of CIFAR-10, and for clean airplanes beside them: half of these dominate the other half."""
+    planes = replace(POISON, known=0.12, known_held_out=0.53, foreign=0.59, variety=2.6, dominance=0.98)
+    other_planes = replace(planes, known=0.06, known_held_out=0.71, foreign=0.48, variety=6.4, dominance=0.02)
+    stripes = replace(planes, label=5, known=0.05, known_held_out=0.31, foreign=0.69, dominance=0.91)
+    dogs = replace(stripes, known=0.02, known_held_out=0.96, foreign=0.7, dominance=0.09)
+    assert find_poisoned([planes, dogs, other_planes, stripes], 10) == [stripes]
+    assert find_poisoned([replace(planes, foreign=0.9, variety=3.5), other_planes], 10) == []
+
+
 def test_of_two_unexplained_sides_the_one_that_leads_in_dominance_and_claims_is_poison() -> None:
     # 0.41 of the flagged are surely of 4.6 other classes: so much of them is not of the most frequent one.
     warped = replace(POISON, foreign=0.41, variety=4.6, dominance=0.32)

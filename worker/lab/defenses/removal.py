@@ -33,6 +33,9 @@ MIN_VARIETY = 3.0
 """Other classes that these are given. A clean class may have a second kind that resembles one other class."""
 MIN_DOMINANCE = 0.9
 """In place of the two above: a perturbed image is still of its own class, so other classes do not claim it."""
+MIN_LEARNED = 0.9
+"""Share of the held-out members of a dominant side that a model which knows the others of it gives their label. A
+trigger is learned as a whole; a kind of clean images is not."""
 MIN_WIDESPREAD, WIDESPREAD = 3, 0.5
 """Number and share of the classes that confirm each other if neither side of any of them explains the other, as in an
 all-to-all attack."""
@@ -187,27 +190,32 @@ def judge_removals(
 def find_poisoned(removals: list[Removal], classes: int) -> list[Removal]:
     """Those of the ``removals`` whose flagged members are poison, in a set of ``classes`` classes.
 
-    Poison is what the rest of its class does not explain, and it dominates. Where neither side of a class explains the
-    other and none dominates, the stronger one is poison if it is foreign. (Where one side is explained, the other has
-    two kinds: if poison is divided, one part of it explains the other, and what is left unexplained are the clean
-    members.) In a widespread attack it is the first unexplained side.
+    Poison is what the rest of its class does not explain, and it dominates and is learned. Where neither side of a
+    class explains the other and none dominates, the stronger one is poison if it is foreign. (Where one side is
+    explained, the other has two kinds: if poison is divided, one part of it explains the other, and what is left
+    unexplained are the clean members.) In a widespread attack it is the first unexplained side.
     """
-    sides: dict[int, list[Removal]] = {}
+    by_class: dict[int, list[Removal]] = {}
     for removal in removals:
-        if removal.is_unexplained:
-            sides.setdefault(removal.label, []).append(removal)
+        by_class.setdefault(removal.label, []).append(removal)
+    sides = {label: [one for one in both if one.is_unexplained] for label, both in by_class.items()}
     of_two_kinds = [of_class for of_class in sides.values() if len(of_class) > 1]
     if len(of_two_kinds) >= max(MIN_WIDESPREAD, WIDESPREAD * classes):
-        return [of_class[0] for of_class in sides.values()]
+        return [of_class[0] for of_class in sides.values() if of_class]
     poisoned = []
-    for of_class in sides.values():
+    for label, of_class in sides.items():
         # The dominances of two sides add up to 1, so at most one dominates.
         dominant = [side for side in of_class if side.dominance >= MIN_DOMINANCE]
         if dominant:
-            poisoned += dominant
+            poisoned += [side for side in dominant if is_learned(side, by_class[label])]
         elif len(of_class) > 1 and (stronger := choose_stronger(*of_class)).is_foreign(classes):
             poisoned.append(stronger)
     return poisoned
+
+
+def is_learned(side: Removal, both: list[Removal]) -> bool:
+    """Whether a model that knows a part of a side recognizes the rest. The other removal holds out members of it."""
+    return all(one.known_held_out >= MIN_LEARNED for one in both if one is not side)
 
 
 def choose_stronger(one: Removal, other: Removal) -> Removal:
