@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from app.data.catalog import service as catalog
-from app.specs.experiment import ExperimentSpec
+from app.specs.experiment import UNDEFENDED, ExperimentSpec
 from worker.lab.attacks import Attack, make_attack
 from worker.lab.data.datasets import Dataset, load_dataset
 from worker.lab.experiment import run_experiment
@@ -65,12 +65,11 @@ CHANGED: dict[str, dict[str, Any]] = {
     "adaptive_patch": {"poisoning_rate": 0.01},
 }
 """Fields that are not at their defaults, by attack."""
-TRAINING = ("abl", "abl_plus", "nab")
-REPAIR = ("fine_tuning", "fine_pruning", "nad", "mcr", "ft_sam", "anp", "i_bau")
-DETECTIONS = {
+BY_KIND = {
     kind: [entry.name for entry in catalog.catalog(DATA).defenses if entry.kind == kind]
-    for kind in ("detection", "input_detection")
+    for kind in ("training", "repair", "detection", "input_detection")
 }
+"""The names of the defenses."""
 WITHOUT_SCORES = ("neural_cleanse",)
 """Detections that name classes instead of samples; no histogram is drawn."""
 
@@ -175,22 +174,21 @@ def board(blocks: list[tuple[str, Tensor, Tensor]]) -> Image.Image:
 
 def draw_defenses() -> None:
     """Curves of training and repair defenses."""
-    folder = compute_defenses("defenses", [*TRAINING, *REPAIR])
+    folder = compute_defenses("defenses", BY_KIND["training"] + BY_KIND["repair"])
     points = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for title, names in (("training", TRAINING), ("repair", REPAIR)):
-        grid(title, names, partial(curves, points=points))
+    arms = {arm["arm"]: arm["seeds"][0] for arm in json.loads((folder / "results.json").read_text())["arms"]}
+    grid("training", BY_KIND["training"], partial(curves, points=points, before=None, arms=arms))
+    grid("repair", BY_KIND["repair"], partial(curves, points=points, before=UNDEFENDED, arms=arms))
 
 
 def draw_detections() -> None:
     """Histograms of suspicion of both kinds of detections."""
-    folder = (
-        compute_defenses("detections", [name for names in DETECTIONS.values() for name in names]) / "seed-0"
-    )
+    folder = compute_defenses("detections", BY_KIND["detection"] + BY_KIND["input_detection"]) / "seed-0"
     for kind, file, truth in (
         ("detection", "detection.csv", "is_poisoned"),
         ("input_detection", "inputs.csv", "is_triggered"),
     ):
-        names = [name for name in DETECTIONS[kind] if name not in WITHOUT_SCORES]
+        names = [name for name in BY_KIND[kind] if name not in WITHOUT_SCORES]
         grid(kind, names, partial(histogram, folder=folder, file=file, truth=truth))
 
 
@@ -216,16 +214,23 @@ def grid(name: str, defenses: Sequence[str], draw: Callable[[Axes, str], None]) 
     (IMAGES / "defenses" / f"{name}.png").write_bytes(render_png(figure))
 
 
-def curves(axes: Axes, name: str, points: list[dict[str, Any]]) -> None:
-    """Plot clean accuracy and attack success on test images by epoch."""
+def curves(
+    axes: Axes, name: str, points: list[dict[str, Any]], before: str | None, arms: dict[str, dict[str, Any]]
+) -> None:
+    """Plot clean accuracy and attack success on test images by epoch, from the arm ``before`` to the result."""
     for metric, label, color in (
         ("clean_accuracy", "clean accuracy", GOOD),
         ("attack_success_rate", "attack success", BAD),
     ):
         found = {p["step"]: p["value"] for p in points if (p["arm"], p["name"]) == (name, metric)}
-        steps = range(1, max(found) + 1)
+        if before is not None:
+            found[0] = arms[before][metric]
+        last = max(found) + 1
+        found[last] = arms[name][metric]
+        steps = range(min(found), last + 1)
         values = [found.get(step, math.nan) for step in steps]  # a gap where a stage is not measured
         axes.plot(steps, values, color=color, label=label, linewidth=1.3)
+        axes.plot([last], [found[last]], "o", color=color, markersize=3.5)
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel("epoch", fontsize=8, color=MUTED)
 
