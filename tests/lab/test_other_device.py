@@ -224,13 +224,13 @@ def test_abl_without_a_majority_class_and_with_costly_unlearning(monkeypatch: py
 
 @pytest.mark.usefixtures("device")
 def test_every_stage_of_abl_plus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A class is divided and found to be poisoned, and the poison has to be unlearned."""
+    """Classes are divided and found to be poisoned, and a final model is trained and asked about the poison."""
     monkeypatch.setattr(signs, "BIMODAL", 0.0)
     monkeypatch.setattr(signs, "MIN_MEMBERS", 2)
     monkeypatch.setattr(removal.Removal, "is_unexplained", True)
     monkeypatch.setattr(abl_plus, "MISSED", -1.0)
-    done = twice(spec(ATTACKS["badnets"], {"name": "abl_plus", **SHORT["abl_plus"]}))
-    assert ("abl_plus", 0, "isolated_accuracy") in done.points
+    done = twice(spec(ATTACKS["badnets"], {"name": "abl_plus"}))
+    assert any("it may still have the backdoor" in warning for warning in done.warnings)
 
 
 # The emulated device is slow: half a minute each, for what resumes elsewhere as well (defenses/test_stages.py).
