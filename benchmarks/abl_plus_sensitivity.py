@@ -220,8 +220,8 @@ def load_cases(spec: ExperimentSpec) -> Iterator[Case]:
             seed=seed,
             labels=torch.tensor([int(row["label"]) for row in rows]),
             poisoned=torch.tensor([row["is_poisoned"] == "1" for row in rows]),
-            sign=outcomes["scout"].tensors["sign"],
-            dominance=outcomes["scout"].tensors["dominance"],
+            sign=outcomes["signs"].tensors["sign"],
+            dominance=outcomes["signs"].tensors["dominance"],
             predicted={True: outcomes["smaller_sides"], False: outcomes["larger_sides"]},
         )
 

@@ -61,7 +61,7 @@ STAGES = {
     "victim": "train",
     "isolation": "isolate suspects",
     "finetune": "fine-tune",
-    "scout": "train on everything",
+    "signs": "look for two kinds in a class",
     "smaller_sides": "train without the smaller sides",
     "larger_sides": "train without the larger sides",
     "power": "train with decoys",

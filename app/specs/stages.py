@@ -11,7 +11,8 @@ from app.specs.attack import PoisoningAttack
 from app.specs.attacks.base import ATTACK_LABELS, SURROGATE
 from app.specs.base import Spec, digest
 from app.specs.dataset import Imported, Uploaded
-from app.specs.defenses.base import DEFENSE_LABELS
+from app.specs.defense import DefenseSpec
+from app.specs.defenses.base import DEFENSE_LABELS, VICTIM
 from app.specs.experiment import ATTACK, CLEAN, UNDEFENDED, ExperimentSpec
 from app.specs.facts import STANDARD_SHA256
 from app.specs.training import Precision
@@ -37,7 +38,8 @@ class PlannedStage(NamedTuple):
     """Expected work in training epochs, for progress; the actual number may be smaller."""
     contents: tuple[str, ...] = ()
     """What may change while the lab's version and the stream stay the same: digests of the plug-in files that compute
-    the stage and of a built-in dataset whose content is not the standard one, and the precision that `auto` stands for.
+    the stage, of a victim's file that shows the architecture, and of a built-in dataset whose content is not the
+    standard one, and the precision that `auto` stands for.
     """
 
     @property
@@ -60,80 +62,110 @@ def plan(
     return [
         stage
         for seed in spec.seeds
-        for stage in _plan_seed(spec, seed, data_version, victim_version, auto_precision)
+        for stage in _SeedPlan(spec, seed, data_version, victim_version, auto_precision).stages
     ]
 
 
-def _plan_seed(
-    spec: ExperimentSpec, seed: int, data_version: str, victim_version: str, auto_precision: Precision
-) -> list[PlannedStage]:
-    stages: list[PlannedStage] = []
-    is_users = isinstance(spec.dataset, Imported | Uploaded)
-    is_standard = data_version in ("", STANDARD_SHA256.get(spec.dataset.name))
-    # A built-in dataset keeps its random streams whatever it holds, so its content is not part of the stream.
-    contents: tuple[str, ...] = () if is_users or is_standard else (data_version,)
-    if spec.training.precision == "auto" and auto_precision != "float32":
-        contents += (auto_precision,)
+class _SeedPlan:
+    """The stages of one seed, in order."""
+
+    def __init__(
+        self,
+        spec: ExperimentSpec,
+        seed: int,
+        data_version: str,
+        victim_version: str,
+        auto_precision: Precision,
+    ) -> None:
+        self.spec = spec
+        self.seed = seed
+        self.victim_version = victim_version
+        self.stages: list[PlannedStage] = []
+        is_users = isinstance(spec.dataset, Imported | Uploaded)
+        is_standard = data_version in ("", STANDARD_SHA256.get(spec.dataset.name))
+        # A built-in dataset keeps its random streams whatever it holds, so its content is not part of the stream.
+        self.contents: tuple[str, ...] = () if is_users or is_standard else (data_version,)
+        if spec.training.precision == "auto" and auto_precision != "float32":
+            self.contents += (auto_precision,)
+        # The content of an upload determines the numbers; its id does not.
+        dataset = {
+            "dataset": spec.dataset.model_dump(mode="json", exclude={"dataset_id"}),
+            "version": data_version if is_users else "",
+        }
+        self.clean_data = digest(["data", dataset, seed])
+        # Also the recipe of training defenses, which train from scratch whatever the victim starts from.
+        self.victim = {"model": spec.model.model_dump(mode="json"), "training": spec.training.from_scratch()}
+        self.attack_code = _code(spec.attack) + _code(spec.model)
+
+        self.surrogate = ""
+        self.poisoned = self.add_attack()
+        self.models = {
+            arm: self.add_victim(arm, data)
+            for arm, data in ((CLEAN, self.clean_data), (UNDEFENDED, self.poisoned))
+            if arm in spec.arms
+        }
+        for defense in spec.defenses:
+            self.add_defense(defense)
 
     def add(
-        kind: str, arm: str | None, depends_on: Any, parent: str, epochs: int, code: tuple[str, ...] = ()
+        self, kind: str, arm: str | None, depends_on: Any, parent: str, epochs: int, code: tuple[str, ...]
     ) -> str:
         """Append a stage and return its stream."""
-        stream = digest([STREAM_VERSION, kind, depends_on, parent, seed])
-        stages.append(PlannedStage(kind, arm, seed, stream, epochs, code + contents))
+        stream = digest([STREAM_VERSION, kind, depends_on, parent, self.seed])
+        self.stages.append(PlannedStage(kind, arm, self.seed, stream, epochs, code + self.contents))
         return stream
 
-    # The content of an upload determines the numbers; its id does not.
-    dataset = {
-        "dataset": spec.dataset.model_dump(mode="json", exclude={"dataset_id"}),
-        "version": data_version if is_users else "",
-    }
-    clean_data = digest(["data", dataset, seed])
-    # Also the recipe of training defenses, which train from scratch whatever the victim starts from.
-    victim = {"model": spec.model.model_dump(mode="json"), "training": spec.training.from_scratch()}
+    def add_attack(self) -> str:
+        """What the attack computes, and the poisoned set, whose stream is returned."""
+        attack = self.spec.attack
+        prepared = self.clean_data
+        if isinstance(attack, PoisoningAttack):
+            # Neither the attack's name nor the victim's epochs: attacks that need the same surrogate share it.
+            recipe = {
+                "model": self.victim["model"],
+                "training": {n: v for n, v in self.victim["training"].items() if n != "epochs"},
+            }
+            for kind, fields, epochs in attack.stages():
+                prepared = self.add(kind, ATTACK, [fields, recipe], prepared, epochs, self.attack_code)
+                if kind == SURROGATE:
+                    self.surrogate = prepared
+        fields = attack.model_dump(mode="json", exclude=set(ATTACK_LABELS))
+        return self.add("poisoned_set", None, fields, prepared, 1, self.attack_code)
 
-    attack_code = _code(spec.attack) + _code(spec.model)
-    prepared, surrogate = clean_data, ""
-    if isinstance(spec.attack, PoisoningAttack):
-        # Neither the attack's name nor the victim's epochs: attacks that need the same surrogate share it.
-        recipe = {
-            "model": victim["model"],
-            "training": {n: v for n, v in victim["training"].items() if n != "epochs"},
-        }
-        for kind, fields, epochs in spec.attack.stages():
-            prepared = add(kind, ATTACK, [fields, recipe], prepared, epochs, attack_code)
-            if kind == SURROGATE:
-                surrogate = prepared
-    attack = spec.attack.model_dump(mode="json", exclude=set(ATTACK_LABELS))
-    poisoned = add("poisoned_set", None, attack, prepared, 1, attack_code)
-
-    model = ""
-    for arm, data in ((CLEAN, clean_data), (UNDEFENDED, poisoned)):
-        if arm not in spec.arms:
-            continue
-        tuning = spec.training.fine_tuning
-        code = _code(spec.model) if arm == CLEAN and tuning is None else attack_code
-        if victim_version and arm == spec.victim_arm:
+    def add_victim(self, arm: str, data: str) -> str:
+        """The model of an arm without a defense; ``data`` is the stream of what it is trained on."""
+        attack, tuning = self.spec.attack, self.spec.training.fine_tuning
+        code = _code(self.spec.model) if arm == CLEAN and tuning is None else self.attack_code
+        if self.victim_version and arm == self.spec.victim_arm:
             # The recipe stays part of the key because repair and detection train by it.
-            model = add("victim", arm, {**victim, "brought": victim_version}, poisoned, 0, code)
-        elif arm == UNDEFENDED and isinstance(spec.attack, PoisoningAttack) and spec.attack.hands_over:
+            fields = {**self.victim, "brought": self.victim_version}
+            return self.add(VICTIM, arm, fields, self.poisoned, 0, code)
+        if arm == UNDEFENDED and isinstance(attack, PoisoningAttack) and attack.hands_over:
             # The recipe, for the same reason.
-            model = add("victim", arm, {**victim, "handed_over": True}, poisoned, 0, code)
-        elif tuning is not None:
-            fields = {**victim, "fine_tuning": tuning.model_dump(mode="json")}
-            model = add("victim", arm, fields, digest([data, surrogate]), tuning.epochs, code)
-        else:
-            model = add("victim", arm, victim, data, spec.training.epochs, code)
+            return self.add(VICTIM, arm, {**self.victim, "handed_over": True}, self.poisoned, 0, code)
+        if tuning is not None:
+            fields = {**self.victim, "fine_tuning": tuning.model_dump(mode="json")}
+            return self.add(VICTIM, arm, fields, digest([data, self.surrogate]), tuning.epochs, code)
+        return self.add(VICTIM, arm, self.victim, data, self.spec.training.epochs, code)
 
-    for defense in spec.defenses:
-        # All others start from the victim: the undefended model, or the clean one if nothing is poisoned.
-        parent = digest([poisoned, victim]) if defense.kind == "training" else model
+    def add_defense(self, defense: DefenseSpec) -> None:
+        """The stages of a defense's arm."""
+        arm, victim_arm, code = defense.arm_name, self.spec.victim_arm, self.attack_code
+        if defense.kind == "training":
+            parent = digest([self.poisoned, self.victim])
+            # A provided victim's file shows the architecture that the defense trains.
+            code += (self.victim_version,) if self.victim_version else ()
+        else:
+            # All others start from the victim: the undefended model, or the clean one if nothing is poisoned.
+            parent = self.models[victim_arm]
         for kind, fields, epochs in defense.stages():
-            # ABL's ranking is the same work for every defense that starts with it.
-            owner = "abl" if kind == "isolation" else defense.name
-            code = attack_code + _code(defense)
-            parent = add(kind, defense.arm_name, [owner, fields], parent, epochs, code)
-    return stages
+            if kind == VICTIM:
+                data = self.clean_data if victim_arm == CLEAN else self.poisoned
+                parent = self.add(VICTIM, arm, self.victim, data, self.spec.training.epochs, code)
+            else:
+                # ABL's ranking is the same work for every defense that starts with it.
+                owner = "abl" if kind == "isolation" else defense.name
+                parent = self.add(kind, arm, [owner, fields], parent, epochs, code + _code(defense))
 
 
 def _code(part: Spec) -> tuple[str, ...]:

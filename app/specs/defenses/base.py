@@ -10,6 +10,9 @@ Kind = Literal["training", "repair", "detection", "input_detection"]
 
 DEFENSE_LABELS = frozenset({"arm", "preset"})
 """Fields of a defense that affect no number."""
+VICTIM = "victim"
+"""The stage that trains the undefended model. A training defense may name it: its arms then share the work with the
+undefended arm, as long as that is trained from scratch."""
 BENCHMARK = "BackdoorBench's published settings (Wu et al. 2022)"
 
 

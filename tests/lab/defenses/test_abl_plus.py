@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load
 from torch import Tensor
 
 from tests.lab.defenses.cases import BADNETS, NOTHING, defended, number
@@ -86,16 +87,23 @@ def test_missed_poison_is_outvoted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert number(recorder, "abl_plus", "clean_accuracy") >= 0.93
 
 
+def weights(recorder: MemoryRecorder, arm: str) -> dict[str, list[float]]:
+    """The tensors of an arm's model."""
+    tensors = load(recorder.files[f"seed-0/{arm}/model.safetensors"])
+    return {name: tensor.flatten().tolist() for name, tensor in tensors.items()}
+
+
 def test_leaves_clean_data_alone() -> None:
+    """The result is the clean model to the last bit, which is trained once."""
     recorder = defended(NOTHING, SPEC)
-    loss = number(recorder, "clean", "clean_accuracy") - number(recorder, "abl_plus", "clean_accuracy")
-    assert loss <= 0.02  # seven of 360 images: two models trained in another order differ by as much
+    assert weights(recorder, "abl_plus") == weights(recorder, "clean")
+    assert any("abl_plus, victim: taken from the cache" in line for line in recorder.lines)
     belief = believes(recorder)
     nothing = {"poisoned": False, "target_class": None, "poisoning_rate": 0.0}
     assert belief["truth"] == nothing
     assert belief | nothing == belief
     assert belief["target_classes"] == belief["not_judged"] == []
-    (warning,) = (warning for warning in recorder.warnings if "as if undefended" in warning)
+    (warning,) = (warning for warning in recorder.warnings if "the model is the undefended one" in warning)
     assert "Of decoys in other classes, it would have noticed: " in warning
     assert all(decoy in warning for decoy in ("patch on 33%", "warp on 33%", "blend on 10%"))  # or not
 
@@ -103,8 +111,7 @@ def test_leaves_clean_data_alone() -> None:
 def test_clean_classes_that_are_divided_are_refuted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(removal, "BIMODAL", 0.0)
     recorder = defended(NOTHING, SPEC, store=MemoryStore())
-    loss = number(recorder, "clean", "clean_accuracy") - number(recorder, "abl_plus", "clean_accuracy")
-    assert loss <= 0.02
+    assert weights(recorder, "abl_plus") == weights(recorder, "clean")
     belief = believes(recorder)
     assert belief["poisoned"] is False
     assert [test["label"] for test in belief["removal_tests"]] == [*range(10), *range(10)]  # both sides

@@ -44,6 +44,30 @@ def test_variants_share_equal_stages() -> None:
     assert ("look", "retrain") not in strip
 
 
+@pytest.mark.parametrize("attack", [BADNETS, NOTHING])
+def test_a_training_defense_shares_the_undefended_model_trained_from_scratch(attack: Spec) -> None:
+    victim = "clean" if attack == NOTHING else "undefended"
+    plain = spec(attack, {"name": "abl_plus"})
+    of_arms = keys(plain)
+    assert of_arms["abl_plus", "victim"] == of_arms[victim, "victim"]
+    longer = keys(spec(attack, {"name": "abl_plus"}, epochs=EPOCHS))
+    assert of_arms["abl_plus", "signs"] != longer["abl_plus", "signs"]
+    of_a_file = {
+        (stage.arm, stage.kind): stage.key for stage in plan(ExperimentSpec.model_validate(plain), "", "f0")
+    }
+    assert of_arms["abl_plus", "victim"] != of_a_file["abl_plus", "victim"] != of_a_file[victim, "victim"]
+
+
+def test_a_training_defense_does_not_start_from_the_surrogate() -> None:
+    attack = {"name": "hidden_trigger", "surrogate_epochs": 1}
+    scratch, tuned = (
+        keys(spec(attack, {"name": "abl_plus"}) | {"training": training})
+        for training in ({"epochs": 2}, {"epochs": 2, "start": "surrogate"})
+    )
+    assert scratch["abl_plus", "victim"] == tuned["abl_plus", "victim"] == scratch["undefended", "victim"]
+    assert tuned["abl_plus", "victim"] != tuned["undefended", "victim"]
+
+
 @pytest.mark.parametrize(
     "name",
     [

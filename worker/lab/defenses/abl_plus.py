@@ -3,13 +3,13 @@
 ABL (Li et al. 2021) isolates a fixed share of the samples. Where there is no poison, or where its loss does not fall
 first, the samples that it unlearns are clean. Here isolation is a question about every class:
 
-1. *Divide.* A model is trained on everything, as if undefended. Poison and clean members of a class differ in what it
+1. *Divide.* A model is trained on everything: the undefended one. Poison and clean members of a class differ in what it
    shows; one sign made of that (`signs`) is bimodal in a poisoned class.
 2. *Remove.* Two models, each of which never saw one side of the divided classes, are asked about it (`removal`). The
    clean members of a class explain each other; poison is explained by nothing but itself.
 3. *Leave out.* The final model is trained without the poison, and without members that are near it and that the model
    of the test does not recognize; on half of the poison it is trained against its label, in place of ABL's unlearning.
-   If no poison is found, the result is the model of step 1.
+   If no poison is found, the result is the undefended model.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from app.specs.defenses.abl_plus import AblPlus
-from worker.lab.defenses import abl
-from worker.lab.defenses.base import TrainingDefense
+from worker.lab.defenses.base import TrainingDefense, copy_state, load_state
 from worker.lab.defenses.power import measure_power
 from worker.lab.defenses.removal import (
     ClassParts,
@@ -65,8 +64,9 @@ class Examined:
 
 def run(spec: AblPlus, lab: TrainingDefense) -> Network:
     """Divide, remove, and leave out."""
-    scouted = lab.stage("scout", lambda stage: train_scout(lab, stage))
-    sign, dominance = (scouted.tensors[name].cpu() for name in ("sign", "dominance"))
+    undefended = lab.train_undefended()
+    measured = lab.stage("signs", lambda stage: find_sign(lab, stage, undefended))
+    sign, dominance = (measured.tensors[name].cpu() for name in ("sign", "dominance"))
     labels = lab.labels.cpu()
     examined = [
         side
@@ -87,16 +87,13 @@ def run(spec: AblPlus, lab: TrainingDefense) -> Network:
     trained = lab.stage(
         "training", lambda stage: train_final(lab, stage, proved) if proved else stage.finish({})
     )
-    return abl.load_prefixed_network(lab, trained if proved else scouted)
+    return load_state(undefended, trained.tensors, lab.compute.device) if proved else undefended
 
 
-def train_scout(lab: TrainingDefense, stage: StageRun) -> Outcome:
-    """Train on everything, by the experiment's recipe, and measure the signs."""
-    network = lab.new_network("victim")
-    lab.fit(stage, network, replace(lab.recipe, memory={}))
+def find_sign(lab: TrainingDefense, stage: StageRun, network: Network) -> Outcome:
+    """The sign that divides classes, made of those that ``network``, trained on everything, shows."""
     signs = measure_signs(lab, stage, network, lab.split)
-    combined = {"sign": combine_signs(signs, lab.labels.cpu()), "dominance": signs["dominance"]}
-    return stage.finish(abl.prefixed_state(network) | combined)
+    return stage.finish({"sign": combine_signs(signs, lab.labels.cpu()), "dominance": signs["dominance"]})
 
 
 def examine(lab: TrainingDefense, kind: str, parts: list[ClassParts], dominance: Tensor) -> list[Examined]:
@@ -158,7 +155,7 @@ def reach_verdict(
         )
         lab.warn(
             stage,
-            f"{why if examined else 'no class looks poisoned'}; the model is trained on everything, as if undefended. "
+            f"{why if examined else 'no class looks poisoned'}; the model is the undefended one. "
             f"Of decoys in other classes, it would have noticed: {noticed or 'none'}; not: {missed or 'none'}",
         )
     rows = isolated.nonzero().flatten()
@@ -227,4 +224,4 @@ def train_final(lab: TrainingDefense, stage: StageRun, proved: list[Examined]) -
             lab.warn(stage, f"{result}: it may still have the backdoor, from poison that was missed")
         else:
             lab.recorder.log(result)
-    return stage.finish(abl.prefixed_state(network))
+    return stage.finish(copy_state(network))

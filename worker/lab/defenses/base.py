@@ -8,11 +8,12 @@ inputs that the lab has it score; it is not told which of them are triggered.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from app.specs.defenses.base import VICTIM
 from app.specs.facts import DatasetFacts
 from worker.lab.compute import Compute
 from worker.lab.contracts import Recorder
@@ -125,6 +126,19 @@ class TrainingDefense(Defense):
     ) -> int:
         """Train on the poisoned set (or some rows of it), recording the usual curves; returns the epochs done."""
         return self.fit_on(run, network, self.split, recipe, rows=rows, after_epoch=after_epoch)
+
+    def train_undefended(self) -> Network:
+        """Train the undefended model, by the experiment's recipe on the poisoned set.
+
+        Its stage, `VICTIM`, is shared with the undefended arm where that is trained from scratch, too.
+        """
+        network = self.new_network("victim")
+
+        def compute(run: StageRun) -> Outcome:
+            self.fit(run, network, replace(self.recipe, memory={}))
+            return run.finish(copy_state(network))
+
+        return load_state(network, self.stage(VICTIM, compute).tensors, self.compute.device)
 
     def record_isolation(
         self, run: StageRun, epoch: int, suspicion: Tensor, isolated: Tensor, *, final: bool = True
