@@ -25,9 +25,9 @@ class AblPlus(Defense):
             # Not fields: what earlier versions of the method stored has another sign, accuses other sides, or was
             # followed by unlearning.
             ("signs", {"signs": "sharpened"}, 1),
-            ("smaller_sides", {}, 30),
-            ("larger_sides", {}, 30),
-            ("power", {"accused": "dominant and learned, or claimed"}, 30),
+            ("smaller_sides", {"divided": "at least three classes"}, 30),
+            ("larger_sides", {"divided": "at least three classes"}, 30),
+            ("power", {"accused": "dominant and learned, or claimed by many"}, 30),
             ("verdict", {}, 1),
             ("training", {"unlearned": False}, 30),
         ]

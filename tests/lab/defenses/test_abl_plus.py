@@ -76,7 +76,14 @@ def test_missed_poison_is_outvoted(monkeypatch: pytest.MonkeyPatch) -> None:
     def flag_half(sign: Tensor, labels: Tensor, seed: int, *, smaller: bool) -> list[ClassParts]:
         """The half of what is flagged that is farthest from the rest of its class."""
         return [
-            split_class(p.label, p.flagged & (p.doubt > p.doubt[p.flagged].median()), p.doubt, labels, seed)
+            split_class(
+                p.label,
+                p.flagged & (p.doubt > p.doubt[p.flagged].median()),
+                p.doubt,
+                labels,
+                seed,
+                is_bimodal=p.is_bimodal,
+            )
             for p in split_classes(sign, labels, seed, smaller=smaller)
         ]
 
@@ -189,20 +196,25 @@ def test_a_division_across_the_largest_variance_is_found() -> None:
     assert torch.equal(found, high) or torch.equal(~found, high)
 
 
-def test_a_class_is_divided_where_its_sign_is_bimodal() -> None:
-    labels = torch.arange(400) % 4
-    spread = torch.special.ndtri((torch.arange(400) + 0.5) / 400)
+def test_bimodal_classes_are_divided_and_at_least_the_three_most_separable() -> None:
+    labels = torch.arange(1500) % 5
+    spread = torch.special.ndtri((torch.arange(1500) + 0.5) / 1500)
     poisoned = (labels == 2) & (spread > 0.5)
-    sign = spread + 5 * poisoned
-    (smaller,), (larger,) = (split_classes(sign, labels, 0, smaller=side) for side in (True, False))
-    assert smaller.label == larger.label == 2
+    # Classes 1 and 4 are divided a little.
+    sign = spread + 5 * poisoned + 0.1 * spread.sign() * ((labels == 1) + 1.5 * (labels == 4))
+    for flags_smaller in (True, False):
+        divided = split_classes(sign, labels, 0, smaller=flags_smaller)
+        assert {parts.label: parts.is_bimodal for parts in divided} == {1: False, 2: True, 4: False}
+    smaller, larger = (split_classes(sign, labels, 0, smaller=side)[1] for side in (True, False))
     assert torch.equal(smaller.flagged, poisoned)
     assert torch.equal(larger.flagged, (labels == 2) & ~poisoned)
     # What is nearest to a side is its neighbor across the threshold, at either end.
     assert smaller.near[larger.flagged].nonzero().max() == int(larger.flagged.sum()) - 1
     assert larger.near[smaller.flagged].nonzero().min() == 0
     # The other end of the sign is the same division.
-    assert torch.equal(split_classes(-sign, labels, 0, smaller=True)[0].flagged, poisoned)
+    assert torch.equal(split_classes(-sign, labels, 0, smaller=True)[1].flagged, poisoned)
+    everywhere = split_classes(spread + 5 * (torch.arange(1500) % 3 == 0), labels, 0, smaller=True)
+    assert [parts.label for parts in everywhere if parts.is_bimodal] == [0, 1, 2, 3, 4]
 
 
 def test_small_classes_and_two_classes_are_not_divided() -> None:

@@ -144,7 +144,8 @@ def reach_verdict(
         )
     if not proved:
         suspects = ", ".join(
-            repr(names[label]) for label in dict.fromkeys(side.parts.label for side in examined)
+            repr(names[label])
+            for label in dict.fromkeys(side.parts.label for side in examined if side.parts.is_bimodal)
         )
         why = f"some images of {suspects} look like poison, which the removal test does not confirm"
         noticed, missed = (
@@ -155,7 +156,7 @@ def reach_verdict(
         )
         lab.warn(
             stage,
-            f"{why if examined else 'no class looks poisoned'}; the model is the undefended one. "
+            f"{why if suspects else 'no class looks poisoned'}; the model is the undefended one. "
             f"Of decoys in other classes, it would have noticed: {noticed or 'none'}; not: {missed or 'none'}",
         )
     rows = isolated.nonzero().flatten()

@@ -21,17 +21,20 @@ from worker.lab.defenses.signs import BIMODAL, auroc_or_half, find_judged, otsu_
 from worker.lab.evaluation import predict_logits
 from worker.lab.stages import Outcome, StageRun
 
+MIN_DIVIDED = 3  # what the sign shows of a warp is no more than what it shows of some clean classes
 HELD_OUT_SHARE = 0.25  # of the members that are not flagged
 MIN_HELD_OUT = 5  # fewer say little about how often genuine members are recognized
 MAX_KNOWN_RATIO = 0.5
 """Of the flagged members' recognition to that of held-out ones; poison is below it."""
 SURE = 0.1
 """Quantile of the probabilities of genuine members: what is surer is surely of the class that it is given."""
+MIN_CLAIMING = 1.0
+"""How many other classes claim a side: as much as if one class claimed all of it. Clean sides are below 0.7."""
 MIN_FOREIGN = 0.1
 """Share of flagged members that are surely of other classes."""
 MIN_VARIETY = 3.0
 """Other classes that these are given. A clean class may have a second kind that resembles one other class."""
-MIN_DOMINANCE = 0.9
+MIN_DOMINANCE = 0.85
 """In place of the two above: a perturbed image is still of its own class, so other classes do not claim it."""
 MIN_LEARNED = 0.9
 """Share of the held-out members of a dominant side that a model which knows the others of it gives their label. A
@@ -57,6 +60,8 @@ class ClassParts:
 
     doubt: Tensor
     """How near members are to the flagged ones, ``[N]``; higher is nearer."""
+    is_bimodal: bool
+    """Whether the sign divides the class more than it would by chance."""
 
     @property
     def kept(self) -> Tensor:
@@ -65,23 +70,27 @@ class ClassParts:
 
 
 def split_classes(sign: Tensor, labels: Tensor, seed: int, *, smaller: bool) -> list[ClassParts]:
-    """Divide each class that ``sign`` ``[N]`` divides in two at Otsu's threshold, and flag the ``smaller`` side.
+    """Divide classes at Otsu's threshold of ``sign`` ``[N]``, and flag the ``smaller`` side of each.
 
-    ``labels`` int64 ``[N]``; the ``seed`` draws the members that are held out.
+    These are the bimodal ones, and if they are fewer than `MIN_DIVIDED`, the next most separable. ``labels`` int64
+    ``[N]``; the ``seed`` draws the members that are held out.
     """
     parts = []
-    for label in find_judged(labels):
+    found = {label: separability(sign[labels == label]) for label in find_judged(labels)}
+    least = min([BIMODAL, *sorted(found.values(), reverse=True)[:MIN_DIVIDED]])
+    for label in (label for label, value in found.items() if value >= least):
         members = labels == label
-        if separability(sign[members]) < BIMODAL:
-            continue
         high = members & (sign > otsu_threshold(sign[members]))
         flag_high = (int(high.sum()) <= int(members.sum()) / 2) == smaller
         flagged = high if flag_high else members & ~high
-        parts.append(split_class(label, flagged, sign if flag_high else -sign, labels, seed))
+        doubt = sign if flag_high else -sign
+        parts.append(split_class(label, flagged, doubt, labels, seed, is_bimodal=found[label] >= BIMODAL))
     return parts
 
 
-def split_class(label: int, flagged: Tensor, doubt: Tensor, labels: Tensor, seed: int) -> ClassParts:
+def split_class(
+    label: int, flagged: Tensor, doubt: Tensor, labels: Tensor, seed: int, *, is_bimodal: bool
+) -> ClassParts:
     """The parts of class ``label`` of ``labels`` ``[N]`` if some of its members are ``flagged``, bool ``[N]``."""
     members = labels == label
     others = (members & ~flagged).nonzero().flatten()
@@ -90,7 +99,7 @@ def split_class(label: int, flagged: Tensor, doubt: Tensor, labels: Tensor, seed
     drawn = torch.randperm(len(others), generator=generator)[: math.ceil(HELD_OUT_SHARE * len(others))]
     held_out[others[drawn]] = True
     near[others[doubt[others].argsort(descending=True, stable=True)[: len(others) // 2]]] = True
-    return ClassParts(label, members, flagged, held_out, near, doubt)
+    return ClassParts(label, members, flagged, held_out, near, doubt, is_bimodal)
 
 
 def train_without(lab: TrainingDefense, stage: StageRun, parts: list[ClassParts]) -> Outcome:
@@ -128,8 +137,13 @@ class Removal:
     """Effective number of labels that these are given."""
     dominance: float
     """Probability that a flagged member keeps its label more surely than another member when images are added to it."""
+    claiming: float
+    """How many other classes claim the flagged members: `variety` times `foreign`, of those that are given another
+    label more surely than half of its genuine members are."""
     held_out: int
     """How many members were held out."""
+    is_bimodal: bool
+    """Whether the sign divides the class more than it would by chance."""
 
     @property
     def is_unexplained(self) -> bool:
@@ -150,8 +164,9 @@ class Removal:
         return (
             f"a model that was trained without them gives {self.known:.0%} of them that label, and "
             f"{self.known_held_out:.0%} of the other images of the class that it has not seen; {self.foreign:.0%} are "
-            f"surely of other classes ({self.variety:.1f} of them), and the probability that one keeps its label under "
-            f"overlays more surely than another image of the class is {self.dominance:.2f}"
+            f"surely of other classes ({self.variety:.1f} of them; {self.claiming:.1f} claim them more surely than "
+            "half of their own images), and the probability that one keeps its label under overlays more surely than "
+            f"another image of the class is {self.dominance:.2f}"
         )
 
 
@@ -165,15 +180,17 @@ def judge_removals(
     for of_class in parts:
         genuine &= of_class.held_out | ~of_class.members
     # How surely genuine members of a class are given it; above any probability where there are none.
-    sure = torch.full((int(max(labels.max(), predicted.max())) + 1,), 2.0)
+    sure, surer = torch.full((2, int(max(labels.max(), predicted.max())) + 1), 2.0)
     for label in labels[genuine].unique().tolist():
-        sure[label] = chances[genuine & (labels == label)].quantile(SURE)
+        of_label = chances[genuine & (labels == label)]
+        sure[label], surer[label] = of_label.quantile(SURE), of_label.median()
 
     def share(part: Tensor, of: Tensor) -> float:
         return part[of].double().mean().item() if of.any() else 0.0
 
     def judge(of_class: ClassParts) -> Removal:
         foreign = of_class.flagged & ~right & (chances >= sure[predicted])
+        claimed = foreign & (chances >= surer[predicted])
         return Removal(
             label=of_class.label,
             known=share(right, of_class.flagged),
@@ -181,7 +198,9 @@ def judge_removals(
             foreign=share(foreign, of_class.flagged),
             variety=effective_number(predicted[foreign]),
             dominance=auroc_or_half(dominance[of_class.members], of_class.flagged[of_class.members]),
+            claiming=share(claimed, of_class.flagged) * effective_number(predicted[claimed]),
             held_out=int(of_class.held_out.sum()),
+            is_bimodal=of_class.is_bimodal,
         )
 
     return [judge(of_class) for of_class in parts]
@@ -190,26 +209,32 @@ def judge_removals(
 def find_poisoned(removals: list[Removal], classes: int) -> list[Removal]:
     """Those of the ``removals`` whose flagged members are poison, in a set of ``classes`` classes.
 
-    Poison is what the rest of its class does not explain, and it dominates and is learned. Where neither side of a
-    class explains the other and none dominates, the stronger one is poison if it is foreign. (Where one side is
-    explained, the other has two kinds: if poison is divided, one part of it explains the other, and what is left
-    unexplained are the clean members.) In a widespread attack it is the first unexplained side.
+    Poison is what the rest of its class does not explain, and one of these. Where neither side of a class explains the
+    other, it is the side that other classes claim, if enough of them do. It is a side that dominates and is learned.
+    Where there is no such side and neither explains the other in a bimodal class, it is the stronger one if it is
+    foreign. (Where one side is explained, the other has two kinds: if poison is divided, one part of it explains the
+    other, and what is left unexplained are the clean members.) In a widespread attack it is the first unexplained side.
     """
     by_class: dict[int, list[Removal]] = {}
     for removal in removals:
         by_class.setdefault(removal.label, []).append(removal)
     sides = {label: [one for one in both if one.is_unexplained] for label, both in by_class.items()}
     of_two_kinds = [of_class for of_class in sides.values() if len(of_class) > 1]
-    if len(of_two_kinds) >= max(MIN_WIDESPREAD, WIDESPREAD * classes):
+    bimodal = sum(of_class[0].is_bimodal for of_class in of_two_kinds)
+    if bimodal >= max(MIN_WIDESPREAD, WIDESPREAD * classes):
         return [of_class[0] for of_class in sides.values() if of_class]
     poisoned = []
     for label, of_class in sides.items():
+        claimed = max(of_class, key=lambda side: side.claiming, default=None)
         # The dominances of two sides add up to 1, so at most one dominates.
         dominant = [side for side in of_class if side.dominance >= MIN_DOMINANCE]
-        if dominant:
+        if len(of_class) > 1 and claimed and claimed.claiming >= MIN_CLAIMING:
+            poisoned.append(claimed)
+        elif dominant:
             poisoned += [side for side in dominant if is_learned(side, by_class[label])]
-        elif len(of_class) > 1 and (stronger := choose_stronger(*of_class)).is_foreign(classes):
-            poisoned.append(stronger)
+        elif len(of_class) > 1:
+            stronger = choose_stronger(*of_class)
+            poisoned += [stronger] if stronger.is_bimodal and stronger.is_foreign(classes) else []
     return poisoned
 
 
