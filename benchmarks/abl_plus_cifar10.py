@@ -82,8 +82,9 @@ earlier form of claims, and that WaNet was missed.
 """
 NOTES = """
 Where nothing is found the result is the undefended model itself. On clean GTSRB, whose 43 classes are small and
-unequal, clean classes are accused, which costs 3 points; with BadNets some are accused beside the right one. Whether
-the rules of this version cause that is not known: GTSRB was not measured before. In the all-to-all set
+unequal, clean classes are accused, which costs 3 points; with BadNets some are accused beside the right one. In all of
+these one kind of images dominates (0.88 to 0.98), and the network, which is right on 95 % of GTSRB, recognizes unseen
+images of that kind, so that the question whether it is learned does not tell it from a trigger. In the all-to-all set
 the poison of all ten classes is found; the accuracy falls by 3 points there, where a tenth of the images is left out or
 trained on against its label.
 

@@ -142,7 +142,8 @@ def show_row(
     label: str, before: list[dict[str, Any]], after: list[dict[str, Any]], believes: list[dict[str, Any]]
 ) -> str:
     """The table row of an attack, from the numbers and beliefs of each of its seeds."""
-    accused = ["".join(map(str, belief["target_classes"])) for belief in believes]
+    many = any(label > 9 for belief in believes for label in belief["target_classes"])
+    accused = [("," * many).join(map(str, belief["target_classes"])) for belief in believes]
     cells = [
         label,
         cell(before, "clean_accuracy"),

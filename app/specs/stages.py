@@ -151,17 +151,15 @@ class _SeedPlan:
     def add_defense(self, defense: DefenseSpec) -> None:
         """The stages of a defense's arm."""
         arm, victim_arm, code = defense.arm_name, self.spec.victim_arm, self.attack_code
-        if defense.kind == "training":
-            parent = digest([self.poisoned, self.victim])
-            # A provided victim's file shows the architecture that the defense trains.
-            code += (self.victim_version,) if self.victim_version else ()
-        else:
-            # All others start from the victim: the undefended model, or the clean one if nothing is poisoned.
-            parent = self.models[victim_arm]
+        # The others start from the victim: the undefended model, or the clean one if nothing is poisoned.
+        from_data = defense.kind == "training"
+        parent = digest([self.poisoned, self.victim]) if from_data else self.models[victim_arm]
         for kind, fields, epochs in defense.stages():
             if kind == VICTIM:
                 data = self.clean_data if victim_arm == CLEAN else self.poisoned
-                parent = self.add(VICTIM, arm, self.victim, data, self.spec.training.epochs, code)
+                # A provided victim's file shows the architecture, which may differ from the one that others train.
+                shown = (self.victim_version,) if self.victim_version else ()
+                parent = self.add(VICTIM, arm, self.victim, data, self.spec.training.epochs, code + shown)
             else:
                 # ABL's ranking is the same work for every defense that starts with it.
                 owner = "abl" if kind == "isolation" else defense.name

@@ -11,6 +11,7 @@ trigger outlasts other images that are added to it.
 
 import math
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from worker.lab.defenses.signs import BIMODAL, auroc_or_half, find_judged, otsu_
 from worker.lab.evaluation import predict_logits
 from worker.lab.stages import Outcome, StageRun
 
-MIN_DIVIDED = 3  # what the sign shows of a warp is no more than what it shows of some clean classes
+MIN_DIVIDED = 3  # some clean classes are as separable as a class with warped poison, so rank alone misses it
 HELD_OUT_SHARE = 0.25  # of the members that are not flagged
 MIN_HELD_OUT = 5  # fewer say little about how often genuine members are recognized
 MAX_KNOWN_RATIO = 0.5
@@ -29,7 +30,7 @@ MAX_KNOWN_RATIO = 0.5
 SURE = 0.1
 """Quantile of the probabilities of genuine members: what is surer is surely of the class that it is given."""
 MIN_CLAIMING = 1.0
-"""How many other classes claim a side: as much as if one class claimed all of it. Clean sides are below 0.7."""
+"""Of `Removal.claiming`. Where it was set, on CIFAR-10, sides of clean classes are at most at 0.7."""
 MIN_FOREIGN = 0.1
 """Share of flagged members that are surely of other classes."""
 MIN_VARIETY = 3.0
@@ -209,11 +210,15 @@ def judge_removals(
 def find_poisoned(removals: list[Removal], classes: int) -> list[Removal]:
     """Those of the ``removals`` whose flagged members are poison, in a set of ``classes`` classes.
 
-    Poison is what the rest of its class does not explain, and one of these. Where neither side of a class explains the
-    other, it is the side that other classes claim, if enough of them do. It is a side that dominates and is learned.
-    Where there is no such side and neither explains the other in a bimodal class, it is the stronger one if it is
-    foreign. (Where one side is explained, the other has two kinds: if poison is divided, one part of it explains the
-    other, and what is left unexplained are the clean members.) In a widespread attack it is the first unexplained side.
+    Poison is a side that the rest of its class does not explain. The first rule that applies to a class decides:
+
+    1. Neither side explains the other, and enough other classes claim one: it is poison.
+    2. A side dominates: it is poison if it is learned.
+    3. Neither side explains the other, and the class is bimodal: the stronger side is poison if it is foreign.
+
+    Where one side is explained, the other has two kinds: if poison is divided, one part of it explains the other, and
+    what is left unexplained are the clean members. In a widespread attack poison is the first unexplained side of each
+    class, whatever the rules say.
     """
     by_class: dict[int, list[Removal]] = {}
     for removal in removals:
@@ -225,16 +230,19 @@ def find_poisoned(removals: list[Removal], classes: int) -> list[Removal]:
         return [of_class[0] for of_class in sides.values() if of_class]
     poisoned = []
     for label, of_class in sides.items():
-        claimed = max(of_class, key=lambda side: side.claiming, default=None)
+        two_kinds = len(of_class) > 1
         # The dominances of two sides add up to 1, so at most one dominates.
         dominant = [side for side in of_class if side.dominance >= MIN_DOMINANCE]
-        if len(of_class) > 1 and claimed and claimed.claiming >= MIN_CLAIMING:
+        if two_kinds and (claimed := max(of_class, key=attrgetter("claiming"))).claiming >= MIN_CLAIMING:
             poisoned.append(claimed)
         elif dominant:
             poisoned += [side for side in dominant if is_learned(side, by_class[label])]
-        elif len(of_class) > 1:
-            stronger = choose_stronger(*of_class)
-            poisoned += [stronger] if stronger.is_bimodal and stronger.is_foreign(classes) else []
+        elif (
+            two_kinds
+            and of_class[0].is_bimodal
+            and (stronger := choose_stronger(*of_class)).is_foreign(classes)
+        ):
+            poisoned.append(stronger)
     return poisoned
 
 
